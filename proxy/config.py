@@ -1,0 +1,334 @@
+"""The configuration: its keys, their types, and the layers they come from.
+
+Command line, then environment, then the file, then defaults. Unknown keys and bad values are
+mistakes; all of them are reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
+
+from proxy.presets import DEFAULT_PRESETS, Preset
+
+ENV_PREFIX = "IMAGE_PROXY_"
+CONFIG_VARIABLE = "IMAGE_PROXY_CONFIG"
+
+SEED_VARIABLES: dict[str, tuple[str, str]] = {
+    "IMAGE_PROXY_ENABLED": ("server", "enabled"),
+    "IMAGE_PROXY_BASE_URL": ("server", "base_url"),
+    "IMAGE_PROXY_CDN_URL": ("server", "cdn_url"),
+    "IMAGE_PROXY_CACHE_PATH": ("cache", "path"),
+    "IMAGE_PROXY_CACHE_MAX_GB": ("cache", "max_gb"),
+    "IMAGE_PROXY_CACHE_TTL_DAYS": ("cache", "ttl_days"),
+    "IMAGE_PROXY_CLEANUP_INTERVAL_MINUTES": ("cache", "cleanup_interval_minutes"),
+    "IMAGE_PROXY_FETCH_TIMEOUT_SECONDS": ("fetch", "timeout"),
+    "IMAGE_PROXY_MAX_SOURCE_SIZE_MB": ("fetch", "max_source_mb"),
+}
+"""The environment of Coves' imageproxy, which works here unchanged."""
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; ``mistakes`` has a line for each key that is."""
+
+    def __init__(self, mistakes: list[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = mistakes
+
+
+def _url(text: str) -> str:
+    if text == "":
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be an http:// or https:// URL without query or fragment")
+    return text.rstrip("/")
+
+
+def _required_url(text: str) -> str:
+    if text == "":
+        raise ValueError("must not be empty")
+    return _url(text)
+
+
+def _bind(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError("must be HOST:PORT")
+    return text
+
+
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+OptionalUrl = Annotated[str, AfterValidator(_url)]
+MediaRange = Annotated[str, StringConstraints(pattern=r"^[a-z]+/(\*|[a-z0-9.+-]+)$")]
+
+
+class Section(BaseModel, frozen=True, extra="forbid"):
+    """A table of the file."""
+
+
+class ServerSection(Section):
+    """[server]"""
+
+    enabled: bool = True
+    bind: Annotated[str, AfterValidator(_bind)] = "127.0.0.1:8080"
+    workers: Positive = 1
+    base_url: OptionalUrl = ""
+    cdn_url: OptionalUrl = ""
+    admin_token: SecretStr = SecretStr("")
+    shutdown_timeout: Duration = 10
+
+
+class IdentitySection(Section):
+    """[identity]"""
+
+    plc_url: Annotated[str, AfterValidator(_required_url)] = "https://plc.directory"
+    ttl: Duration = 3600
+    stale_ttl: Duration = 86400
+    negative_ttl: Duration = 60
+
+
+class FetchSection(Section):
+    """[fetch]"""
+
+    client: Literal["httpx2", "asks"] = "httpx2"
+    timeout: Seconds = 30
+    max_source_mb: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] = 10
+    queue_size: Positive = 256
+    workers: Positive = 32
+    per_host: Positive = 8
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 3
+    allow_http: bool = False
+    allow_private_hosts: bool = False
+
+    @property
+    def max_source_bytes(self) -> int:
+        """Bytes; a megabyte is 1024 x 1024 of them, as in the seed."""
+        return int(self.max_source_mb * 1024 * 1024)
+
+
+class ProcessSection(Section):
+    """[process]"""
+
+    threads: Annotated[int, Field(ge=0)] = 0
+    max_megapixels: Seconds = 50
+    queue_wait: Duration = 5
+    isolation: Literal["sandbox", "thread"] = "sandbox"
+
+    @property
+    def max_pixels(self) -> int:
+        return int(self.max_megapixels * 1_000_000)
+
+
+class BlobSection(Section):
+    """[blob]"""
+
+    allowed_types: Annotated[tuple[MediaRange, ...], BeforeValidator(_comma_separated)] = (
+        "image/*",
+    )
+
+
+class CacheSection(Section):
+    """[cache]"""
+
+    path: Annotated[Path, BeforeValidator(lambda value: value or None)] = Path("./cache")
+    max_gb: Seconds = 10
+    ttl_days: Duration = 30
+    cleanup_interval_minutes: Duration = 60
+    memory_mb: Duration = 64
+    write_queue: Positive = 256
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes; a gigabyte is 1024 ** 3 of them, as in the seed."""
+        return int(self.max_gb * 1024**3)
+
+
+PresetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """The whole configuration; ``Config()`` is the default one."""
+
+    server: ServerSection = ServerSection()
+    identity: IdentitySection = IdentitySection()
+    fetch: FetchSection = FetchSection()
+    process: ProcessSection = ProcessSection()
+    blob: BlobSection = BlobSection()
+    cache: CacheSection = CacheSection()
+    presets: dict[PresetName, Preset] = DEFAULT_PRESETS
+
+
+Layer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a layer's values came from, for messages."""
+
+    name: str
+    values: Layer
+
+
+def load_config(
+    file: Path | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    overrides: Layer | None = None,
+) -> Config:
+    """Build the configuration from its layers.
+
+    Args:
+        file: a TOML file; None looks at ``IMAGE_PROXY_CONFIG``, then uses defaults alone.
+        environment: None is this process's.
+        overrides: the command line's values, as nested dictionaries.
+
+    Raises:
+        ConfigError: with every mistake at once: unreadable file, unknown keys, bad values.
+    """
+    environment = os.environ if environment is None else environment
+    if file is None and (named := environment.get(CONFIG_VARIABLE)):
+        file = Path(named)
+    mistakes: list[str] = []
+    sources = [
+        _Source("default", {"presets": _dump_presets()}),
+        _Source(str(file), _read_file(file, mistakes)),
+        _Source("environment", _read_environment(environment, mistakes)),
+        _Source("command line", overrides or {}),
+    ]
+    merged: Layer = {}
+    for source in sources:
+        _merge(merged, source.values)
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        for detail in error.errors():
+            mistakes.append(_explain(detail["loc"], detail["msg"], detail["input"], sources))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def environment_for(overrides: Layer) -> dict[str, str]:
+    """Environment variables that carry ``overrides`` to another process."""
+    return {
+        f"{ENV_PREFIX}{section.upper()}__{key.upper()}": str(value)
+        for section, values in overrides.items()
+        for key, value in values.items()
+    }
+
+
+def _dump_presets() -> Layer:
+    return {name: preset.model_dump() for name, preset in DEFAULT_PRESETS.items()}
+
+
+def _read_file(file: Path | None, mistakes: list[str]) -> Layer:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        mistakes.append(f"{file}: cannot be read: {error.strerror or error}")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        mistakes.append(f"{file}: is not TOML: {error}")
+    return {}
+
+
+def _read_environment(environment: Mapping[str, str], mistakes: list[str]) -> Layer:
+    layer: Layer = {}
+    for variable, keys, value in _settings_of(environment, mistakes):
+        table = layer
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                mistakes.append(f"{variable}: lies below a variable that has a value")
+                break
+        else:
+            table[keys[-1]] = value
+    return layer
+
+
+def _settings_of(
+    environment: Mapping[str, str], mistakes: list[str]
+) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Variable, key path and value; the seed's names first, so that ours win."""
+    for variable, keys in SEED_VARIABLES.items():
+        if environment.get(variable):
+            value = environment[variable]
+            if variable == "IMAGE_PROXY_ENABLED":
+                # The seed knows two spellings of yes; all else is no.
+                value = "true" if value in ("true", "1") else "false"
+            yield variable, keys, value
+    for variable, value in sorted(environment.items()):
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        if variable in SEED_VARIABLES or variable == CONFIG_VARIABLE:
+            continue
+        path = tuple(variable.removeprefix(ENV_PREFIX).lower().split("__"))
+        if len(path) < 2 or "" in path:
+            mistakes.append(f"{variable}: unknown; expected {ENV_PREFIX}SECTION__KEY")
+            continue
+        yield variable, path, value
+
+
+def _merge(into: Layer, layer: Layer) -> None:
+    for key, value in layer.items():
+        present = into.get(key)
+        if isinstance(present, dict) and isinstance(value, dict):
+            _merge(present, value)
+        elif isinstance(value, dict):
+            into[key] = {}
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _explain(
+    location: tuple[int | str, ...], message: str, value: object, sources: list[_Source]
+) -> str:
+    """One line that names key, value, its origin and what is accepted."""
+    key = ".".join(str(part) for part in location if part != "[key]")
+    origin = next(
+        (source.name for source in reversed(sources) if _holds(source.values, location)), ""
+    )
+    origin = f" (from {origin})" if origin else ""
+    if message == "Extra inputs are not permitted":
+        return f"{key}: unknown key{origin}"
+    shown = "" if isinstance(value, dict) else f" = {_masked(key, value)}"
+    return f"{key}{shown}: {message}{origin}"
+
+
+def _masked(key: str, value: object) -> str:
+    return "***" if "token" in key else repr(value)
+
+
+def _holds(layer: Layer, location: tuple[int | str, ...]) -> bool:
+    value: Any = layer
+    for part in location:
+        if not isinstance(value, dict):
+            return True
+        if part not in value:
+            return False
+        value = value[part]
+    return True

@@ -1,0 +1,169 @@
+"""The one family of errors, a class per row of the error table.
+
+Every class knows its HTTP ``status`` and its public ``message``. What a client may see is that
+message alone; ``cause`` is for the log, and may name hosts and addresses.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar, Self
+
+
+class ImageProxyError(Exception):
+    """A request that ends in an error of the table.
+
+    Args:
+        cause: what happened, for the log; never sent to a client.
+    """
+
+    status: ClassVar[int] = 500
+    message: ClassVar[str] = "internal server error"
+
+    def __init__(self, cause: str = "") -> None:
+        super().__init__(cause or self.message)
+        self.cause = cause
+
+    @property
+    def public_message(self) -> str:
+        """The line a client sees."""
+        return self.message
+
+    def fresh(self) -> Self:
+        """A copy without traceback, so that one failure can be raised in many tasks.
+
+        Raising one instance in a thousand waiters would chain a thousand tracebacks onto it.
+        """
+        twin = copy.copy(self)
+        twin.__traceback__ = None
+        twin.__context__ = None
+        twin.__cause__ = self.__cause__
+        return twin
+
+
+class InvalidRequest(ImageProxyError):
+    """The URL does not follow the grammar; nothing was looked up."""
+
+    status = 400
+    message = "invalid request"
+
+
+class InvalidPreset(InvalidRequest):
+    """No such preset. ``name`` is echoed, cut and escaped: it comes from the URL."""
+
+    message = "invalid preset"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no preset {name[:64]!a}")
+        self.name = name
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.name,)
+
+    @property
+    def public_message(self) -> str:
+        return f"invalid preset: {ascii(self.name[:64])[1:-1]}"
+
+
+class InvalidDid(InvalidRequest):
+    """Not a did:plc or did:web in its canonical spelling."""
+
+    message = "invalid DID format"
+
+
+class InvalidCid(InvalidRequest):
+    """Not a sha2-256 CID in its canonical spelling."""
+
+    message = "invalid CID format"
+
+
+class InvalidFormat(InvalidRequest):
+    """An output format other than jpeg, png, webp and avif."""
+
+    message = "invalid format"
+
+
+class UnsupportedImage(ImageProxyError):
+    """The blob is no image of a supported format."""
+
+    status = 400
+    message = "unsupported image format"
+
+
+class ImageTooLarge(ImageProxyError):
+    """The blob exceeds the byte limit, or its picture the pixel limit."""
+
+    status = 400
+    message = "image too large"
+
+
+class BlobNotFound(ImageProxyError):
+    """The PDS has no such blob or repo."""
+
+    status = 404
+    message = "blob not found"
+
+
+class DidNotFound(BlobNotFound):
+    """The DID does not exist: the directory or the domain says so."""
+
+
+class BlobBlocked(BlobNotFound):
+    """The operator blocked this owner, blob or pair; from outside it looks absent."""
+
+
+class UndecodableImage(ImageProxyError):
+    """A supported format that does not decode: corrupt or truncated by its owner."""
+
+    status = 422
+    message = "image could not be decoded"
+
+
+class DidUnresolvable(ImageProxyError):
+    """The directory or the DID's domain gave no usable document."""
+
+    status = 502
+    message = "failed to resolve DID"
+
+
+class ForbiddenDomain(DidUnresolvable):
+    """The DID's domain may not be connected to; from outside it looks like any failure."""
+
+
+class NoPdsEndpoint(ImageProxyError):
+    """The DID document names no PDS that may be connected to."""
+
+    status = 502
+    message = "no PDS endpoint found"
+
+
+class FetchFailed(ImageProxyError):
+    """The PDS refused, reset, or answered badly."""
+
+    status = 502
+    message = "failed to fetch blob from PDS"
+
+
+class ForbiddenDestination(FetchFailed):
+    """The PDS may not be connected to; from outside it looks like any failed fetch."""
+
+
+class CidMismatch(ImageProxyError):
+    """The bytes are not those the CID names."""
+
+    status = 502
+    message = "blob does not match its CID"
+
+
+class Busy(ImageProxyError):
+    """Saturated: the fetch channel or the processing pool has no room now."""
+
+    status = 503
+    message = "busy"
+
+
+class UpstreamTimeout(ImageProxyError):
+    """The PDS or the directory took too long."""
+
+    status = 504
+    message = "request timed out"

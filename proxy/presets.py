@@ -1,0 +1,120 @@
+"""Presets and their geometry: pure arithmetic on sizes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, Field, model_validator
+
+from proxy.formats import Format
+
+MAX_SIDE = 8192
+"""Longest side a preset may have, in pixels: larger results are no previews."""
+
+ENCODER_REVISION = 1
+"""Raise it when the encoder's settings change: every ETag and cache entry changes with it."""
+
+
+class Preset(BaseModel, frozen=True, extra="forbid"):
+    """What a named URL segment does to a picture.
+
+    Attributes:
+        width, height: the box in pixels; a height of 0 means "by width alone" (contain only).
+        fit: ``cover`` fills the box and crops to its centre, enlarging when it must;
+            ``contain`` fits inside and never enlarges.
+        quality: 1 to 100, of lossy encoders.
+        animated: serve GIF and animated WebP sources as they are.
+    """
+
+    width: Annotated[int, Field(ge=1, le=MAX_SIDE)]
+    height: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
+    fit: Literal["cover", "contain"]
+    quality: Annotated[int, Field(ge=1, le=100)]
+    animated: bool = False
+
+    @model_validator(mode="after")
+    def _cover_has_a_height(self) -> Preset:
+        if self.fit == "cover" and self.height == 0:
+            raise ValueError("a preset with fit 'cover' needs a height of at least 1")
+        return self
+
+    def fingerprint(self, format_: Format | None) -> str:
+        """Ten hexadecimal digits that change with anything that changes the result's bytes."""
+        recipe = f"{self.model_dump_json()}|{format_ or 'source'}|{ENCODER_REVISION}"
+        return hashlib.sha256(recipe.encode()).hexdigest()[:10]
+
+
+DEFAULT_PRESETS: dict[str, Preset] = {
+    "avatar": Preset(width=1000, height=1000, fit="cover", quality=85),
+    "avatar_small": Preset(width=360, height=360, fit="cover", quality=80),
+    "banner": Preset(width=640, height=300, fit="cover", quality=85),
+    "content_preview": Preset(width=800, fit="contain", quality=80),
+    "content_full": Preset(width=1600, fit="contain", quality=90, animated=True),
+    "embed_thumbnail": Preset(width=720, height=360, fit="cover", quality=80),
+    "avatar_thumbnail": Preset(width=128, height=128, fit="cover", quality=80),
+    "feed_thumbnail": Preset(width=1000, height=1000, fit="contain", quality=80),
+    "feed_fullsize": Preset(width=2000, height=2000, fit="contain", quality=90),
+}
+
+
+class Size(NamedTuple):
+    """Width and height in pixels, both at least 1."""
+
+    width: int
+    height: int
+
+
+class Box(NamedTuple):
+    """A region of the source in source pixels; fractions are allowed."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Placement(NamedTuple):
+    """Which region of the source becomes the result, and how large."""
+
+    crop: Box
+    size: Size
+
+
+def place(preset: Preset, source: Size) -> Placement:
+    """How ``preset`` maps an upright source onto its result.
+
+    Cover gives exactly the box. Contain rounds half up, at least 1, the same way everywhere.
+    """
+    if preset.fit == "cover":
+        return _cover(Size(preset.width, preset.height), source)
+    return Placement(Box(0, 0, *source), _contain(preset, source))
+
+
+def _cover(box: Size, source: Size) -> Placement:
+    scale = max(box.width / source.width, box.height / source.height)
+    # Never wider than the source: 3 * (1 / 3) may exceed 1 in floats.
+    width = min(box.width / scale, source.width)
+    height = min(box.height / scale, source.height)
+    left, top = (source.width - width) / 2, (source.height - height) / 2
+    return Placement(Box(left, top, left + width, top + height), box)
+
+
+def _contain(preset: Preset, source: Size) -> Size:
+    width, height = source
+    box_height = preset.height or height
+    if width <= preset.width and height <= box_height:
+        return source
+    # Integers alone, so that no platform rounds another way.
+    if preset.height == 0 or width * preset.height >= height * preset.width:
+        return Size(preset.width, max(_half_up(height * preset.width, width), 1))
+    return Size(max(_half_up(width * preset.height, height), 1), preset.height)
+
+
+def _half_up(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)
+
+
+def fits(preset: Preset, source: Size) -> bool:
+    """Whether a source already has the size that ``preset`` would give it."""
+    return place(preset, source).size == source

@@ -1,0 +1,94 @@
+"""The URL grammar: parsing request paths, and building public URLs.
+
+    /img/{preset}/plain/{did}/{cid}[@{format}]
+    /blob/{did}/{cid}
+
+Pure. The path is taken percent-decoded once, as ASGI servers hand it over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from proxy.errors import InvalidPreset, InvalidRequest
+from proxy.formats import Format, parse_output
+from proxy.identifiers import Cid, Did, parse_cid, parse_did
+from proxy.presets import Preset
+
+
+@dataclass(frozen=True, slots=True)
+class BlobKey:
+    """One blob of one owner."""
+
+    did: Did
+    cid: Cid
+
+
+@dataclass(frozen=True, slots=True)
+class ImageKey:
+    """One result: a blob through a preset, in a format or (None) in the source's."""
+
+    preset: str
+    blob: BlobKey
+    format: Format | None
+    fingerprint: str
+
+    @property
+    def etag(self) -> str:
+        """A strong entity tag with its quotes (RFC 9110, section 8.8.3)."""
+        return f'"{self.preset}-{self.blob.cid}-{self.fingerprint}"'
+
+
+def image_key(
+    presets: Mapping[str, Preset], preset: str, did: str, cid: str, format_: str | None = None
+) -> ImageKey:
+    """Check the four parts of an image URL.
+
+    Raises:
+        InvalidPreset, InvalidDid, InvalidCid, InvalidFormat: the first part that is wrong.
+    """
+    settings = presets.get(preset)
+    if settings is None:
+        raise InvalidPreset(preset)
+    blob = BlobKey(parse_did(did), parse_cid(cid))
+    output = None if format_ is None else parse_output(format_)
+    return ImageKey(preset, blob, output, settings.fingerprint(output))
+
+
+def parse_image_path(presets: Mapping[str, Preset], path: str) -> ImageKey:
+    """Parse ``/img/...``, percent-decoded once.
+
+    Raises:
+        InvalidRequest: or a subclass that names the part that is wrong.
+    """
+    match path.split("/"):
+        case ["", "img", preset, "plain", did, name]:
+            cid, at, format_ = name.partition("@")
+            return image_key(presets, preset, did, cid, format_ if at else None)
+        case _:
+            raise InvalidRequest(f"path {path[:200]!a}")
+
+
+def parse_blob_path(path: str) -> BlobKey:
+    """Parse ``/blob/{did}/{cid}``, percent-decoded once.
+
+    Raises:
+        InvalidRequest: or a subclass that names the part that is wrong.
+    """
+    match path.split("/"):
+        case ["", "blob", did, cid]:
+            return BlobKey(parse_did(did), parse_cid(cid))
+        case _:
+            raise InvalidRequest(f"path {path[:200]!a}")
+
+
+def image_url(key: ImageKey, base: str = "") -> str:
+    """The URL of a result below ``base`` (``https://host`` or empty for a path alone).
+
+    Percent signs of a did:web with a port are escaped: the server decodes once.
+    """
+    suffix = "" if key.format is None else f"@{key.format.value}"
+    did = quote(key.blob.did, safe=":")
+    return f"{base.rstrip('/')}/img/{key.preset}/plain/{did}/{key.blob.cid}{suffix}"
