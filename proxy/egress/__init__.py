@@ -1,0 +1,1 @@
+"""Everything this service sends to the outside: guarded, bounded GETs."""

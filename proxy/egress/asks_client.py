@@ -1,0 +1,120 @@
+"""The other client: asks, selectable by ``fetch.client``, over the same network.
+
+It opens a connection per request; docs/clients.md says how to install it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import anyio
+import asks  # type: ignore[import-untyped]
+import trio
+
+from proxy.egress.client import Reply
+from proxy.egress.endpoint import Origin
+from proxy.egress.errors import BadAnswer, EgressError
+from proxy.egress.network import Network
+
+CHUNK = 64 * 1024
+
+
+class AsksClient:
+    """GETs by asks, each over a connection of its own."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    @asynccontextmanager
+    async def get(
+        self, origin: Origin, target: str, headers: Mapping[str, str]
+    ) -> AsyncIterator[Reply]:
+        """See ``HttpClient.get``."""
+        session = _Session(self._network, origin)
+        try:
+            with _mapped_errors():
+                response = await session.request(
+                    "GET",
+                    f"{origin}{target}",
+                    headers={"Host": origin.authority, **headers},
+                    stream=True,
+                    follow_redirects=False,
+                    retries=0,
+                    connection_timeout=None,  # the caller has the deadline
+                )
+            headers = {str(k).lower(): str(v) for k, v in response.headers.items()}
+            yield Reply(response.status_code, headers, _body(response.body))
+        finally:
+            if session.stream is not None:
+                await trio.aclose_forcefully(session.stream)
+
+    async def aclose(self) -> None:
+        """See ``HttpClient.aclose``. Nothing stays open between requests."""
+
+
+class _Session(asks.Session):  # type: ignore[misc]
+    """A session of one request, whose one connection comes from our network."""
+
+    def __init__(self, network: Network, origin: Origin) -> None:
+        super().__init__()
+        self._network = network
+        self._origin = origin
+        self.stream: trio.abc.Stream | None = None
+
+    async def _connect(self, host_loc: str) -> tuple[_Socket, str]:
+        host, port = self._origin.host, self._origin.port
+        self.stream = await self._network.connect(host, port)
+        if self._origin.scheme == "https":
+            self.stream = await self._network.start_tls(self.stream, host)
+        return _Socket(self.stream), str(port)
+
+
+class _Socket:
+    """What asks expects of an anyio stream, over a Trio stream."""
+
+    host: str
+    port: str
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._active = True  # asks reads and writes this name
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise anyio.BrokenResourceError from error
+
+    async def receive(self, max_bytes: int = CHUNK) -> bytes:
+        try:
+            # An empty chunk tells h11, below asks, that the stream has ended.
+            return bytes(await self._stream.receive_some(max_bytes))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise anyio.BrokenResourceError from error
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def _body(body: Any) -> AsyncIterator[bytes]:
+    with _mapped_errors():
+        if isinstance(body, bytearray):  # asks does not stream a body of length 0
+            yield bytes(body)
+            return
+        body.content_encoding = None  # never decompress
+        async for chunk in body:
+            yield bytes(chunk)
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except EgressError:
+        raise
+    except Exception as error:
+        # On answers that are not quite HTTP, asks fails with whatever its parsing ran into
+        # (AttributeError, UnicodeDecodeError, ValueError among them).
+        raise BadAnswer(f"{type(error).__name__}: {error}") from error

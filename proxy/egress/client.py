@@ -1,0 +1,51 @@
+"""One small interface over two HTTP clients: a GET whose answer is read as it comes.
+
+Neither client follows redirects, decompresses, or opens a connection that did not come from the
+``Network`` it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.egress.endpoint import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The head of an answer, and its body still to come.
+
+    Attributes:
+        status: three digits.
+        headers: by lower-case name; of repeated ones the last.
+        body: chunks as received, never decoded. Iterating raises ``BadAnswer`` when the
+            connection breaks before the body's end.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: AsyncIterator[bytes]
+
+
+class HttpClient(Protocol):
+    """Sends GETs over connections that a ``Network`` opened."""
+
+    def get(
+        self, origin: Origin, target: str, headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[Reply]:
+        """GET ``target`` (path and query) from ``origin``.
+
+        The connection is given back or closed when the block ends; a cancelled block closes it.
+
+        Raises:
+            Forbidden, ConnectFailed: from the network.
+            BadAnswer: the connection broke, or what came is not HTTP.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close all idle connections."""
+        ...

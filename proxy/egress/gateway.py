@@ -1,0 +1,103 @@
+"""The way out: what the rest of the service calls to GET something from the outside."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+
+from proxy.config import Config
+from proxy.egress.channel import ChannelStatistics, FetchChannel
+from proxy.egress.client import HttpClient
+from proxy.egress.endpoint import Origin
+from proxy.egress.get import Answer, Rules, guarded_get
+from proxy.egress.guard import GuardedNetwork
+from proxy.egress.httpx2_client import Httpx2Client
+from proxy.egress.network import Network
+
+MAX_IDLE = 64
+"""Idle connections kept over all hosts: a federated network has more hosts than sockets."""
+
+IDLE_SECONDS = 30.0
+
+
+class Gateway:
+    """Bounded, guarded GETs.
+
+    Args:
+        config: its ``fetch`` section.
+        network: what strangers' hosts are reached over.
+        directory_network: what the operator's own directory is reached over.
+    """
+
+    def __init__(self, config: Config, network: Network, directory_network: Network) -> None:
+        fetch = config.fetch
+        self._fetch = fetch
+        self._strangers = make_client(fetch.client, network)
+        self._directory = make_client(fetch.client, directory_network)
+        self._channel = FetchChannel(
+            queue_size=fetch.queue_size, workers=fetch.workers, per_host=fetch.per_host
+        )
+
+    def statistics(self) -> ChannelStatistics:
+        """A snapshot of the channel."""
+        return self._channel.statistics()
+
+    async def run(self) -> None:
+        """Serve until cancelled; then close every connection."""
+        try:
+            await self._channel.run()
+        finally:
+            await self.aclose()
+
+    async def get(
+        self, origin: Origin, target: str, *, max_bytes: int, trusted: bool = False
+    ) -> Answer:
+        """GET ``target`` from ``origin`` within ``fetch.timeout``, waiting included.
+
+        Cancellation leaves no connection, worker or place in the queue behind.
+
+        Args:
+            max_bytes: of the body.
+            trusted: the operator configured this origin; redirects from it are not trusted.
+
+        Raises:
+            EgressError: see ``proxy.egress.errors``.
+        """
+        rules = Rules(
+            max_bytes=max_bytes,
+            max_redirects=self._fetch.max_redirects,
+            allow_http=self._fetch.allow_http,
+            allow_private_hosts=self._fetch.allow_private_hosts,
+        )
+        first = self._directory if trusted else self._strangers
+        work = partial(guarded_get, first, self._strangers, origin, target, rules)
+        return await self._channel.submit(origin.host, work, timeout=self._fetch.timeout)
+
+    async def aclose(self) -> None:
+        """Close every idle connection."""
+        with trio.CancelScope(shield=True):
+            await self._strangers.aclose()
+            await self._directory.aclose()
+
+
+def guarded_networks(config: Config) -> tuple[Network, Network]:
+    """The networks for strangers' hosts and for the operator's directory."""
+    return (
+        GuardedNetwork(allow_private_hosts=config.fetch.allow_private_hosts),
+        GuardedNetwork(allow_private_hosts=True),
+    )
+
+
+def make_client(name: str, network: Network) -> HttpClient:
+    """The HTTP client of that name (``fetch.client``) over ``network``.
+
+    Raises:
+        ImportError: asks is not installed.
+    """
+    if name == "asks":
+        # Imported late: it is not among this package's dependencies (docs/clients.md).
+        from proxy.egress.asks_client import AsksClient
+
+        return AsksClient(network)
+    return Httpx2Client(network, max_idle=MAX_IDLE, idle_seconds=IDLE_SECONDS)

@@ -1,0 +1,158 @@
+"""One guarded GET: redirects followed hop by hop, limits held, the body hashed as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import trio
+
+from proxy.egress.client import HttpClient, Reply
+from proxy.egress.endpoint import Origin, redirect_target
+from proxy.egress.errors import BadAnswer, ConnectFailed, TimedOut, TooLarge
+
+USER_AGENT = f"atproto-imageproxy/{version('atproto-imageproxy')}"
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+MIN_BYTES_PER_SECOND = 1024
+"""A body that comes slower than this over a window is cut; a phone on 2G does ten times that."""
+
+RATE_WINDOW = 5.0
+"""Seconds over which the rate is judged, so that a pause of a healthy server passes."""
+
+ERROR_BODY = 4096
+"""Bytes read of an answer that is not a 200: enough for an XRPC error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        status: three digits, never a followed redirect.
+        body: at most the caller's limit; of an answer that is not a 200, its first 4096 bytes.
+        sha256: digest of ``body``, 32 bytes.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a GET may do.
+
+    Attributes:
+        max_bytes: of the body.
+        max_redirects: hops after the first request.
+        allow_http, allow_private_hosts: see the configuration.
+    """
+
+    max_bytes: int
+    max_redirects: int
+    allow_http: bool
+    allow_private_hosts: bool
+
+
+async def guarded_get(
+    first: HttpClient, others: HttpClient, origin: Origin, target: str, rules: Rules
+) -> Answer:
+    """GET ``target`` from ``origin``.
+
+    Args:
+        first: sends the first request. It differs from ``others`` only for the operator's own
+            directory, which may be on a private address.
+        others: sends the requests that redirects ask for.
+
+    Raises:
+        Forbidden, ConnectFailed, BadAnswer, TooLarge, TimedOut: see ``proxy.egress.errors``.
+    """
+    client = first
+    for _hop in range(rules.max_redirects + 1):
+        async with _opened(client, origin, target) as reply:
+            if reply.status not in REDIRECTS:
+                return await _read(reply, rules.max_bytes)
+            location = reply.headers.get("location")
+        if location is None:
+            raise BadAnswer(f"{origin}: status {reply.status} without a Location")
+        origin, target = redirect_target(
+            origin,
+            target,
+            location,
+            allow_http=rules.allow_http,
+            allow_private_hosts=rules.allow_private_hosts,
+        )
+        client = others
+    raise BadAnswer(f"{origin}: more than {rules.max_redirects} redirects")
+
+
+@asynccontextmanager
+async def _opened(client: HttpClient, origin: Origin, target: str) -> AsyncIterator[Reply]:
+    """The reply's head, with one retry of a failure before the first byte (RFC 9110, 9.2.2)."""
+    headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+    async with AsyncExitStack() as stack:
+        try:
+            reply = await stack.enter_async_context(client.get(origin, target, headers))
+        except (ConnectFailed, BadAnswer):
+            reply = await stack.enter_async_context(client.get(origin, target, headers))
+        yield reply
+
+
+async def _read(reply: Reply, max_bytes: int) -> Answer:
+    encoding = reply.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise BadAnswer(f"the body is encoded ({encoding[:32]!a}); identity was asked for")
+    if reply.status != 200:
+        body = await _first_bytes(reply.body, ERROR_BODY)
+        return Answer(reply.status, reply.headers, body, hashlib.sha256(body).digest())
+    length = _declared_length(reply.headers)
+    if length is not None and length > max_bytes:
+        raise TooLarge(f"Content-Length {length} is over {max_bytes}")
+    received = bytearray()
+    digest = hashlib.sha256()
+    async for chunk in _at_least(MIN_BYTES_PER_SECOND, reply.body):
+        received += chunk
+        if len(received) > max_bytes:
+            raise TooLarge(f"more than {max_bytes} bytes")
+        digest.update(chunk)
+    if length is not None and len(received) != length:
+        raise BadAnswer(f"{len(received)} bytes of {length} came")
+    return Answer(reply.status, reply.headers, bytes(received), digest.digest())
+
+
+async def _first_bytes(body: AsyncIterator[bytes], limit: int) -> bytes:
+    found = bytearray()
+    async for chunk in _at_least(MIN_BYTES_PER_SECOND, body):
+        found += chunk
+        if len(found) >= limit:
+            break
+    return bytes(found[:limit])
+
+
+async def _at_least(rate: float, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The chunks, while each window of ``RATE_WINDOW`` seconds brings ``rate`` bytes a second."""
+    received = 0
+    deadline = trio.current_time() + RATE_WINDOW
+    while True:
+        with trio.move_on_at(deadline) as scope:
+            chunk = await anext(chunks, None)
+        if scope.cancelled_caught:
+            raise TimedOut(f"only {received} bytes in {RATE_WINDOW:g} s")
+        if chunk is None:
+            return
+        yield chunk
+        received += len(chunk)
+        if received >= rate * RATE_WINDOW:
+            received = 0
+            deadline = trio.current_time() + RATE_WINDOW
+
+
+def _declared_length(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("content-length", "").strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -1,0 +1,132 @@
+"""The default client: the transport of httpx2, whose pool takes our network as its backend."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpcore2
+import trio
+
+from proxy.egress.client import Reply
+from proxy.egress.endpoint import Origin
+from proxy.egress.errors import BadAnswer, ConnectFailed
+from proxy.egress.network import Network
+
+CHUNK = 64 * 1024
+
+
+class Httpx2Client:
+    """GETs with kept-alive connections.
+
+    Args:
+        network: opens every connection.
+        max_idle: idle connections kept over all hosts.
+        idle_seconds: how long one may stay idle and be used again.
+    """
+
+    def __init__(self, network: Network, *, max_idle: int, idle_seconds: float) -> None:
+        self._pool = httpcore2.AsyncConnectionPool(
+            # Hands TLS to the network; this context is never used, and skips loading CA files.
+            ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            max_connections=None,
+            max_keepalive_connections=max_idle,
+            keepalive_expiry=idle_seconds,
+            network_backend=_Backend(network),
+        )
+
+    @asynccontextmanager
+    async def get(
+        self, origin: Origin, target: str, headers: Mapping[str, str]
+    ) -> AsyncIterator[Reply]:
+        """See ``HttpClient.get``."""
+        url = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=target)
+        pairs = [("Host", origin.authority), *headers.items()]
+        with _mapped_errors():
+            async with self._pool.stream("GET", url, headers=pairs) as response:
+                yield Reply(
+                    response.status,
+                    {
+                        name.decode("latin-1").lower(): value.decode("latin-1")
+                        for name, value in response.headers
+                    },
+                    response.aiter_stream(),
+                )
+
+    async def aclose(self) -> None:
+        """See ``HttpClient.aclose``."""
+        await self._pool.aclose()
+
+
+@contextmanager
+def _mapped_errors() -> Iterator[None]:
+    try:
+        yield
+    except httpcore2.ConnectError as error:
+        raise ConnectFailed(str(error)) from error
+    except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
+        raise BadAnswer(f"{type(error).__name__}: {error}") from error
+
+
+class _Backend(httpcore2.AsyncNetworkBackend):
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        stream = await self._network.connect(host, port)
+        return _Stream(self._network, stream)
+
+
+class _Stream(httpcore2.AsyncNetworkStream):
+    def __init__(self, network: Network, stream: trio.abc.Stream) -> None:
+        self._network = network
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            return bytes(await self._stream.receive_some(max_bytes))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise httpcore2.ReadError(_cause(error)) from error
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        try:
+            await self._stream.send_all(buffer)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise httpcore2.WriteError(_cause(error)) from error
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        secured = await self._network.start_tls(self._stream, server_hostname or "")
+        return _Stream(self._network, secured)
+
+    def get_extra_info(self, info: str) -> Any:
+        # The pool asks an idle connection this: readable means that its server closed it.
+        if info == "is_readable":
+            return _is_readable(self._stream)
+        return None
+
+
+def _is_readable(stream: trio.abc.Stream) -> bool:
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    return isinstance(stream, trio.SocketStream) and stream.socket.is_readable()
+
+
+def _cause(error: BaseException) -> str:
+    return str(error.__cause__ or error)
