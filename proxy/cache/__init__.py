@@ -1,0 +1,1 @@
+"""Where results are kept: the interface, and its disk and memory tiers."""

@@ -1,0 +1,62 @@
+"""What a cache is to this service: small enough for a shared tier to be one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from proxy.formats import Format
+from proxy.identifiers import Cid, Did
+from proxy.urls import ImageKey
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A result as it is kept."""
+
+    data: bytes
+    format: Format
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to purge: an owner's entries, a blob's of every owner, or (both) a pair's.
+
+    Raises:
+        ValueError: neither is given.
+    """
+
+    did: Did | None = None
+    cid: Cid | None = None
+
+    def __post_init__(self) -> None:
+        if self.did is None and self.cid is None:
+            raise ValueError("a selection needs a DID, a CID, or both")
+
+    def covers(self, key: ImageKey) -> bool:
+        """Whether ``key`` is selected."""
+        return self.did in (None, key.blob.did) and self.cid in (None, key.blob.cid)
+
+
+class Cache(Protocol):
+    """Keeps results by key. Every method may raise ``OSError`` when its store fails."""
+
+    async def get(self, key: ImageKey) -> Entry | None:
+        """The entry of ``key``, or None. Counts as a use of it."""
+        ...
+
+    async def put(self, key: ImageKey, entry: Entry) -> None:
+        """Keep ``entry``, whole or not at all: cancellation leaves no partial entry."""
+        ...
+
+    async def purge(self, selection: Selection) -> int:
+        """Remove what is selected, over every preset and format; how many there were."""
+        ...
+
+    async def cleanup(self) -> int:
+        """Remove what is past its TTL or over the size limit; how many that were."""
+        ...
+
+    async def check(self) -> None:
+        """Raise ``OSError`` where nothing could be kept now."""
+        ...

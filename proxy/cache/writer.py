@@ -1,0 +1,123 @@
+"""The supervised cache-writer: takes writes off a bounded channel, so that no response waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+import trio
+from trio_util import AsyncValue
+
+from proxy.cache.base import Cache, Entry, Selection
+from proxy.urls import ImageKey
+
+RETRY_PAUSE = 1.0
+"""Seconds before a failed write is tried its second and last time."""
+
+RESTART_PAUSE = 1.0
+"""Seconds before a crashed writer starts again."""
+
+log = structlog.get_logger(__name__)
+
+
+class CacheWriter:
+    """Writes results to the cache, behind the responses.
+
+    Args:
+        cache: where to.
+        queue_size: writes that may wait.
+        may_write: asked just before a write; what became blocked meanwhile is not written.
+        on_written: called for each write that succeeded.
+        on_error: called for each try that failed.
+        on_dropped: called for each write that found the channel full.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        queue_size: int,
+        may_write: Callable[[ImageKey], bool] = lambda key: True,
+        on_written: Callable[[], None] = lambda: None,
+        on_error: Callable[[Exception], None] = lambda error: None,
+        on_dropped: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._cache = cache
+        self._send, self._receive = trio.open_memory_channel[ImageKey](queue_size)
+        self._pending: dict[ImageKey, Entry] = {}
+        self._writing = trio.Lock()
+        self._queue_size = queue_size
+        self._waiting: AsyncValue[int] = AsyncValue(0)
+        self._may_write = may_write
+        self._on_written = on_written
+        self._on_error = on_error
+        self._on_dropped = on_dropped
+
+    def offer(self, key: ImageKey, entry: Entry) -> None:
+        """Have ``entry`` written. Never waits: a full channel drops the write and counts it."""
+        if key in self._pending:
+            return
+        try:
+            self._send.send_nowait(key)
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            self._on_dropped()
+            log.warning("cache write dropped", preset=key.preset)
+            return
+        self._pending[key] = entry
+        self._waiting.value += 1
+
+    def pending(self, key: ImageKey) -> Entry | None:
+        """The entry of ``key`` while it waits to be written."""
+        return self._pending.get(key)
+
+    async def settled(self) -> None:
+        """Wait until less than half of the channel is taken."""
+        await self._waiting.wait_value(lambda waiting: waiting * 2 < self._queue_size)
+
+    async def purge(self, selection: Selection) -> int:
+        """Remove what is selected from the cache, and do not write what of it still waits.
+
+        A write already begun is waited for, so that it cannot bring an entry back.
+        Returns how many entries the cache had.
+        """
+        for key in [key for key in self._pending if selection.covers(key)]:
+            del self._pending[key]
+        async with self._writing:
+            return await self._cache.purge(selection)
+
+    def close(self) -> None:
+        """Take no more writes; ``run`` returns when those it was given are done."""
+        self._send.close()
+
+    async def run(self) -> None:
+        """Write until ``close``; a crash is logged, and the writer starts again after a pause."""
+        while True:
+            try:
+                async for key in self._receive:
+                    self._waiting.value -= 1
+                    await self._write(key)
+            except Exception:
+                log.exception("cache writer crashed; it starts again")
+                await trio.sleep(RESTART_PAUSE)
+            else:
+                return
+
+    async def _write(self, key: ImageKey) -> None:
+        try:
+            for is_last_try in (False, True):
+                try:
+                    async with self._writing:
+                        entry = self._pending.get(key)
+                        if entry is None or not self._may_write(key):
+                            return
+                        await self._cache.put(key, entry)
+                except Exception as error:
+                    self._on_error(error)
+                    log.warning("cache write failed", error=str(error), gives_up=is_last_try)
+                else:
+                    self._on_written()
+                    return
+                if not is_last_try:
+                    await trio.sleep(RETRY_PAUSE)
+        finally:
+            self._pending.pop(key, None)
