@@ -1,0 +1,437 @@
+"""The service: one function opens the nurseries, and everything that runs is named there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from types import EllipsisType
+from typing import Literal
+
+import trio
+
+from proxy.blocks import BlockStore
+from proxy.cache.base import Cache, Entry, Selection
+from proxy.cache.disk import DiskCache
+from proxy.cache.memory import MemoryCache
+from proxy.cache.upkeep import Upkeep
+from proxy.cache.writer import CacheWriter
+from proxy.config import Config
+from proxy.egress.gateway import Gateway, guarded_networks
+from proxy.egress.network import Network
+from proxy.errors import (
+    BlobBlocked,
+    BlobNotFound,
+    Busy,
+    CidMismatch,
+    DidNotFound,
+    DidUnresolvable,
+    ForbiddenDestination,
+    ForbiddenDomain,
+    ImageProxyError,
+    ImageTooLarge,
+    NoPdsEndpoint,
+    UnsupportedImage,
+    UpstreamTimeout,
+)
+from proxy.fetch import Fetcher, PdsFetcher
+from proxy.flight import Flight, SingleFlight
+from proxy.formats import content_type_of
+from proxy.identity import DidResolver, Resolver
+from proxy.metrics import Metrics
+from proxy.presets import Preset
+from proxy.process.pool import Processed, ProcessingPool, Processor
+from proxy.urls import BlobKey, ImageKey, image_key
+
+MIGRATION_AGE = 60.0
+"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
+
+CacheState = Literal["hit", "miss", "coalesced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A result.
+
+    Attributes:
+        data: the encoded picture.
+        content_type: of ``data``.
+        etag: a strong entity tag, with its quotes.
+        cache: ``"hit"``, ``"miss"``, or ``"coalesced"``: shared with a miss under way.
+        timings: seconds of ``resolve``, ``fetch``, ``queue`` and ``process``, those that
+            took place.
+    """
+
+    data: bytes
+    content_type: str
+    etag: str
+    cache: CacheState
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A verified blob, and what getting it took."""
+
+    data: bytes
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a flight for a result brought."""
+
+    entry: Entry
+    was_cached: bool
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A verified original."""
+
+    data: bytes
+    content_type: str
+    etag: str
+
+
+class Service:
+    """Images by preset, owner and CID. Made by ``open_service``."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        blocks: BlockStore,
+        cache: Cache,
+        memory: MemoryCache,
+        writer: CacheWriter,
+        upkeep: Upkeep,
+        resolver: Resolver,
+        fetcher: Fetcher,
+        processor: Processor,
+        metrics: Metrics,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.config = config
+        self.metrics = metrics
+        self.blocks = blocks
+        self.upkeep = upkeep
+        self._cache = cache
+        self._memory = memory
+        self._writer = writer
+        self._resolver = resolver
+        self._fetcher = fetcher
+        self._processor = processor
+        self._images: SingleFlight[ImageKey, _Made] = SingleFlight(nursery)
+        self._blobs: SingleFlight[BlobKey, _Source] = SingleFlight(nursery)
+
+    async def get_image(self, preset: str, did: str, cid: str, format: str | None = None) -> Image:
+        """One image.
+
+        Cancellation leaves the work to others who wait for it, or ends it.
+
+        Raises:
+            ImageProxyError: a subclass per row of the error table.
+        """
+        return await self.get(image_key(self.config.presets, preset, did, cid, format))
+
+    async def get(self, key: ImageKey) -> Image:
+        """The image of a key that was checked; otherwise as ``get_image``."""
+        self.check_block(key.blob)
+        entry = self._memory.get(key) or self._writer.pending(key)
+        if entry is not None:
+            return _image(key, entry, "hit", {})
+        # Looked up within the flight: between a look-up before it and joining it, a flight
+        # could land unseen, and the same work would be done twice.
+        async with self._images.join(key, partial(self._make, key)) as landed:
+            made = landed.value
+        self.check_block(key.blob)
+        if made.was_cached:
+            return _image(key, made.entry, "hit", {})
+        if landed.started_it:
+            return _image(key, made.entry, "miss", made.timings)
+        self.metrics.coalesced.inc()
+        return _image(key, made.entry, "coalesced", made.timings)
+
+    async def get_blob(self, blob: BlobKey) -> Blob:
+        """A verified original.
+
+        Raises:
+            UnsupportedImage: its type is not among ``blob.allowed_types``.
+            ImageProxyError: as for images.
+        """
+        self.check_block(blob)
+        async with self._blobs.join(blob, partial(self._obtain, blob)) as landed:
+            data = landed.value.data
+        self.check_block(blob)
+        content_type = content_type_of(data)
+        if not any(fnmatchcase(content_type, allowed) for allowed in self._allowed_types):
+            raise UnsupportedImage(f"{content_type} is not among blob.allowed_types")
+        return Blob(data, content_type, f'"{blob.cid}"')
+
+    def check_block(self, blob: BlobKey) -> None:
+        """Raise ``BlobBlocked`` for what the operator blocked."""
+        try:
+            self.blocks.check(blob)
+        except BlobBlocked:
+            self.metrics.blocked.inc()
+            raise
+
+    async def block(self, selection: Selection, reason: str = "") -> int:
+        """Block and purge; from its return on nothing of it is served. How many were purged."""
+        await self.blocks.add(selection, reason)
+        return await self.purge(selection)
+
+    async def written(self) -> None:
+        """Wait until the cache-writer has room again, for work that must not be dropped."""
+        await self._writer.settled()
+
+    async def purge(self, selection: Selection) -> int:
+        """Remove what is cached; how many entries the cache had."""
+        self._memory.purge(selection)
+        return await self._writer.purge(selection)
+
+    @property
+    def _allowed_types(self) -> tuple[str, ...]:
+        return self.config.blob.allowed_types
+
+    async def _make(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
+        cached = await self._cached(key)
+        if cached is not None:
+            self._memory.put(key, cached)
+            return _Made(cached, True, {})
+        preset = self.config.presets[key.preset]
+        async with self._blobs.join(key.blob, partial(self._obtain, key.blob)) as landed:
+            source = landed.value
+            processed = await self._process(source, preset, key, flight)
+        # Nothing awaits from here on: what was transformed is not lost to a cancellation.
+        self.metrics.process_duration.labels(key.preset, processed.format.value).observe(
+            processed.process_seconds
+        )
+        entry = Entry(processed.data, processed.format)
+        if not self.blocks.is_blocked(key.blob):
+            self._memory.put(key, entry)
+            self._writer.offer(key, entry)
+        return _Made(
+            entry,
+            False,
+            {
+                **source.timings,
+                "queue": processed.queue_seconds,
+                "process": processed.process_seconds,
+            },
+        )
+
+    async def _process(
+        self, source: _Source, preset: Preset, key: ImageKey, flight: Flight[_Made]
+    ) -> Processed:
+        try:
+            return await self._processor.process(
+                source.data, preset, key.format, on_start=flight.commit
+            )
+        except Busy:
+            self.metrics.rejected.labels("process").inc()
+            raise
+
+    async def _cached(self, key: ImageKey) -> Entry | None:
+        try:
+            return await self._cache.get(key)
+        except OSError as error:
+            # The image can still come from its PDS.
+            self.upkeep.failed(error)
+            return None
+
+    async def _obtain(self, blob: BlobKey, _flight: Flight[_Source]) -> _Source:
+        began = trio.current_time()
+        outcome = "defect"
+        try:
+            source = await self._resolve_and_fetch(blob)
+            outcome = "ok"
+            return source
+        except ImageProxyError as error:
+            outcome = _OUTCOMES.get(type(error), "failed")
+            if isinstance(error, Busy):
+                self.metrics.rejected.labels("fetch").inc()
+            raise
+        except trio.Cancelled:
+            outcome = "cancelled"
+            raise
+        finally:
+            took = trio.current_time() - began
+            self.metrics.fetch_duration.labels(outcome).observe(took)
+
+    async def _resolve_and_fetch(self, blob: BlobKey) -> _Source:
+        began = trio.current_time()
+        pds = await self._resolver.resolve(blob.did)
+        resolved = trio.current_time()
+        try:
+            data = await self._fetcher.fetch(pds, blob)
+        except BlobNotFound:
+            # Accounts migrate: an older document may name a PDS that they have left.
+            current = await self._resolver.resolve(blob.did, max_age=MIGRATION_AGE)
+            if current == pds:
+                raise
+            data = await self._fetcher.fetch(current, blob)
+        return _Source(data, {"resolve": resolved - began, "fetch": trio.current_time() - resolved})
+
+
+_OUTCOMES: dict[type[ImageProxyError], str] = {
+    BlobNotFound: "not_found",
+    DidNotFound: "not_found",
+    ImageTooLarge: "too_large",
+    CidMismatch: "mismatch",
+    DidUnresolvable: "unresolvable",
+    NoPdsEndpoint: "unresolvable",
+    ForbiddenDomain: "forbidden",
+    ForbiddenDestination: "forbidden",
+    UpstreamTimeout: "timeout",
+    Busy: "busy",
+}
+"""Label values of ``imageproxy_fetch_duration_seconds``; what is not here is ``failed``."""
+
+
+def _image(key: ImageKey, entry: Entry, state: CacheState, timings: Mapping[str, float]) -> Image:
+    return Image(entry.data, entry.format.content_type, key.etag, state, timings)
+
+
+@asynccontextmanager
+async def open_service(
+    config: Config,
+    *,
+    cache: Cache | EllipsisType = ...,
+    fetcher: Fetcher | EllipsisType = ...,
+    processor: Processor | EllipsisType = ...,
+    resolver: Resolver | EllipsisType = ...,
+    networks: tuple[Network, Network] | None = None,
+) -> AsyncIterator[Service]:
+    """Run a service for the time of the block.
+
+    It owns two nurseries. The inner one runs the fetch workers, the flights and the chores; it
+    is cancelled when the block ends, and requests that still wait get ``Busy``. The outer one
+    runs the cache-writer, which then writes what it was given, for at most
+    ``server.shutdown_timeout`` seconds, also when the block was cancelled.
+
+    Args:
+        cache, fetcher, processor, resolver: implementations of the Protocols of those names;
+            what is not given is built from ``config``.
+        networks: what hosts of strangers, and the directory, are reached over; None: guarded.
+
+    Raises:
+        TypeError: one of the four is None.
+        sqlite3.Error: the blocks are there and cannot be read.
+    """
+    parts = {"cache": cache, "fetcher": fetcher, "processor": processor, "resolver": resolver}
+    for name, part in parts.items():
+        if part is None:
+            raise TypeError(f"{name} must not be None")
+    metrics = Metrics()
+    blocks = block_store_of(config)
+    await blocks.load()
+    if cache is ...:
+        cache = _disk_cache(config, metrics)
+    if processor is ...:
+        processor = _processing_pool(config, metrics)
+    gateway = Gateway(config, *(networks or guarded_networks(config)))
+    metrics.gauge("fetch_queue_depth", "Fetches that wait", lambda: gateway.statistics().waiting)
+    upkeep = Upkeep(cache)
+    writer = CacheWriter(
+        cache,
+        queue_size=config.cache.write_queue,
+        may_write=lambda key: not blocks.is_blocked(key.blob),
+        on_written=upkeep.works,
+        on_error=partial(_write_failed, metrics, upkeep),
+        on_dropped=metrics.writes_dropped.inc,
+    )
+    failure: Exception | None = None
+
+    async with trio.open_nursery() as outlasting:
+        writing = trio.CancelScope(shield=True)
+        outlasting.start_soon(_within, writing, writer.run)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(gateway.run)
+                nursery.start_soon(blocks.follow)
+                nursery.start_soon(upkeep.keep_checking)
+                nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
+                if resolver is ...:
+                    resolver = DidResolver(config, gateway, nursery)
+                if fetcher is ...:
+                    fetcher = PdsFetcher(config, gateway)
+                service = Service(
+                    config,
+                    blocks=blocks,
+                    cache=cache,
+                    memory=_memory_cache(config),
+                    writer=writer,
+                    upkeep=upkeep,
+                    resolver=resolver,
+                    fetcher=fetcher,
+                    processor=processor,
+                    metrics=metrics,
+                    nursery=nursery,
+                )
+                await upkeep.check()
+                try:
+                    yield service
+                except Exception as error:
+                    # Raised below, outside the nurseries, which would wrap it in groups.
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            writer.close()
+            writing.deadline = trio.current_time() + config.server.shutdown_timeout
+    if failure is not None:
+        raise failure
+
+
+async def _within(scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
+    with scope:
+        await work()
+
+
+def block_store_of(config: Config) -> BlockStore:
+    """The blocks beside the configured cache."""
+    return BlockStore(config.cache.path / "blocks.sqlite3")
+
+
+def disk_cache_of(
+    config: Config, on_evicted: Callable[[str, int], None] = lambda reason, count: None
+) -> DiskCache:
+    """The configured disk cache."""
+    settings = config.cache
+    return DiskCache(
+        settings.path / "images",
+        max_bytes=settings.max_bytes,
+        ttl_seconds=settings.ttl_days * 86400,
+        on_evicted=on_evicted,
+    )
+
+
+def _disk_cache(config: Config, metrics: Metrics) -> DiskCache:
+    disk = disk_cache_of(config, lambda reason, count: metrics.evictions.labels(reason).inc(count))
+    metrics.gauge("cache_entries", "Entries on disk", lambda: disk.statistics().entries)
+    metrics.gauge("cache_bytes", "Bytes on disk", lambda: disk.statistics().bytes)
+    return disk
+
+
+def _memory_cache(config: Config) -> MemoryCache:
+    return MemoryCache(
+        int(config.cache.memory_mb * 1024**2), ttl_seconds=config.cache.ttl_days * 86400
+    )
+
+
+def _processing_pool(config: Config, metrics: Metrics) -> ProcessingPool:
+    pool = ProcessingPool(config)
+    metrics.gauge(
+        "process_waiting", "Transforms that wait for a turn", lambda: pool.statistics().waiting
+    )
+    return pool
+
+
+def _write_failed(metrics: Metrics, upkeep: Upkeep, error: Exception) -> None:
+    metrics.write_errors.inc()
+    if isinstance(error, OSError):
+        upkeep.failed(error)
