@@ -1,0 +1,5 @@
+"""``python -m proxy`` is ``imageproxy``."""
+
+from proxy.cli import main
+
+main()

@@ -1,0 +1,359 @@
+"""The command line: ``imageproxy``. Exit codes: 0 done, 1 failed, 2 usage or configuration."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import unquote, urlsplit
+
+import click
+import trio
+
+from proxy import serve as serving
+from proxy.cache.base import Selection
+from proxy.config import Config, ConfigError, Layer, load_config
+from proxy.errors import ImageProxyError, InvalidRequest
+from proxy.identifiers import parse_cid, parse_did
+from proxy.log import configure_logging
+from proxy.service import Service, block_store_of, disk_cache_of, open_service
+from proxy.urls import ImageKey, image_key, image_url, parse_image_path
+
+WARM_AT_ONCE = 16
+"""Images that ``warm`` asks for at once: half of the default fetch workers."""
+
+
+class _Context:
+    """The configuration of this run."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+
+    def load(self, overrides: Layer | None = None) -> Config:
+        try:
+            return load_config(self.file, overrides=overrides)
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                click.echo(f"config: {mistake}", err=True)
+            sys.exit(2)
+
+
+_config_option = click.option(
+    "--config",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A TOML file; without it IMAGE_PROXY_CONFIG, or the defaults.",
+)
+
+
+def _with_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``command`` a ``context`` made from its ``--config`` option."""
+
+    @_config_option
+    @wraps(command)
+    def wrapper(file: Path | None, **arguments: Any) -> Any:
+        return command(context=_Context(file), **arguments)
+
+    return wrapper
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="atproto-imageproxy")
+def cli() -> None:
+    """An image proxy of the AT Protocol."""
+
+
+@cli.command()
+@click.option("--bind", metavar="HOST:PORT", help="Overrides server.bind.")
+@click.option("--workers", type=click.IntRange(min=1), help="Overrides server.workers.")
+@_with_config
+def serve(context: _Context, bind: str | None, workers: int | None) -> None:
+    """Serve under Hypercorn's Trio worker."""
+    given = {"bind": bind, "workers": workers}
+    server = {key: value for key, value in given.items() if value is not None}
+    overrides: Layer = {"server": server} if server else {}
+    sys.exit(serving.serve(context.load(overrides), context.file, overrides))
+
+
+@cli.group()
+def config() -> None:
+    """Look at the configuration."""
+
+
+@config.command("show")
+@_with_config
+def config_show(context: _Context) -> None:
+    """Print the effective configuration, secrets masked."""
+    for section, values in context.load().model_dump(mode="json").items():
+        for name, value in values.items():
+            if isinstance(value, dict):
+                click.echo(f"\n[{section}.{name}]")
+                for key, inner in value.items():
+                    click.echo(f"{key} = {_toml(inner)}")
+            else:
+                if name == next(iter(values)):
+                    click.echo(f"\n[{section}]" if section != "server" else "[server]")
+                click.echo(f"{name} = {_toml(value)}")
+
+
+@config.command("check")
+@_with_config
+def config_check(context: _Context) -> None:
+    """Report every mistake at once, with its key."""
+    context.load()
+    click.echo("ok")
+
+
+@cli.command()
+@click.argument("preset")
+@click.argument("did")
+@click.argument("cid")
+@click.option("--format", "format_", metavar="F", help="jpeg, png, webp or avif.")
+@_with_config
+def url(context: _Context, preset: str, did: str, cid: str, format_: str | None) -> None:
+    """Print the public URL of an image."""
+    settings = context.load()
+    try:
+        key = image_key(settings.presets, preset, did, cid, format_)
+    except InvalidRequest as error:
+        raise click.UsageError(error.public_message) from None
+    click.echo(image_url(key, settings.server.cdn_url or settings.server.base_url))
+
+
+@cli.command()
+@click.argument("preset")
+@click.argument("did")
+@click.argument("cid")
+@click.option("--format", "format_", metavar="F", help="jpeg, png, webp or avif.")
+@click.option(
+    "-o", "output", type=click.Path(dir_okay=False, path_type=Path), help="Where to; - is stdout."
+)
+@_with_config
+def fetch(
+    context: _Context, preset: str, did: str, cid: str, format_: str | None, output: Path | None
+) -> None:
+    """Get one image through the whole pipeline, without a server."""
+    settings = context.load()
+
+    async def work(service: Service) -> None:
+        image = await service.get_image(preset, did, cid, format_)
+        if output == Path("-"):
+            sys.stdout.buffer.write(image.data)
+        elif output is not None:
+            await trio.Path(output).write_bytes(image.data)
+        timings = "  ".join(f"{name} {took * 1000:.1f} ms" for name, took in image.timings.items())
+        click.echo(
+            f"{image.cache}  {image.content_type}  {len(image.data)} bytes  {timings}".rstrip(),
+            err=output == Path("-"),
+        )
+
+    _with_service(settings, work)
+
+
+@cli.command()
+@click.argument("file_list", metavar="FILE", type=click.File("r"), default="-")
+@_with_config
+def warm(context: _Context, file_list: TextIO) -> None:
+    """Fill the cache from FILE (- is standard input).
+
+    A line is an image URL or its path, or PRESET DID CID [FORMAT], or DID CID for every preset.
+    Empty lines and lines that begin with # are passed over.
+    """
+    settings = context.load()
+    keys: list[ImageKey] = []
+    for number, line in enumerate(file_list, 1):
+        try:
+            keys.extend(parse_warm_line(settings, line))
+        except InvalidRequest as error:
+            raise click.UsageError(f"line {number}: {error.public_message}") from None
+    failures: list[str] = []
+
+    async def work(service: Service) -> None:
+        with click.progressbar(length=len(keys), label="warming", file=sys.stderr) as bar:
+            async with trio.open_nursery() as nursery:
+                todo = iter(keys)
+                for _ in range(WARM_AT_ONCE):
+                    nursery.start_soon(_warm_each, service, todo, failures, bar)
+
+    _with_service(settings, work)
+    for failure in failures:
+        click.echo(failure, err=True)
+    click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached")
+    sys.exit(1 if failures else 0)
+
+
+def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
+    """The results that a line of a list asks for.
+
+    Raises:
+        InvalidRequest: the line follows none of the forms.
+    """
+    line = line.strip()
+    if not line or line.startswith("#"):
+        return []
+    if "/img/" in line:
+        path = unquote(urlsplit(line).path)
+        return [parse_image_path(settings.presets, path)]
+    match line.split():
+        case [did, cid]:
+            return [image_key(settings.presets, name, did, cid) for name in settings.presets]
+        case [preset, did, cid]:
+            return [image_key(settings.presets, preset, did, cid)]
+        case [preset, did, cid, format_]:
+            return [image_key(settings.presets, preset, did, cid, format_)]
+        case _:
+            raise InvalidRequest(line)
+
+
+async def _warm_each(
+    service: Service, todo: Iterator[ImageKey], failures: list[str], bar: Any
+) -> None:
+    for key in todo:
+        try:
+            await service.get(key)
+            await service.written()
+        except ImageProxyError as error:
+            failures.append(f"{image_url(key)}: {error}")
+        bar.update(1)
+
+
+@cli.group()
+def cache() -> None:
+    """Look after the cache."""
+
+
+@cache.command("stats")
+@_with_config
+def cache_stats(context: _Context) -> None:
+    """Print what is kept, by preset."""
+    settings = context.load()
+    rows = trio.run(disk_cache_of(settings).by_preset)
+    width = max([len(name) for name in rows] + [6])
+    click.echo(f"{'preset':{width}}  {'entries':>9}  {'bytes':>15}")
+    for name, row in sorted(rows.items()):
+        click.echo(f"{name:{width}}  {row.entries:9,}  {row.bytes:15,}")
+    entries = sum(row.entries for row in rows.values())
+    size = sum(row.bytes for row in rows.values())
+    click.echo(f"{'all':{width}}  {entries:9,}  {size:15,}")
+    click.echo(f"{size / settings.cache.max_bytes:.1%} of {settings.cache.max_gb:g} GB")
+
+
+@cache.command("purge")
+@click.option("--did")
+@click.option("--cid")
+@_with_config
+def cache_purge(context: _Context, did: str | None, cid: str | None) -> None:
+    """Remove the entries of an owner, a blob, or a pair."""
+    settings = context.load()
+    removed = trio.run(disk_cache_of(settings).purge, _selection(did, cid))
+    click.echo(f"{removed} removed")
+
+
+@cache.command("cleanup")
+@_with_config
+def cache_cleanup(context: _Context) -> None:
+    """Remove what is past its TTL or over the size limit."""
+    click.echo(f"{trio.run(disk_cache_of(context.load()).cleanup)} removed")
+
+
+@cache.command("verify")
+@click.option("--repair", is_flag=True, help="Remove what is damaged.")
+@_with_config
+def cache_verify(context: _Context, repair: bool) -> None:
+    """Report files that are not what their names say; exit 1 when any remains."""
+    damaged = trio.run(partial(disk_cache_of(context.load()).verify, repair=repair))
+    for path in damaged:
+        click.echo(f"{'removed' if repair else 'damaged'}: {path}")
+    click.echo(f"{len(damaged)} damaged")
+    sys.exit(1 if damaged and not repair else 0)
+
+
+@cli.group()
+def blocks() -> None:
+    """Block owners, blobs, and pairs of them."""
+
+
+@blocks.command("list")
+@_with_config
+def blocks_list(context: _Context) -> None:
+    """Print the blocks, oldest first."""
+    for block in trio.run(block_store_of(context.load()).list):
+        at = datetime.fromtimestamp(block.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(f"{at}  {block.did or '*'}  {block.cid or '*'}  {block.reason}".rstrip())
+
+
+@blocks.command("add")
+@click.option("--did")
+@click.option("--cid")
+@click.option("--reason", default="")
+@_with_config
+def blocks_add(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
+    """Block, and purge what is cached of it."""
+    settings = context.load()
+    selection = _selection(did, cid)
+
+    async def work() -> int:
+        await block_store_of(settings).add(selection, reason)
+        return await disk_cache_of(settings).purge(selection)
+
+    click.echo(f"blocked; {trio.run(work)} cached entries removed")
+
+
+@blocks.command("remove")
+@click.option("--did")
+@click.option("--cid")
+@_with_config
+def blocks_remove(context: _Context, did: str | None, cid: str | None) -> None:
+    """Lift a block."""
+    lifted = trio.run(block_store_of(context.load()).remove, _selection(did, cid))
+    click.echo("lifted" if lifted else "there was no such block")
+    sys.exit(0 if lifted else 1)
+
+
+def main() -> None:
+    """The console script."""
+    configure_logging()
+    try:
+        cli()
+    except (OSError, sqlite3.Error) as error:
+        click.echo(f"imageproxy: {error}", err=True)
+        sys.exit(1)
+
+
+def _selection(did: str | None, cid: str | None) -> Selection:
+    if did is None and cid is None:
+        raise click.UsageError("give --did, --cid, or both")
+    try:
+        return Selection(
+            None if did is None else parse_did(did), None if cid is None else parse_cid(cid)
+        )
+    except InvalidRequest as error:
+        raise click.UsageError(error.public_message) from None
+
+
+def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) -> None:
+    """Run ``work`` with a service of its own; an error of the table ends the process with 1."""
+    # A single run cleans nothing up: that would walk the whole cache.
+    once = settings.cache.model_copy(update={"cleanup_interval_minutes": 0})
+    settings = settings.model_copy(update={"cache": once})
+
+    async def run() -> None:
+        async with open_service(settings) as service:
+            await work(service)
+
+    try:
+        trio.run(run)
+    except InvalidRequest as error:
+        raise click.UsageError(error.public_message) from None
+    except ImageProxyError as error:
+        click.echo(f"imageproxy: {error.public_message}: {error}", err=True)
+        sys.exit(1)
+
+
+def _toml(value: object) -> str:
+    return json.dumps(value)

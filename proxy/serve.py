@@ -1,0 +1,67 @@
+"""Running the application under Hypercorn's Trio worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import hypercorn.run
+import hypercorn.trio
+import trio
+
+from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
+from proxy.web.app import create_app
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the 60 s that reverse proxies keep idle connections, so that they close first."""
+
+READ_SECONDS = 120
+"""A client that sends nothing for so long, in the middle of a request or between two, is cut."""
+
+BACKLOG = 1024
+
+
+def serve(config: Config, file: Path | None, overrides: Layer) -> int:
+    """Serve until SIGTERM or SIGINT; the process's exit code.
+
+    Args:
+        config: the effective configuration.
+        file, overrides: what it was made from, for worker processes to make it again.
+    """
+    settings = hypercorn_config(config)
+    if config.server.workers == 1:
+        trio.run(_serve_here, config, settings)
+        return 0
+    if file is not None:
+        os.environ[CONFIG_VARIABLE] = str(file.absolute())
+    os.environ.update(environment_for(overrides))
+    settings.workers = config.server.workers
+    return hypercorn.run.run(settings)
+
+
+def hypercorn_config(config: Config) -> hypercorn.Config:
+    """Hypercorn's settings that follow from ours."""
+    settings = hypercorn.Config()
+    settings.application_path = "proxy:create_app()"
+    settings.worker_class = "trio"
+    settings.bind = [config.server.bind]
+    settings.backlog = BACKLOG
+    settings.graceful_timeout = config.server.shutdown_timeout
+    settings.shutdown_timeout = config.server.shutdown_timeout + 5
+    settings.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    settings.read_timeout = READ_SECONDS
+    settings.include_server_header = False
+    return settings
+
+
+async def _serve_here(config: Config, settings: hypercorn.Config) -> None:
+    app = create_app(config)
+
+    async def stop_signal() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                app.drain()
+                return
+
+    await hypercorn.trio.serve(app, settings, shutdown_trigger=stop_signal, mode="asgi")

@@ -1,0 +1,102 @@
+"""What is answered: statuses, headers and bodies of SPEC section 1. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from proxy.errors import ImageProxyError
+from proxy.formats import Format
+from proxy.service import Blob, Image
+from proxy.urls import BlobKey, ImageKey
+
+Headers = tuple[tuple[str, str], ...]
+
+PLAIN = "text/plain; charset=utf-8"
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+
+SECURITY: Headers = (
+    ("Access-Control-Allow-Origin", "*"),
+    ("Cross-Origin-Resource-Policy", "cross-origin"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; sandbox"),
+)
+
+RETRY_AFTER = "2"
+"""Seconds: a full channel of fetches drains in about that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer; its ``Content-Length`` is that of ``body``."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+def image_answer(key: ImageKey, image: Image) -> Answer:
+    """200 with a result."""
+    extension = Format(image.content_type.removeprefix("image/")).extension
+    headers = (
+        ("Content-Type", image.content_type),
+        ("Cache-Control", IMMUTABLE),
+        ("ETag", image.etag),
+        ("X-Cache", image.cache),
+        ("Content-Disposition", f'inline; filename="{key.blob.cid}.{extension}"'),
+        *SECURITY,
+        *_server_timing(image.timings),
+    )
+    return Answer(200, headers, image.data)
+
+
+def blob_answer(key: BlobKey, blob: Blob) -> Answer:
+    """200 with a verified original."""
+    headers = (
+        ("Content-Type", blob.content_type),
+        ("Cache-Control", IMMUTABLE),
+        ("ETag", blob.etag),
+        ("Content-Disposition", f'attachment; filename="{key.cid}"'),
+        *SECURITY,
+    )
+    return Answer(200, headers, blob.data)
+
+
+def not_modified(etag: str) -> Answer:
+    """304, with what RFC 9110, section 15.4.5, has it repeat."""
+    return Answer(304, (("Cache-Control", IMMUTABLE), ("ETag", etag), *SECURITY))
+
+
+def error_answer(error: ImageProxyError) -> Answer:
+    """The row of the error table that ``error`` belongs to."""
+    headers: Headers = (
+        ("Content-Type", PLAIN),
+        ("Cache-Control", "public, max-age=60" if error.status == 404 else "no-store"),
+        *SECURITY,
+    )
+    if error.status == 503:
+        headers = (*headers, ("Retry-After", RETRY_AFTER))
+    return Answer(error.status, headers, f"{error.public_message}\n".encode())
+
+
+def method_not_allowed(allowed: tuple[str, ...]) -> Answer:
+    """405 (RFC 9110, section 15.5.6)."""
+    answer = plain_answer(405, "method not allowed")
+    return replace(answer, headers=(*answer.headers, ("Allow", ", ".join(allowed))))
+
+
+def plain_answer(status: int, text: str) -> Answer:
+    """A line of text that no cache keeps."""
+    return Answer(
+        status,
+        (("Content-Type", PLAIN), ("Cache-Control", "no-store"), *SECURITY),
+        f"{text}\n".encode(),
+    )
+
+
+def _server_timing(timings: Mapping[str, float]) -> Headers:
+    if not timings:
+        return ()
+    value = ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in timings.items())
+    return (("Server-Timing", value),)

@@ -1,0 +1,54 @@
+"""Answers over ASGI, without a framework between a hit and its client."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from proxy.web.answers import Answer, method_not_allowed
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Respond = Callable[[str, str | None], Awaitable[Answer]]
+
+METHODS = ("GET", "HEAD")
+
+
+async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) -> None:
+    """Answer one request with what ``respond`` makes of its path and its ``If-None-Match``.
+
+    A client that goes away cancels ``respond``.
+    """
+    if scope["method"] not in METHODS:
+        await _send(send, method_not_allowed(METHODS), with_body=True)
+        return
+    answer: Answer | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+        answer = await respond(scope["path"], _header(scope, b"if-none-match"))
+        nursery.cancel_scope.cancel()
+    if answer is not None:
+        await _send(send, answer, with_body=scope["method"] == "GET")
+
+
+async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in answer.headers]
+    if answer.status != 304:
+        headers.append((b"content-length", str(len(answer.body)).encode()))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body if with_body else b""})
+
+
+def _header(scope: Scope, wanted: bytes) -> str | None:
+    """A header's value; of repeated ones, their list (RFC 9110, section 5.3)."""
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+    return ", ".join(values) if values else None
