@@ -176,13 +176,12 @@ def _name(text: str, allow_private_hosts: bool) -> str:
 
 
 def _ipv4(host: str, allow_private_hosts: bool) -> str:
-    # Resolvers read 127.1, 0x7f.1, 017700000001 and 2130706433 as 127.0.0.1.
+    # Resolvers read 127.1, 0x7f.1, 017700000001 and 2130706433 as 127.0.0.1; IPv4Address takes
+    # four decimal numbers without leading zeros, and nothing else.
     try:
         address = IPv4Address(host)
     except AddressValueError:
-        address = None
-    if address is None or str(address) != host:
-        raise Forbidden(f"an IPv4 address in an odd spelling: {host}")
+        raise Forbidden(f"an IPv4 address in an odd spelling: {host}") from None
     _check_address(address, allow_private_hosts)
     return host
 

@@ -72,7 +72,7 @@ class GuardedNetwork:
             )
             await tls.do_handshake()
         except BaseException as error:
-            await _close(stream)
+            await trio.aclose_forcefully(stream)
             # ValueError: a host that can be no server name, such as an empty one.
             if isinstance(error, (trio.BrokenResourceError, OSError, ValueError)):
                 reason = error.__cause__ or error
@@ -135,7 +135,7 @@ class GuardedNetwork:
                 failed.set()
                 return
             if won:  # two answered in one tick of the loop
-                await _close(stream)
+                await trio.aclose_forcefully(stream)
             else:
                 won.append(stream)
                 nursery.cancel_scope.cancel()
@@ -149,7 +149,7 @@ class GuardedNetwork:
                         await failed.wait()
         except BaseException:
             for stream in won:
-                await _close(stream)
+                await trio.aclose_forcefully(stream)
             raise
         if not won:
             raise ConnectFailed(f"{host} port {port}: {failures[-1]}") from failures[-1]
@@ -163,12 +163,6 @@ def _attempt_order(addresses: Iterable[Address]) -> list[Address]:
     second = [address for address in unique if address.version != unique[0].version]
     merged = chain.from_iterable(zip_longest(first, second))
     return [address for address in merged if address is not None][:MAX_ATTEMPTS]
-
-
-async def _close(stream: trio.abc.Stream) -> None:
-    """Closes at once, whatever else is being cancelled."""
-    with trio.CancelScope(shield=True):
-        await trio.aclose_forcefully(stream)
 
 
 def _default_ssl_context() -> ssl.SSLContext:

@@ -1,0 +1,113 @@
+"""When to leave a host alone: repeated failures, and ``Retry-After``. Pure; time is an argument."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from email.utils import parsedate_to_datetime
+
+from proxy.egress.errors import BadAnswer, EgressError
+
+FAILURES_TO_OPEN = 5
+"""Connect failures and time-outs in a row after which a host is taken to be down."""
+
+OPEN_SECONDS = 30.0
+"""How long a host that is down is left alone before one fetch tries it again."""
+
+MAX_RETRY_AFTER = 300.0
+"""Seconds; a host may ask for more, but is asked again after these."""
+
+MAX_HOSTS = 10_000
+"""Hosts remembered; only those that fail are."""
+
+
+class Circuits:
+    """A circuit for each host (``Origin.authority``) that fails.
+
+    Closed: fetches pass. Open: they fail at once, as the last one did. Half-open, after a while:
+    one fetch passes; its success closes the circuit, its failure opens it anew.
+    """
+
+    def __init__(self) -> None:
+        self._circuits: OrderedDict[str, _Circuit] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._circuits)
+
+    def check(self, host: str, now: float) -> None:
+        """Pass, or raise what a fetch from ``host`` would probably end in.
+
+        Passing a half-open circuit makes the caller its probe: it must report the outcome by
+        ``succeeded``, ``failed`` or ``gave_up``.
+
+        Raises:
+            EgressError: of the class of the failure that opened the circuit.
+        """
+        circuit = self._circuits.get(host)
+        if circuit is None or circuit.error is None:
+            return
+        if now < circuit.open_until or circuit.is_probed:
+            wait = max(circuit.open_until - now, 0)
+            raise type(circuit.error)(f"{host} is left alone for {wait:.0f} s: {circuit.error}")
+        circuit.is_probed = True
+
+    def succeeded(self, host: str) -> None:
+        """``host`` answered."""
+        self._circuits.pop(host, None)
+
+    def hold(self, host: str, seconds: float, now: float) -> None:
+        """``host`` asked to be left alone for a while (``Retry-After``)."""
+        error = BadAnswer(f"Retry-After {seconds:.0f} s")
+        self._keep(host, _Circuit(error, FAILURES_TO_OPEN, now + seconds))
+
+    def failed(self, host: str, error: EgressError, now: float) -> None:
+        """``host`` could not be connected to, or took too long."""
+        circuit = self._circuits.get(host) or _Circuit()
+        circuit.failures += 1
+        circuit.is_probed = False
+        if circuit.failures >= FAILURES_TO_OPEN:
+            circuit.error = error
+            circuit.open_until = now + OPEN_SECONDS
+        self._keep(host, circuit)
+
+    def gave_up(self, host: str) -> None:
+        """A fetch ended without telling anything about ``host``; another may probe it."""
+        circuit = self._circuits.get(host)
+        if circuit is not None:
+            circuit.is_probed = False
+
+    def _keep(self, host: str, circuit: _Circuit) -> None:
+        self._circuits[host] = circuit
+        self._circuits.move_to_end(host)
+        while len(self._circuits) > MAX_HOSTS:
+            self._circuits.popitem(last=False)
+
+
+class _Circuit:
+    """Closed while ``error`` is None."""
+
+    def __init__(
+        self, error: EgressError | None = None, failures: int = 0, open_until: float = 0.0
+    ) -> None:
+        self.error = error
+        self.failures = failures
+        self.open_until = open_until
+        self.is_probed = False
+
+
+def retry_after(value: str | None, wall_clock: float) -> float:
+    """Seconds that a ``Retry-After`` asks to wait, 0 to ``MAX_RETRY_AFTER``; 0 where it is none.
+
+    Args:
+        value: delay in seconds, or an HTTP date.
+        wall_clock: seconds since the epoch, which a date is compared with.
+    """
+    if value is None:
+        return 0.0
+    value = value.strip()
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), MAX_RETRY_AFTER)
+    try:
+        at = parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError, TypeError):
+        return 0.0
+    return min(max(at - wall_clock, 0.0), MAX_RETRY_AFTER)

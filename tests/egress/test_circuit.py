@@ -1,0 +1,140 @@
+"""Circuits: when a host is left alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.egress.circuit import (
+    FAILURES_TO_OPEN,
+    MAX_HOSTS,
+    MAX_RETRY_AFTER,
+    OPEN_SECONDS,
+    Circuits,
+    retry_after,
+)
+from proxy.egress.errors import BadAnswer, ConnectFailed, TimedOut
+
+HOST = "pds.example"
+
+
+def opened(now: float = 0.0) -> Circuits:
+    """Circuits of which that of ``HOST`` has opened."""
+    circuits = Circuits()
+    for _ in range(FAILURES_TO_OPEN):
+        circuits.check(HOST, now)
+        circuits.failed(HOST, TimedOut("slow"), now)
+    return circuits
+
+
+def test_a_host_is_tried_until_it_failed_often_enough_in_a_row() -> None:
+    """Catches a circuit that opens at the first failure: one lost packet would cut a host off."""
+    circuits = Circuits()
+    for _ in range(FAILURES_TO_OPEN - 1):
+        circuits.failed(HOST, ConnectFailed("refused"), 0)
+        circuits.check(HOST, 0)
+    circuits.failed(HOST, ConnectFailed("refused"), 0)
+    with pytest.raises(ConnectFailed):
+        circuits.check(HOST, 0)
+
+
+def test_failures_with_a_success_between_them_never_open_the_circuit() -> None:
+    """Catches a count that is not reset: any busy host would be cut off in the end."""
+    circuits = Circuits()
+    for _ in range(FAILURES_TO_OPEN * 3):
+        circuits.failed(HOST, TimedOut("slow"), 0)
+        circuits.succeeded(HOST)
+    circuits.check(HOST, 0)
+
+
+def test_an_open_circuit_fails_as_the_last_fetch_did() -> None:
+    """Catches one error for all: a host that hangs is a 504, and must stay one."""
+    with pytest.raises(TimedOut):
+        opened().check(HOST, OPEN_SECONDS / 2)
+
+
+def test_other_hosts_pass_an_open_circuit() -> None:
+    """Catches a circuit shared by hosts."""
+    opened().check("other.example", 0)
+
+
+def test_a_half_open_circuit_lets_exactly_one_fetch_through() -> None:
+    """Catches a stampede at the moment the circuit half-opens."""
+    circuits = opened()
+    circuits.check(HOST, OPEN_SECONDS)
+    with pytest.raises(TimedOut):
+        circuits.check(HOST, OPEN_SECONDS)
+
+
+def test_a_probe_that_succeeds_closes_the_circuit() -> None:
+    """Catches a circuit that stays half-open, serving one fetch at a time."""
+    circuits = opened()
+    circuits.check(HOST, OPEN_SECONDS)
+    circuits.succeeded(HOST)
+    for _ in range(3):
+        circuits.check(HOST, OPEN_SECONDS)
+    assert len(circuits) == 0
+
+
+def test_a_probe_that_fails_opens_the_circuit_for_as_long_again() -> None:
+    """Catches a probe after which everybody tries at once."""
+    circuits = opened()
+    circuits.check(HOST, OPEN_SECONDS)
+    circuits.failed(HOST, TimedOut("slow"), OPEN_SECONDS)
+    with pytest.raises(TimedOut):
+        circuits.check(HOST, OPEN_SECONDS * 1.5)
+    circuits.check(HOST, OPEN_SECONDS * 2)
+
+
+def test_a_probe_that_was_cancelled_leaves_the_next_one_free() -> None:
+    """Catches a host that is never tried again because its probe's client went away."""
+    circuits = opened()
+    circuits.check(HOST, OPEN_SECONDS)
+    circuits.gave_up(HOST)
+    circuits.check(HOST, OPEN_SECONDS)
+
+
+def test_a_host_that_asked_for_a_pause_is_left_alone_for_it_and_no_longer() -> None:
+    """Catches a ``Retry-After`` that is not honoured, and one that never ends."""
+    circuits = Circuits()
+    circuits.hold(HOST, 20, now=100)
+    with pytest.raises(BadAnswer):
+        circuits.check(HOST, 119)
+    circuits.check(HOST, 120)
+
+
+def test_only_so_many_hosts_are_remembered() -> None:
+    """Catches memory that strangers can fill with names."""
+    circuits = Circuits()
+    for number in range(MAX_HOSTS + 100):
+        circuits.failed(f"{number}.example", ConnectFailed("refused"), 0)
+    assert len(circuits) == MAX_HOSTS
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, 0),
+        ("0", 0),
+        ("7", 7),
+        (" 7 ", 7),
+        ("999999999999999999999", MAX_RETRY_AFTER),
+        ("-1", 0),
+        ("soon", 0),
+        ("", 0),
+        ("٧", 0),
+        ("Thu, 01 Jan 1970 00:01:10 GMT", 10),
+        ("Thu, 01 Jan 1970 00:00:10 GMT", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
+    ],
+)
+def test_retry_after_is_read_in_both_its_forms(value: str | None, seconds: float) -> None:
+    """Catches dates taken for garbage, and pauses without a bound."""
+    assert retry_after(value, wall_clock=60) == seconds
+
+
+@given(st.text())
+def test_no_retry_after_raises_or_exceeds_its_bound(value: str) -> None:
+    """Catches a header of a stranger that ends in a 500."""
+    assert 0 <= retry_after(value, wall_clock=0) <= MAX_RETRY_AFTER

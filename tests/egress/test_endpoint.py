@@ -1,0 +1,308 @@
+"""Reading strangers' URLs: what is not plainly an origin is refused before a packet leaves."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.egress.endpoint import Origin, parse_origin, parse_url, redirect_target
+from proxy.egress.errors import Forbidden
+
+from .destinations import ACCEPTED, BY_ADDRESS, BY_URL, ENDPOINTS_ONLY, Destination
+
+BASE = Origin("https", "pds.example", 443)
+
+
+@pytest.mark.parametrize(
+    "destination", [*BY_URL, *ENDPOINTS_ONLY], ids=lambda destination: destination.id
+)
+def test_a_lenient_reader_takes_this_for_an_endpoint(destination: Destination) -> None:
+    with pytest.raises(Forbidden):
+        parse_origin(destination.url_at(8443), allow_http=False)
+
+
+@pytest.mark.parametrize("destination", BY_URL, ids=lambda destination: destination.id)
+def test_a_reader_that_is_strict_with_endpoints_alone_lets_a_url_through(
+    destination: Destination,
+) -> None:
+    with pytest.raises(Forbidden):
+        parse_url(destination.url_at(8443), allow_http=False)
+
+
+@pytest.mark.parametrize("destination", BY_ADDRESS, ids=lambda destination: destination.id)
+def test_an_ordinary_name_is_refused_by_its_url_so_that_its_addresses_go_untested(
+    destination: Destination,
+) -> None:
+    assert parse_origin(destination.url_at(8443), allow_http=False).host == destination.host
+
+
+@pytest.mark.parametrize(("text", "canonical"), ACCEPTED)
+def test_a_reader_that_refuses_everything_is_no_reader(text: str, canonical: str) -> None:
+    origin = parse_origin(text, allow_http=False)
+    assert str(origin) == canonical
+    assert parse_origin(canonical, allow_http=False) == origin
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("http://pds.example", "http://pds.example"),
+        ("http://pds.example:80", "http://pds.example"),
+        ("http://pds.example:443", "http://pds.example:443"),
+        ("https://pds.example:80", "https://pds.example:80"),
+        ("http://pds.example:3000", "http://pds.example:3000"),
+    ],
+)
+def test_http_stays_refused_where_the_operator_allows_it(text: str, canonical: str) -> None:
+    assert str(parse_origin(text, allow_http=True)) == canonical
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1",
+        "http://localhost:3000",
+        "http://[::1]",
+        "http://pds.example:22",
+        "http://pds.example:81",
+        "ftp://pds.example",
+    ],
+)
+def test_allowing_http_allows_private_hosts_or_ports_as_well(text: str) -> None:
+    with pytest.raises(Forbidden):
+        parse_origin(text, allow_http=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("https://localhost", "https://localhost"),
+        ("https://pds", "https://pds"),
+        ("https://pds.localhost:22", "https://pds.localhost:22"),
+        ("https://127.0.0.1:1", "https://127.0.0.1:1"),
+        ("https://[::1]:2583", "https://[::1]:2583"),
+        ("https://printer.local", "https://printer.local"),
+    ],
+)
+def test_development_cannot_reach_its_own_machine(text: str, canonical: str) -> None:
+    assert str(parse_origin(text, allow_http=False, allow_private_hosts=True)) == canonical
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://localhost",
+        "https://127.1",
+        "https://2130706433",
+        "https://localhost.",
+        "https://user@localhost",
+        "https://localhost:0",
+        "https://localhost:65536",
+        "https://[fe80::1%25eth0]",
+        "https://localhost/path",
+    ],
+)
+def test_allowing_private_hosts_switches_the_strict_reading_off(text: str) -> None:
+    with pytest.raises(Forbidden):
+        parse_origin(text, allow_http=False, allow_private_hosts=True)
+
+
+def test_a_refusal_that_quotes_raw_text_lets_a_stranger_write_log_lines() -> None:
+    with pytest.raises(Forbidden) as caught:
+        parse_origin("https://pds.example/\r\nlevel=info all is well", allow_http=False)
+    assert "\n" not in str(caught.value)
+    assert "\r" not in str(caught.value)
+
+
+@given(st.text())
+def test_some_text_makes_the_reader_fail_with_another_error(text: str) -> None:
+    for candidate in (text, f"https://{text}", f"https://pds.example{text}"):
+        try:
+            origin = parse_origin(candidate, allow_http=True)
+        except Forbidden:
+            continue
+        assert parse_origin(str(origin), allow_http=True) == origin
+
+
+@given(st.text(string.printable + "\u00e9\u3002", max_size=40))
+def test_some_url_gives_a_target_that_is_no_request_line(text: str) -> None:
+    for candidate in (f"https://pds.example/{text}", f"https://pds.example?{text}"):
+        try:
+            origin, target = parse_url(candidate, allow_http=False)
+        except Forbidden:
+            continue
+        assert origin == BASE
+        assert target.startswith("/")
+        assert all("!" <= character <= "~" for character in target)
+        assert "#" not in target
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("https://pds.example", "/"),
+        ("https://pds.example/", "/"),
+        ("https://pds.example?a=b", "/?a=b"),
+        ("https://pds.example/a/b?c=d&e=%20#f", "/a/b?c=d&e=%20"),
+        ("https://pds.example/a?b?c/../d", "/a?b?c/../d"),
+        ("https://pds.example/#", "/"),
+        ("https://pds.example/a/../../b/./c/..", "/b/"),
+        ("https://pds.example/a//b", "/a//b"),
+        ("https://pds.example/@127.0.0.1", "/@127.0.0.1"),
+        ("https://pds.example?@127.0.0.1/x", "/?@127.0.0.1/x"),
+        ("https://pds.example#@127.0.0.1/x", "/"),
+        ("https://pds.example/http://127.0.0.1/", "/http://127.0.0.1/"),
+    ],
+)
+def test_a_url_loses_its_query_or_sends_its_fragment(text: str, target: str) -> None:
+    assert parse_url(text, allow_http=False) == (BASE, target)
+
+
+# RFC 3986 section 5.4, the examples without a scheme of their own and without a fragment alone.
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("g", "/b/c/g"),
+        ("./g", "/b/c/g"),
+        ("g/", "/b/c/g/"),
+        ("/g", "/g"),
+        ("?y", "/b/c/d;p?y"),
+        ("g?y", "/b/c/g?y"),
+        ("g#s", "/b/c/g"),
+        ("g?y#s", "/b/c/g?y"),
+        (";x", "/b/c/;x"),
+        ("g;x", "/b/c/g;x"),
+        (".", "/b/c/"),
+        ("./", "/b/c/"),
+        ("..", "/b/"),
+        ("../", "/b/"),
+        ("../g", "/b/g"),
+        ("../..", "/"),
+        ("../../", "/"),
+        ("../../g", "/g"),
+        ("../../../g", "/g"),
+        ("../../../../g", "/g"),
+        ("/./g", "/g"),
+        ("/../g", "/g"),
+        ("g.", "/b/c/g."),
+        (".g", "/b/c/.g"),
+        ("g..", "/b/c/g.."),
+        ("..g", "/b/c/..g"),
+        ("./../g", "/b/g"),
+        ("./g/.", "/b/c/g/"),
+        ("g/./h", "/b/c/g/h"),
+        ("g/../h", "/b/c/h"),
+        ("g;x=1/./y", "/b/c/g;x=1/y"),
+        ("g;x=1/../y", "/b/c/y"),
+        ("g?y/./x", "/b/c/g?y/./x"),
+        ("g?y/../x", "/b/c/g?y/../x"),
+        ("g#s/../x", "/b/c/g"),
+    ],
+)
+def test_a_relative_location_is_resolved_otherwise_than_rfc_3986_says(
+    reference: str, expected: str
+) -> None:
+    found = redirect_target(BASE, "/b/c/d;p?q", reference, allow_http=False)
+    assert found == (BASE, expected)
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("https://cdn.example/x", (Origin("https", "cdn.example", 443), "/x")),
+        ("HTTPS://cdn.example:8443", (Origin("https", "cdn.example", 8443), "/")),
+        ("//cdn.example/x?y", (Origin("https", "cdn.example", 443), "/x?y")),
+        ("/a:b", (BASE, "/a:b")),
+        ("./a:b", (BASE, "/a:b")),
+        # A path, however like an authority: it stays at the base.
+        ("/.//127.0.0.1/", (BASE, "//127.0.0.1/")),
+        ("@127.0.0.1", (BASE, "/@127.0.0.1")),
+    ],
+)
+def test_a_location_leads_elsewhere_than_its_reader_thinks(
+    location: str, expected: tuple[Origin, str]
+) -> None:
+    assert redirect_target(BASE, "/", location, allow_http=False) == expected
+
+
+@pytest.mark.parametrize(
+    "location", ["http://pds.example/", "http://cdn.example:8080/", "HTTP://a.b"]
+)
+def test_a_redirect_from_https_to_http_passes_where_http_is_allowed(location: str) -> None:
+    with pytest.raises(Forbidden):
+        redirect_target(BASE, "/", location, allow_http=True, allow_private_hosts=True)
+
+
+def test_a_redirect_from_http_to_https_or_http_is_refused() -> None:
+    base = Origin("http", "pds.example", 80)
+    for scheme, port in (("http", 80), ("https", 443)):
+        found = redirect_target(base, "/", f"{scheme}://cdn.example/", allow_http=True)
+        assert found == (Origin(scheme, "cdn.example", port), "/")
+    found = redirect_target(base, "/", "//cdn.example/x", allow_http=True)
+    assert found == (Origin("http", "cdn.example", 80), "/x")
+
+
+def test_a_trusted_http_directory_hands_its_scheme_to_a_stranger() -> None:
+    base = Origin("http", "127.0.0.1", 2582)
+    with pytest.raises(Forbidden):
+        redirect_target(base, "/", "//cdn.example/", allow_http=False)
+    with pytest.raises(Forbidden):
+        redirect_target(base, "/", "//127.0.0.1:2583/", allow_http=True)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "",
+        "#",
+        "#again",
+        "///cdn.example/",
+        "//",
+        "\\\\cdn.example\\",
+        "/\\cdn.example/",
+        "/a b",
+        "/a\r\nX-Injected: 1",
+        "/\u00e9",
+        "/" + "a" * 5000,
+        "//127.0.0.1/",
+        "//[::1]/",
+        "//localhost/",
+        "//user@cdn.example/",
+        "//cdn.example:22/",
+        "javascript:alert(1)",
+        "data:,x",
+        "cdn.example:8443/x",
+        "https:cdn.example",
+        "https:",
+        "file:///etc/passwd",
+    ],
+)
+def test_a_location_that_no_endpoint_could_be_is_followed(location: str) -> None:
+    with pytest.raises(Forbidden):
+        redirect_target(BASE, "/x", location, allow_http=False)
+
+
+@pytest.mark.parametrize("destination", BY_URL, ids=lambda destination: destination.id)
+def test_a_redirect_is_read_less_strictly_than_an_endpoint(destination: Destination) -> None:
+    location = destination.url_at(8443)
+    try:
+        origin, _ = redirect_target(BASE, "/x", location, allow_http=False)
+    except Forbidden:
+        return
+    # Without a scheme of its own it is a reference, read at the base: "//pds.example:8443" here.
+    assert not location.startswith(("http", "HTTP"))
+    assert origin in (BASE, Origin("https", "pds.example", 8443))
+
+
+@given(st.text(string.printable + "\u00e9\u3002", max_size=40))
+def test_some_location_gives_a_target_that_is_no_request_line(location: str) -> None:
+    try:
+        origin, target = redirect_target(BASE, "/b/c?d", location, allow_http=False)
+    except Forbidden:
+        return
+    assert origin.scheme == "https"
+    assert target.startswith("/")
+    assert all("!" <= character <= "~" and character != "#" for character in target)
