@@ -33,6 +33,9 @@ CREATE TABLE IF NOT EXISTS blocks (
 ) WITHOUT ROWID
 """
 
+SETTLED_SECONDS = 2.0
+"""Age from which a file's time tells changes apart; the coarsest file systems count in these."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -62,6 +65,7 @@ class BlockStore:
         self._limiter = trio.CapacityLimiter(1)
         self._blocked: frozenset[tuple[str, str]] = frozenset()
         self._seen: tuple[int, int, int] | None = None
+        self._settled = True
 
     def is_blocked(self, blob: BlobKey) -> bool:
         """Whether the owner, the blob or the pair is blocked. Microseconds; asks memory."""
@@ -139,7 +143,7 @@ class BlockStore:
         while True:
             await trio.sleep(POLL_SECONDS)
             try:
-                if self._stamp() != self._seen:
+                if not self._settled or self._stamp() != self._seen:
                     await self.load()
             except (sqlite3.Error, OSError) as error:
                 # What was last read stays in force.
@@ -154,6 +158,8 @@ class BlockStore:
                 rows = database.execute("SELECT did, cid FROM blocks").fetchall()
         self._blocked = frozenset(rows)
         self._seen = stamp
+        # A second change within one tick of the file system's clock would leave the same stamp.
+        self._settled = stamp is None or abs(time.time() - stamp[1] / 1e9) > SETTLED_SECONDS
 
     def _stamp(self) -> tuple[int, int, int] | None:
         """Changes with every commit: the rollback journal mode writes the file itself."""

@@ -197,7 +197,10 @@ def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
     if not line or line.startswith("#"):
         return []
     if "/img/" in line:
-        path = unquote(urlsplit(line).path)
+        try:
+            path = unquote(urlsplit(line).path)
+        except ValueError:  # its host is none
+            raise InvalidRequest(line) from None
         return [parse_image_path(settings.presets, path)]
     match line.split():
         case [did, cid]:
@@ -356,4 +359,5 @@ def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) 
 
 
 def _toml(value: object) -> str:
-    return json.dumps(value)
+    # JSON's strings are TOML's but for two: TOML knows no surrogate pairs, and wants DEL escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

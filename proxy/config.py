@@ -24,7 +24,7 @@ from pydantic import (
     ValidationError,
 )
 
-from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.presets import DEFAULT_PRESETS, NotBool, Preset
 
 ENV_PREFIX = "IMAGE_PROXY_"
 CONFIG_VARIABLE = "IMAGE_PROXY_CONFIG"
@@ -55,6 +55,7 @@ def _url(text: str) -> str:
     if text == "":
         return text
     parts = urlsplit(text)
+    _ = parts.port  # raises ValueError where it is none
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http:// or https:// URL without query or fragment")
     return text.rstrip("/")
@@ -73,13 +74,19 @@ def _bind(text: str) -> str:
     return text
 
 
+def _path(value: object) -> object:
+    if value == "":
+        raise ValueError("must not be empty")
+    return value
+
+
 def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-Positive = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[int, NotBool, Field(ge=1)]
+Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
+Duration = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
 MediaRange = Annotated[str, StringConstraints(pattern=r"^[a-z]+/(\*|[a-z0-9.+-]+)$")]
 
@@ -114,11 +121,11 @@ class FetchSection(Section):
 
     client: Literal["httpx2", "asks"] = "httpx2"
     timeout: Seconds = 30
-    max_source_mb: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] = 10
+    max_source_mb: Annotated[float, NotBool, Field(gt=0, le=1024, allow_inf_nan=False)] = 10
     queue_size: Positive = 256
     workers: Positive = 32
     per_host: Positive = 8
-    max_redirects: Annotated[int, Field(ge=0, le=20)] = 3
+    max_redirects: Annotated[int, NotBool, Field(ge=0, le=20)] = 3
     allow_http: bool = False
     allow_private_hosts: bool = False
 
@@ -131,7 +138,7 @@ class FetchSection(Section):
 class ProcessSection(Section):
     """[process]"""
 
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, NotBool, Field(ge=0)] = 0
     max_megapixels: Seconds = 50
     queue_wait: Duration = 5
     isolation: Literal["sandbox", "thread"] = "sandbox"
@@ -152,7 +159,7 @@ class BlobSection(Section):
 class CacheSection(Section):
     """[cache]"""
 
-    path: Annotated[Path, BeforeValidator(lambda value: value or None)] = Path("./cache")
+    path: Annotated[Path, BeforeValidator(_path)] = Path("./cache")
     max_gb: Seconds = 10
     ttl_days: Duration = 30
     cleanup_interval_minutes: Duration = 60
@@ -247,7 +254,7 @@ def _read_file(file: Path | None, mistakes: list[str]) -> Layer:
     if file is None:
         return {}
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         mistakes.append(f"{file}: cannot be read: {error.strerror or error}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -314,9 +321,21 @@ def _explain(
     )
     origin = f" (from {origin})" if origin else ""
     if message == "Extra inputs are not permitted":
-        return f"{key}: unknown key{origin}"
+        # Without its value: the key may be a misspelled secret.
+        return f"{key}: unknown key{origin}; known: {', '.join(_known_beside(location))}"
     shown = "" if isinstance(value, dict) else f" = {_masked(key, value)}"
     return f"{key}{shown}: {message}{origin}"
+
+
+def _known_beside(location: tuple[int | str, ...]) -> list[str]:
+    match location:
+        case (_,):
+            return list(Config.model_fields)
+        case ("presets", *_):
+            return list(Preset.model_fields)
+        case (section, *_):
+            return list(type(getattr(Config(), str(section))).model_fields)
+    return []
 
 
 def _masked(key: str, value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from proxy.formats import Format
 
@@ -14,6 +14,16 @@ MAX_SIDE = 8192
 
 ENCODER_REVISION = 1
 """Raise it when the encoder's settings change: every ETag and cache entry changes with it."""
+
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")  # noqa: TRY004 (what pydantic reports)
+    return value
+
+
+NotBool = BeforeValidator(_refuse_bool)
+"""For numbers: TOML's ``true`` is none, though Python's is."""
 
 
 class Preset(BaseModel, frozen=True, extra="forbid"):
@@ -27,10 +37,10 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
         animated: serve GIF and animated WebP sources as they are.
     """
 
-    width: Annotated[int, Field(ge=1, le=MAX_SIDE)]
-    height: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
+    width: Annotated[int, NotBool, Field(ge=1, le=MAX_SIDE)]
+    height: Annotated[int, NotBool, Field(ge=0, le=MAX_SIDE)] = 0
     fit: Literal["cover", "contain"]
-    quality: Annotated[int, Field(ge=1, le=100)]
+    quality: Annotated[int, NotBool, Field(ge=1, le=100)]
     animated: bool = False
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from proxy.formats import Format
 from proxy.identifiers import Cid, Did
-from proxy.urls import ImageKey
+from proxy.urls import BlobKey, ImageKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,12 @@ class Selection:
             raise ValueError("a selection needs a DID, a CID, or both")
 
     def covers(self, key: ImageKey) -> bool:
-        """Whether ``key`` is selected."""
-        return self.did in (None, key.blob.did) and self.cid in (None, key.blob.cid)
+        """Whether a result is selected."""
+        return self.covers_blob(key.blob)
+
+    def covers_blob(self, blob: BlobKey) -> bool:
+        """Whether a blob is selected."""
+        return self.did in (None, blob.did) and self.cid in (None, blob.cid)
 
 
 class Cache(Protocol):

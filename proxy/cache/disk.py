@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -85,7 +86,9 @@ class DiskCache:
         self._on_evicted = on_evicted
         self._clock = clock
         self._limiter = trio.CapacityLimiter(16)
-        self._temporary_names = itertools.count()
+        # Not the process id: containers on one volume may share theirs.
+        self._temporary_prefix = f".{secrets.token_hex(8)}"
+        self._temporary_numbers = itertools.count()
         self._entries = 0
         self._bytes = 0
 
@@ -137,7 +140,7 @@ class DiskCache:
 
     def _check(self) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
-        probe = self._root / f".probe-{os.getpid()}-{next(self._temporary_names)}{TEMPORARY_SUFFIX}"
+        probe = self._root / self._temporary_name()
         try:
             probe.write_bytes(b"ok")
         finally:
@@ -172,7 +175,7 @@ class DiskCache:
         folder = self._root / entry_folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / entry_name(key, entry.format)
-        temporary = folder / (f".{os.getpid()}-{next(self._temporary_names)}{TEMPORARY_SUFFIX}")
+        temporary = folder / self._temporary_name()
         try:
             temporary.write_bytes(entry.data)
             now = self._clock()
@@ -186,15 +189,22 @@ class DiskCache:
         self._entries += replaced is None
         self._bytes += len(entry.data) - (replaced or 0)
 
+    def _temporary_name(self) -> str:
+        return f"{self._temporary_prefix}-{next(self._temporary_numbers)}{TEMPORARY_SUFFIX}"
+
     def _purge(self, selection: Selection) -> int:
         if selection.did is None:
             root = self._root
         else:
             root = self._root / owner_folder(selection.did)
         removed = 0
-        for file in self._files(root):
+        unread: list[OSError] = []
+        for file in self._files(root, unread.append):
             if selection.cid in (None, cid_of(file.path.name)):
                 removed += self._remove(file)
+        for error in unread:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
         return removed
 
     def _cleanup(self) -> tuple[int, int]:
@@ -244,13 +254,20 @@ class DiskCache:
         self._entries = max(self._entries - 1, 0)
         self._bytes = max(self._bytes - file.size, 0)
         with suppress(OSError):  # not empty, or somebody writes there just now
-            file.path.parent.rmdir()
-            file.path.parent.parent.rmdir()
+            for folder in (file.path.parent, file.path.parent.parent):
+                if self._root not in folder.parents:
+                    break
+                folder.rmdir()
         return True
 
-    def _files(self, root: Path | None = None) -> Iterator[_File]:
-        """The entries below ``root``. Abandoned temporary files are removed on the way."""
-        for folder, _folders, names in os.walk(root or self._root):
+    def _files(
+        self, root: Path | None = None, on_error: Callable[[OSError], None] | None = None
+    ) -> Iterator[_File]:
+        """The entries below ``root``. Abandoned temporary files are removed on the way.
+
+        ``on_error`` is told of folders that cannot be read, which are passed over otherwise.
+        """
+        for folder, _folders, names in os.walk(root or self._root, onerror=on_error):
             for name in names:
                 path = Path(folder, name)
                 try:
@@ -271,7 +288,10 @@ def _size_of(path: Path) -> int | None:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the content begins as the extension says."""
-    with path.open("rb") as file:
-        format_ = sniff(file.read(256))
+    """Whether the content begins as the extension says, or the file is gone by now."""
+    try:
+        with path.open("rb") as file:
+            format_ = sniff(file.read(256))
+    except FileNotFoundError:
+        return True
     return format_ is not None and path.suffix == f".{format_.extension}"

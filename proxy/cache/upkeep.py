@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 import structlog
 from trio_util import periodic
 
@@ -47,18 +49,20 @@ class Upkeep:
 
     async def keep_checking(self) -> None:
         """Look whether an unusable cache works again, until cancelled."""
-        async for _ in periodic(CHECK_SECONDS):
-            if self.problem is not None:
-                await self.check()
+        async with aclosing(periodic(CHECK_SECONDS)) as ticks:
+            async for _ in ticks:
+                if self.problem is not None:
+                    await self.check()
 
     async def keep_cleaning(self, interval: float) -> None:
         """Clean up now and every ``interval`` seconds, until cancelled. 0: never."""
         if interval == 0:
             return
-        async for _ in periodic(interval):
-            try:
-                removed = await self._cache.cleanup()
-            except OSError as error:
-                self.failed(error)
-            else:
-                log.info("cache cleaned up", removed=removed)
+        async with aclosing(periodic(interval)) as ticks:
+            async for _ in ticks:
+                try:
+                    removed = await self._cache.cleanup()
+                except OSError as error:
+                    self.failed(error)
+                else:
+                    log.info("cache cleaned up", removed=removed)

@@ -1,0 +1,774 @@
+"""The disk tier, in a real folder: what is in it is whole, bounded, and nowhere else.
+
+File times are the tier's only records, so time comes from a clock that tests advance. It starts
+now: the kernel notes reads by its own clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given, settings
+
+from proxy.cache.base import Cache, Entry, Selection
+from proxy.cache.disk import (
+    ABANDONED_AFTER,
+    LOW_WATER,
+    TOUCH_AFTER,
+    CacheStatistics,
+    DiskCache,
+)
+from proxy.cache.layout import entry_folder, entry_name
+from proxy.errors import InvalidCid, InvalidDid, InvalidPreset
+from proxy.formats import OUTPUTS, Format
+from proxy.identifiers import Did, parse_did
+from proxy.presets import DEFAULT_PRESETS
+from proxy.urls import ImageKey, image_key
+
+from . import SIGNATURES, blob_cid, entry, key, owner
+from .test_layout import dids
+
+DAY = 86400.0
+GIGABYTE = 1024**3
+
+
+class Clock:
+    """Seconds since the epoch, advanced by hand."""
+
+    def __init__(self) -> None:
+        self.now = float(int(time.time()))
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "images"
+
+
+IN_THE_WAY = f"{os.strerror(errno.EEXIST)}|{os.strerror(errno.ENOTDIR)}"
+MakeCache = Callable[..., DiskCache]
+
+
+@pytest.fixture
+def make(root: Path, clock: Clock) -> MakeCache:
+    """Makes a cache over the folder; a second one is what a restart would give."""
+
+    def make(**arguments: Any) -> DiskCache:
+        return DiskCache(root, **{"max_bytes": GIGABYTE, "clock": clock, **arguments})
+
+    return make
+
+
+@pytest.fixture
+def cache(make: MakeCache) -> DiskCache:
+    return make()
+
+
+def path_of(root: Path, key: ImageKey, format_: Format = Format.JPEG) -> Path:
+    return root / entry_folder(key) / entry_name(key, format_)
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def exists(path: Path) -> bool:
+    return path.exists()
+
+
+def plant(path: Path, data: bytes, *, at: float) -> None:
+    """A file that somebody else wrote at ``at``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    os.utime(path, (at, at))
+
+
+@contextmanager
+def full_disk(after: int) -> Iterator[None]:
+    """No file of this process grows beyond ``after`` bytes: writes stop in the middle."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def failing(code: int) -> Callable[..., Any]:
+    def fail(*_arguments: object, **_options: object) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+# What is kept, and under which key.
+
+
+@pytest.mark.parametrize("format_", list(SIGNATURES))
+async def test_what_was_put_is_got(cache: DiskCache, format_: Format) -> None:
+    """Catches bytes or a format that change on the way through the disk."""
+    asked = None if format_ in (Format.JPEG, Format.GIF) else format_
+    wanted = key(format_=asked)
+    await cache.put(wanted, entry(5000, format_))
+    assert await cache.get(wanted) == entry(5000, format_)
+
+
+@pytest.mark.parametrize("format_", [Format.JPEG, Format.PNG, Format.GIF, Format.WEBP])
+async def test_a_result_without_an_asked_format_is_found_in_the_format_it_has(
+    cache: DiskCache, format_: Format
+) -> None:
+    """Catches a look-up that takes "no format" for JPEG."""
+    await cache.put(key(), entry(100, format_))
+    assert await cache.get(key()) == entry(100, format_)
+
+
+async def test_a_key_that_was_never_put_is_a_miss(cache: DiskCache, root: Path) -> None:
+    """Catches an exception, and folders made by looking."""
+    assert await cache.get(key()) is None
+    assert not exists(root)
+
+
+async def test_a_later_put_replaces_the_earlier_one(cache: DiskCache) -> None:
+    """Catches two files for one key, of which the older one is found."""
+    await cache.put(key(), entry(100))
+    await cache.put(key(), entry(300, fill=b"\x01"))
+    assert await cache.get(key()) == entry(300, fill=b"\x01")
+    assert cache.statistics() == CacheStatistics(1, 300)
+
+
+async def test_what_was_put_outlives_the_process(make: MakeCache) -> None:
+    """Catches an index in memory that a restart forgets."""
+    await make().put(key(), entry())
+    assert await make().get(key()) == entry()
+
+
+async def test_presets_formats_blobs_and_owners_are_kept_apart(cache: DiskCache) -> None:
+    """Catches a key without one of its parts: one picture served as another."""
+    keys = [
+        key(preset=preset, did=owner(who), cid=blob_cid(what), format_=format_)
+        for preset in ("avatar", "avatar_small")
+        for who in (1, 2)
+        for what in (1, 2)
+        for format_ in (None, *OUTPUTS)
+    ]
+    for number, each in enumerate(keys):
+        await cache.put(each, entry(100 + number, each.format or Format.JPEG))
+    for number, each in enumerate(keys):
+        assert await cache.get(each) == entry(100 + number, each.format or Format.JPEG)
+
+
+async def test_a_changed_preset_does_not_find_what_the_old_one_made(cache: DiskCache) -> None:
+    """Catches yesterday's pixels behind today's preset."""
+    await cache.put(key(), entry())
+    changed = DEFAULT_PRESETS["avatar"].model_copy(update={"quality": 1})
+    other = image_key({"avatar": changed}, "avatar", owner(), blob_cid())
+    assert await cache.get(other) is None
+
+
+async def test_a_file_lies_where_the_layout_says(cache: DiskCache, root: Path) -> None:
+    """Catches an entry that nginx does not find."""
+    await cache.put(key(), entry())
+    assert files_below(root) == [path_of(root, key())]
+
+
+@pytest.mark.parametrize(
+    "did",
+    [
+        "did:plc:z72i7hdynmk6r22z27h6tvur",
+        "did:web:example.com",
+        "did:web:a.b.c.d.example.com",
+        "did:web:localhost%3A2583",
+        "did:web:" + ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 57, "com"]),
+    ],
+)
+async def test_special_characters_and_length_of_a_did_make_no_difference(
+    cache: DiskCache, did: str
+) -> None:
+    """Catches an owner that cannot be kept, or is kept where a purge does not look."""
+    wanted = key(did=parse_did(did))
+    await cache.put(wanted, entry())
+    assert await cache.get(wanted) == entry()
+    assert await cache.purge(Selection(did=parse_did(did))) == 1
+
+
+@given(did=dids)
+@settings(deadline=None, derandomize=True, max_examples=30)
+def test_nothing_is_ever_outside_the_folder(did: Did) -> None:
+    """Catches an owner whose name leads elsewhere, when it is kept and when it goes."""
+
+    async def work(outside: Path) -> None:
+        cache = DiskCache(outside / "images", max_bytes=GIGABYTE)
+        await cache.put(key(did=did), entry())
+        assert [path.parts[len(outside.parts)] for path in files_below(outside)] == ["images"]
+        assert await cache.purge(Selection(did=did)) == 1
+        assert files_below(outside) == []
+
+    with tempfile.TemporaryDirectory() as folder:
+        trio.run(work, Path(folder))
+
+
+def test_no_part_of_a_key_or_selection_can_be_empty() -> None:
+    """Catches an empty part that stands for all: a purge of everything."""
+    with pytest.raises(InvalidPreset):
+        image_key(DEFAULT_PRESETS, "", owner(), blob_cid())
+    with pytest.raises(InvalidDid):
+        image_key(DEFAULT_PRESETS, "avatar", "", blob_cid())
+    with pytest.raises(InvalidCid):
+        image_key(DEFAULT_PRESETS, "avatar", owner(), "")
+    with pytest.raises(ValueError, match="needs a DID, a CID, or both"):
+        Selection()
+
+
+def test_a_disk_cache_is_a_cache_and_touches_nothing_when_made(root: Path) -> None:
+    """Catches a constructor that fails, or writes, before anything is asked of it."""
+    cache: Cache = DiskCache(root, max_bytes=1, ttl_seconds=1)
+    assert isinstance(cache, DiskCache)
+    assert cache.path == root
+    assert cache.statistics() == CacheStatistics(0, 0)
+    assert not root.exists()
+
+
+def test_a_relative_folder_is_held_on_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a cache that moves with the working directory."""
+    monkeypatch.chdir(tmp_path)
+    cache = DiskCache(Path("images"), max_bytes=1)
+    monkeypatch.chdir("/")
+    assert cache.path == tmp_path / "images"
+
+
+# Size and counting.
+
+
+async def test_statistics_follow_every_put_replacement_and_purge(cache: DiskCache) -> None:
+    """Catches a gauge that drifts from the folder."""
+    assert cache.statistics() == CacheStatistics(0, 0)
+    await cache.put(key(1), entry(1000))
+    await cache.put(key(2), entry(1000))
+    assert cache.statistics() == CacheStatistics(2, 2000)
+    await cache.put(key(2), entry(400))
+    assert cache.statistics() == CacheStatistics(2, 1400)
+    await cache.purge(Selection(did=owner(1)))
+    assert cache.statistics() == CacheStatistics(1, 400)
+    await cache.purge(Selection(did=owner(1)))
+    assert cache.statistics() == CacheStatistics(1, 400)
+
+
+async def test_a_cleanup_counts_what_another_process_left(make: MakeCache) -> None:
+    """Catches a restart after which the cache may grow to twice its limit."""
+    await make().put(key(1), entry(1000))
+    after_restart = make()
+    assert await after_restart.cleanup() == 0
+    assert after_restart.statistics() == CacheStatistics(1, 1000)
+
+
+async def test_by_preset_counts_each_preset_alone(make: MakeCache) -> None:
+    """Catches a preset that hides in another one's row."""
+    cache = make()
+    assert await cache.by_preset() == {}
+    await cache.put(key(1), entry(100))
+    await cache.put(key(2), entry(200))
+    await cache.put(key(1, preset="banner"), entry(400))
+    avatar, banner = key(1), key(1, preset="banner")
+    assert await make().by_preset() == {
+        f"avatar-{avatar.fingerprint}": CacheStatistics(2, 300),
+        f"banner-{banner.fingerprint}": CacheStatistics(1, 400),
+    }
+
+
+# Eviction by size.
+
+
+async def test_nothing_is_evicted_below_the_limit(make: MakeCache, clock: Clock) -> None:
+    """Catches eviction by age alone."""
+    evicted: list[tuple[str, int]] = []
+    cache = make(max_bytes=200, on_evicted=lambda *what: evicted.append(what))
+    await cache.put(key(1), entry(100))
+    clock.advance(DAY)
+    await cache.put(key(2), entry(100))
+    assert await cache.cleanup() == 0
+    assert await cache.get(key(1)) == entry(100)
+    assert await cache.get(key(2)) == entry(100)
+    assert evicted == []
+
+
+async def test_the_least_recently_used_goes_first(make: MakeCache, clock: Clock) -> None:
+    """Catches first in, first out: the oldest picture may be everybody's avatar."""
+    cache = make(max_bytes=1000)
+    for number in range(10):
+        await cache.put(key(number), entry(100))
+        clock.advance(1)
+    clock.advance(TOUCH_AFTER + 1)
+    for used in (0, 4):
+        assert await cache.get(key(used)) is not None
+    await cache.put(key(10), entry(100))
+    kept = [number for number in range(11) if await cache.get(key(number)) is not None]
+    assert kept == [0, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+async def test_eviction_goes_on_down_to_the_low_water_mark(make: MakeCache, clock: Clock) -> None:
+    """Catches a walk over the whole cache with every single write at the limit."""
+    evicted: list[tuple[str, int]] = []
+    cache = make(max_bytes=100_000, on_evicted=lambda *what: evicted.append(what))
+    for number in range(100):
+        await cache.put(key(number), entry(1000))
+        clock.advance(1)
+    assert evicted == []
+    await cache.put(key(100), entry(1000))
+    assert cache.statistics().bytes == 100_000 * LOW_WATER
+    assert evicted == [("size", 6)]
+    for number in range(101, 106):
+        await cache.put(key(number), entry(1000))
+    assert evicted == [("size", 6)]
+
+
+async def test_the_limit_holds_for_what_was_there_before(make: MakeCache, clock: Clock) -> None:
+    """Catches a lowered limit that is only kept for new entries."""
+    for number in range(10):
+        await make().put(key(number), entry(1000))
+        clock.advance(1)
+    assert await make(max_bytes=5000).cleanup() == 6
+    assert len([n for n in range(10) if await make().get(key(n)) is not None]) == 4
+
+
+async def test_an_entry_beyond_the_whole_limit_does_not_stay(make: MakeCache) -> None:
+    """Catches a limit that one large result breaks for good."""
+    cache = make(max_bytes=1000)
+    await cache.put(key(), entry(2000))
+    assert cache.statistics() == CacheStatistics(0, 0)
+    assert await cache.get(key()) is None
+
+
+async def test_a_use_is_noted_and_leaves_the_time_of_writing_alone(
+    cache: DiskCache, root: Path, clock: Clock
+) -> None:
+    """Catches the seed's single time: with it, whatever is used never expires."""
+    written = clock.now
+    await cache.put(key(), entry())
+    clock.advance(TOUCH_AFTER + 1)
+    await cache.get(key())
+    status = path_of(root, key()).stat()
+    assert status.st_atime == clock.now
+    assert status.st_mtime == written
+
+
+async def test_a_use_is_not_noted_with_every_hit(
+    cache: DiskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a write to the disk per request."""
+    await cache.put(key(), entry())
+    notes: list[object] = []
+    monkeypatch.setattr(os, "utime", lambda *arguments, **_options: notes.append(arguments))
+    clock.advance(TOUCH_AFTER - 1)
+    for _ in range(10):
+        assert await cache.get(key()) is not None
+    assert notes == []
+
+
+async def test_a_use_that_cannot_be_noted_is_still_a_hit(
+    cache: DiskCache, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a cache on a read-only file system that serves nothing of what it has."""
+    await cache.put(key(), entry())
+    clock.advance(DAY)
+    monkeypatch.setattr(os, "utime", failing(errno.EROFS))
+    assert await cache.get(key()) == entry()
+
+
+# Expiry.
+
+
+async def test_an_entry_expires_by_the_time_of_writing_not_of_use(
+    make: MakeCache, root: Path, clock: Clock
+) -> None:
+    """Catches a TTL that every use puts off, and one that is a second off."""
+    cache = make(ttl_seconds=DAY)
+    await cache.put(key(), entry())
+    for _ in range(23):
+        clock.advance(3600)
+        assert await cache.get(key()) == entry()
+    clock.advance(3599)
+    assert await cache.get(key()) == entry()
+    clock.advance(1)
+    assert await cache.get(key()) is None
+    assert files_below(root) == []
+    assert cache.statistics() == CacheStatistics(0, 0)
+
+
+async def test_an_expired_entry_can_be_put_again(make: MakeCache, clock: Clock) -> None:
+    """Catches an entry that is replaced with its old age."""
+    cache = make(ttl_seconds=DAY)
+    await cache.put(key(), entry())
+    clock.advance(2 * DAY)
+    await cache.put(key(), entry(200))
+    assert await cache.get(key()) == entry(200)
+
+
+async def test_a_cleanup_removes_what_expired_and_nothing_else(
+    make: MakeCache, clock: Clock
+) -> None:
+    """Catches a cleanup that is off by one entry, or tells a wrong number."""
+    evicted: list[tuple[str, int]] = []
+    cache = make(ttl_seconds=DAY, on_evicted=lambda *what: evicted.append(what))
+    await cache.put(key(1), entry())
+    clock.advance(2 * DAY)
+    await cache.put(key(2), entry())
+    assert await cache.cleanup() == 1
+    assert await cache.get(key(1)) is None
+    assert await cache.get(key(2)) == entry()
+    assert evicted == [("ttl", 1)]
+
+
+async def test_without_a_ttl_nothing_expires(make: MakeCache, clock: Clock) -> None:
+    """Catches a TTL of 0 taken for "at once"."""
+    cache = make(ttl_seconds=0)
+    await cache.put(key(), entry())
+    clock.advance(365 * DAY)
+    assert await cache.cleanup() == 0
+    assert await cache.get(key()) == entry()
+
+
+async def test_a_cleanup_judges_by_age_first_and_by_size_then(
+    make: MakeCache, clock: Clock
+) -> None:
+    """Catches a fresh entry evicted for the room that an expired one takes."""
+    evicted: list[tuple[str, int]] = []
+    for number in range(3):
+        await make().put(key(number), entry(400))
+        clock.advance(1)
+    clock.advance(DAY)
+    for number in range(3, 6):
+        await make().put(key(number), entry(400))
+        clock.advance(1)
+    cache = make(max_bytes=1000, ttl_seconds=DAY, on_evicted=lambda *what: evicted.append(what))
+    assert await cache.cleanup() == 4
+    assert evicted == [("ttl", 3), ("size", 1)]
+    assert cache.statistics() == CacheStatistics(2, 800)
+
+
+# Files that are not what they should be.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="empty, as a power cut leaves it"),
+        pytest.param(b"\x00" * 5000, id="zeros, as a power cut leaves it"),
+        pytest.param(b"\xff\xd8", id="truncated"),
+        pytest.param(SIGNATURES[Format.PNG], id="another format"),
+        pytest.param(b"<!DOCTYPE html><script>", id="foreign"),
+    ],
+)
+async def test_a_damaged_file_is_a_miss_and_goes(
+    cache: DiskCache, root: Path, clock: Clock, data: bytes
+) -> None:
+    """Catches a broken picture that is served until somebody purges it."""
+    path = path_of(root, key())
+    plant(path, data, at=clock.now)
+    assert await cache.get(key()) is None
+    assert not path.exists()
+    await cache.put(key(), entry())
+    assert await cache.get(key()) == entry()
+
+
+async def test_verify_tells_what_is_damaged_and_repair_removes_just_that(
+    cache: DiskCache, root: Path, clock: Clock
+) -> None:
+    """Catches a repair that removes good entries, and a verify that changes anything."""
+    await cache.put(key(1), entry())
+    await cache.put(key(2), entry(100, Format.PNG))
+    damaged = [path_of(root, key(3)), path_of(root, key(4), Format.PNG), root / "stray.txt"]
+    for path, data in zip(damaged, (b"", SIGNATURES[Format.JPEG], b"hello"), strict=True):
+        plant(path, data, at=clock.now)
+    before = files_below(root)
+    assert sorted(await cache.verify(repair=False)) == sorted(damaged)
+    assert files_below(root) == before
+    assert sorted(await cache.verify(repair=True)) == sorted(damaged)
+    assert files_below(root) == sorted(set(before) - set(damaged))
+    assert await cache.verify(repair=False) == []
+
+
+async def test_verify_passes_over_what_goes_meanwhile(
+    cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a verify that fails beside a server which evicts."""
+    await cache.put(key(1), entry())
+    await cache.put(key(2), entry())
+    open_it = Path.open
+
+    def evicted_just_now(path: Path, *arguments: Any) -> Any:
+        path.unlink()
+        return open_it(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", evicted_just_now)
+    assert await cache.verify(repair=False) == []
+
+
+async def test_a_stray_file_goes_by_size_like_any_other_and_takes_no_folder_along(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """Catches tidying that removes the cache's own folder, and the one around it."""
+    root = tmp_path / "around" / "images"
+    plant(root / "stray.txt", b"x" * 2000, at=clock.now)
+    plant(root / "plc" / "stray.txt", b"x" * 2000, at=clock.now)
+    assert await DiskCache(root, max_bytes=1000, clock=clock).cleanup() == 2
+    assert root.is_dir()
+    assert files_below(tmp_path) == []
+
+
+# Writing.
+
+
+async def test_a_write_that_fails_in_the_middle_leaves_what_was_there(
+    cache: DiskCache, root: Path
+) -> None:
+    """Catches half a picture under the name of a whole one, and rubbish on a full disk."""
+    await cache.put(key(1), entry(100))
+    with full_disk(after=4096), pytest.raises(OSError, match="too large"):
+        await cache.put(key(1), entry(100_000))
+    with full_disk(after=4096), pytest.raises(OSError, match="too large"):
+        await cache.put(key(2), entry(100_000))
+    assert files_below(root) == [path_of(root, key(1))]
+    assert await cache.get(key(1)) == entry(100)
+    assert await cache.get(key(2)) is None
+    assert cache.statistics() == CacheStatistics(1, 100)
+    await cache.put(key(2), entry(100_000))
+    assert await cache.get(key(2)) == entry(100_000)
+
+
+@pytest.mark.parametrize("call", ["replace", "utime", "mkdir"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+async def test_a_disk_that_fails_at_any_step_leaves_what_was_there(
+    cache: DiskCache, root: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    """Catches a temporary file that stays, and an error that is swallowed."""
+    await cache.put(key(1), entry(100))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, call, failing(code))
+        with pytest.raises(OSError, match=os.strerror(code)):
+            await cache.put(key(2), entry(100))
+    assert files_below(root) == [path_of(root, key(1))]
+    assert cache.statistics() == CacheStatistics(1, 100)
+    await cache.put(key(2), entry(100))
+    assert await cache.get(key(2)) == entry(100)
+
+
+async def test_writers_of_one_key_do_not_share_a_temporary_file(
+    make: MakeCache, root: Path
+) -> None:
+    """Catches the seed's fixed temporary name: two writers made one file of two halves."""
+    entries = [entry(50_000 + number, fill=bytes([number])) for number in range(20)]
+    caches = [make(), make()]
+    async with trio.open_nursery() as nursery:
+        for number, each in enumerate(entries):
+            nursery.start_soon(caches[number % 2].put, key(), each)
+    assert await caches[0].get(key()) in entries
+    assert files_below(root) == [path_of(root, key())]
+
+
+async def test_a_put_that_is_cancelled_leaves_all_or_nothing(cache: DiskCache, root: Path) -> None:
+    """Catches a thread that is abandoned with the file half written."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await cache.put(key(), entry())
+    assert files_below(root) in ([], [path_of(root, key())])
+    assert await cache.get(key()) in (None, entry())
+
+
+async def test_abandoned_temporary_files_go_and_fresh_ones_stay(
+    cache: DiskCache, root: Path, clock: Clock
+) -> None:
+    """Catches a folder that fills with what crashes left, and a writer whose file is taken."""
+    await cache.put(key(), entry())
+    folder = path_of(root, key()).parent
+    plant(folder / ".7-0.tmp", b"half", at=clock.now - ABANDONED_AFTER - 1)
+    plant(folder / ".7-1.tmp", b"half", at=clock.now - ABANDONED_AFTER + 1)
+    assert await cache.cleanup() == 0
+    assert files_below(root) == [folder / ".7-1.tmp", path_of(root, key())]
+    assert cache.statistics() == CacheStatistics(1, 100), "a temporary file is no entry"
+
+
+async def test_a_temporary_file_is_never_served_nor_purged(
+    cache: DiskCache, root: Path, clock: Clock
+) -> None:
+    """Catches a write that a purge of another preset breaks in its middle."""
+    temporary = path_of(root, key()).parent / ".7-0.tmp"
+    plant(temporary, SIGNATURES[Format.JPEG], at=clock.now)
+    assert await cache.get(key()) is None
+    assert await cache.purge(Selection(did=owner())) == 0
+    assert await cache.verify(repair=True) == []
+    assert temporary.exists()
+
+
+# Purging.
+
+
+@pytest.fixture
+async def stocked(cache: DiskCache) -> DiskCache:
+    """Two owners, two blobs, two presets, two formats: sixteen entries."""
+    for each in stock():
+        await cache.put(each, entry(100, each.format or Format.JPEG))
+    return cache
+
+
+def stock() -> list[ImageKey]:
+    return [
+        key(preset=preset, did=owner(who), cid=blob_cid(what), format_=format_)
+        for preset in ("avatar", "banner")
+        for who in (1, 2)
+        for what in (1, 2)
+        for format_ in (None, Format.WEBP)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("selection", "count"),
+    [
+        (Selection(did=owner(1)), 8),
+        (Selection(cid=blob_cid(1)), 8),
+        (Selection(did=owner(1), cid=blob_cid(1)), 4),
+        (Selection(did=owner(3)), 0),
+        (Selection(cid=blob_cid(3)), 0),
+        (Selection(did=owner(1), cid=blob_cid(3)), 0),
+    ],
+)
+async def test_a_purge_takes_every_preset_and_format_of_what_is_selected(
+    stocked: DiskCache, selection: Selection, count: int
+) -> None:
+    """Catches a format or preset of a blocked blob that is left, and a neighbour that goes."""
+    assert await stocked.purge(selection) == count
+    for each in stock():
+        assert (await stocked.get(each) is None) is selection.covers(each)
+    assert stocked.statistics().entries == 16 - count
+    assert await stocked.purge(selection) == 0
+
+
+async def test_a_purge_leaves_no_empty_folders_behind(cache: DiskCache, root: Path) -> None:
+    """Catches inodes that run out over years of owners that come and go."""
+    await cache.put(key(), entry())
+    await cache.purge(Selection(did=owner()))
+    assert not (path_of(root, key()).parent.parent).exists()
+
+
+async def test_a_purge_that_cannot_read_a_folder_says_so_after_the_others(
+    stocked: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches "removed" told of entries that are still there."""
+    scandir = os.scandir
+
+    def broken_at_one(path: Any) -> Any:
+        if owner(1).removeprefix("did:plc:") in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "scandir", broken_at_one)
+        with pytest.raises(OSError, match="Input/output error"):
+            await stocked.purge(Selection(cid=blob_cid(1)))
+    for each in stock():
+        if each.blob.did == owner(2):
+            assert (await stocked.get(each) is None) is (each.blob.cid == blob_cid(1))
+    assert await stocked.purge(Selection(cid=blob_cid(1))) == 4
+
+
+# A folder that is missing, in the way, or read-only.
+
+
+async def test_a_missing_folder_is_made_at_start_and_made_again_in_the_middle(
+    cache: DiskCache, root: Path
+) -> None:
+    """Catches a cache that is lost for good when somebody empties /var/cache."""
+    assert await cache.cleanup() == 0
+    assert await cache.purge(Selection(did=owner())) == 0
+    assert await cache.verify(repair=True) == []
+    await cache.check()
+    assert files_below(root) == []
+    assert exists(root)
+    await cache.put(key(), entry())
+    shutil.rmtree(root)
+    assert await cache.get(key()) is None
+    await cache.put(key(), entry(200))
+    assert await cache.get(key()) == entry(200)
+
+
+async def test_a_file_in_the_way_fails_the_check_and_each_write_and_is_left_alone(
+    cache: DiskCache, root: Path
+) -> None:
+    """Catches a start that goes well with a cache which keeps nothing, and a file removed."""
+    plant(root, b"precious", at=time.time())
+    with pytest.raises(OSError, match=IN_THE_WAY):
+        await cache.check()
+    with pytest.raises(OSError, match=IN_THE_WAY):
+        await cache.put(key(), entry())
+    assert await cache.get(key()) is None
+    assert await cache.purge(Selection(did=owner())) == 0
+    assert await cache.cleanup() == 0
+    assert content(root) == b"precious"
+
+
+async def test_a_file_in_the_way_of_one_owner_leaves_the_others(
+    cache: DiskCache, root: Path
+) -> None:
+    """Catches one bad name that makes the whole cache unusable."""
+    plant(path_of(root, key(1)).parent.parent, b"x", at=time.time())
+    with pytest.raises(OSError, match=IN_THE_WAY):
+        await cache.put(key(1), entry())
+    assert await cache.get(key(1)) is None
+    await cache.put(key(2), entry())
+    assert await cache.get(key(2)) == entry()
+
+
+async def test_the_check_tells_a_full_disk_and_leaves_nothing(cache: DiskCache, root: Path) -> None:
+    """Catches a check that only looks whether the folder exists."""
+    await cache.check()
+    with full_disk(after=0), pytest.raises(OSError, match="too large"):
+        await cache.check()
+    assert files_below(root) == []
+    await cache.check()
+
+
+async def test_the_check_tells_a_read_only_disk(
+    cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a cache that is called usable and keeps nothing."""
+    monkeypatch.setattr(os, "mkdir", failing(errno.EROFS))
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        await cache.check()
+
+
+async def test_many_at_once_find_what_they_put(cache: DiskCache) -> None:
+    """Catches threads that trip over each other's folders."""
+
+    async def put_and_get(number: int) -> None:
+        wanted = key(number % 10, preset=["avatar", "banner"][number % 2])
+        await cache.put(wanted, entry(1000))
+        assert await cache.get(wanted) == Entry(entry(1000).data, Format.JPEG)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(100):
+            nursery.start_soon(put_and_get, number)
+    assert sum(row.entries for row in (await cache.by_preset()).values()) == 10

@@ -1,0 +1,575 @@
+"""The command line: what scripts read, and the exit code that they act on.
+
+Commands that reach a network are tested where a network is; here the cache has what they need.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+from proxy.cache.base import Selection
+from proxy.cli import cli, parse_warm_line
+from proxy.config import Config, Layer, load_config
+from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
+from proxy.formats import Format
+from proxy.presets import DEFAULT_PRESETS
+from proxy.service import block_store_of, disk_cache_of
+from proxy.urls import BlobKey, ImageKey, image_key, image_url
+
+from .cache import blob_cid, entry, key, owner
+
+DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
+CID = "bafkreibnoelefnzgwbcacyt4vh52ymxvzbjq7mmqhtcnwarfq4lzegsiqe"
+PATH = f"/img/avatar/plain/{DID}/{CID}"
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command with a cache of its own; ``env`` comes to the environment."""
+    for name in os.environ:
+        if name.startswith("IMAGE_PROXY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("IMAGE_PROXY_CACHE__PATH", str(tmp_path / "cache"))
+
+    def run(*arguments: str, input: str = "", env: Mapping[str, str] | None = None) -> Result:
+        result = CliRunner().invoke(cli, arguments, input=input, env=env)
+        unexpected = result.exception is not None and not isinstance(result.exception, SystemExit)
+        if unexpected:
+            raise AssertionError(f"{arguments} raised") from result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def settings(run: Run, tmp_path: Path) -> Config:
+    """The configuration of the commands that ``run`` runs."""
+    return load_config()
+
+
+def put(settings: Config, *keys: ImageKey) -> None:
+    async def work() -> None:
+        for each in keys:
+            await disk_cache_of(settings).put(each, entry(1000, each.format or Format.JPEG))
+
+    trio.run(work)
+
+
+def entries(settings: Config) -> int:
+    return sum(row.entries for row in trio.run(disk_cache_of(settings).by_preset).values())
+
+
+# config
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {
+            "IMAGE_PROXY_SERVER__BIND": "[::]:9000",
+            "IMAGE_PROXY_SERVER__CDN_URL": "https://cdn.example",
+            "IMAGE_PROXY_FETCH__TIMEOUT": "0.25",
+            "IMAGE_PROXY_CACHE__MAX_GB": "1e-05",
+            "IMAGE_PROXY_PROCESS__MAX_MEGAPIXELS": "1e+16",
+            "IMAGE_PROXY_BLOB__ALLOWED_TYPES": "image/*,video/mp4",
+            "IMAGE_PROXY_PRESETS__AVATAR__QUALITY": "70",
+            "IMAGE_PROXY_PRESETS__MINE__WIDTH": "10",
+            "IMAGE_PROXY_PRESETS__MINE__FIT": "contain",
+            "IMAGE_PROXY_PRESETS__MINE__QUALITY": "1",
+        },
+        {"IMAGE_PROXY_CACHE__PATH": 'C:\\images "new"\n\t\x7f\x1b'},
+        {"IMAGE_PROXY_CACHE__PATH": "/srv/caf\u00e9/\u4e2d/\U0001f600"},
+    ],
+    ids=["defaults", "every type", "escapes", "beyond ASCII"],
+)
+def test_what_config_show_prints_is_a_file_of_the_same_configuration(
+    run: Run, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches output that only looks like the file it cannot be."""
+    shown = run("config", "show", env=environment)
+    assert shown.exit_code == 0
+    file = tmp_path / "shown.toml"
+    file.write_text(shown.stdout, encoding="utf-8")
+    expected = load_config(environment={**os.environ, **environment})
+    assert load_config(file, environment={}) == expected
+    monkeypatch.delenv("IMAGE_PROXY_CACHE__PATH")
+    assert run("config", "show", "--config", str(file)).stdout == shown.stdout
+
+
+def test_config_show_masks_the_token(run: Run) -> None:
+    """Catches a secret in a terminal, a ticket, a screenshot."""
+    shown = run("config", "show", env={"IMAGE_PROXY_SERVER__ADMIN_TOKEN": "s3cret"})
+    assert "s3cret" not in shown.output
+    line = next(line for line in shown.stdout.splitlines() if line.startswith("admin_token"))
+    assert "*" in line, "one must still see that there is one"
+
+
+def test_config_check_passes_what_is_right(run: Run) -> None:
+    """Catches a check that says nothing, so that nobody knows whether it ran."""
+    result = run("config", "check")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "ok\n", "")
+
+
+@pytest.mark.parametrize("command", [("config", "check"), ("config", "show"), ("cache", "stats")])
+def test_every_mistake_is_told_with_its_key_and_the_exit_code_is_2(
+    run: Run, tmp_path: Path, command: tuple[str, str]
+) -> None:
+    """Catches a check that stops at the first mistake, and a command that runs in spite of them."""
+    file = tmp_path / "wrong.toml"
+    file.write_text("[server]\nworkers = 0\ncolour = 'red'\nadmin_token = 12345\n[nosuch]\n")
+    result = run(*command, "--config", str(file), env={"IMAGE_PROXY_FETCH__TIMEOUT": "soon"})
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert all(line.startswith("config: ") for line in lines)
+    assert sorted(line.split()[1].rstrip(":") for line in lines) == [
+        "fetch.timeout",
+        "nosuch",
+        "server.admin_token",
+        "server.colour",
+        "server.workers",
+    ]
+    assert "12345" not in result.output
+
+
+def test_a_configuration_that_cannot_be_read_is_exit_code_2(run: Run, tmp_path: Path) -> None:
+    """Catches a start with the defaults where a file was asked for."""
+    missing = tmp_path / "missing.toml"
+    for result in (
+        run("config", "check", "--config", str(missing)),
+        run("config", "check", env={"IMAGE_PROXY_CONFIG": str(missing)}),
+        run("config", "check", "--config", str(tmp_path)),
+    ):
+        assert result.exit_code == 2
+        assert str(tmp_path) in result.stderr
+
+
+# url
+
+
+@pytest.mark.parametrize(
+    ("environment", "base"),
+    [
+        ({}, ""),
+        ({"IMAGE_PROXY_SERVER__BASE_URL": "https://img.example/"}, "https://img.example"),
+        ({"IMAGE_PROXY_SERVER__CDN_URL": "https://cdn.example"}, "https://cdn.example"),
+        (
+            {
+                "IMAGE_PROXY_SERVER__BASE_URL": "https://img.example",
+                "IMAGE_PROXY_SERVER__CDN_URL": "https://cdn.example",
+            },
+            "https://cdn.example",
+        ),
+        ({"IMAGE_PROXY_BASE_URL": "https://seed.example"}, "https://seed.example"),
+    ],
+)
+def test_url_prints_the_public_url_of_the_cdn_first(
+    run: Run, environment: dict[str, str], base: str
+) -> None:
+    """Catches links that go around the CDN, and links of 127.0.0.1."""
+    assert run("url", "avatar", DID, CID, env=environment).stdout == f"{base}{PATH}\n"
+
+
+def test_url_knows_formats_and_escapes_a_port(run: Run) -> None:
+    """Catches a URL that the server it is for would refuse."""
+    assert run("url", "avatar", DID, CID, "--format", "webp").stdout == f"{PATH}@webp\n"
+    result = run("url", "avatar", "did:web:localhost%3A2583", CID)
+    assert result.stdout == f"/img/avatar/plain/did:web:localhost%253A2583/{CID}\n"
+
+
+WRONG_PARTS = [
+    (("nosuch", DID, CID), "invalid preset: nosuch"),
+    (("avatar", "did:plc:x", CID), "invalid DID format"),
+    (("avatar", DID, "x"), "invalid CID format"),
+    (("avatar", DID, CID, "--format", "gif"), "invalid format"),
+]
+
+
+@pytest.mark.parametrize("command", ["url", "fetch"])
+@pytest.mark.parametrize(("arguments", "message"), WRONG_PARTS)
+def test_a_part_that_is_wrong_is_a_usage_error(
+    run: Run, command: str, arguments: tuple[str, ...], message: str
+) -> None:
+    """Catches a script that prints a dead link and goes on."""
+    result = run(command, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nosuch",),
+        ("url",),
+        ("url", "avatar", DID),
+        ("url", "avatar", DID, CID, "more"),
+        ("serve", "--workers", "0"),
+        ("serve", "--workers", "many"),
+        ("serve", "--nosuch"),
+        ("cache",),
+        ("cache", "nosuch"),
+        ("cache", "purge"),
+        ("cache", "purge", "--did", "x"),
+        ("cache", "purge", "--cid", "x"),
+        ("cache", "purge", "--did", ""),
+        ("blocks", "add"),
+        ("blocks", "add", "--did", "x"),
+        ("blocks", "add", "--reason", "spam"),
+        ("blocks", "remove"),
+        ("blocks", "remove", "--cid", CID.upper()),
+        ("warm", "/nonexistent/list"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2_and_changes_nothing(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Catches a purge or a block of everything for an argument that was left out."""
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert not (tmp_path / "cache").exists()
+
+
+# serve
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides"),
+    [
+        ((), {}),
+        (("--bind", "0.0.0.0:9000"), {"server": {"bind": "0.0.0.0:9000"}}),
+        (("--workers", "4"), {"server": {"workers": 4}}),
+    ],
+)
+def test_serve_gives_its_options_precedence_and_passes_the_exit_code_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], overrides: Layer
+) -> None:
+    """Catches options that the environment beats, and a failure that looks like success."""
+    served: list[tuple[Config, Path | None, Layer]] = []
+
+    def serve(config: Config, file: Path | None, overrides: Layer) -> int:
+        served.append((config, file, overrides))
+        return 7
+
+    monkeypatch.setattr("proxy.serve.serve", serve)
+    environment = {"IMAGE_PROXY_SERVER__BIND": "127.0.0.1:1", "IMAGE_PROXY_SERVER__WORKERS": "2"}
+    assert run("serve", *arguments, env=environment).exit_code == 7
+    ((config, file, given),) = served
+    assert given == overrides
+    expected = {"bind": "127.0.0.1:1", "workers": 2, **overrides.get("server", {})}
+    assert {name: getattr(config.server, name) for name in expected} == expected
+    assert file is None
+
+
+def test_serve_does_not_start_with_a_bad_address(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an option that is not checked like a key of the file."""
+    monkeypatch.setattr("proxy.serve.serve", lambda *_arguments: pytest.fail("served"))
+    result = run("serve", "--bind", "8080")
+    assert result.exit_code == 2
+    assert "server.bind = '8080'" in result.stderr
+    assert "HOST:PORT" in result.stderr
+
+
+# cache
+
+
+def test_cache_stats_counts_by_preset_and_in_all(run: Run, settings: Config) -> None:
+    """Catches numbers of a cache that nobody has walked yet."""
+    empty = run("cache", "stats")
+    assert empty.exit_code == 0
+    assert empty.stdout.splitlines()[1].split() == ["all", "0", "0"]
+    keys = [key(1), key(2), key(1, preset="banner", format_=Format.PNG)]
+    put(settings, *keys)
+    result = run("cache", "stats", env={"IMAGE_PROXY_CACHE__MAX_GB": str(6000 / 1024**3)})
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert rows[0] == ["preset", "entries", "bytes"]
+    assert rows[1:4] == [
+        [f"avatar-{keys[0].fingerprint}", "2", "2,000"],
+        [f"banner-{keys[2].fingerprint}", "1", "1,000"],
+        ["all", "3", "3,000"],
+    ]
+    assert result.stdout.splitlines()[4].startswith("50.0% of ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "removed"),
+    [
+        (("--did", owner(1)), 4),
+        (("--cid", blob_cid(1)), 3),
+        (("--did", owner(1), "--cid", blob_cid(1)), 2),
+        (("--did", owner(3)), 0),
+    ],
+)
+def test_cache_purge_removes_what_is_selected_and_says_how_much(
+    run: Run, settings: Config, arguments: tuple[str, ...], removed: int
+) -> None:
+    """Catches a purge of too much, and one of nothing that looks like one."""
+    pairs = [(1, 1), (1, 2), (2, 1), (2, 2)]
+    keys = [key(did=owner(who), cid=blob_cid(what)) for who, what in pairs]
+    keys += [key(did=owner(1), cid=blob_cid(what), preset="banner") for what in (1, 2)]
+    put(settings, *keys)
+    result = run("cache", "purge", *arguments)
+    assert (result.exit_code, result.stdout) == (0, f"{removed} removed\n")
+    assert entries(settings) == len(keys) - removed
+
+
+def test_cache_cleanup_goes_by_age_and_by_size(run: Run, settings: Config) -> None:
+    """Catches a cleanup that waits for the server to run."""
+    put(settings, key(1), key(2), key(3))
+    assert run("cache", "cleanup").stdout == "0 removed\n"
+    limit = {"IMAGE_PROXY_CACHE__MAX_GB": str(2200 / 1024**3)}
+    assert run("cache", "cleanup", env=limit).stdout == "1 removed\n"
+    assert entries(settings) == 2
+
+
+def test_cache_verify_fails_until_what_is_damaged_is_repaired(run: Run, settings: Config) -> None:
+    """Catches a check whose exit code a cron job cannot use."""
+    put(settings, key(1))
+    clean = run("cache", "verify")
+    assert (clean.exit_code, clean.stdout) == (0, "0 damaged\n")
+    stray = disk_cache_of(settings).path / "stray.jpg"
+    stray.write_bytes(b"no picture")
+    found = run("cache", "verify")
+    assert (found.exit_code, found.stdout) == (1, f"damaged: {stray}\n1 damaged\n")
+    assert stray.exists(), "looking changes nothing"
+    repaired = run("cache", "verify", "--repair")
+    assert (repaired.exit_code, repaired.stdout) == (0, f"removed: {stray}\n1 damaged\n")
+    assert run("cache", "verify").exit_code == 0
+    assert entries(settings) == 1
+
+
+# blocks
+
+
+def test_blocks_are_added_listed_and_lifted(run: Run, settings: Config) -> None:
+    """Catches a block that is told and not kept, and one that purges nothing."""
+    put(settings, key(1), key(1, preset="banner"), key(2))
+    assert run("blocks", "list").stdout == ""
+    added = run("blocks", "add", "--did", owner(1), "--reason", "spam and scam")
+    assert (added.exit_code, added.stdout) == (0, "blocked; 2 cached entries removed\n")
+    assert entries(settings) == 1
+    assert run("blocks", "add", "--cid", blob_cid(5)).exit_code == 0
+    assert run("blocks", "add", "--did", owner(3), "--cid", blob_cid(3)).exit_code == 0
+    lines = run("blocks", "list").stdout.splitlines()
+    assert [line.split("  ")[1:] for line in lines] == [
+        [owner(1), "*", "spam and scam"],
+        ["*", blob_cid(5)],
+        [owner(3), blob_cid(3)],
+    ]
+
+    async def is_blocked() -> bool:
+        store = block_store_of(settings)
+        await store.load()
+        return store.is_blocked(BlobKey(owner(1), blob_cid(9)))
+
+    assert trio.run(is_blocked)
+    lifted = run("blocks", "remove", "--did", owner(1))
+    assert (lifted.exit_code, lifted.stdout) == (0, "lifted\n")
+    assert not trio.run(is_blocked)
+    assert len(run("blocks", "list").stdout.splitlines()) == 2
+
+
+def test_lifting_what_is_not_blocked_fails(run: Run) -> None:
+    """Catches "lifted" for a pair whose owner is what is blocked."""
+    run("blocks", "add", "--did", owner(1))
+    result = run("blocks", "remove", "--did", owner(1), "--cid", blob_cid(1))
+    assert (result.exit_code, result.stdout) == (1, "there was no such block\n")
+
+
+# fetch and warm, with nothing to be asked for
+
+
+@pytest.fixture
+def _unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks a directory here has a test fail, and no packet leaves."""
+    monkeypatch.setenv("IMAGE_PROXY_IDENTITY__PLC_URL", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("_unreachable")
+def test_fetch_writes_a_cached_image_to_a_file_or_standard_output(
+    run: Run, settings: Config, tmp_path: Path
+) -> None:
+    """Catches a summary in the middle of the picture."""
+    put(settings, key(1))
+    data = entry(1000).data
+    summary = "hit  image/jpeg  1000 bytes"
+    result = run("fetch", "avatar", owner(1), blob_cid(1))
+    assert (result.exit_code, result.stdout) == (0, f"{summary}\n")
+    output = tmp_path / "out.jpg"
+    result = run("fetch", "avatar", owner(1), blob_cid(1), "-o", str(output))
+    assert (result.exit_code, result.stdout) == (0, f"{summary}\n")
+    assert output.read_bytes() == data
+    result = run("fetch", "avatar", owner(1), blob_cid(1), "-o", "-")
+    assert (result.exit_code, result.stdout_bytes) == (0, data)
+    assert result.stderr == f"{summary}\n"
+
+
+@pytest.mark.usefixtures("_unreachable")
+def test_fetch_of_what_is_blocked_fails_with_its_line(
+    run: Run, settings: Config, tmp_path: Path
+) -> None:
+    """Catches a command that goes around the blocks, and a file that it leaves."""
+    put(settings, key(1))
+
+    async def block() -> None:
+        await block_store_of(settings).add(Selection(did=owner(1)))
+
+    trio.run(block)
+    output = tmp_path / "out.jpg"
+    result = run("fetch", "avatar", owner(1), blob_cid(1), "-o", str(output))
+    assert result.exit_code == 1
+    assert "blob not found" in result.stderr
+    assert not output.exists()
+
+
+@pytest.mark.usefixtures("_unreachable")
+def test_warm_counts_what_is_cached_and_fails_when_something_is_not(
+    run: Run, settings: Config, tmp_path: Path
+) -> None:
+    """Catches an exit code of 0 over a list of failures, and failures without their names."""
+    put(settings, key(1), key(2))
+    lines = [f"avatar {owner(number)} {blob_cid(number)}" for number in (1, 2)]
+    warmed = run("warm", input="\n".join(["# a comment", "", *lines]))
+    assert (warmed.exit_code, warmed.stdout) == (0, "2 of 2 are cached\n")
+    run("blocks", "add", "--did", owner(2))
+    file = tmp_path / "list"
+    file.write_text("\n".join(lines))
+    warmed = run("warm", str(file))
+    assert (warmed.exit_code, warmed.stdout) == (1, "1 of 2 are cached\n")
+    assert image_url(key(2)) in warmed.stderr
+    assert image_url(key(1)) not in warmed.stderr
+
+
+@pytest.mark.usefixtures("_unreachable")
+def test_warm_with_an_empty_list_does_nothing_well(run: Run) -> None:
+    """Catches a progress bar that divides by its length."""
+    result = run("warm", input="# nothing\n\n")
+    assert (result.exit_code, result.stdout) == (0, "0 of 0 are cached\n")
+
+
+@pytest.mark.parametrize("line", ["nonsense", f"avatar {DID} nocid", "http://[/img/x", "/img/x"])
+def test_warm_names_the_line_it_cannot_read(run: Run, tmp_path: Path, line: str) -> None:
+    """Catches a list that is half worked off before its mistake is found."""
+    result = run("warm", input=f"# a comment\n{line}\n")
+    assert result.exit_code == 2
+    assert "line 2: " in result.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def keys(*formats: str | None, preset: str = "avatar") -> list[ImageKey]:
+    return [image_key(DEFAULT_PRESETS, preset, DID, CID, format_) for format_ in formats]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", []),
+        ("   \n", []),
+        ("# a comment", []),
+        (f"  # {PATH}", []),
+        (PATH, keys(None)),
+        (f"  {PATH}\r\n", keys(None)),
+        (f"{PATH}@webp", keys("webp")),
+        (f"{PATH}?w=100", keys(None)),
+        (f"https://cdn.example{PATH}@png", keys("png")),
+        (f"https://cdn.example:8443{PATH}?a=b#c", keys(None)),
+        (PATH.replace(":", "%3A"), keys(None)),
+        (f"avatar {DID} {CID}", keys(None)),
+        (f"avatar\t{DID}   {CID} ", keys(None)),
+        (f"banner {DID} {CID} avif", keys("avif", preset="banner")),
+        (f"{DID} {CID}", [keys(None, preset=preset)[0] for preset in DEFAULT_PRESETS]),
+    ],
+)
+def test_a_line_of_a_list_asks_for_these_images(line: str, expected: list[ImageKey]) -> None:
+    """Catches a form of line that is documented and refused, or means something else."""
+    assert parse_warm_line(Config(), line) == expected
+
+
+def test_a_port_in_a_url_of_a_list_is_decoded_once() -> None:
+    """Catches lines made by ``imageproxy url`` that ``imageproxy warm`` refuses."""
+    expected = image_key(DEFAULT_PRESETS, "avatar", "did:web:localhost%3A2583", CID)
+    assert parse_warm_line(Config(), image_url(expected, "https://img.example")) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (DID, InvalidRequest),
+        (f"avatar {DID} {CID} webp more", InvalidRequest),
+        (f"{PATH}/more", InvalidRequest),
+        (f"https://img.example/below{PATH}", InvalidRequest),
+        ("http://[/img/avatar", InvalidRequest),
+        (f"nosuch {DID} {CID}", InvalidPreset),
+        (f"avatar {CID} {DID}", InvalidDid),
+        (f"{DID} nocid", InvalidCid),
+        (f"{PATH}@jpg", InvalidFormat),
+        (f"avatar {DID} {CID} gif", InvalidFormat),
+    ],
+)
+def test_a_line_of_no_form_is_a_typed_error(line: str, error: type[InvalidRequest]) -> None:
+    """Catches a traceback for a line that somebody mistyped."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse_warm_line(Config(), line)
+    assert type(caught.value) is error
+
+
+# The program itself.
+
+
+def python_m_proxy(
+    *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("IMAGE_PROXY_")}
+    return subprocess.run(
+        [sys.executable, "-m", "proxy", *arguments],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**inherited, **(environment or {})},
+    )
+
+
+def test_python_m_proxy_is_the_program() -> None:
+    """Catches a package that only the console script can start."""
+    done = python_m_proxy("--help")
+    assert done.returncode == 0
+    for command in ("serve", "config", "url", "fetch", "warm", "cache", "blocks"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_a_store_that_fails_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    """Catches a traceback where a line would tell more."""
+    (tmp_path / "blocks.sqlite3").write_bytes(b"no database" * 1000)
+    done = python_m_proxy("blocks", "list", environment={"IMAGE_PROXY_CACHE__PATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("imageproxy: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_commands_are_the_documented_ones(run: Run) -> None:
+    """Catches a command that was renamed under people's scripts."""
+    for group, commands in {
+        (): ["serve", "config", "url", "fetch", "warm", "cache", "blocks"],
+        ("config",): ["show", "check"],
+        ("cache",): ["stats", "purge", "cleanup", "verify"],
+        ("blocks",): ["list", "add", "remove"],
+    }.items():
+        for flag in ("-h", "--help"):
+            shown = run(*group, flag)
+            assert shown.exit_code == 0
+            assert all(f"\n  {command} " in shown.stdout for command in commands)
+    assert run("--version").exit_code == 0

@@ -1,0 +1,675 @@
+"""The configuration: a mistake stops the start, and says which key, which value, and what is right.
+
+The table over all keys is compared with the models, so that a new key cannot come in untested.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from proxy.config import (
+    CONFIG_VARIABLE,
+    SEED_VARIABLES,
+    Config,
+    ConfigError,
+    Layer,
+    environment_for,
+    load_config,
+)
+from proxy.presets import DEFAULT_PRESETS, Preset
+
+ROOT = Path(__file__).parent.parent
+
+SPECIFIED: dict[str, dict[str, object]] = {
+    "server": {
+        "enabled": True,
+        "bind": "127.0.0.1:8080",
+        "workers": 1,
+        "base_url": "",
+        "cdn_url": "",
+        "admin_token": SecretStr(""),
+        "shutdown_timeout": 10,
+    },
+    "identity": {
+        "plc_url": "https://plc.directory",
+        "ttl": 3600,
+        "stale_ttl": 86400,
+        "negative_ttl": 60,
+    },
+    "fetch": {
+        "client": "httpx2",
+        "timeout": 30,
+        "max_source_mb": 10,
+        "queue_size": 256,
+        "workers": 32,
+        "per_host": 8,
+        "max_redirects": 3,
+        "allow_http": False,
+        "allow_private_hosts": False,
+    },
+    "process": {
+        "threads": 0,
+        "max_megapixels": 50,
+        "queue_wait": 5,
+        "isolation": "sandbox",
+    },
+    "blob": {"allowed_types": ("image/*",)},
+    "cache": {
+        "path": Path("./cache"),
+        "max_gb": 10,
+        "ttl_days": 30,
+        "cleanup_interval_minutes": 60,
+        "memory_mb": 64,
+        "write_queue": 256,
+    },
+}
+"""The defaults that dashboards, documents and the seed's users know."""
+
+KEYS = [f"{section}.{key}" for section, keys in SPECIFIED.items() for key in keys]
+
+
+def load(
+    toml: str = "",
+    environment: dict[str, str] | None = None,
+    overrides: Layer | None = None,
+    *,
+    folder: Path | None = None,
+) -> Config:
+    """The configuration of a file with ``toml`` in ``folder``, and nothing of this process."""
+    file = None
+    if folder is not None:
+        file = folder / "imageproxy.toml"
+        file.write_text(toml, encoding="utf-8")
+    return load_config(file, environment=environment or {}, overrides=overrides)
+
+
+def mistakes(
+    toml: str = "", environment: dict[str, str] | None = None, *, folder: Path | None = None
+) -> list[str]:
+    """The mistakes of a configuration that has some."""
+    with pytest.raises(ConfigError) as caught:
+        load(toml, environment, folder=folder)
+    return caught.value.mistakes
+
+
+def value_of(config: Config, key: str) -> object:
+    value: object = config
+    for part in key.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
+def variable(key: str) -> str:
+    return "IMAGE_PROXY_" + "__".join(key.split(".")).upper()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_default_is_the_specified_one(key: str) -> None:
+    """Catches a default that drifted: nobody who relies on it would be told."""
+    section, _dot, name = key.partition(".")
+    assert value_of(Config(), key) == SPECIFIED[section][name]
+    assert value_of(load(), key) == SPECIFIED[section][name]
+
+
+def test_no_key_is_without_a_specified_default() -> None:
+    """Catches a new key that this file does not know."""
+    sections = {name: value for name, value in Config() if isinstance(value, BaseModel)}
+    assert {name: set(type(value).model_fields) for name, value in sections.items()} == {
+        name: set(keys) for name, keys in SPECIFIED.items()
+    }
+    assert set(Config.model_fields) == {*SPECIFIED, "presets"}
+
+
+def test_the_file_at_the_root_is_the_default_configuration() -> None:
+    """Catches a config.toml whose values or comments lag behind the code."""
+    assert load_config(ROOT / "config.toml", environment={}) == Config() == load()
+    file = tomllib.loads((ROOT / "config.toml").read_text(encoding="utf-8"))
+    defaults = Config().model_dump(mode="json")
+    assert {name: set(keys) for name, keys in file.items()} == {
+        name: set(keys) for name, keys in defaults.items()
+    }
+    for name, preset in file["presets"].items():
+        assert set(preset) == set(Preset.model_fields), name
+
+
+def test_the_file_at_the_root_says_something_of_every_key() -> None:
+    """Catches a key without its comment: the file is the manual."""
+    lines = (ROOT / "config.toml").read_text(encoding="utf-8").partition("[presets.")[0]
+    keys = re.findall(r"^(\w+) = ", lines, re.MULTILINE)
+    commented = re.findall(r"^(\w+) = .*# \S", lines, re.MULTILINE)
+    plain_by_name = {"path"}
+    assert set(keys) - set(commented) <= plain_by_name
+    assert keys == [key.partition(".")[2] for key in KEYS]
+
+
+# A key, values that are wrong, and what the message has to say is right.
+INVALID: dict[str, tuple[list[object], str]] = {
+    "server.enabled": (["perhaps", 2, ""], "boolean"),
+    "server.bind": (
+        ["8080", ":8080", "localhost", "localhost:", "localhost:http", "localhost:65536",
+         "localhost:-1", "localhost:\u0668\u0660", "", 8080],
+        "HOST:PORT|string",
+    ),
+    "server.workers": ([0, -1, 1.5, "two", "", True], "greater than or equal to 1|integer|number"),
+    "server.base_url": (
+        ["cdn.example", "ftp://cdn.example", "https://", "//cdn.example", "https://a/?b=c",
+         "https://a/#b", "https://a:port", "https://a:99999", "https://[::1", 1],
+        "http:// or https://|[Pp]ort|IPv6|string",
+    ),
+    "server.cdn_url": (["cdn.example", "javascript:alert(1)"], "http:// or https://"),
+    "server.admin_token": ([5, True], "string"),
+    "server.shutdown_timeout": (
+        [-1, "soon", float("inf"), float("nan"), True],
+        "greater than or equal to 0|number",
+    ),
+    "identity.plc_url": (["", "plc.directory", "file:///etc/passwd"], "empty|http:// or https://"),
+    "identity.ttl": ([-1, "1h"], "greater than or equal to 0|number"),
+    "identity.stale_ttl": ([-1, "1h"], "greater than or equal to 0|number"),
+    "identity.negative_ttl": ([-0.1, "1h"], "greater than or equal to 0|number"),
+    "fetch.client": (["httpx", "HTTPX2", "", 2], "'httpx2' or 'asks'"),
+    "fetch.timeout": ([0, -1, float("inf"), float("nan"), "30s", True], "greater than 0|number"),
+    "fetch.max_source_mb": ([0, -5, 1025, "10MB", True], "greater than 0|equal to 1024|number"),
+    "fetch.queue_size": ([0, -1, 1.5], "greater than or equal to 1|integer"),
+    "fetch.workers": ([0, -1], "greater than or equal to 1"),
+    "fetch.per_host": ([0, -1], "greater than or equal to 1"),
+    "fetch.max_redirects": ([-1, 21, "none", False], "to 0|to 20|integer|number"),
+    "fetch.allow_http": (["perhaps", 2], "boolean"),
+    "fetch.allow_private_hosts": (["perhaps", 2], "boolean"),
+    "process.threads": ([-1, "all", True], "greater than or equal to 0|integer|number"),
+    "process.max_megapixels": ([0, -1, float("nan")], "greater than 0|finite"),
+    "process.queue_wait": ([-1, float("inf")], "greater than or equal to 0|finite"),
+    "process.isolation": (["none", "Sandbox", True], "'sandbox' or 'thread'"),
+    "blob.allowed_types": (
+        ["image", "image/*;q=1", "*/*", "", "Image/png", "image/png,", ["image"], [5], 5],
+        "pattern|string|tuple",
+    ),
+    "cache.path": (["", 5], "empty|path"),
+    "cache.max_gb": ([0, -5, float("inf"), "10GB", True], "greater than 0|finite|number"),
+    "cache.ttl_days": ([-1, float("nan"), "30d"], "greater than or equal to 0|finite|number"),
+    "cache.cleanup_interval_minutes": ([-1, "1h"], "greater than or equal to 0|number"),
+    "cache.memory_mb": ([-1, float("inf")], "greater than or equal to 0|finite"),
+    "cache.write_queue": ([0, -1, 1.5], "greater than or equal to 1|integer"),
+    "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
+    "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
+    "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
+    "presets.avatar.quality": ([0, 101, True], "equal to|number"),
+    "presets.avatar.animated": (["perhaps", 2], "boolean"),
+}  # fmt: skip
+CASES = [(key, value, right) for key, (values, right) in INVALID.items() for value in values]
+
+
+def test_every_key_has_a_value_that_is_known_to_be_wrong() -> None:
+    """Catches a key that takes whatever it is given."""
+    assert set(INVALID) == {*KEYS, *(f"presets.avatar.{key}" for key in Preset.model_fields)}
+
+
+def nested(key: str, value: object) -> Layer:
+    """A layer with one value."""
+    *tables, name = key.split(".")
+    layer: Layer = {name: value}
+    for table in reversed(tables):
+        layer = {table: layer}
+    return layer
+
+
+@pytest.mark.parametrize(("key", "value", "right"), CASES, ids=lambda part: ascii(part)[:40])
+def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right: str) -> None:
+    """Catches the seed's way, a warning and the default; and a message one has to guess from."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(environment={}, overrides=nested(key, value))
+    (message,) = caught.value.mistakes
+    assert message.startswith(key)
+    shown = "***" if "token" in key else repr(value[0] if isinstance(value, list) else value)
+    if key != "blob.allowed_types" or isinstance(value, list):
+        assert f" = {shown}: " in message
+    assert re.search(right, message.partition(": ")[2])
+    assert "command line" in message
+    assert "\n" not in message
+
+
+STRINGS = [case for case in CASES if isinstance(case[1], str) and "\u0668" not in case[1]]
+
+
+@pytest.mark.parametrize(("key", "value", "right"), STRINGS, ids=lambda part: ascii(part)[:40])
+def test_a_bad_value_of_the_environment_is_named_too(key: str, value: str, right: str) -> None:
+    """Catches an environment that is trusted more than the file."""
+    (message,) = mistakes(environment={variable(key): value})
+    assert message.startswith(key)
+    assert re.search(right, message.partition(": ")[2])
+    assert "environment" in message
+
+
+# A key, texts of the environment, and what they mean.
+VALID: list[tuple[str, str, object]] = [
+    ("server.enabled", "false", False),
+    ("server.enabled", "0", False),
+    ("server.bind", "0.0.0.0:0", "0.0.0.0:0"),
+    ("server.bind", "[::1]:65535", "[::1]:65535"),
+    ("server.bind", "localhost:80", "localhost:80"),
+    ("server.workers", "4", 4),
+    ("server.base_url", "", ""),
+    ("server.base_url", "https://img.example/", "https://img.example"),
+    ("server.base_url", "http://localhost:8080/below/", "http://localhost:8080/below"),
+    ("server.cdn_url", "https://cdn.example", "https://cdn.example"),
+    ("server.admin_token", "s3cret", SecretStr("s3cret")),
+    ("server.shutdown_timeout", "0", 0),
+    ("identity.plc_url", "http://127.0.0.1:2582", "http://127.0.0.1:2582"),
+    ("identity.ttl", "0", 0),
+    ("identity.stale_ttl", "0", 0),
+    ("identity.negative_ttl", "0.5", 0.5),
+    ("fetch.client", "asks", "asks"),
+    ("fetch.timeout", "0.25", 0.25),
+    ("fetch.max_source_mb", "0.5", 0.5),
+    ("fetch.max_source_mb", "1024", 1024),
+    ("fetch.queue_size", "1", 1),
+    ("fetch.workers", "1", 1),
+    ("fetch.per_host", "1", 1),
+    ("fetch.max_redirects", "0", 0),
+    ("fetch.max_redirects", "20", 20),
+    ("fetch.allow_http", "true", True),
+    ("fetch.allow_private_hosts", "1", True),
+    ("process.threads", "0", 0),
+    ("process.max_megapixels", "0.5", 0.5),
+    ("process.queue_wait", "0", 0),
+    ("process.isolation", "thread", "thread"),
+    ("blob.allowed_types", "image/*, video/mp4", ("image/*", "video/mp4")),
+    ("cache.path", "/srv/images", Path("/srv/images")),
+    ("cache.max_gb", "0.001", 0.001),
+    ("cache.ttl_days", "0", 0),
+    ("cache.cleanup_interval_minutes", "0", 0),
+    ("cache.memory_mb", "0", 0),
+    ("cache.write_queue", "1", 1),
+    ("presets.avatar.width", "8192", 8192),
+    ("presets.avatar.height", "1", 1),
+    ("presets.avatar.fit", "contain", "contain"),
+    ("presets.avatar.quality", "1", 1),
+    ("presets.avatar.animated", "true", True),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "value"), VALID)
+def test_every_key_can_be_set_in_the_environment(key: str, text: str, value: object) -> None:
+    """Catches bounds off by one, and a key that only the file can reach."""
+    config = load(environment={variable(key): text})
+    assert value_of(config, key) == value
+    section = key.partition(".")[0]
+    others = {name: part for name, part in config if name != section}
+    assert others == {name: part for name, part in Config() if name != section}
+
+
+def test_every_key_was_set_in_the_environment() -> None:
+    """Catches a new key that the test above does not know."""
+    assert {key for key, _text, _value in VALID} == set(INVALID)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    """Catches a start that fails once for each mistake."""
+    toml = """
+        [server]
+        workers = 0
+        colour = "red"
+        [fetch]
+        client = "curl"
+        [nosuch]
+        key = 1
+        [presets.avatar]
+        quality = 200
+    """
+    found = mistakes(
+        toml, {"IMAGE_PROXY_CACHE__MAX_GB": "x", "IMAGE_PROXY_X": "1"}, folder=tmp_path
+    )
+    assert sorted(message.split(" ")[0].rstrip(":") for message in found) == [
+        "IMAGE_PROXY_X",
+        "cache.max_gb",
+        "fetch.client",
+        "nosuch",
+        "presets.avatar.quality",
+        "server.colour",
+        "server.workers",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load(toml, folder=tmp_path)
+    assert str(caught.value).splitlines() == caught.value.mistakes
+
+
+@pytest.mark.parametrize(
+    ("toml", "environment", "key", "known"),
+    [
+        ("[fetch]\ntimeuot = 5", {}, "fetch.timeuot", "timeout"),
+        ("", {"IMAGE_PROXY_FETCH__TIMEUOT": "5"}, "fetch.timeuot", "timeout"),
+        ("[cahce]\nmax_gb = 5", {}, "cahce", "cache"),
+        ("", {"IMAGE_PROXY_CAHCE__MAX_GB": "5"}, "cahce", "cache"),
+        ("timeout = 5", {}, "timeout", "fetch"),
+        ("[presets.avatar]\nsize = 5", {}, "presets.avatar.size", "width"),
+        ("", {"IMAGE_PROXY_PRESETS__AVATAR__SIZE": "5"}, "presets.avatar.size", "width"),
+        ("", {"IMAGE_PROXY_SERVER__ADMIN__TOKEN": "s3cret"}, "server.admin", "admin_token"),
+    ],
+)
+def test_an_unknown_key_stops_the_start_and_names_the_known_ones(
+    toml: str, environment: dict[str, str], key: str, known: str, tmp_path: Path
+) -> None:
+    """Catches a typing error that leaves a limit at its default."""
+    (message,) = mistakes(toml, environment, folder=tmp_path)
+    assert message.startswith(f"{key}: unknown key")
+    assert ("environment" if environment else "imageproxy.toml") in message
+    assert known in message.partition("known: ")[2].split(", ")
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["IMAGE_PROXY_", "IMAGE_PROXY_TIMEOUT", "IMAGE_PROXY___TIMEOUT", "IMAGE_PROXY_FETCH__",
+     "IMAGE_PROXY_FETCH____TIMEOUT", "IMAGE_PROXY_CACHE_MAX_TB"],
+)  # fmt: skip
+def test_a_variable_that_names_no_key_stops_the_start(name: str) -> None:
+    """Catches a misspelled variable that is passed over."""
+    (message,) = mistakes(environment={name: "s3cret"})
+    assert message.startswith(f"{name}: unknown")
+    assert "IMAGE_PROXY_SECTION__KEY" in message
+    assert "s3cret" not in message
+
+
+def test_other_programs_variables_are_none_of_ours() -> None:
+    """Catches a prefix that is compared too loosely."""
+    environment = {"PATH": "/bin", "IMAGE_PROXYFETCH__TIMEOUT": "x", "XIMAGE_PROXY_A__B": "x"}
+    assert load(environment=environment) == Config()
+
+
+def test_a_table_and_a_value_of_one_name_are_a_mistake() -> None:
+    """Catches one of two contradicting variables winning by its place in the alphabet."""
+    environment = {"IMAGE_PROXY_PRESETS__AVATAR": "x", "IMAGE_PROXY_PRESETS__AVATAR__WIDTH": "5"}
+    assert any("PRESETS__AVATAR__WIDTH" in message for message in mistakes("", environment))
+
+
+LAYERED = "fetch.timeout"
+
+
+@pytest.mark.parametrize(
+    ("layers", "value"),
+    [
+        ("", 30),
+        ("file", 1),
+        ("environment", 2),
+        ("line", 3),
+        ("file environment", 2),
+        ("file line", 3),
+        ("environment line", 3),
+        ("file environment line", 3),
+    ],
+)
+def test_the_command_line_wins_over_environment_over_file_over_defaults(
+    layers: str, value: float, tmp_path: Path
+) -> None:
+    """Catches any two layers in the wrong order."""
+    toml = "[fetch]\ntimeout = 1\nworkers = 7" if "file" in layers else ""
+    environment = {variable(LAYERED): "2"} if "environment" in layers else {}
+    overrides = {"fetch": {"timeout": 3}} if "line" in layers else None
+    config = load(toml, environment, overrides, folder=tmp_path)
+    assert config.fetch.timeout == value
+    assert config.fetch.workers == (7 if "file" in layers else 32), "a layer replaced a table"
+
+
+def test_a_mistake_names_the_layer_that_it_came_from(tmp_path: Path) -> None:
+    """Catches a search in the file for what a forgotten variable says."""
+    (message,) = mistakes("[fetch]\ntimeout = 0", folder=tmp_path)
+    assert f"(from {tmp_path / 'imageproxy.toml'})" in message
+    (message,) = mistakes("[fetch]\ntimeout = 0", {variable(LAYERED): "-1"}, folder=tmp_path)
+    assert "(from environment)" in message
+    assert "'-1'" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key", "value"),
+    [
+        ("IMAGE_PROXY_ENABLED", "true", "server.enabled", True),
+        ("IMAGE_PROXY_BASE_URL", "https://img.example", "server.base_url", "https://img.example"),
+        ("IMAGE_PROXY_CDN_URL", "https://cdn.example", "server.cdn_url", "https://cdn.example"),
+        ("IMAGE_PROXY_CACHE_PATH", "/var/cache/coves/images", "cache.path",
+         Path("/var/cache/coves/images")),
+        ("IMAGE_PROXY_CACHE_MAX_GB", "20", "cache.max_gb", 20),
+        ("IMAGE_PROXY_CACHE_TTL_DAYS", "0", "cache.ttl_days", 0),
+        ("IMAGE_PROXY_CACHE_TTL_DAYS", "7", "cache.ttl_days", 7),
+        ("IMAGE_PROXY_CLEANUP_INTERVAL_MINUTES", "0", "cache.cleanup_interval_minutes", 0),
+        ("IMAGE_PROXY_CLEANUP_INTERVAL_MINUTES", "5", "cache.cleanup_interval_minutes", 5),
+        ("IMAGE_PROXY_FETCH_TIMEOUT_SECONDS", "15", "fetch.timeout", 15),
+        ("IMAGE_PROXY_MAX_SOURCE_SIZE_MB", "25", "fetch.max_source_mb", 25),
+    ],
+)  # fmt: skip
+def test_the_seeds_nine_names_work_unchanged(
+    name: str, text: str, key: str, value: object, tmp_path: Path
+) -> None:
+    """Catches a Coves environment file that has to be rewritten."""
+    assert value_of(load(environment={name: text}), key) == value
+    *_tables, last = key.split(".")
+    toml = f"[{key.split('.')[0]}]\n{last} = 1" if isinstance(value, int) and value > 1 else ""
+    assert value_of(load(toml, {name: text}, folder=tmp_path), key) == value, "the file wins"
+
+
+def test_the_seed_has_nine_names() -> None:
+    """Catches a name that was forgotten, or one that leads to no key."""
+    assert len(SEED_VARIABLES) == 9
+    assert {".".join(path) for path in SEED_VARIABLES.values()} <= set(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("text", "enabled"),
+    [("true", True), ("1", True), ("TRUE", False), ("True", False), ("yes", False), ("on", False),
+     ("false", False), ("0", False), ("nonsense", False), (" true", False), ("", True)],
+)  # fmt: skip
+def test_the_seeds_switch_knows_two_spellings_of_yes(text: str, enabled: bool) -> None:
+    """Catches a proxy that runs where Coves' would not."""
+    assert load(environment={"IMAGE_PROXY_ENABLED": text}).server.enabled is enabled
+
+
+@pytest.mark.parametrize("name", SEED_VARIABLES)
+def test_an_empty_variable_of_the_seed_means_its_default(name: str) -> None:
+    """Catches ``VARIABLE=`` in an environment file, which the seed takes as not set."""
+    assert load(environment={name: ""}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("IMAGE_PROXY_CACHE_MAX_GB", "0"),
+        ("IMAGE_PROXY_CACHE_MAX_GB", "-5"),
+        ("IMAGE_PROXY_CACHE_MAX_GB", "ten"),
+        ("IMAGE_PROXY_FETCH_TIMEOUT_SECONDS", "0"),
+        ("IMAGE_PROXY_FETCH_TIMEOUT_SECONDS", "-1"),
+        ("IMAGE_PROXY_MAX_SOURCE_SIZE_MB", "0"),
+        ("IMAGE_PROXY_MAX_SOURCE_SIZE_MB", "-5"),
+        ("IMAGE_PROXY_CACHE_TTL_DAYS", "-1"),
+        ("IMAGE_PROXY_CLEANUP_INTERVAL_MINUTES", "-1"),
+        ("IMAGE_PROXY_BASE_URL", "img.example"),
+    ],
+)
+def test_a_bad_value_under_a_name_of_the_seed_stops_the_start(name: str, text: str) -> None:
+    """Catches the seed's warning and default: a limit of nobody's choosing."""
+    (message,) = mistakes(environment={name: text})
+    assert message.startswith(".".join(SEED_VARIABLES[name]))
+    assert repr(text) in message
+
+
+@pytest.mark.parametrize("name", SEED_VARIABLES)
+def test_our_name_wins_over_the_seeds(name: str) -> None:
+    """Catches an order by alphabet between two names of one key."""
+    section, key = SEED_VARIABLES[name]
+    ours = {
+        "enabled": "false", "base_url": "https://ours.example", "cdn_url": "https://ours.example",
+        "path": "/ours",
+    }.get(key, "3")  # fmt: skip
+    seeds = {
+        "enabled": "true", "base_url": "https://seed.example", "cdn_url": "https://seed.example",
+        "path": "/seed",
+    }.get(key, "4")  # fmt: skip
+    both = load(environment={name: seeds, variable(f"{section}.{key}"): ours})
+    assert both == load(environment={variable(f"{section}.{key}"): ours})
+    assert both != load(environment={name: seeds})
+
+
+def test_one_key_of_a_preset_can_be_overridden(tmp_path: Path) -> None:
+    """Catches a preset whose other keys are lost, or must be repeated."""
+    config = load("[presets.avatar]\nquality = 70", folder=tmp_path)
+    expected = DEFAULT_PRESETS["avatar"].model_copy(update={"quality": 70})
+    assert config.presets["avatar"] == expected
+    assert {**config.presets, "avatar": DEFAULT_PRESETS["avatar"]} == DEFAULT_PRESETS
+    assert load() == Config(), "the defaults themselves were changed"
+
+
+def test_a_preset_of_ones_own_comes_to_the_others(tmp_path: Path) -> None:
+    """Catches own presets in place of the default ones."""
+    toml = "[presets.og_image]\nwidth = 1200\nheight = 630\nfit = 'cover'\nquality = 85"
+    config = load(toml, folder=tmp_path)
+    own = Preset(width=1200, height=630, fit="cover", quality=85)
+    assert config.presets == {**DEFAULT_PRESETS, "og_image": own}
+    environment = {
+        "IMAGE_PROXY_PRESETS__OG_IMAGE__WIDTH": "1200",
+        "IMAGE_PROXY_PRESETS__OG_IMAGE__HEIGHT": "630",
+        "IMAGE_PROXY_PRESETS__OG_IMAGE__FIT": "cover",
+        "IMAGE_PROXY_PRESETS__OG_IMAGE__QUALITY": "85",
+    }
+    assert load(environment=environment) == config
+
+
+@pytest.mark.parametrize(
+    "name", ["Avatar", "1st", "_x", "a-b", "a.b", "", "a b", "../x", "\u00e9", "x" * 65]
+)
+def test_a_preset_name_that_no_url_can_have_stops_the_start(name: str, tmp_path: Path) -> None:
+    """Catches a preset that can never be asked for, and one that is no folder name."""
+    toml = f"[presets.{name!r}]\nwidth = 10\nfit = 'contain'\nquality = 80"
+    (message,) = mistakes(toml, folder=tmp_path)
+    assert message.startswith(f"presets.{name}")
+
+
+def test_what_is_missing_from_a_preset_is_named(tmp_path: Path) -> None:
+    """Catches a message about a preset that leaves one to compare it with the others."""
+    found = mistakes("[presets.mine]\nheight = 5", folder=tmp_path)
+    assert [message.partition(":")[0] for message in found] == [
+        "presets.mine.width",
+        "presets.mine.fit",
+        "presets.mine.quality",
+    ]
+    (message,) = mistakes("[presets.avatar]\nheight = 0", folder=tmp_path)
+    assert message.startswith("presets.avatar: ")
+    assert "cover" in message
+
+
+def test_a_secret_is_in_no_message_and_in_no_repr(tmp_path: Path) -> None:
+    """Catches the admin token in a log, a bug report, or a terminal that is shared."""
+    config = load('[server]\nadmin_token = "s3cret"', folder=tmp_path)
+    assert config.server.admin_token.get_secret_value() == "s3cret"
+    assert "s3cret" not in f"{config!r} {config} {config.model_dump_json()}"
+    for toml in ('[server]\nadmin_token = ["s3cret"]', "[server]\nadmin_token = 53271"):
+        (message,) = mistakes(toml, folder=tmp_path)
+        assert message.startswith("server.admin_token = ***: ")
+        assert "s3cret" not in message
+        assert "53271" not in message
+
+
+def test_the_variable_for_the_file_is_used_where_none_is_given(tmp_path: Path) -> None:
+    """Catches a variable that wins over the option, or that is taken for a key."""
+    named, given = tmp_path / "named.toml", tmp_path / "given.toml"
+    named.write_text("[fetch]\ntimeout = 1")
+    given.write_text("[fetch]\ntimeout = 2")
+    environment = {CONFIG_VARIABLE: str(named)}
+    assert load_config(environment=environment).fetch.timeout == 1
+    assert load_config(given, environment=environment).fetch.timeout == 2
+    assert load_config(environment={CONFIG_VARIABLE: ""}) == Config()
+
+
+def test_the_environment_of_this_process_is_the_default_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches an environment that is only looked at in tests."""
+    monkeypatch.setenv("IMAGE_PROXY_FETCH__TIMEOUT", "7")
+    assert load_config().fetch.timeout == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read"),
+        (b"[server", "is not TOML"),
+        (b"server.workers: 4", "is not TOML"),
+        (b"{}", "is not TOML"),
+        (b"[server]\nworkers = 1\nworkers = 2", "is not TOML"),
+        (b"\xff\xfe\x00", "is not TOML"),
+        (b"\x89PNG\r\n\x1a\n\x00", "is not TOML"),
+    ],
+)
+def test_a_file_that_is_missing_or_garbage_is_named(
+    content: bytes | None, problem: str, tmp_path: Path
+) -> None:
+    """Catches a traceback, and a start with the defaults where a file was asked for."""
+    file = tmp_path / "imageproxy.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, environment={variable("fetch.timeout"): "0"})
+    first, second = caught.value.mistakes
+    assert first.startswith(f"{file}: {problem}")
+    assert second.startswith("fetch.timeout"), "the other layers are checked all the same"
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    """Catches a traceback for ``--config /etc/imageproxy``."""
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path, environment={})
+
+
+def test_an_empty_file_is_the_default_configuration(tmp_path: Path) -> None:
+    """Catches a file that has to be complete."""
+    assert load("", folder=tmp_path) == Config()
+
+
+@pytest.mark.parametrize("toml", ["server = 5", "server = [1]", "presets = 'x'", "presets.x = 1"])
+def test_a_value_where_a_table_belongs_is_a_mistake(toml: str, tmp_path: Path) -> None:
+    """Catches a traceback out of the merging of layers."""
+    (message,) = mistakes(toml, folder=tmp_path)
+    assert message.startswith(toml.split(" = ")[0])
+
+
+def test_what_a_worker_process_is_given_makes_the_same_configuration() -> None:
+    """Catches a command line that only the first process obeys."""
+    overrides: Layer = {
+        "server": {"bind": "0.0.0.0:9000", "workers": 3, "enabled": False},
+        "fetch": {"timeout": 1.5, "allow_http": True},
+        "cache": {"path": Path("/srv/cache")},
+    }
+    environment = environment_for(overrides)
+    assert environment["IMAGE_PROXY_SERVER__BIND"] == "0.0.0.0:9000"
+    # The name of the seed's in the same environment must not win over it.
+    environment["IMAGE_PROXY_CACHE_PATH"] = "/seed"
+    assert load(environment=environment) == load(overrides=overrides)
+    assert environment_for({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "attribute", "derived"),
+    [
+        ("fetch.max_source_mb", 10, "max_source_bytes", 10 * 1024 * 1024),
+        ("fetch.max_source_mb", 0.5, "max_source_bytes", 512 * 1024),
+        ("cache.max_gb", 1, "max_bytes", 1024**3),
+        ("cache.max_gb", 0.25, "max_bytes", 256 * 1024**2),
+        ("process.max_megapixels", 50, "max_pixels", 50_000_000),
+        ("process.max_megapixels", 0.5, "max_pixels", 500_000),
+    ],
+)
+def test_units_are_those_of_the_seed(key: str, value: float, attribute: str, derived: int) -> None:
+    """Catches a megabyte of 1000 x 1000 bytes, which refuses what the seed took."""
+    config = load(overrides=nested(key, value))
+    assert getattr(getattr(config, key.partition(".")[0]), attribute) == derived
+
+
+def test_a_configuration_cannot_be_changed_in_place() -> None:
+    """Catches a service whose parts see two configurations."""
+    config: Any = Config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.fetch.timeout = 1
+    with pytest.raises(ValueError, match="frozen"):
+        config.fetch = Config().fetch

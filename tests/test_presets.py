@@ -1,0 +1,344 @@
+"""Presets: the sizes people's layouts depend on, and the arithmetic that makes them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from proxy.formats import Format
+from proxy.presets import DEFAULT_PRESETS, MAX_SIDE, Box, Preset, Size, fits, place
+
+SPECIFIED = {
+    "avatar": (1000, 1000, "cover", 85, False),
+    "avatar_small": (360, 360, "cover", 80, False),
+    "banner": (640, 300, "cover", 85, False),
+    "content_preview": (800, 0, "contain", 80, False),
+    "content_full": (1600, 0, "contain", 90, True),
+    "embed_thumbnail": (720, 360, "cover", 80, False),
+    "avatar_thumbnail": (128, 128, "cover", 80, False),
+    "feed_thumbnail": (1000, 1000, "contain", 80, False),
+    "feed_fullsize": (2000, 2000, "contain", 90, False),
+}
+SEED_NAMES = list(SPECIFIED)[:6]
+
+
+@pytest.mark.parametrize("name", SPECIFIED)
+def test_a_default_preset_is_exactly_the_specified_one(name: str) -> None:
+    """Catches a size, fit or quality that drifted: every published URL would show it."""
+    preset = DEFAULT_PRESETS[name]
+    assert (
+        preset.width,
+        preset.height,
+        preset.fit,
+        preset.quality,
+        preset.animated,
+    ) == SPECIFIED[name]
+
+
+def test_there_are_nine_default_presets_and_the_first_six_are_the_seeds() -> None:
+    """Catches a preset that was added or lost by accident."""
+    assert list(DEFAULT_PRESETS) == list(SPECIFIED)
+    assert list(DEFAULT_PRESETS)[:6] == SEED_NAMES
+
+
+@pytest.mark.parametrize("name", SPECIFIED)
+def test_every_default_preset_would_be_accepted_from_a_file(name: str) -> None:
+    """Catches defaults that skip the checks which a preset of the operator has to pass."""
+    preset = DEFAULT_PRESETS[name]
+    assert Preset.model_validate(preset.model_dump()) == preset
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quality": 1},
+        {"quality": 100},
+        {"width": 1, "height": 1},
+        {"width": MAX_SIDE, "height": MAX_SIDE},
+        {"fit": "contain", "height": 0},
+        {"fit": "contain"},
+        {"animated": True},
+    ],
+    ids=str,
+)
+def test_a_preset_at_the_edge_of_what_is_allowed_is_accepted(changes: dict[str, object]) -> None:
+    """Catches bounds that are off by one."""
+    values = {"width": 160, "height": 160, "fit": "cover", "quality": 85, **changes}
+    assert Preset.model_validate(values).model_dump() == {"animated": False, **values}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 0},
+        {"width": -100},
+        {"width": MAX_SIDE + 1},
+        {"width": 99.5},
+        {"width": True},
+        {"width": None},
+        {"height": -1},
+        {"height": MAX_SIDE + 1},
+        {"height": True},
+        {"height": 0},  # of cover
+        {"quality": 0},
+        {"quality": -1},
+        {"quality": 101},
+        {"quality": 85.5},
+        {"quality": True},
+        {"fit": "unknown"},
+        {"fit": "COVER"},
+        {"fit": ""},
+        {"animated": "perhaps"},
+        {"colour": "grey"},
+    ],
+    ids=str,
+)
+def test_a_preset_beyond_what_is_allowed_is_refused(changes: dict[str, object]) -> None:
+    """Catches a preset that fails with the first request instead of at the start."""
+    with pytest.raises(ValidationError):
+        Preset.model_validate(
+            {"width": 160, "height": 160, "fit": "cover", "quality": 85, **changes}
+        )
+
+
+@pytest.mark.parametrize("missing", ["width", "fit", "quality"])
+def test_what_a_preset_cannot_do_without_has_no_default(missing: str) -> None:
+    """Catches a preset whose quality or fit nobody chose."""
+    values = {"width": 160, "height": 160, "fit": "cover", "quality": 85}
+    del values[missing]
+    with pytest.raises(ValidationError):
+        Preset.model_validate(values)
+
+
+def cover(width: int, height: int) -> Preset:
+    return Preset(width=width, height=height, fit="cover", quality=85)
+
+
+def contain(width: int, height: int = 0) -> Preset:
+    return Preset(width=width, height=height, fit="contain", quality=85)
+
+
+@pytest.mark.parametrize(
+    ("box", "source", "crop"),
+    [
+        # The seed's cases.
+        ((1000, 1000), (800, 600), (100, 0, 700, 600)),
+        ((1000, 1000), (600, 800), (0, 100, 600, 700)),
+        ((360, 360), (500, 500), (0, 0, 500, 500)),
+        ((640, 300), (1920, 1080), (0, 90, 1920, 990)),
+        ((720, 360), (1600, 900), (0, 50, 1600, 850)),
+        # The same size, the same shape, smaller than the box.
+        ((640, 300), (640, 300), (0, 0, 640, 300)),
+        ((640, 300), (1280, 600), (0, 0, 1280, 600)),
+        ((640, 300), (64, 30), (0, 0, 64, 30)),
+        # Halves: the centre of an odd rest is between two pixels.
+        ((100, 100), (103, 100), (1.5, 0, 101.5, 100)),
+        ((100, 100), (100, 101), (0, 0.5, 100, 100.5)),
+        # Extremes.
+        ((1000, 1000), (1, 1), (0, 0, 1, 1)),
+        ((1000, 1000), (20_000, 1), (9999.5, 0, 10_000.5, 1)),
+        ((1000, 1000), (1, 20_000), (0, 9999.5, 1, 10_000.5)),
+        ((3, 1), (1, 1), (0, 1 / 3, 1, 2 / 3)),
+    ],
+)
+def test_cover_fills_the_box_from_the_centre(
+    box: tuple[int, int], source: tuple[int, int], crop: tuple[float, float, float, float]
+) -> None:
+    """Catches a crop from a corner, a box left partly empty, and small sources left small."""
+    placement = place(cover(*box), Size(*source))
+    assert placement.size == box
+    assert placement.crop == pytest.approx(crop, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("box", "source", "size"),
+    [
+        # The seed's cases; the second rounds half up where the seed cut off: 1422.2 either way.
+        ((800, 0), (1600, 900), (800, 450)),
+        ((800, 0), (900, 1600), (800, 1422)),
+        ((1600, 0), (3200, 800), (1600, 400)),
+        ((800, 0), (400, 300), (400, 300)),
+        # Height 0: by width alone, however tall.
+        ((800, 0), (800, 20_000), (800, 20_000)),
+        ((800, 0), (801, 20_000), (800, 19_975)),
+        ((800, 0), (799, 20_000), (799, 20_000)),
+        # A box: the tighter side decides.
+        ((1000, 1000), (2000, 1000), (1000, 500)),
+        ((1000, 1000), (1000, 2000), (500, 1000)),
+        ((1000, 1000), (2000, 2000), (1000, 1000)),
+        ((1000, 1000), (1000, 1000), (1000, 1000)),
+        ((1000, 1000), (999, 1001), (998, 1000)),
+        ((1000, 500), (800, 600), (667, 500)),
+        ((1000, 500), (10, 501), (10, 500)),
+        # Rounding: half goes up, just below goes down.
+        ((100, 0), (200, 3), (100, 2)),
+        ((100, 0), (200, 5), (100, 3)),
+        ((100, 0), (200, 1), (100, 1)),
+        ((100, 0), (300, 4), (100, 1)),
+        ((100, 0), (300, 5), (100, 2)),
+        ((100, 100), (3, 200), (2, 100)),
+        ((100, 100), (5, 200), (3, 100)),
+        # Never 0.
+        ((800, 0), (20_000, 1), (800, 1)),
+        ((1000, 1000), (20_000, 1), (1000, 1)),
+        ((1000, 1000), (1, 20_000), (1, 1000)),
+        ((1, 1), (20_000, 1), (1, 1)),
+        ((1, 0), (1, 20_000), (1, 20_000)),
+        ((800, 0), (1, 1), (1, 1)),
+    ],
+)
+def test_contain_fits_inside_and_never_enlarges(
+    box: tuple[int, int], source: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Catches enlarging, a side of 0, a height of 0 taken as a bound, banker's rounding."""
+    placement = place(contain(*box), Size(*source))
+    assert placement.size == size
+    assert placement.crop == Box(0, 0, *source), "contain shows the whole picture"
+
+
+@pytest.mark.parametrize(
+    ("preset", "source", "answer"),
+    [
+        (cover(640, 300), (640, 300), True),
+        (cover(640, 300), (641, 300), False),
+        (cover(640, 300), (640, 299), False),
+        (cover(640, 300), (64, 30), False),
+        (contain(800), (800, 9000), True),
+        (contain(800), (801, 1), False),
+        (contain(800), (1, 1), True),
+        (contain(1000, 1000), (1000, 1000), True),
+        (contain(1000, 1000), (1000, 1001), False),
+        (contain(1000, 1000), (1, 1000), True),
+    ],
+)
+def test_a_source_fits_when_the_preset_would_leave_its_size(
+    preset: Preset, source: tuple[int, int], answer: bool
+) -> None:
+    """Catches a source served in place of a smaller result, and one enlarged for nothing."""
+    assert fits(preset, Size(*source)) is answer
+
+
+sides = st.one_of(st.integers(1, MAX_SIDE), st.sampled_from([1, 2, 3, 999, 1000, 1001, MAX_SIDE]))
+sources = st.builds(Size, st.integers(1, 100_000), st.integers(1, 100_000))
+
+
+@given(width=sides, height=sides, source=sources)
+@settings(deadline=None, derandomize=True)
+def test_a_cover_crop_lies_in_the_source_and_has_the_shape_of_the_box(
+    width: int, height: int, source: Size
+) -> None:
+    """Catches a region that floats push over an edge: a decoder would read beside the picture."""
+    placement = place(cover(width, height), source)
+    crop = placement.crop
+    assert placement.size == (width, height)
+    assert 0 <= crop.left < crop.right
+    assert 0 <= crop.top < crop.bottom
+    assert crop.right <= source.width + 1e-6
+    assert crop.bottom <= source.height + 1e-6
+    assert crop.left == pytest.approx(source.width - crop.right, abs=1e-6)
+    assert crop.top == pytest.approx(source.height - crop.bottom, abs=1e-6)
+    aspect = (crop.right - crop.left) / (crop.bottom - crop.top)
+    assert aspect == pytest.approx(width / height, rel=1e-6)
+    touches_a_side = crop.left < 1e-6 or crop.top < 1e-6
+    assert touches_a_side, "more is cropped than has to be"
+
+
+@given(width=sides, height=st.one_of(st.just(0), sides), source=sources)
+@settings(deadline=None, derandomize=True)
+def test_a_contained_result_is_within_box_and_source_and_keeps_its_shape(
+    width: int, height: int, source: Size
+) -> None:
+    """Catches a result one pixel over its box, and a shape off by more than rounding."""
+    result = place(contain(width, height), source).size
+    assert 1 <= result.width <= min(width, source.width)
+    assert 1 <= result.height <= source.height
+    assert height == 0 or result.height <= height
+    scale = min(
+        Fraction(1),
+        Fraction(width, source.width),
+        Fraction(height or source.height, source.height),
+    )
+    for side, original in zip(result, source, strict=True):
+        assert side == 1 or abs(side - original * scale) <= Fraction(1, 2)
+    if scale < 1:
+        assert result.width == width or result.height == height, "smaller than it has to be"
+
+
+@given(width=sides, height=st.one_of(st.just(0), sides), source=sources)
+@settings(deadline=None, derandomize=True)
+def test_contain_is_idempotent(width: int, height: int, source: Size) -> None:
+    """Catches a result that would shrink again when it is put through its own preset."""
+    preset = contain(width, height)
+    assert fits(preset, place(preset, source).size)
+
+
+BASE = {"width": 100, "height": 100, "fit": "cover", "quality": 80, "animated": False}
+
+
+def test_a_fingerprint_changes_with_every_parameter_and_every_format() -> None:
+    """Catches a changed preset that serves yesterday's pixels under an immutable ETag."""
+    changes: list[dict[str, object]] = [
+        {},
+        {"width": 101},
+        {"height": 101},
+        {"fit": "contain"},
+        {"quality": 81},
+        {"animated": True},
+        # The same digits in another place.
+        {"width": 10, "height": 1008},
+    ]
+    assert {key for change in changes for key in change} == set(Preset.model_fields)
+    seen = {
+        Preset.model_validate(BASE | change).fingerprint(format_)
+        for change in changes
+        for format_ in (None, *Format)
+    }
+    assert len(seen) == len(changes) * (1 + len(Format))
+
+
+def test_a_fingerprint_changes_with_the_encoders_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a cache that outlives the encoder that filled it."""
+    preset = Preset.model_validate(BASE)
+    before = preset.fingerprint(None)
+    monkeypatch.setattr("proxy.presets.ENCODER_REVISION", 10_000)
+    assert preset.fingerprint(None) != before
+
+
+@pytest.mark.parametrize("format_", [None, *Format])
+def test_a_fingerprint_can_stand_in_a_header_and_a_file_name(format_: Format | None) -> None:
+    """Catches a fingerprint of characters that a path, an ETag or nginx would read otherwise."""
+    fingerprint = Preset.model_validate(BASE).fingerprint(format_)
+    assert len(fingerprint) == 10
+    assert set(fingerprint) <= set("0123456789abcdef")
+
+
+def test_a_fingerprint_is_the_same_in_every_process() -> None:
+    """Catches hash(): with its random seed, a restart would empty the cache and every browser's."""
+    program = (
+        "import json; from proxy.presets import DEFAULT_PRESETS as presets;"
+        "print(json.dumps({n: p.fingerprint(None) for n, p in presets.items()}))"
+    )
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        assert json.loads(done.stdout) == {
+            name: preset.fingerprint(None) for name, preset in DEFAULT_PRESETS.items()
+        }
+
+
+def test_a_preset_cannot_be_changed_in_place() -> None:
+    """Catches a fingerprint that no longer tells what its preset does."""
+    with pytest.raises(ValidationError):
+        DEFAULT_PRESETS["avatar"].width = 1  # type: ignore[misc]

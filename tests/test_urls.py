@@ -1,0 +1,243 @@
+"""URLs: one grammar, read and written. Links that people have published depend on it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.errors import (
+    InvalidCid,
+    InvalidDid,
+    InvalidFormat,
+    InvalidPreset,
+    InvalidRequest,
+)
+from proxy.formats import OUTPUTS, Format
+from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.urls import BlobKey, ImageKey, image_key, image_url, parse_blob_path, parse_image_path
+
+DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
+WEB = "did:web:example.com"
+PORT = "did:web:localhost%3A2583"
+CID = "bafkreibnoelefnzgwbcacyt4vh52ymxvzbjq7mmqhtcnwarfq4lzegsiqe"
+CID_V0 = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"
+GOOD = f"/img/avatar/plain/{DID}/{CID}"
+
+
+def parse(path: str) -> ImageKey:
+    return parse_image_path(DEFAULT_PRESETS, path)
+
+
+@pytest.mark.parametrize("preset", DEFAULT_PRESETS)
+@pytest.mark.parametrize("did", [DID, WEB, PORT])
+@pytest.mark.parametrize("cid", [CID, CID_V0])
+@pytest.mark.parametrize("format_", [None, *OUTPUTS])
+def test_what_is_written_is_read_as_the_same_image(
+    preset: str, did: str, cid: str, format_: Format | None
+) -> None:
+    """Catches URLs built here that are refused here: the server decodes the path once."""
+    key = image_key(DEFAULT_PRESETS, preset, did, cid, format_ and format_.value)
+    assert parse(unquote(image_url(key))) == key
+
+
+def test_a_path_has_the_shape_of_coves_and_of_blueskys_cdn() -> None:
+    """Catches a grammar of our own: either must be pointed here unchanged."""
+    key = parse(GOOD)
+    assert key.preset == "avatar"
+    assert key.blob == BlobKey(key.blob.did, key.blob.cid)
+    assert (key.blob.did, key.blob.cid) == (DID, CID)
+    assert key.format is None
+    assert image_url(key) == GOOD
+    assert parse(f"/img/feed_fullsize/plain/{DID}/{CID}@jpeg").format is Format.JPEG
+
+
+def test_a_port_is_escaped_twice_because_it_is_decoded_once() -> None:
+    """Catches a built URL that arrives as did:web:localhost:2583, which is no DID."""
+    key = image_key(DEFAULT_PRESETS, "avatar", PORT, CID)
+    assert image_url(key) == f"/img/avatar/plain/did:web:localhost%253A2583/{CID}"
+    with pytest.raises(InvalidDid):
+        parse(f"/img/avatar/plain/did:web:localhost:2583/{CID}")
+
+
+@pytest.mark.parametrize(
+    ("base", "start"),
+    [
+        ("", "/img/"),
+        ("https://cdn.example", "https://cdn.example/img/"),
+        ("https://cdn.example/", "https://cdn.example/img/"),
+        ("https://cdn.example/below", "https://cdn.example/below/img/"),
+    ],
+)
+def test_a_base_is_joined_with_one_slash(base: str, start: str) -> None:
+    """Catches // in the URL: a server splits that into other segments."""
+    assert image_url(parse(GOOD), base).startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        (f"/img/nosuch/plain/{DID}/{CID}", InvalidPreset),
+        (f"/img/AVATAR/plain/{DID}/{CID}", InvalidPreset),
+        (f"/img//plain/{DID}/{CID}", InvalidPreset),
+        (f"/img/avatar /plain/{DID}/{CID}", InvalidPreset),
+        (f"/img/avatar\x00/plain/{DID}/{CID}", InvalidPreset),
+        (f"/img/../plain/{DID}/{CID}", InvalidPreset),
+        (f"/img/avatar/plain/did:plc:abc/{CID}", InvalidDid),
+        (f"/img/avatar/plain/did:abc123/{CID}", InvalidDid),
+        (f"/img/avatar/plain/notadid/{CID}", InvalidDid),
+        (f"/img/avatar/plain/did:plc:abc\\def/{CID}", InvalidDid),
+        (f"/img/avatar/plain//{CID}", InvalidDid),
+        (f"/img/avatar/plain/../{CID}", InvalidDid),
+        (f"/img/avatar/plain/{DID}@x/{CID}", InvalidDid),
+        (f"/img/avatar/plain/{DID}/", InvalidCid),
+        (f"/img/avatar/plain/{DID}/bafyabc", InvalidCid),
+        (f"/img/avatar/plain/{DID}/this_is_not_a_cid", InvalidCid),
+        (f"/img/avatar/plain/{DID}/..", InvalidCid),
+        (f"/img/avatar/plain/{DID}/@jpeg", InvalidCid),
+        (f"/img/avatar/plain/{DID}/{CID}.jpg", InvalidCid),
+        (f"{GOOD}%40jpeg", InvalidCid),
+        (f"{GOOD}?w=100", InvalidCid),
+        (f"{GOOD}#x", InvalidCid),
+        (f"{GOOD}@", InvalidFormat),
+        (f"{GOOD}@jpg", InvalidFormat),
+        (f"{GOOD}@JPEG", InvalidFormat),
+        (f"{GOOD}@gif", InvalidFormat),
+        (f"{GOOD}@jpeg@jpeg", InvalidFormat),
+        (f"{GOOD}@@jpeg", InvalidFormat),
+        (f"{GOOD}@jpeg?w=100", InvalidFormat),
+        ("", InvalidRequest),
+        ("/", InvalidRequest),
+        ("/img", InvalidRequest),
+        ("/img/", InvalidRequest),
+        ("/img/avatar", InvalidRequest),
+        (f"/img/avatar/plain/{DID}", InvalidRequest),
+        (f"/img/avatar/{DID}/{CID}", InvalidRequest),
+        (f"/img/avatar/fit/{DID}/{CID}", InvalidRequest),
+        (f"/img/avatar/Plain/{DID}/{CID}", InvalidRequest),
+        (f"/IMG/avatar/plain/{DID}/{CID}", InvalidRequest),
+        (f"{GOOD}/", InvalidRequest),
+        (f"{GOOD}/more", InvalidRequest),
+        (f"/{GOOD}", InvalidRequest),
+        (f"/x{GOOD}", InvalidRequest),
+        (GOOD[1:], InvalidRequest),
+        (f"/img/avatar/plain/did:plc:../../../etc/passwd/{CID}", InvalidRequest),
+        (f"/img/avatar/plain/did:plc:abc/def/{CID}", InvalidRequest),
+        (f"/img/avatar/plain/{DID}/bafy/path/to/file", InvalidRequest),
+        (f"/img/avatar/plain/{DID}/../../../etc/passwd", InvalidRequest),
+        (f"https://host{GOOD}", InvalidRequest),
+    ],
+)
+def test_each_part_that_is_wrong_gives_its_own_error(
+    path: str, error: type[InvalidRequest]
+) -> None:
+    """Catches the wrong body in a 400, extra segments passed over, and traversal let through."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse(path)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("parts", "error"),
+    [
+        (("nosuch", "nodid", "nocid", "noformat"), InvalidPreset),
+        (("avatar", "nodid", "nocid", "noformat"), InvalidDid),
+        (("avatar", DID, "nocid", "noformat"), InvalidCid),
+        (("avatar", DID, CID, "noformat"), InvalidFormat),
+    ],
+)
+def test_the_first_part_that_is_wrong_is_the_one_named(
+    parts: tuple[str, str, str, str], error: type[InvalidRequest]
+) -> None:
+    """Catches another order than the seed's, whose clients see the preset judged first."""
+    with pytest.raises(InvalidRequest) as caught:
+        image_key(DEFAULT_PRESETS, *parts)
+    assert type(caught.value) is error
+
+
+def test_an_empty_format_is_not_the_same_as_none() -> None:
+    """Catches a second URL for one image: a bare @ at the end."""
+    assert image_key(DEFAULT_PRESETS, "avatar", DID, CID, None).format is None
+    with pytest.raises(InvalidFormat):
+        image_key(DEFAULT_PRESETS, "avatar", DID, CID, "")
+
+
+def test_the_presets_of_the_configuration_are_the_ones_that_exist() -> None:
+    """Catches a registry of presets beside the configuration."""
+    presets = {"mine": Preset(width=10, fit="contain", quality=50)}
+    assert image_key(presets, "mine", DID, CID).preset == "mine"
+    with pytest.raises(InvalidPreset):
+        image_key(presets, "avatar", DID, CID)
+
+
+def test_an_etag_is_a_strong_quoted_tag_of_preset_cid_and_fingerprint() -> None:
+    """Catches an ETag that a changed preset or another format leaves as it was."""
+    key = image_key(DEFAULT_PRESETS, "avatar", DID, CID)
+    assert key.etag == f'"avatar-{CID}-{key.fingerprint}"'
+    changed = DEFAULT_PRESETS | {"avatar": Preset(width=999, height=999, fit="cover", quality=85)}
+    etags = {
+        image_key(presets, "avatar", DID, CID, format_).etag
+        for presets in (DEFAULT_PRESETS, changed)
+        for format_ in (None, "jpeg", "png", "webp", "avif")
+    }
+    assert len(etags) == 10
+
+
+def test_keys_are_equal_by_value_and_can_be_looked_up() -> None:
+    """Catches a cache, or a flight, that never finds what it has."""
+    assert {parse(GOOD): 1}[parse(GOOD)] == 1
+    assert parse(GOOD) != parse(f"{GOOD}@jpeg")
+
+
+@pytest.mark.parametrize("did", [DID, WEB, PORT])
+@pytest.mark.parametrize("cid", [CID, CID_V0])
+def test_a_blob_path_names_owner_and_blob(did: str, cid: str) -> None:
+    """Catches the two parts in the wrong places."""
+    key = parse_blob_path(f"/blob/{did}/{cid}")
+    assert (key.did, key.cid) == (did, cid)
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        (f"/blob/nodid/{CID}", InvalidDid),
+        (f"/blob//{CID}", InvalidDid),
+        (f"/blob/{DID}/nocid", InvalidCid),
+        (f"/blob/{DID}/", InvalidCid),
+        (f"/blob/{DID}/{CID}@jpeg", InvalidCid),
+        (f"/blob/{DID}", InvalidRequest),
+        (f"/blob/{DID}/{CID}/", InvalidRequest),
+        (f"/blob/plain/{DID}/{CID}", InvalidRequest),
+        (f"/Blob/{DID}/{CID}", InvalidRequest),
+        (f"blob/{DID}/{CID}", InvalidRequest),
+        (f"/blob/{DID}/../{CID}", InvalidRequest),
+        ("", InvalidRequest),
+    ],
+)
+def test_a_blob_path_that_is_wrong_says_where(path: str, error: type[InvalidRequest]) -> None:
+    """Catches a blob served for a path that nobody's block or cache knows."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse_blob_path(path)
+    assert type(caught.value) is error
+
+
+segments = st.one_of(
+    st.sampled_from(["", "img", "avatar", "plain", DID, CID, f"{CID}@png", "..", ".", "%2e%2e"]),
+    st.text(max_size=10),
+)
+
+
+@given(st.lists(segments, max_size=8).map("/".join))
+@settings(deadline=None, derandomize=True)
+def test_any_path_is_a_key_or_a_typed_error(path: str) -> None:
+    """Catches a 500 for a URL that somebody made up."""
+    key = blob = None
+    with suppress(InvalidRequest):
+        key = parse(path)
+    with suppress(InvalidRequest):
+        blob = parse_blob_path(path)
+    assert key is None or image_url(key) == path
+    assert blob is None or f"/blob/{blob.did}/{blob.cid}" == path
