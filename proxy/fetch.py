@@ -101,4 +101,4 @@ def is_absent(status: int, body: bytes) -> bool:
     if not isinstance(error, dict):
         return False
     message = str(error.get("message", "")).lower()
-    return error.get("error") in ABSENT or message.startswith(ABSENT_MESSAGES)
+    return str(error.get("error")) in ABSENT or message.startswith(ABSENT_MESSAGES)

@@ -79,8 +79,12 @@ class SingleFlight(Generic[K, V]):
         flight = self._flights.get(key)
         started_it = flight is None
         if flight is None:
-            flight = self._flights[key] = Flight()
-            self._nursery.start_soon(self._fly, key, flight, work)
+            flight = Flight()
+            try:
+                self._nursery.start_soon(self._fly, key, flight, work)
+            except RuntimeError as error:  # the nursery has closed
+                raise Busy("shutting down") from error
+            self._flights[key] = flight
         flight._holders += 1
         try:
             await flight._landed.wait()

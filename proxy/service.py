@@ -41,6 +41,7 @@ from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
 from proxy.identity import DidResolver, Resolver
 from proxy.metrics import Metrics
+from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
 from proxy.urls import BlobKey, ImageKey, image_key
@@ -125,6 +126,9 @@ class Service:
         self._resolver = resolver
         self._fetcher = fetcher
         self._processor = processor
+        # Apart: what is no image can still be a blob that may be downloaded.
+        self._fetch_failures = NegativeCache(config.identity.negative_ttl)
+        self._image_failures = NegativeCache(config.identity.negative_ttl)
         self._images: SingleFlight[ImageKey, _Made] = SingleFlight(nursery)
         self._blobs: SingleFlight[BlobKey, _Source] = SingleFlight(nursery)
 
@@ -192,6 +196,8 @@ class Service:
     async def purge(self, selection: Selection) -> int:
         """Remove what is cached; how many entries the cache had."""
         self._memory.purge(selection)
+        self._fetch_failures.purge(selection)
+        self._image_failures.purge(selection)
         return await self._writer.purge(selection)
 
     @property
@@ -203,6 +209,7 @@ class Service:
         if cached is not None:
             self._memory.put(key, cached)
             return _Made(cached, True, {})
+        self._image_failures.check(key.blob, trio.current_time())
         preset = self.config.presets[key.preset]
         async with self._blobs.join(key.blob, partial(self._obtain, key.blob)) as landed:
             source = landed.value
@@ -235,6 +242,9 @@ class Service:
         except Busy:
             self.metrics.rejected.labels("process").inc()
             raise
+        except ImageProxyError as error:
+            self._image_failures.failed(key.blob, error, trio.current_time())
+            raise
 
     async def _cached(self, key: ImageKey) -> Entry | None:
         try:
@@ -246,15 +256,19 @@ class Service:
 
     async def _obtain(self, blob: BlobKey, _flight: Flight[_Source]) -> _Source:
         began = trio.current_time()
+        self._fetch_failures.check(blob, began)
         outcome = "defect"
         try:
             source = await self._resolve_and_fetch(blob)
             outcome = "ok"
+            self._fetch_failures.succeeded(blob)
             return source
         except ImageProxyError as error:
             outcome = _OUTCOMES.get(type(error), "failed")
             if isinstance(error, Busy):
                 self.metrics.rejected.labels("fetch").inc()
+            else:
+                self._fetch_failures.failed(blob, error, trio.current_time())
             raise
         except trio.Cancelled:
             outcome = "cancelled"

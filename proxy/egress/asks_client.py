@@ -5,8 +5,8 @@ It opens a connection per request; docs/clients.md says how to install it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -15,7 +15,7 @@ import trio
 
 from proxy.egress.client import Reply
 from proxy.egress.endpoint import Origin
-from proxy.egress.errors import BadAnswer, EgressError
+from proxy.egress.errors import BadAnswer, EgressError, NoAnswer
 from proxy.egress.network import Network
 
 CHUNK = 64 * 1024
@@ -34,16 +34,7 @@ class AsksClient:
         """See ``HttpClient.get``."""
         session = _Session(self._network, origin)
         try:
-            with _mapped_errors():
-                response = await session.request(
-                    "GET",
-                    f"{origin}{target}",
-                    headers={"Host": origin.authority, **headers},
-                    stream=True,
-                    follow_redirects=False,
-                    retries=0,
-                    connection_timeout=None,  # the caller has the deadline
-                )
+            response = await session.ask(target, headers)
             headers = {str(k).lower(): str(v) for k, v in response.headers.items()}
             yield Reply(response.status_code, headers, _body(response.body))
         finally:
@@ -61,14 +52,34 @@ class _Session(asks.Session):  # type: ignore[misc]
         super().__init__()
         self._network = network
         self._origin = origin
+        self._socket: _Socket | None = None
         self.stream: trio.abc.Stream | None = None
+
+    async def ask(self, target: str, headers: Mapping[str, str]) -> Any:
+        """The head of the answer to a GET."""
+        try:
+            with _mapped_errors():
+                return await self.request(
+                    "GET",
+                    f"{self._origin}{target}",
+                    headers={"Host": self._origin.authority, **headers},
+                    stream=True,
+                    follow_redirects=False,
+                    retries=0,
+                    connection_timeout=None,  # the caller has the deadline
+                )
+        except BadAnswer as error:
+            if self._socket is None or self._socket.received:
+                raise
+            raise NoAnswer(str(error)) from error
 
     async def _connect(self, host_loc: str) -> tuple[_Socket, str]:
         host, port = self._origin.host, self._origin.port
         self.stream = await self._network.connect(host, port)
         if self._origin.scheme == "https":
             self.stream = await self._network.start_tls(self.stream, host)
-        return _Socket(self.stream), str(port)
+        self._socket = _Socket(self.stream)
+        return self._socket, str(port)
 
 
 class _Socket:
@@ -80,6 +91,7 @@ class _Socket:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._active = True  # asks reads and writes this name
+        self.received = 0
 
     async def send(self, data: bytes) -> None:
         try:
@@ -90,22 +102,25 @@ class _Socket:
     async def receive(self, max_bytes: int = CHUNK) -> bytes:
         try:
             # An empty chunk tells h11, below asks, that the stream has ended.
-            return bytes(await self._stream.receive_some(max_bytes))
+            data = bytes(await self._stream.receive_some(max_bytes))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise anyio.BrokenResourceError from error
+        self.received += len(data)
+        return data
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
 
-async def _body(body: Any) -> AsyncIterator[bytes]:
+async def _body(body: Any) -> AsyncGenerator[bytes, None]:
     with _mapped_errors():
         if isinstance(body, bytearray):  # asks does not stream a body of length 0
             yield bytes(body)
             return
         body.content_encoding = None  # never decompress
-        async for chunk in body:
-            yield bytes(chunk)
+        async with aclosing(aiter(body)) as chunks:
+            async for chunk in chunks:
+                yield bytes(chunk)
 
 
 @contextmanager

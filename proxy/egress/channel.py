@@ -37,6 +37,7 @@ class _Fetch:
         self.host = host
         self.work = work
         self.scope = trio.CancelScope()
+        self.began = False
         self.done = trio.Event()
         self.answer: Answer | None = None
         self.error: Exception | None = None
@@ -56,8 +57,10 @@ class FetchChannel:
         self._queue_size = queue_size
         self._workers = workers
         self._per_host = per_host
-        # A single host may fill half of the waiting room, so that a hanging one leaves the rest.
-        self._max_parked = max(queue_size // 2, 1)
+        # Beside its share of the workers a single host may fill half of the waiting room, so that
+        # a hanging one leaves the rest.
+        self._max_of_host = per_host + max(queue_size // 2, 1)
+        self._admitted: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
         self._parked: dict[str, deque[_Fetch]] = {}
         self._parked_count = 0
@@ -85,8 +88,9 @@ class FetchChannel:
             timeout: seconds from now, waiting included.
 
         Raises:
-            Saturated: at once, when there is no room to wait in.
-            TimedOut: after ``timeout``.
+            Saturated: at once, when there is no room to wait in; or after ``timeout``, when no
+                worker became free.
+            TimedOut: after ``timeout``, with the work under way.
             EgressError: whatever ``work`` raised.
         """
         fetch = _Fetch(host, work)
@@ -95,24 +99,30 @@ class FetchChannel:
             with trio.move_on_after(timeout):
                 await fetch.done.wait()
         finally:
+            self._admitted[host] -= 1
+            if not self._admitted[host]:
+                del self._admitted[host]
             if not fetch.done.is_set():
                 self._abandon(fetch)
         if fetch.error is not None:
             raise fetch.error
+        if not fetch.began:
+            raise Saturated(f"{host}: no worker was free within {timeout:g} s")
         if fetch.answer is None:
             raise TimedOut(f"{host}: no whole answer within {timeout:g} s")
         return fetch.answer
 
     def _admit(self, fetch: _Fetch) -> None:
-        parked_of_host = len(self._parked.get(fetch.host, ()))
-        if parked_of_host >= self._max_parked:
-            raise Saturated(f"{fetch.host}: {parked_of_host} fetches wait for this host")
+        # Counted here and not when they are parked: a burst comes before any worker runs.
+        if self._admitted[fetch.host] >= self._max_of_host:
+            raise Saturated(f"{fetch.host}: {self._max_of_host} fetches of this host are here")
         if self.statistics().waiting >= self._queue_size:
             raise Saturated(f"{self._queue_size} fetches wait")
         try:
             self._send.send_nowait(fetch)
         except trio.WouldBlock:
             raise Saturated(f"{self._queue_size} fetches wait") from None
+        self._admitted[fetch.host] += 1
 
     def _abandon(self, fetch: _Fetch) -> None:
         """Its asker has gone: free the worker, or the place in the queue, that it holds."""
@@ -147,6 +157,7 @@ class FetchChannel:
                 next_of_host = self._unpark(fetch.host)
 
     async def _run(self, fetch: _Fetch) -> None:
+        fetch.began = True
         self._running[fetch.host] += 1
         try:
             with fetch.scope:

@@ -6,7 +6,7 @@ Neither client follows redirects, decompresses, or opens a connection that did n
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,12 +22,12 @@ class Reply:
         status: three digits.
         headers: by lower-case name; of repeated ones the last.
         body: chunks as received, never decoded. Iterating raises ``BadAnswer`` when the
-            connection breaks before the body's end.
+            connection breaks before the body's end. Who begins to iterate closes it.
     """
 
     status: int
     headers: Mapping[str, str]
-    body: AsyncIterator[bytes]
+    body: AsyncGenerator[bytes, None]
 
 
 class HttpClient(Protocol):

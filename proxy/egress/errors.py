@@ -19,6 +19,10 @@ class BadAnswer(EgressError):
     """The connection broke, or what came is not an acceptable HTTP answer."""
 
 
+class NoAnswer(BadAnswer):
+    """The connection broke before the first byte of an answer."""
+
+
 class TooLarge(EgressError):
     """The body is longer than the caller's limit."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import trio
 
 from proxy.config import Config
 from proxy.egress.channel import ChannelStatistics, FetchChannel
+from proxy.egress.circuit import Circuits, retry_after
 from proxy.egress.client import HttpClient
 from proxy.egress.endpoint import Origin
+from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
 from proxy.egress.get import Answer, Rules, guarded_get
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.httpx2_client import Httpx2Client
@@ -35,6 +38,7 @@ class Gateway:
         self._fetch = fetch
         self._strangers = make_client(fetch.client, network)
         self._directory = make_client(fetch.client, directory_network)
+        self._circuits = Circuits()
         self._channel = FetchChannel(
             queue_size=fetch.queue_size, workers=fetch.workers, per_host=fetch.per_host
         )
@@ -72,7 +76,22 @@ class Gateway:
         )
         first = self._directory if trusted else self._strangers
         work = partial(guarded_get, first, self._strangers, origin, target, rules)
-        return await self._channel.submit(origin.host, work, timeout=self._fetch.timeout)
+        host = origin.authority
+        self._circuits.check(host, trio.current_time())
+        try:
+            answer = await self._channel.submit(origin.host, work, timeout=self._fetch.timeout)
+        except (ConnectFailed, NoAnswer, TimedOut) as error:
+            self._circuits.failed(host, error, trio.current_time())
+            raise
+        except BaseException:
+            self._circuits.gave_up(host)
+            raise
+        self._circuits.succeeded(host)
+        if answer.status in (429, 503):
+            wait = retry_after(answer.headers.get("retry-after"), time.time())
+            if wait > 0:
+                self._circuits.hold(host, wait, trio.current_time())
+        return answer
 
     async def aclose(self) -> None:
         """Close every idle connection."""

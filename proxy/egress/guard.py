@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import cache
 from ipaddress import ip_address
 from itertools import chain, zip_longest
 from socket import SOCK_STREAM, getaddrinfo
@@ -165,6 +166,7 @@ def _attempt_order(addresses: Iterable[Address]) -> list[Address]:
     return [address for address in merged if address is not None][:MAX_ATTEMPTS]
 
 
+@cache
 def _default_ssl_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import httpcore2
@@ -12,7 +13,7 @@ import trio
 
 from proxy.egress.client import Reply
 from proxy.egress.endpoint import Origin
-from proxy.egress.errors import BadAnswer, ConnectFailed
+from proxy.egress.errors import BadAnswer, ConnectFailed, NoAnswer
 from proxy.egress.network import Network
 
 CHUNK = 64 * 1024
@@ -45,6 +46,7 @@ class Httpx2Client:
         url = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=target)
         pairs = [("Host", origin.authority), *headers.items()]
         with _mapped_errors():
+            _received.set(0)
             async with self._pool.stream("GET", url, headers=pairs) as response:
                 yield Reply(
                     response.status,
@@ -60,6 +62,11 @@ class Httpx2Client:
         await self._pool.aclose()
 
 
+# Bytes of the answer to this task's last GET: whether one broke before the first can't be told
+# from the pool's errors. The pool reads in the task that asks, so a context variable follows it.
+_received: ContextVar[int] = ContextVar("received", default=0)
+
+
 @contextmanager
 def _mapped_errors() -> Iterator[None]:
     try:
@@ -67,7 +74,8 @@ def _mapped_errors() -> Iterator[None]:
     except httpcore2.ConnectError as error:
         raise ConnectFailed(str(error)) from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-        raise BadAnswer(f"{type(error).__name__}: {error}") from error
+        broken = BadAnswer if _received.get() else NoAnswer
+        raise broken(f"{type(error).__name__}: {error}") from error
 
 
 class _Backend(httpcore2.AsyncNetworkBackend):
@@ -93,9 +101,11 @@ class _Stream(httpcore2.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            return bytes(await self._stream.receive_some(max_bytes))
+            data = bytes(await self._stream.receive_some(max_bytes))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise httpcore2.ReadError(_cause(error)) from error
+        _received.set(_received.get() + len(data))
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         try:

@@ -108,7 +108,9 @@ class ProcessingPool:
             trio.from_thread.run_sync(start)
             return render(source, preset, output, max_pixels=self._max_pixels)
 
-        with trio.move_on_after(self._queue_wait) as patience:
+        # A free turn is taken without a wait, also where no wait is allowed.
+        wait = math.inf if self._limiter.available_tokens else self._queue_wait
+        with trio.move_on_after(wait) as patience:
             # A thread cannot be stopped half-way: Trio cancels the wait for a turn alone, and
             # returns the result of a transform that has begun.
             rendered = await trio.to_thread.run_sync(work, limiter=self._limiter)

@@ -123,7 +123,7 @@ def test_only_so_many_hosts_are_remembered() -> None:
         ("-1", 0),
         ("soon", 0),
         ("", 0),
-        ("٧", 0),
+        ("\u0667", 0),
         ("Thu, 01 Jan 1970 00:01:10 GMT", 10),
         ("Thu, 01 Jan 1970 00:00:10 GMT", 0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", MAX_RETRY_AFTER),
