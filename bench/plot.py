@@ -1,0 +1,49 @@
+"""The plot of the load benchmark, where matplotlib is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+DEFAULT_FILE = Path("build/bench-load.svg")
+
+
+def draw(
+    file: Path, rates: Mapping[str, Sequence[float]], storms: Sequence[float], storm_size: int
+) -> str:
+    """Draw bars of the medians with the spread over rounds; what became of it, in a line.
+
+    Args:
+        file: PNG or SVG by its suffix; its folder is made.
+        rates: requests a second of each round, by scenario.
+        storms: seconds to the last answer, one of each storm.
+        storm_size: requests of a storm.
+    """
+    try:
+        figures: Any = import_module("matplotlib.figure")
+    except ImportError:
+        return "no plot: matplotlib is not installed"
+    figure = figures.Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    _bars(left, rates)
+    left.set_title("median, minimum and maximum of the rounds")
+    left.set_xlabel("requests/s")
+    right.boxplot([[seconds * 1000 for seconds in storms]], widths=0.5, tick_labels=[""])
+    right.set_ylim(bottom=0)
+    right.set_title(f"storms of {storm_size}")
+    right.set_ylabel("ms to the last answer")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+    return f"plot: {file}"
+
+
+def _bars(axes: Any, rates: Mapping[str, Sequence[float]]) -> None:
+    names = list(rates)[::-1]
+    middles = [median(rates[name]) for name in names]
+    below = [middle - min(rates[name]) for name, middle in zip(names, middles, strict=True)]
+    above = [max(rates[name]) - middle for name, middle in zip(names, middles, strict=True)]
+    labels = [f"{name}\n{middle:.0f}" for name, middle in zip(names, middles, strict=True)]
+    axes.barh(labels, middles, xerr=[below, above], capsize=4)

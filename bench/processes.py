@@ -1,0 +1,215 @@
+"""The processes of a benchmark: started, waited for, and always ended, each by its id."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from bench.client import get
+from bench.pictures import Size
+from bench.upstream import LOOPBACK, Counts, Manifest
+from proxy.config import ENV_PREFIX
+
+ROOT = Path(__file__).resolve().parents[1]
+
+START_SECONDS = 60.0
+POLL_SECONDS = 0.02
+GRACE_SECONDS = 10.0
+"""From SIGTERM to SIGKILL."""
+
+INTERRUPTED = 130
+"""Exit code of what SIGINT or SIGTERM ended, as shells have it."""
+
+
+class BenchError(Exception):
+    """A benchmark cannot go on; the text says why."""
+
+
+def run(main: Callable[[], Awaitable[int]]) -> int:
+    """Run ``main``; SIGTERM ends it as Ctrl-C does, so that no process of ours is left behind.
+
+    Returns:
+        its exit code, or 1 for a ``BenchError`` or a time limit, which is printed.
+    """
+    code = INTERRUPTED
+
+    async def guarded() -> None:
+        nonlocal code
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_sigterm, nursery.cancel_scope)
+            code = await main()
+            nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(guarded)
+    except* KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    except* (BenchError, trio.TooSlowError) as failures:
+        code = 1
+        print(*(f"{type(each).__name__}: {each}" for each in failures.exceptions), file=sys.stderr)
+    return code
+
+
+async def _cancel_on_sigterm(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+def allow_open_files(wanted: int) -> None:
+    """Raise this process's limit, which those it starts inherit.
+
+    Raises:
+        BenchError: the hard limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise BenchError(f"{wanted} open files are needed, and the limit is {hard} (ulimit -n)")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def running(
+    module: str,
+    *arguments: str,
+    log: Path,
+    stdout: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[trio.Process]:
+    """``python -m module`` for the time of the block; its output goes to ``log``.
+
+    Args:
+        stdout: ``subprocess.PIPE`` to read it here; if not specified, to ``log`` too.
+        environment: ``IMAGE_PROXY_`` variables; those of this process are not passed on.
+    """
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+    with log.open("ab") as output:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=output if stdout is None else stdout,
+            stderr=output,
+            cwd=ROOT,
+            env={**inherited, **(environment or {})},
+        )
+    try:
+        yield process
+    finally:
+        with trio.CancelScope(shield=True):
+            await _end(process)
+
+
+async def _end(process: trio.Process) -> None:
+    process.terminate()
+    with trio.move_on_after(GRACE_SECONDS):
+        await process.wait()
+        return
+    process.kill()
+    await process.wait()
+
+
+@asynccontextmanager
+async def upstream(
+    folder: Path,
+    *,
+    blobs: int,
+    size: Size,
+    latency: float,
+    host: str = LOOPBACK,
+    hanging_host: str = LOOPBACK,
+) -> AsyncIterator[Manifest]:
+    """A ``bench.upstream`` for the time of the block."""
+    log = folder / "upstream.log"
+    arguments = {
+        "--blobs": blobs,
+        "--size": size,
+        "--latency": latency,
+        "--host": host,
+        "--hanging-host": hanging_host,
+    }
+    words = [str(word) for pair in arguments.items() for word in pair]
+    async with running("bench.upstream", *words, log=log, stdout=subprocess.PIPE) as process:
+        yield await _manifest(process, log)
+
+
+async def _manifest(process: trio.Process, log: Path) -> Manifest:
+    assert process.stdout is not None
+    received = bytearray()
+    with trio.move_on_after(START_SECONDS):
+        async for chunk in process.stdout:
+            received += chunk
+            if received.endswith(b"\n"):
+                return Manifest.parse(bytes(received))
+    raise BenchError(f"the upstream does not start\n{_tail(log)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server under load, started and perhaps not ready yet."""
+
+    process: trio.Process
+    port: int
+    log: Path
+
+    async def ready(self) -> None:
+        """Wait until ``/readyz`` answers 200.
+
+        Raises:
+            BenchError: the process ended, or is not ready in time.
+        """
+        await until(self._is_ready, f"port {self.port} to be ready")
+
+    async def _is_ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise BenchError(f"a server ended with {self.process.returncode}\n{_tail(self.log)}")
+        try:
+            return (await get(self.port, "/readyz")).status == 200
+        except OSError:
+            return False
+
+
+async def until(reached: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Poll until ``reached``; BenchError after ``START_SECONDS``."""
+    with trio.move_on_after(START_SECONDS):
+        while not await reached():  # noqa: ASYNC110  # it happens in another process
+            await trio.sleep(POLL_SECONDS)
+        return
+    raise BenchError(f"waited {START_SECONDS:g} s for {what}")
+
+
+async def counts(port: int) -> Counts:
+    """What the upstream on ``port`` was asked."""
+    return Counts.parse((await get(port, "/counts")).body)
+
+
+async def metric(port: int, name: str) -> float:
+    """A metric of the proxy on ``port``, summed over its labels; 0 while there is none."""
+    total = 0.0
+    for line in (await get(port, "/metrics")).body.decode().splitlines():
+        series, _, value = line.rpartition(" ")
+        if series.partition("{")[0] == name:
+            total += float(value)
+    return total
+
+
+def _tail(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
