@@ -41,6 +41,9 @@ class AsksClient:
             if session.stream is not None:
                 await trio.aclose_forcefully(session.stream)
 
+    async def close_expired(self) -> None:
+        """See ``HttpClient.close_expired``. Nothing stays open between requests."""
+
     async def aclose(self) -> None:
         """See ``HttpClient.aclose``. Nothing stays open between requests."""
 

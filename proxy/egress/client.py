@@ -46,6 +46,10 @@ class HttpClient(Protocol):
         """
         ...
 
+    async def close_expired(self) -> None:
+        """Close the connections that have been idle for too long."""
+        ...
+
     async def aclose(self) -> None:
         """Close all idle connections."""
         ...

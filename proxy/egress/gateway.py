@@ -38,6 +38,7 @@ class Gateway:
         self._fetch = fetch
         self._strangers = make_client(fetch.client, network)
         self._directory = make_client(fetch.client, directory_network)
+        self._clients = (self._strangers, self._directory)
         self._circuits = Circuits()
         self._channel = FetchChannel(
             queue_size=fetch.queue_size, workers=fetch.workers, per_host=fetch.per_host
@@ -50,9 +51,13 @@ class Gateway:
     async def run(self) -> None:
         """Serve until cancelled; then close every connection."""
         try:
-            await self._channel.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._channel.run)
+                nursery.start_soon(self._keep_closing_expired)
         finally:
-            await self.aclose()
+            with trio.CancelScope(shield=True):
+                for client in self._clients:
+                    await client.aclose()
 
     async def get(
         self, origin: Origin, target: str, *, max_bytes: int, trusted: bool = False
@@ -93,11 +98,11 @@ class Gateway:
                 self._circuits.hold(host, wait, trio.current_time())
         return answer
 
-    async def aclose(self) -> None:
-        """Close every idle connection."""
-        with trio.CancelScope(shield=True):
-            await self._strangers.aclose()
-            await self._directory.aclose()
+    async def _keep_closing_expired(self) -> None:
+        while True:
+            await trio.sleep(IDLE_SECONDS / 2)
+            for client in self._clients:
+                await client.close_expired()
 
 
 def guarded_networks(config: Config) -> tuple[Network, Network]:

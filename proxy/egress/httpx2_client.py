@@ -25,7 +25,7 @@ class Httpx2Client:
     Args:
         network: opens every connection.
         max_idle: idle connections kept over all hosts.
-        idle_seconds: how long one may stay idle and be used again.
+        idle_seconds: how long one may stay idle.
     """
 
     def __init__(self, network: Network, *, max_idle: int, idle_seconds: float) -> None:
@@ -56,6 +56,12 @@ class Httpx2Client:
                     },
                     response.aiter_stream(),
                 )
+
+    async def close_expired(self) -> None:
+        """See ``HttpClient.close_expired``. The pool itself does so only when it is next used."""
+        for connection in self._pool.connections:
+            if connection.is_idle() and connection.has_expired():
+                await connection.aclose()
 
     async def aclose(self) -> None:
         """See ``HttpClient.aclose``."""

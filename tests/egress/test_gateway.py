@@ -1,0 +1,157 @@
+"""The way out as a whole: what stays open, and which hosts are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.egress.circuit import FAILURES_TO_OPEN, OPEN_SECONDS
+from proxy.egress.endpoint import Origin
+from proxy.egress.errors import BadAnswer, ConnectFailed
+from proxy.egress.gateway import IDLE_SECONDS, Gateway
+from proxy.egress.get import Answer
+from proxy.egress.httpx2_client import Httpx2Client
+from tests.fakes.network import Response, Site
+from tests.fakes.world import World
+
+HOST = Origin("https", "pds.example", 443)
+
+
+@pytest.fixture
+async def world(nursery: trio.Nursery, tmp_path: Path, client_name: str) -> World:
+    return World(nursery, tmp_path, client_name)
+
+
+@pytest.fixture
+async def site(world: World) -> Site:
+    site = Site(HOST.host)
+    site.pages["/"] = Response(200, b"here")
+    world.network.add(site)
+    return site
+
+
+@pytest.fixture
+async def gateway(world: World, nursery: trio.Nursery) -> AsyncIterator[Gateway]:
+    gateway = Gateway(world.config(), world.network, world.directory_network)
+    nursery.start_soon(gateway.run)
+    yield gateway
+    nursery.cancel_scope.cancel()
+
+
+async def get(gateway: Gateway) -> Answer:
+    return await gateway.get(HOST, "/", max_bytes=100)
+
+
+async def test_connections_past_their_idle_time_are_closed_though_nobody_asks_again(
+    world: World, site: Site
+) -> None:
+    """Catches a pool that looks at its idle connections only when it is next used."""
+    client = Httpx2Client(world.network, max_idle=5, idle_seconds=0.02)
+    async with client.get(HOST, "/", {}) as reply:
+        assert [chunk async for chunk in reply.body] == [b"here"]
+    # The pool reads the system's clock.
+    with trio.fail_after(5):
+        while world.open_wires:
+            await client.close_expired()
+            await trio.lowlevel.checkpoint()
+
+
+async def test_connections_within_their_idle_time_stay_open(world: World, site: Site) -> None:
+    """Catches a sweep that closes what the next fetch would have used."""
+    client = Httpx2Client(world.network, max_idle=5, idle_seconds=1000)
+    for _ in range(2):
+        async with client.get(HOST, "/", {}) as reply:
+            assert [chunk async for chunk in reply.body] == [b"here"]
+        await client.close_expired()
+    assert site.connections == 1
+
+
+async def test_the_gateway_looks_for_expired_connections_again_and_again(
+    gateway: Gateway,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a sweep that nobody starts."""
+    sweeps: list[float] = []
+
+    async def close_expired(self: object) -> None:
+        sweeps.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+
+    client = type(gateway._strangers)
+    monkeypatch.setattr(client, "close_expired", close_expired)
+    began = trio.current_time()
+    await trio.sleep(IDLE_SECONDS * 2)
+    assert {round(at - began) for at in sweeps} >= {round(IDLE_SECONDS / 2), round(IDLE_SECONDS)}
+
+
+async def test_a_host_that_refuses_costs_no_more_connections_once_its_circuit_is_open(
+    world: World, site: Site, gateway: Gateway, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a dead host that takes a worker for each request, and one that is never tried again.
+
+    A fetch tries a connection twice.
+    """
+    site.refuses = -1
+    for _ in range(FAILURES_TO_OPEN * 3):
+        with pytest.raises(ConnectFailed):
+            await get(gateway)
+    assert len(world.network.asked) == 2 * FAILURES_TO_OPEN
+
+    site.refuses = 0
+    await trio.sleep(OPEN_SECONDS)
+    assert (await get(gateway)).body == b"here"
+    assert (await get(gateway)).body == b"here"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_honoured(
+    status: int,
+    world: World,
+    site: Site,
+    gateway: Gateway,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Catches a service that goes on asking a host which asked it not to."""
+    site.pages["/"] = Response(status, b"later", (("Retry-After", "20"),))
+    assert (await get(gateway)).status == status
+    for _ in range(3):
+        with pytest.raises(BadAnswer):
+            await get(gateway)
+    assert len(site.requests) == 1
+
+    site.pages["/"] = Response(200, b"here")
+    await trio.sleep(20)
+    assert (await get(gateway)).body == b"here"
+
+
+async def test_a_503_without_retry_after_holds_nobody_up(
+    site: Site, gateway: Gateway, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a circuit that takes any answer for a failure of the host."""
+    site.pages["/"] = Response(503, b"oops")
+    for _ in range(FAILURES_TO_OPEN * 2):
+        assert (await get(gateway)).status == 503
+    assert len(site.requests) == FAILURES_TO_OPEN * 2
+
+
+async def test_a_cancelled_probe_leaves_the_next_one_free(
+    world: World, site: Site, gateway: Gateway, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a host that is left alone for ever because its probe's client went away."""
+    site.refuses = -1
+    for _ in range(FAILURES_TO_OPEN):
+        with pytest.raises(ConnectFailed):
+            await get(gateway)
+    site.refuses = 0
+    site.answers_connections = False
+    await trio.sleep(OPEN_SECONDS)
+    with trio.move_on_after(1) as scope:
+        await get(gateway)
+    assert scope.cancelled_caught
+    site.answers_connections = True
+    assert (await get(gateway)).body == b"here"
