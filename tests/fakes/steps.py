@@ -1,0 +1,61 @@
+"""Cancellation at every step of a piece of work in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+import trio.testing
+
+
+class _CancelAtStep(trio.abc.Instrument):
+    """Cancels ``scope`` at the ``step``-th step that any task takes, before or after it is taken.
+
+    After a step, the task waits: what it waits for is interrupted. Before one, what it waited for
+    has happened already, and the cancellation meets the next wait.
+    """
+
+    def __init__(self, scope: trio.CancelScope, step: int, after: bool) -> None:
+        self._scope = scope
+        self._left = step
+        self._after = after
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._scope.cancel()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if not self._after:
+            self._count()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self._after:
+            self._count()
+
+
+async def cancelled_at_every_step(
+    attempt: Callable[[], Awaitable[None]], check: Callable[[], None], *, after: bool
+) -> int:
+    """Runs ``attempt`` over and over, cancelling each one a step later, until one gets through.
+
+    Args:
+        check: called when everything has come to rest after each.
+
+    Returns:
+        In how many different places it was cancelled.
+    """
+    step = 0
+    while True:
+        step += 1
+        with trio.CancelScope() as scope:
+            instrument = _CancelAtStep(scope, step, after)
+            trio.lowlevel.add_instrument(instrument)
+            try:
+                await attempt()
+            finally:
+                trio.lowlevel.remove_instrument(instrument)
+        await trio.testing.wait_all_tasks_blocked()
+        check()
+        if not scope.cancel_called:
+            return step - 1

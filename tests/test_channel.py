@@ -1,0 +1,268 @@
+"""The fetch channel: bounded, fair to hosts, and empty when everybody has gone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.egress.channel import ChannelStatistics, FetchChannel
+from proxy.egress.errors import BadAnswer, EgressError, Saturated, TimedOut
+from proxy.egress.get import Answer
+from tests.fakes.steps import cancelled_at_every_step
+
+ANSWER = Answer(200, {}, b"", b"")
+IDLE = ChannelStatistics(0, 0)
+LONG = 3600.0
+
+
+class Asker:
+    """Submits fetches that wait at a gate, and notes what became of them."""
+
+    def __init__(self, nursery: trio.Nursery, channel: FetchChannel) -> None:
+        self._nursery = nursery
+        self._channel = channel
+        self.gate = trio.Event()
+        self.began: list[str] = []
+        self.running = 0
+        self.most_running = 0
+        self.answered: list[str] = []
+        self.refused: list[str] = []
+        self.errors: list[EgressError] = []
+
+    def ask(self, host: str, *, name: str = "", timeout: float = LONG) -> trio.CancelScope:
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._ask, host, name or host, timeout, scope)
+        return scope
+
+    async def _ask(self, host: str, name: str, timeout: float, scope: trio.CancelScope) -> None:
+        async def work() -> Answer:
+            self.began.append(name)
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            try:
+                await self.gate.wait()
+            finally:
+                self.running -= 1
+            return ANSWER
+
+        try:
+            with scope:
+                await self._channel.submit(host, work, timeout=timeout)
+                self.answered.append(name)
+        except Saturated:
+            self.refused.append(name)
+        except EgressError as error:
+            self.errors.append(error)
+
+    async def finish(self) -> None:
+        self.gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+
+@asynccontextmanager
+async def running(
+    nursery: trio.Nursery, *, queue_size: int = 4, workers: int = 2, per_host: int = 2
+) -> AsyncIterator[tuple[FetchChannel, Asker]]:
+    channel = FetchChannel(queue_size=queue_size, workers=workers, per_host=per_host)
+    nursery.start_soon(channel.run)
+    await trio.testing.wait_all_tasks_blocked()
+    asker = Asker(nursery, channel)
+    yield channel, asker
+    await asker.finish()
+    assert channel.statistics() == IDLE
+
+
+async def test_a_channel_without_workers_bound_runs_everything_at_once(
+    nursery: trio.Nursery,
+) -> None:
+    async with running(nursery, queue_size=100, workers=3, per_host=3) as (channel, asker):
+        for number in range(40):
+            asker.ask(f"host{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert channel.statistics() == ChannelStatistics(waiting=37, running=3)
+    assert asker.most_running == 3
+    assert len(asker.answered) == 40
+
+
+async def test_a_full_channel_makes_askers_wait(nursery: trio.Nursery) -> None:
+    async with running(nursery, queue_size=4, workers=2) as (channel, asker):
+        for number in range(6):
+            asker.ask(f"host{number}")
+            await trio.testing.wait_all_tasks_blocked()
+        assert channel.statistics() == ChannelStatistics(waiting=4, running=2)
+        asker.ask("one more")
+        await trio.testing.wait_all_tasks_blocked()
+        assert asker.refused == ["one more"]
+    assert len(asker.answered) == 6
+
+
+async def test_a_channel_that_was_full_once_stays_full(nursery: trio.Nursery) -> None:
+    async with running(nursery) as (_, asker):
+        for number in range(9):
+            asker.ask(f"host{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert asker.refused
+        await asker.finish()
+        asker.ask("later")
+    assert "later" in asker.answered
+
+
+async def test_one_host_takes_every_worker(nursery: trio.Nursery) -> None:
+    async with running(nursery, queue_size=20, workers=4, per_host=2) as (channel, asker):
+        for number in range(6):
+            asker.ask("hangs", name=f"hangs {number}")
+        await trio.testing.wait_all_tasks_blocked()
+        asker.ask("healthy")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(asker.began) == 3
+        assert asker.began[-1] == "healthy"
+        assert channel.statistics() == ChannelStatistics(waiting=4, running=3)
+    assert len(asker.answered) == 7
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_one_host_takes_the_whole_waiting_room(nursery: trio.Nursery, at_once: bool) -> None:
+    async with running(nursery, queue_size=8, workers=4, per_host=2) as (_, asker):
+        for _ in range(50):
+            asker.ask("hangs")
+            if not at_once:
+                await trio.testing.wait_all_tasks_blocked()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(asker.refused) == 50 - 2 - 4
+        asker.ask("healthy")
+        await trio.testing.wait_all_tasks_blocked()
+        assert asker.began[-1] == "healthy"
+
+
+async def test_parked_fetches_are_served_last_in_first_out(nursery: trio.Nursery) -> None:
+    async with running(nursery, queue_size=20, workers=4, per_host=1) as (_, asker):
+        names = [f"number {number}" for number in range(6)]
+        for name in names:
+            asker.ask("host", name=name)
+            await trio.testing.wait_all_tasks_blocked()
+    assert asker.began == asker.answered == names
+
+
+async def test_queued_fetches_are_served_last_in_first_out(nursery: trio.Nursery) -> None:
+    async with running(nursery, queue_size=20, workers=1, per_host=1) as (_, asker):
+        names = [f"host{number}" for number in range(6)]
+        for name in names:
+            asker.ask(name)
+            await trio.testing.wait_all_tasks_blocked()
+        # Taking one out of the middle must not reorder the others.
+        gone = asker.ask("gone")
+        asker.ask("last")
+        await trio.testing.wait_all_tasks_blocked()
+        gone.cancel()
+    assert asker.began == [*names, "last"]
+
+
+@pytest.mark.parametrize("place", ["running", "parked", "queued", "all"])
+async def test_who_goes_away_leaves_a_place_taken(nursery: trio.Nursery, place: str) -> None:
+    async with running(nursery, queue_size=20, workers=3, per_host=1) as (channel, asker):
+        scopes = {"running": asker.ask("a")}
+        await trio.testing.wait_all_tasks_blocked()
+        scopes["parked"] = asker.ask("a")
+        asker.ask("b")
+        asker.ask("c")
+        await trio.testing.wait_all_tasks_blocked()
+        scopes["queued"] = asker.ask("d")
+        await trio.testing.wait_all_tasks_blocked()
+        assert channel.statistics() == ChannelStatistics(waiting=2, running=3)
+        left = list(scopes) if place == "all" else [place]
+        for name in left:
+            scopes[name].cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        after = channel.statistics()
+        assert after.waiting + after.running == 5 - len(left)
+        assert after.running == asker.running
+    assert len(asker.answered) == 5 - len(left)
+
+
+async def test_a_cancelled_fetch_keeps_its_worker_until_it_would_have_ended(
+    nursery: trio.Nursery,
+) -> None:
+    async with running(nursery, workers=1, per_host=1) as (_, asker):
+        scope = asker.ask("hangs")
+        await trio.testing.wait_all_tasks_blocked()
+        asker.ask("next")
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert asker.began == ["hangs", "next"]
+
+
+async def test_a_fetch_that_never_began_is_the_servers_timeout(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running(nursery, workers=1, per_host=1) as (channel, asker):
+        asker.ask("hangs")
+        await trio.testing.wait_all_tasks_blocked()
+        asker.ask("queued", timeout=5)
+        asker.ask("hangs", name="parked", timeout=5)
+        await trio.sleep(6)
+        # They got no worker: that is our saturation, and no failure of their hosts.
+        assert sorted(asker.refused) == ["parked", "queued"]
+        assert channel.statistics() == ChannelStatistics(waiting=0, running=1)
+
+
+async def test_time_in_the_queue_does_not_count(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running(nursery, workers=1, per_host=1) as (channel, asker):
+        scope = asker.ask("first")
+        await trio.testing.wait_all_tasks_blocked()
+        asker.ask("second", timeout=10)
+        await trio.sleep(6)
+        scope.cancel()
+        await trio.sleep(3)
+        assert channel.statistics() == ChannelStatistics(waiting=0, running=1)
+        await trio.sleep(2)
+        assert [type(error) for error in asker.errors] == [TimedOut]
+        assert channel.statistics() == IDLE
+
+
+@pytest.mark.parametrize("error", [BadAnswer("broken"), ZeroDivisionError()], ids=["ours", "not"])
+async def test_a_failure_ends_the_worker_or_reaches_nobody(
+    nursery: trio.Nursery, error: Exception
+) -> None:
+    async def fail() -> Answer:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    async with running(nursery, workers=1, per_host=1) as (channel, _):
+        for _ in range(3):
+            with pytest.raises(type(error)):
+                await channel.submit("host", fail, timeout=LONG)
+
+        async def succeed() -> Answer:
+            return ANSWER
+
+        assert await channel.submit("host", succeed, timeout=LONG) is ANSWER
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_cancellation_somewhere_leaves_a_worker_or_a_place_taken(
+    nursery: trio.Nursery, after: bool
+) -> None:
+    channel = FetchChannel(queue_size=4, workers=2, per_host=1)
+    nursery.start_soon(channel.run)
+
+    async def work() -> Answer:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        return ANSWER
+
+    async def attempt() -> None:
+        async with trio.open_nursery() as askers:
+            for host in ("a", "a", "b", "c"):
+                askers.start_soon(partial(channel.submit, host, work, timeout=LONG))
+
+    def check() -> None:
+        assert channel.statistics() == IDLE
+
+    assert await cancelled_at_every_step(attempt, check, after=after) > 5

@@ -1,0 +1,483 @@
+"""Both HTTP clients under servers of every kind: limits, redirects, retries, and what is left."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.egress.channel import ChannelStatistics
+from proxy.egress.endpoint import Origin
+from proxy.egress.errors import (
+    BadAnswer,
+    ConnectFailed,
+    Forbidden,
+    NoAnswer,
+    TimedOut,
+    TooLarge,
+)
+from proxy.egress.gateway import MAX_IDLE, Gateway
+from proxy.egress.get import MIN_BYTES_PER_SECOND, USER_AGENT
+from tests.fakes import faults
+from tests.fakes.misbehaviours import MISBEHAVIOURS, Misbehaviour, heal
+from tests.fakes.network import Conversation, Fault, Response, Site, honest
+from tests.fakes.parts import FakeCache, FakeProcessor
+from tests.fakes.steps import cancelled_at_every_step
+from tests.fakes.world import World
+
+BODY = bytes(range(100))
+MAX_BYTES = 10 * 1024**2
+IDLE = ChannelStatistics(0, 0)
+
+EACH = pytest.mark.parametrize("misbehaviour", MISBEHAVIOURS, ids=str)
+
+
+@pytest.fixture
+async def site(client_world: World) -> Site:
+    site = Site("pds.example")
+    site.pages["/a"] = Response(200, BODY, (("Content-Type", "text/plain"),))
+    client_world.network.add(site)
+    client_world.network.forbids.add("inside.example")
+    return site
+
+
+@asynccontextmanager
+async def running_gateway(world: World, **fetch: object) -> AsyncIterator[Gateway]:
+    config = world.config(fetch=dict(fetch))
+    gateway = Gateway(config, world.network, world.directory_network)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run)
+        yield gateway
+        nursery.cancel_scope.cancel()
+    assert world.open_wires == 0
+
+
+def origin_of(site: Site) -> Origin:
+    return Origin(site.scheme, site.host, site.port)
+
+
+def test_a_matrix_that_shrinks_still_passes() -> None:
+    assert len({str(misbehaviour) for misbehaviour in MISBEHAVIOURS}) == len(MISBEHAVIOURS) >= 80
+
+
+@EACH
+async def test_a_server_that_misbehaves_gets_away_or_leaves_something_behind(
+    client_world: World,
+    site: Site,
+    misbehaviour: Misbehaviour,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    expected = misbehaviour.over(client_world.client).egress
+    misbehaviour.apply(site)
+    async with running_gateway(client_world) as gateway:
+        if expected is None:
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        else:
+            with pytest.raises(expected) as caught:
+                await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+            assert type(caught.value) is expected
+        await trio.testing.wait_all_tasks_blocked()
+        assert gateway.statistics() == IDLE
+        if expected is not None:
+            assert client_world.open_wires == 0
+        heal(site)
+        answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert (answer.status, answer.body) == (200, BODY)
+
+
+@EACH
+async def test_a_misbehaving_pds_comes_out_as_the_wrong_error_or_breaks_the_service(
+    client_world: World, misbehaviour: Misbehaviour, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = client_world
+    world.network.forbids.add("inside.example")
+    expected = misbehaviour.over(world.client).error
+    did, cid = world.add_blob(BODY)
+    _, other = world.add_blob(b"another", did=did)
+    misbehaviour.apply(world.pds)
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        if expected is None:
+            await service.get_image("avatar", did, cid)
+        else:
+            with pytest.raises(expected) as caught:
+                await service.get_image("avatar", did, cid)
+            assert type(caught.value) is expected
+        heal(world.pds)
+        image = await service.get_image("avatar", did, other)
+        assert image.data.endswith(b"another")
+    assert world.open_wires == 0
+
+
+def answers_at(site: Site, target: str, body: bytes = BODY) -> None:
+    site.pages[target] = Response(200, body)
+
+
+# Limits.
+
+
+@pytest.mark.parametrize("fault", [honest, faults.chunked, faults.until_close])
+async def test_a_body_of_exactly_the_limit_is_refused(
+    client_world: World, site: Site, fault: Fault
+) -> None:
+    site.fault = fault
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.get(origin_of(site), "/a", max_bytes=len(BODY))
+        assert answer.body == BODY
+        assert answer.sha256 == hashlib.sha256(BODY).digest()
+
+
+@pytest.mark.parametrize("fault", [honest, faults.chunked, faults.until_close])
+async def test_a_body_one_byte_over_the_limit_passes(
+    client_world: World, site: Site, fault: Fault
+) -> None:
+    site.fault = fault
+    async with running_gateway(client_world) as gateway:
+        with pytest.raises(TooLarge):
+            await gateway.get(origin_of(site), "/a", max_bytes=len(BODY) - 1)
+
+
+async def test_a_limit_that_is_only_counted_reads_what_was_announced_as_too_long(
+    client_world: World, site: Site
+) -> None:
+    gate = trio.Event()
+
+    async def announce_and_wait(conversation: Conversation) -> None:
+        await conversation.send(conversation.response.head())
+        await gate.wait()
+
+    site.fault = announce_and_wait
+    async with running_gateway(client_world) as gateway:
+        with pytest.raises(TooLarge):
+            await gateway.get(origin_of(site), "/a", max_bytes=len(BODY) - 1)
+        assert not gate.is_set()
+
+
+async def test_an_empty_body_is_taken_for_no_answer(client_world: World, site: Site) -> None:
+    answers_at(site, "/empty", b"")
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.get(origin_of(site), "/empty", max_bytes=MAX_BYTES)
+        assert (answer.status, answer.body) == (200, b"")
+
+
+async def test_a_long_error_page_is_read_to_its_end(client_world: World, site: Site) -> None:
+    site.fault = faults.answers(500, bytes(100_000))
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert (answer.status, len(answer.body)) == (500, 4096)
+
+
+@pytest.mark.parametrize(
+    ("rate", "passes"), [(MIN_BYTES_PER_SECOND * 1.2, True), (MIN_BYTES_PER_SECOND * 0.8, False)]
+)
+async def test_a_rate_that_is_judged_by_the_whole_fetch_lets_a_trickle_hold_a_worker(
+    client_world: World,
+    site: Site,
+    rate: float,
+    passes: bool,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    body = bytes(20_000)
+    answers_at(site, "/slow", body)
+    site.fault = faults.trickle(rate, at_once=128)
+    async with running_gateway(client_world) as gateway:
+        if passes:
+            answer = await gateway.get(origin_of(site), "/slow", max_bytes=MAX_BYTES)
+            assert answer.body == body
+        else:
+            with pytest.raises(TimedOut):
+                await gateway.get(origin_of(site), "/slow", max_bytes=MAX_BYTES)
+            # At the end of the first window, long before ``fetch.timeout``.
+            assert trio.current_time() < 10
+
+
+async def test_a_timeout_per_read_never_ends_a_fetch_that_brings_enough(
+    client_world: World, site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    answers_at(site, "/long", bytes(200_000))
+    site.fault = faults.trickle(2 * MIN_BYTES_PER_SECOND, at_once=1024)
+    began = trio.current_time()
+    async with running_gateway(client_world, timeout=20) as gateway:
+        with pytest.raises(TimedOut):
+            await gateway.get(origin_of(site), "/long", max_bytes=MAX_BYTES)
+        assert trio.current_time() - began == pytest.approx(20)
+
+
+# What is sent.
+
+
+async def test_a_request_without_its_headers(client_world: World, site: Site) -> None:
+    async with running_gateway(client_world) as gateway:
+        await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+    (request,) = site.requests
+    assert request.headers["user-agent"] == USER_AGENT
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.headers["host"] == "pds.example"
+    assert client_world.network.asked == [("pds.example", 443)]
+    assert client_world.network.tls_names == ["pds.example"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "port", "host"),
+    [
+        ("https", 8443, "pds.example:8443"),
+        ("http", 80, "pds.example"),
+        ("http", 2583, "pds.example:2583"),
+    ],
+)
+async def test_a_host_header_without_the_port(
+    client_world: World, scheme: str, port: int, host: str
+) -> None:
+    site = Site("pds.example", port=port, scheme=scheme)
+    answers_at(site, "/a?b=%3A&c=d:e")
+    client_world.network.add(site)
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.get(origin_of(site), "/a?b=%3A&c=d:e", max_bytes=MAX_BYTES)
+        assert answer.status == 200  # the target arrived letter for letter
+    assert site.requests[0].headers["host"] == host
+    assert client_world.network.tls_names == (["pds.example"] if scheme == "https" else [])
+
+
+# Redirects.
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "host", "target"),
+    [
+        ("/b/c", "pds.example", "/b/c"),
+        ("c?x=%3A", "pds.example", "/img/c?x=%3A"),
+        ("../c", "pds.example", "/c"),
+        ("?x", "pds.example", "/img/a?x"),
+        ("https://other.example/d?e=f", "other.example", "/d?e=f"),
+        ("//other.example/d#fragment", "other.example", "/d"),
+        ("HTTPS://OTHER.EXAMPLE", "other.example", "/"),
+    ],
+)
+async def test_a_redirect_that_leads_elsewhere(
+    client_world: World, site: Site, status: int, location: str, host: str, target: str
+) -> None:
+    sites = {"pds.example": site, "other.example": Site("other.example")}
+    client_world.network.add(*sites.values())
+    answers_at(sites[host], target)
+    site.faults = [faults.redirects(location, status)]
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.get(origin_of(site), "/img/a", max_bytes=MAX_BYTES)
+        assert (answer.status, answer.body) == (200, BODY)
+    assert sites[host].requests[-1].target == target
+    assert sites[host].requests[-1].headers["host"] == host
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+async def test_a_limit_of_redirects_that_is_off_by_one(
+    client_world: World, site: Site, limit: int
+) -> None:
+    async with running_gateway(client_world, max_redirects=limit) as gateway:
+        site.faults = [faults.redirects("/a")] * limit
+        answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert answer.status == 200
+        site.requests.clear()
+        site.faults = [faults.redirects("/a")] * (limit + 1)
+        with pytest.raises(BadAnswer, match="redirects"):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert len(site.requests) == limit + 1
+
+
+async def test_a_redirect_between_http_and_https_is_judged_the_wrong_way_round(
+    client_world: World, site: Site
+) -> None:
+    plain = Site("plain.example", port=80, scheme="http")
+    answers_at(plain, "/a")
+    client_world.network.add(plain)
+    async with running_gateway(client_world) as gateway:
+        plain.faults = [faults.redirects(f"{site.url}/a")]
+        answer = await gateway.get(origin_of(plain), "/a", max_bytes=MAX_BYTES)
+        assert answer.status == 200
+        site.faults = [faults.redirects(f"{plain.url}/a")]
+        with pytest.raises(Forbidden):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert len(plain.requests) == 1
+
+
+async def test_a_fetch_timeout_per_hop_grows_with_the_redirects(
+    client_world: World, site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def slow_redirect(conversation: Conversation) -> None:
+        await trio.sleep(8)
+        await faults.redirects("/a")(conversation)
+
+    site.fault = slow_redirect
+    began = trio.current_time()
+    async with running_gateway(client_world, timeout=20, max_redirects=10) as gateway:
+        with pytest.raises(TimedOut):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert trio.current_time() - began == pytest.approx(20)
+
+
+# One retry.
+
+
+@pytest.mark.parametrize("fault", [faults.close, faults.reset])
+async def test_a_failure_before_the_first_byte_is_not_retried_or_more_than_once(
+    client_world: World, site: Site, fault: Fault
+) -> None:
+    async with running_gateway(client_world) as gateway:
+        site.faults = [fault]
+        answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert (answer.status, len(site.requests)) == (200, 2)
+        site.requests.clear()
+        site.faults = [fault, fault]
+        with pytest.raises(NoAnswer):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert len(site.requests) == 2
+
+
+async def test_a_refused_connection_is_not_retried_or_more_than_once(
+    client_world: World, site: Site
+) -> None:
+    async with running_gateway(client_world) as gateway:
+        site.refuses = 1
+        answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert answer.status == 200
+    async with running_gateway(client_world) as gateway:
+        site.refuses = 3
+        with pytest.raises(ConnectFailed):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert site.refuses == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.reset_in_head,
+        faults.close_in_head,
+        faults.not_http,
+        faults.reset_after_head,
+        faults.reset_in_body,
+        faults.truncated,
+        faults.chunked_without_end,
+        faults.gzipped,
+        faults.answers(500),
+    ],
+)
+async def test_a_failure_after_the_first_byte_is_retried(
+    client_world: World, site: Site, fault: Fault
+) -> None:
+    site.fault = fault
+    async with running_gateway(client_world) as gateway:
+        with suppress(BadAnswer):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+    assert len(site.requests) == 1
+
+
+async def test_a_retry_has_a_deadline_of_its_own(
+    client_world: World, site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def slow_failure(conversation: Conversation) -> None:
+        await trio.sleep(15)
+        conversation.reset()
+
+    site.fault = slow_failure
+    began = trio.current_time()
+    async with running_gateway(client_world, timeout=20) as gateway:
+        with pytest.raises(TimedOut):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert trio.current_time() - began == pytest.approx(20)
+    assert len(site.requests) == 2
+
+
+# Kept-alive connections.
+
+
+async def test_a_connection_for_each_request_to_one_host(world: World) -> None:
+    site = Site("pds.example")
+    answers_at(site, "/a")
+    world.network.add(site)
+    async with running_gateway(world) as gateway:
+        for _ in range(5):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert world.open_wires == 1
+    assert site.connections == 1
+
+
+async def test_a_kept_connection_that_its_server_closed_fails_the_next_fetch(
+    client_world: World, site: Site
+) -> None:
+    async def answer_and_close(conversation: Conversation) -> None:
+        await honest(conversation)
+        conversation.keep_alive = False
+
+    site.faults = [answer_and_close]
+    async with running_gateway(client_world) as gateway:
+        for _ in range(2):
+            answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+            assert answer.status == 200
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_ten_thousand_hosts_leave_ten_thousand_sockets(client_world: World) -> None:
+    sites = [Site(f"pds{number}.example") for number in range(MAX_IDLE * 2)]
+    client_world.network.add(*sites)
+    async with running_gateway(client_world) as gateway:
+        for site in sites:
+            answers_at(site, "/a")
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert client_world.open_wires <= MAX_IDLE
+
+
+# The operator's own directory.
+
+
+async def test_the_directory_is_reached_over_the_network_of_strangers_or_its_redirects_are_not(
+    client_world: World, site: Site
+) -> None:
+    plc = client_world.plc
+    plc.pages["/a"] = Response(200, b"from the directory")
+    async with running_gateway(client_world) as gateway:
+        origin = Origin(plc.scheme, plc.host, plc.port)
+        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, trusted=True)
+        assert answer.body == b"from the directory"
+        with pytest.raises(ConnectFailed):
+            await gateway.get(origin, "/a", max_bytes=MAX_BYTES)
+        plc.faults = [faults.redirects("/a")]
+        with pytest.raises(ConnectFailed):
+            await gateway.get(origin, "/a", max_bytes=MAX_BYTES, trusted=True)
+        plc.faults = [faults.redirects(f"{site.url}/a")]
+        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, trusted=True)
+        assert answer.body == BODY
+
+
+# Cancellation.
+
+# Each says "close", so that the idle connection of a fetch that got through is no leak.
+CLOSING = partial(faults.with_header, "Connection", "close")
+FETCHES = {
+    "plain": [CLOSING()],
+    "chunked": [CLOSING(faults.chunked)],
+    "redirected": [faults.redirects("/a"), CLOSING()],
+    "retried": [faults.reset, CLOSING()],
+}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before a step", "after a step"])
+@pytest.mark.parametrize("played", FETCHES.values(), ids=FETCHES.keys())
+async def test_a_cancellation_somewhere_leaves_a_socket_a_worker_or_a_place(
+    client_world: World, site: Site, played: list[Fault], after: bool
+) -> None:
+    async with running_gateway(client_world) as gateway:
+
+        async def attempt() -> None:
+            site.faults = list(played)
+            answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+            assert answer.body == BODY
+
+        def check() -> None:
+            assert client_world.open_wires == 0
+            assert gateway.statistics() == IDLE
+
+        assert await cancelled_at_every_step(attempt, check, after=after) > 10
+        await attempt()

@@ -1,0 +1,330 @@
+"""From a PDS to verified bytes: the URL, every way of saying no, and the checks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+from libipld import encode_cid
+
+from proxy.egress.gateway import Gateway
+from proxy.errors import (
+    BlobNotFound,
+    Busy,
+    CidMismatch,
+    FetchFailed,
+    ForbiddenDestination,
+    ImageProxyError,
+    ImageTooLarge,
+    UpstreamTimeout,
+)
+from proxy.fetch import PdsFetcher, is_absent
+from proxy.identifiers import Cid, Did
+from proxy.urls import BlobKey
+from tests.fakes import faults
+from tests.fakes.network import Conversation, Fault, honest
+from tests.fakes.sites import Blob, FakePds, cid_of, new_plc_did
+from tests.fakes.world import World
+
+MB = 1024 * 1024
+
+
+@asynccontextmanager
+async def fetching(world: World, **fetch: Any) -> AsyncIterator[PdsFetcher]:
+    config = world.config(fetch=fetch)
+    gateway = Gateway(config, world.network, world.directory_network)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run)
+        yield PdsFetcher(config, gateway)
+        nursery.cancel_scope.cancel()
+    assert world.open_wires == 0
+
+
+async def failure(fetcher: PdsFetcher, pds: str, blob: BlobKey) -> ImageProxyError:
+    with pytest.raises(ImageProxyError) as caught:
+        await fetcher.fetch(pds, blob)
+    return caught.value
+
+
+async def test_the_bytes_of_a_blob_arrive_changed(client_world: World) -> None:
+    data = bytes(range(256)) * 2048
+    blob = BlobKey(*client_world.add_blob(data))
+    async with fetching(client_world) as fetcher:
+        assert await fetcher.fetch(client_world.pds.url, blob) == data
+
+
+async def test_a_cid_v0_is_compared_as_text(client_world: World) -> None:
+    did = client_world.make_account()
+    cid = Cid(encode_cid(b"\x12\x20" + hashlib.sha256(b"old").digest()))
+    client_world.pds.accounts[did].blobs[cid] = Blob(b"old")
+    async with fetching(client_world) as fetcher:
+        assert await fetcher.fetch(client_world.pds.url, BlobKey(did, cid)) == b"old"
+
+
+@pytest.mark.parametrize(
+    ("did", "escaped"),
+    [
+        (Did("did:plc:ewvi7nxzyoun6zhxrhs64oiz"), "did:plc:ewvi7nxzyoun6zhxrhs64oiz"),
+        (Did("did:web:someone.example"), "did:web:someone.example"),
+        # The escape is part of the DID: sent as it is, the PDS would decode it to a colon.
+        (Did("did:web:localhost%3A2583"), "did:web:localhost%253A2583"),
+    ],
+)
+@pytest.mark.parametrize("slash", ["", "/"])
+async def test_a_url_that_the_pds_reads_as_another_did(
+    client_world: World, did: Did, escaped: str, slash: str
+) -> None:
+    world = client_world
+    world.pds.add_account(did)
+    cid = world.pds.add_blob(did, b"data")
+    async with fetching(world) as fetcher:
+        assert await fetcher.fetch(world.pds.url + slash, BlobKey(did, cid)) == b"data"
+    (request,) = world.pds.requests
+    assert request.target == f"/xrpc/com.atproto.sync.getBlob?did={escaped}&cid={cid}"
+    assert request.query == {"did": did, "cid": cid}
+
+
+@pytest.mark.parametrize(
+    "pds",
+    [
+        "",
+        "pds.example",
+        "https://",
+        "https:pds.example",
+        "ftp://pds.example",
+        "https://pds.example/path",
+        "https://pds.example?query",
+        "https://pds.example#fragment",
+        "https://user@pds.example",
+        "https://pds.example:99999",
+        "https://pds.example:22",
+        "https://127.0.0.1",
+        "https://[::1]",
+        "https://2130706433",
+        "https://localhost",
+        "https://pds.example\n",
+        "https://p\u00efs.example",
+        "\ud800",
+    ],
+)
+async def test_an_endpoint_that_is_no_origin_lets_a_packet_out(world: World, pds: str) -> None:
+    blob = BlobKey(*world.add_blob(b"data"))
+    async with fetching(world) as fetcher:
+        error = await failure(fetcher, pds, blob)
+    assert type(error) is ForbiddenDestination
+    assert (error.status, error.public_message) == (502, FetchFailed.message)
+    assert world.network.asked == []
+
+
+async def test_plain_http_is_used_without_being_allowed(world: World) -> None:
+    plain = FakePds("plain.example", port=80, scheme="http")
+    world.network.add(plain)
+    blob = BlobKey(*world.add_blob(b"data", pds=plain))
+    async with fetching(world, allow_http=True) as fetcher:
+        assert await fetcher.fetch(plain.url, blob) == b"data"
+    async with fetching(world, allow_http=False) as fetcher:
+        assert type(await failure(fetcher, plain.url, blob)) is ForbiddenDestination
+    assert plain.connections == 1
+
+
+# Saying no.
+
+
+async def test_a_blob_or_account_that_a_pds_does_not_have_is_a_failure(
+    client_world: World,
+) -> None:
+    world = client_world
+    did, cid = world.add_blob(b"data")
+    account = world.pds.accounts[did]
+    async with fetching(world) as fetcher:
+
+        async def outcome(did: Did = did, cid: Cid = cid) -> type[ImageProxyError]:
+            return type(await failure(fetcher, world.pds.url, BlobKey(did, cid)))
+
+        assert await outcome(cid=cid_of(b"never uploaded")) is BlobNotFound
+        assert await outcome(did=new_plc_did()) is BlobNotFound
+        account.blobs[cid].takendown = True
+        assert await outcome() is BlobNotFound
+        account.blobs[cid].takendown = False
+        account.status = "takendown"
+        assert await outcome() is BlobNotFound
+        account.status = "deactivated"
+        assert await outcome() is BlobNotFound
+        account.status = "active"
+        assert await fetcher.fetch(world.pds.url, BlobKey(did, cid)) == b"data"
+
+
+ABSENT = [
+    (404, b""),
+    (404, b"<html>"),
+    *(
+        (400, json.dumps({"error": name, "message": "whatever"}).encode())
+        for name in (
+            "BlobNotFound",
+            "RepoNotFound",
+            "RepoTakendown",
+            "RepoSuspended",
+            "RepoDeactivated",
+        )
+    ),
+    (400, b'{"error":"InvalidRequest","message":"Blob not found"}'),
+    (400, b'{"error":"InvalidRequest","message":"blob not found: bafk"}'),
+    (400, b'{"error":"InvalidRequest","message":"Could not find repo for DID: did:plc:x"}'),
+    (400, b'{"message":"BLOB NOT FOUND"}'),
+]
+PRESENT = [
+    (400, b""),
+    (400, b"blob not found"),
+    (400, b'{"error":"InvalidRequest","message":"cid must be a cid string"}'),
+    (400, b'{"error":"ExpiredToken"}'),
+    (400, b'"BlobNotFound"'),
+    (400, b'["BlobNotFound"]'),
+    (400, b'{"error":["BlobNotFound"]}'),
+    (400, b'{"error":{},"message":[]}'),
+    (400, b"[" * 4096),
+    (400, b"\xff\xfe"),
+    (200, b'{"error":"BlobNotFound"}'),
+    (401, b'{"error":"BlobNotFound"}'),
+    (500, b'{"error":"BlobNotFound"}'),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), ABSENT)
+def test_an_absence_in_other_words_is_a_failure(status: int, body: bytes) -> None:
+    assert is_absent(status, body)
+
+
+@pytest.mark.parametrize(("status", "body"), PRESENT)
+def test_a_failure_is_taken_for_an_absence(status: int, body: bytes) -> None:
+    assert not is_absent(status, body)
+
+
+@given(
+    st.integers(100, 599) | st.just(400),
+    st.binary()
+    | st.dictionaries(
+        st.sampled_from(["error", "message"]),
+        st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner)),
+    ).map(lambda value: json.dumps(value).encode()),
+)
+def test_an_error_body_of_another_shape_is_a_defect(status: int, body: bytes) -> None:
+    assert is_absent(status, body) in (True, False)
+
+
+# Failing.
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (faults.answers(500), FetchFailed),
+        (faults.answers(429), FetchFailed),
+        (faults.answers(403), FetchFailed),
+        (faults.reset, FetchFailed),
+        (faults.truncated, FetchFailed),
+        (faults.chunked_without_end, FetchFailed),
+        (faults.hang, UpstreamTimeout),
+        (faults.hang_in_body, UpstreamTimeout),
+        (faults.trickle(1), UpstreamTimeout),
+        (faults.with_body(lambda data: data + b"!"), CidMismatch),
+        (faults.with_body(lambda data: data[1:]), CidMismatch),
+        (faults.with_body(lambda data: b""), CidMismatch),
+        (faults.with_body(bytes.swapcase), CidMismatch),
+    ],
+)
+async def test_a_pds_that_misbehaves_comes_out_as_the_wrong_error(
+    client_world: World,
+    fault: Fault,
+    error: type[ImageProxyError],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    blob = BlobKey(*client_world.add_blob(b"some data"))
+    client_world.pds.fault = fault
+    async with fetching(client_world) as fetcher:
+        assert type(await failure(fetcher, client_world.pds.url, blob)) is error
+
+
+async def test_a_pds_that_refuses_or_is_nowhere_is_a_defect(client_world: World) -> None:
+    blob = BlobKey(*client_world.add_blob(b"data"))
+    client_world.pds.refuses = -1
+    async with fetching(client_world) as fetcher:
+        for url in (client_world.pds.url, "https://nowhere.example"):
+            assert type(await failure(fetcher, url, blob)) is FetchFailed
+
+
+async def test_an_empty_blob_is_taken_for_a_missing_one(client_world: World) -> None:
+    blob = BlobKey(*client_world.add_blob(b""))
+    async with fetching(client_world) as fetcher:
+        assert await fetcher.fetch(client_world.pds.url, blob) == b""
+
+
+async def test_a_cancelled_fetch_goes_on(client_world: World) -> None:
+    blob = BlobKey(*client_world.add_blob(b"data"))
+    seen = trio.Event()
+    client_world.pds.fault = faults.gated(trio.Event(), seen=seen)
+    async with fetching(client_world) as fetcher:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetcher.fetch, client_world.pds.url, blob)
+            await seen.wait()
+            nursery.cancel_scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert client_world.open_wires == 0
+
+
+async def test_a_full_channel_is_a_failure_of_the_pds(client_world: World) -> None:
+    world = client_world
+    did = world.make_account()
+    blobs = [BlobKey(did, world.pds.add_blob(did, bytes([number]))) for number in range(3)]
+    world.pds.fault = faults.gated(trio.Event())
+    async with (
+        fetching(world, queue_size=1, workers=1, per_host=1) as fetcher,
+        trio.open_nursery() as nursery,
+    ):
+        for blob in blobs[:2]:
+            nursery.start_soon(fetcher.fetch, world.pds.url, blob)
+            await trio.testing.wait_all_tasks_blocked()
+        assert type(await failure(fetcher, world.pds.url, blobs[2])) is Busy
+        nursery.cancel_scope.cancel()
+
+
+# The size limit, one megabyte here.
+
+
+@pytest.mark.parametrize("fault", [honest, faults.chunked])
+@pytest.mark.parametrize("size", [MB // 2, MB - 1, MB])
+async def test_a_blob_within_the_limit_is_refused(
+    client_world: World, size: int, fault: Fault
+) -> None:
+    data = bytes(size)
+    blob = BlobKey(*client_world.add_blob(data))
+    client_world.pds.fault = fault
+    async with fetching(client_world, max_source_mb=1) as fetcher:
+        assert await fetcher.fetch(client_world.pds.url, blob) == data
+
+
+@pytest.mark.parametrize("fault", [honest, faults.chunked, faults.until_close])
+@pytest.mark.parametrize("size", [MB + 1, 2 * MB])
+async def test_a_blob_over_the_limit_passes(client_world: World, size: int, fault: Fault) -> None:
+    blob = BlobKey(*client_world.add_blob(bytes(size)))
+    client_world.pds.fault = fault
+    async with fetching(client_world, max_source_mb=1) as fetcher:
+        assert type(await failure(fetcher, client_world.pds.url, blob)) is ImageTooLarge
+
+
+async def test_a_blob_too_large_by_its_header_is_read_first(client_world: World) -> None:
+    async def head_alone(conversation: Conversation) -> None:
+        await faults.with_length(str(2 * MB))(conversation)
+        await trio.sleep_forever()
+
+    blob = BlobKey(*client_world.add_blob(b""))
+    client_world.pds.fault = head_alone
+    async with fetching(client_world, max_source_mb=1) as fetcher:
+        assert type(await failure(fetcher, client_world.pds.url, blob)) is ImageTooLarge

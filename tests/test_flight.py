@@ -1,0 +1,292 @@
+"""Single flight: who shares what, who may end it, and what is left of it."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.errors import Busy, FetchFailed
+from proxy.flight import Flight, SingleFlight
+
+
+class Work:
+    """Work that waits at a gate, then brings ``value`` or raises ``error``.
+
+    Args:
+        commits: it says at once that it cannot stop any more.
+    """
+
+    def __init__(self, value: object = None, *, commits: bool = False) -> None:
+        self.value = value or object()
+        self.error: Exception | None = None
+        self.gate = trio.Event()
+        self.runs = 0
+        self.cancelled = 0
+        self._commits = commits
+
+    async def __call__(self, flight: Flight[object]) -> object:
+        self.runs += 1
+        if self._commits:
+            flight.commit()
+        try:
+            await self.gate.wait()
+        except trio.Cancelled:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Waiters:
+    """Tasks that join flights of one key, and what each got."""
+
+    def __init__(self, nursery: trio.Nursery, flights: SingleFlight[str, object]) -> None:
+        self._nursery = nursery
+        self._flights = flights
+        self.values: list[object] = []
+        self.errors: list[Exception] = []
+        self.started_it: list[bool] = []
+
+    def join(self, work: Work, *, key: str = "key") -> trio.CancelScope:
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._join, key, work, scope)
+        return scope
+
+    async def _join(self, key: str, work: Work, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                async with self._flights.join(key, work) as landed:
+                    self.values.append(landed.value)
+                    self.started_it.append(landed.started_it)
+        except Exception as error:
+            self.errors.append(error)
+
+
+@pytest.fixture
+async def flights(nursery: trio.Nursery) -> SingleFlight[str, object]:
+    return SingleFlight(nursery)
+
+
+@pytest.fixture
+async def waiters(nursery: trio.Nursery, flights: SingleFlight[str, object]) -> Waiters:
+    return Waiters(nursery, flights)
+
+
+async def test_a_lock_instead_of_a_flight_does_the_work_a_thousand_times(
+    waiters: Waiters, flights: SingleFlight[str, object]
+) -> None:
+    work = Work()
+    for _ in range(1000):
+        waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    work.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert work.runs == 1
+    assert waiters.values == [work.value] * 1000
+    assert waiters.started_it.count(True) == 1
+    assert len(flights) == 0
+
+
+async def test_a_flight_for_all_keys_gives_one_key_the_value_of_another(waiters: Waiters) -> None:
+    one, other = Work(), Work()
+    one.gate.set()
+    other.gate.set()
+    waiters.join(one, key="one")
+    waiters.join(other, key="other")
+    await trio.testing.wait_all_tasks_blocked()
+    assert (one.runs, other.runs) == (1, 1)
+    assert {id(value) for value in waiters.values} == {id(one.value), id(other.value)}
+
+
+@pytest.mark.parametrize("leaver", [0, 1, 2])
+async def test_a_flight_owned_by_its_first_waiter_dies_with_it(
+    waiters: Waiters, leaver: int
+) -> None:
+    work = Work()
+    scopes = [waiters.join(work) for _ in range(3)]
+    await trio.testing.wait_all_tasks_blocked()
+    scopes[leaver].cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    work.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert (work.runs, work.cancelled) == (1, 0)
+    assert waiters.values == [work.value] * 2
+    assert waiters.errors == []
+
+
+async def test_a_flight_that_nobody_waits_for_goes_on_for_nothing(
+    waiters: Waiters, flights: SingleFlight[str, object]
+) -> None:
+    work = Work()
+    scopes = [waiters.join(work) for _ in range(2)]
+    await trio.testing.wait_all_tasks_blocked()
+    for scope in scopes:
+        scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert work.cancelled == 1
+    assert len(flights) == 0
+
+
+async def test_whoever_joins_a_cancelled_flight_gets_its_cancellation(
+    nursery: trio.Nursery, flights: SingleFlight[str, object], waiters: Waiters
+) -> None:
+    cleaned = trio.Event()
+
+    async def slow_to_end(_flight: Flight[object]) -> object:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await cleaned.wait()
+
+    with trio.CancelScope() as first:
+        async with trio.open_nursery() as inner:
+
+            async def join() -> None:
+                async with flights.join("key", slow_to_end):
+                    raise AssertionError
+
+            inner.start_soon(join)
+            await trio.testing.wait_all_tasks_blocked()
+            first.cancel()
+    # The old one still cleans up; its key is free at once, and its end must not take the new one.
+    work = Work()
+    waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    cleaned.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(flights) == 1
+    waiters.join(work)
+    work.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert work.runs == 1
+    assert waiters.values == [work.value] * 2
+    assert len(flights) == 0
+
+
+async def test_work_that_cannot_stop_is_thrown_away_or_done_twice(
+    waiters: Waiters, flights: SingleFlight[str, object]
+) -> None:
+    work = Work(commits=True)
+    scope = waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert (work.cancelled, len(flights)) == (0, 1)
+    waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    work.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert work.runs == 1
+    assert waiters.values == [work.value]
+    assert waiters.started_it == [False]
+    assert len(flights) == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_committed_work_that_ends_alone_holds_its_key_for_ever(
+    waiters: Waiters, flights: SingleFlight[str, object], fails: bool
+) -> None:
+    work = Work(commits=True)
+    work.error = ValueError("a defect") if fails else None
+    scope = waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    work.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(flights) == 0
+
+
+async def test_one_error_object_in_many_tasks_collects_their_tracebacks(
+    waiters: Waiters, flights: SingleFlight[str, object]
+) -> None:
+    work = Work()
+    work.error = FetchFailed("pds.example: refused")
+    for _ in range(100):
+        waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    work.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [type(error) for error in waiters.errors] == [FetchFailed] * 100
+    assert {str(error) for error in waiters.errors} == {"pds.example: refused"}
+    assert len({id(error) for error in waiters.errors}) == 100
+    assert len(flights) == 0
+
+
+async def test_a_failure_that_stays_with_its_key_is_never_retried(waiters: Waiters) -> None:
+    work = Work()
+    work.error = FetchFailed()
+    work.gate.set()
+    waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    work.error = None
+    waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    assert work.runs == 2
+    assert waiters.values == [work.value]
+
+
+async def test_a_defect_ends_the_service_or_leaves_its_waiters_hanging(
+    waiters: Waiters, flights: SingleFlight[str, object]
+) -> None:
+    work = Work()
+    work.error = ZeroDivisionError()
+    for _ in range(3):
+        waiters.join(work)
+    await trio.testing.wait_all_tasks_blocked()
+    work.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [type(error) for error in waiters.errors] == [ZeroDivisionError] * 3
+    assert len(flights) == 0
+
+
+async def test_a_value_forgotten_when_it_lands_is_made_again_for_who_comes_meanwhile(
+    flights: SingleFlight[str, object],
+) -> None:
+    work = Work()
+    work.gate.set()
+    async with flights.join("key", work) as first:
+        async with flights.join("key", work) as second:
+            assert second.value is first.value
+        assert (first.started_it, second.started_it) == (True, False)
+        assert len(flights) == 1
+    assert (work.runs, len(flights)) == (1, 0)
+    async with flights.join("key", work) as third:
+        assert third.started_it
+    assert work.runs == 2
+
+
+async def test_a_block_that_fails_keeps_the_key(flights: SingleFlight[str, object]) -> None:
+    work = Work()
+    work.gate.set()
+    with pytest.raises(KeyError):
+        async with flights.join("key", work):
+            raise KeyError
+    assert len(flights) == 0
+
+
+@pytest.mark.parametrize("commits", [False, True])
+async def test_shutdown_leaves_waiters_hanging(nursery: trio.Nursery, commits: bool) -> None:
+    work = Work(commits=commits)
+    async with trio.open_nursery() as owner:
+        flights: SingleFlight[str, object] = SingleFlight(owner)
+        waiters = Waiters(nursery, flights)
+        for _ in range(3):
+            waiters.join(work)
+        await trio.testing.wait_all_tasks_blocked()
+        owner.cancel_scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [type(error) for error in waiters.errors] == [Busy] * 3
+    assert len(flights) == 0
+
+
+async def test_a_request_after_shutdown_is_a_defect(nursery: trio.Nursery) -> None:
+    async with trio.open_nursery() as owner:
+        flights: SingleFlight[str, object] = SingleFlight(owner)
+    with pytest.raises(Busy):
+        async with flights.join("key", Work()):
+            raise AssertionError
+    assert len(flights) == 0

@@ -1,0 +1,503 @@
+"""From DID to PDS: reading documents, remembering answers, and asking no more than needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.egress.gateway import Gateway
+from proxy.egress.guard import GuardedNetwork
+from proxy.egress.network import Network
+from proxy.errors import (
+    Busy,
+    DidNotFound,
+    DidUnresolvable,
+    ForbiddenDomain,
+    ImageProxyError,
+    NoPdsEndpoint,
+    UpstreamTimeout,
+)
+from proxy.identifiers import Did
+from proxy.identity import DidResolver, pds_of
+from tests.fakes import faults
+from tests.fakes.network import FakeNetwork, Fault, Site
+from tests.fakes.sites import FakePlc, FakeWeb, document, new_plc_did, pds_service
+from tests.fakes.world import World
+
+DID = Did("did:plc:ewvi7nxzyoun6zhxrhs64oiz")
+WEB = Did("did:web:someone.example")
+PDS = "https://pds.example"
+
+TTL, STALE_TTL, NEGATIVE_TTL = 3600.0, 86400.0, 60.0
+
+
+def encoded(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+# Reading a document.
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+SERVICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": JSON_VALUES | st.sampled_from(["#atproto_pds", f"{DID}#atproto_pds"]),
+        "type": JSON_VALUES | st.just("AtprotoPersonalDataServer"),
+        "serviceEndpoint": JSON_VALUES | st.just(PDS),
+    },
+)
+DOCUMENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": JSON_VALUES | st.just(DID),
+        "service": JSON_VALUES | st.lists(SERVICES | JSON_VALUES),
+    },
+).map(encoded)
+
+
+@given(st.binary() | JSON_VALUES.map(encoded) | DOCUMENTS)
+def test_a_reader_that_trusts_the_shape_of_a_document_raises_what_nobody_expects(
+    data: bytes,
+) -> None:
+    with suppress(DidUnresolvable, NoPdsEndpoint):
+        assert isinstance(pds_of(DID, data), str)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b'{"id": "\xff"}', b"\xff\xfe{\x00}\x00"],
+    ids=["deep list", "deep object", "long number", "not UTF-8", "UTF-16"],
+)
+def test_a_document_that_breaks_the_json_reader_is_a_defect(data: bytes) -> None:
+    with pytest.raises(DidUnresolvable):
+        pds_of(DID, data)
+
+
+OTHER = {"id": "#bsky_fg", "type": "BskyFeedGenerator", "serviceEndpoint": "https://f.example"}
+
+
+@pytest.mark.parametrize(
+    "services",
+    [
+        [pds_service(PDS)],
+        [pds_service(PDS, id=f"{DID}#atproto_pds")],
+        [OTHER, pds_service(PDS)],
+        [pds_service(PDS), pds_service("https://second.example")],
+        ["nonsense", None, 7, {}, [], pds_service(PDS)],
+        [pds_service(PDS, more={"of": "it"})],
+    ],
+    ids=["relative id", "absolute id", "not the first service", "two", "among garbage", "extra"],
+)
+def test_a_reader_that_knows_one_spelling_of_a_pds_misses_it(services: list[Any]) -> None:
+    assert pds_of(DID, encoded(document(DID, *services))) == PDS
+
+
+@pytest.mark.parametrize(
+    "services",
+    [
+        [],
+        [OTHER],
+        [pds_service(PDS, id="#other")],
+        [pds_service(PDS, id="atproto_pds")],
+        [pds_service(PDS, id="did:plc:aaaaaaaaaaaaaaaaaaaaaaaa#atproto_pds")],
+        [pds_service(PDS) | {"type": "Other"}],
+        [pds_service(PDS) | {"type": ["AtprotoPersonalDataServer"]}],
+        [pds_service([PDS])],
+        [pds_service({"uri": PDS})],
+        [pds_service(None)],
+        [pds_service("")],
+        ["#atproto_pds"],
+    ],
+    ids=[
+        "none",
+        "another",
+        "wrong id",
+        "id without a hash",
+        "id of another DID",
+        "wrong type",
+        "list of types",
+        "list of endpoints",
+        "endpoint that is an object",
+        "endpoint that is null",
+        "empty endpoint",
+        "service that is a string",
+    ],
+)
+def test_a_reader_that_looks_at_the_type_alone_takes_what_is_no_pds(services: list[Any]) -> None:
+    with pytest.raises(NoPdsEndpoint):
+        pds_of(DID, encoded(document(DID, *services)))
+
+
+@pytest.mark.parametrize("services", [None, {}, "x", 7, {"0": pds_service(PDS)}])
+def test_services_that_are_no_list_are_a_defect(services: Any) -> None:
+    with pytest.raises(NoPdsEndpoint):
+        pds_of(DID, encoded({"id": DID, "service": services}))
+
+
+@pytest.mark.parametrize("id", ["did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", DID.upper(), None, [DID], ""])
+def test_a_document_of_another_did_gives_away_its_owner(id: Any) -> None:
+    with pytest.raises(DidUnresolvable):
+        pds_of(DID, encoded(document(id, pds_service(PDS))))
+
+
+# Asking for it.
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@asynccontextmanager
+async def resolving(
+    world: World, clock: Clock | None = None, *, networks: tuple[Network, Network] | None = None
+) -> AsyncIterator[DidResolver]:
+    config = world.config(
+        identity={"ttl": TTL, "stale_ttl": STALE_TTL, "negative_ttl": NEGATIVE_TTL}
+    )
+    gateway = Gateway(config, *(networks or (world.network, world.directory_network)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run)
+        yield DidResolver(config, gateway, nursery, clock or trio.current_time)
+        nursery.cancel_scope.cancel()
+    assert world.open_wires == 0
+
+
+async def failure(resolver: DidResolver, did: Did) -> ImageProxyError:
+    with pytest.raises(ImageProxyError) as caught:
+        await resolver.resolve(did)
+    return caught.value
+
+
+async def test_a_did_asked_of_the_wrong_host_or_path(client_world: World) -> None:
+    world = client_world
+    did = world.make_account()
+    async with resolving(world) as resolver:
+        assert await resolver.resolve(did) == world.pds.url
+    assert [request.target for request in world.plc.requests] == [f"/{did}"]
+    assert world.directory_network.asked == [("plc.example", 443)]
+    assert world.network.asked == []
+
+
+async def test_a_directory_below_a_path_is_asked_at_its_root(world: World) -> None:
+    plc = FakePlc()
+    plc.pages[f"/mirror/{DID}"] = plc.answer_of(document(DID, pds_service(PDS)))
+    world.directory_network.add(plc)
+    world.plc = plc
+    config = world.config(identity={"plc_url": f"{plc.url}/mirror/"})
+    gateway = Gateway(config, world.network, world.directory_network)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run)
+        assert await DidResolver(config, gateway, nursery).resolve(DID) == PDS
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("did", "asked"),
+    [
+        (Did("did:web:someone.example"), ("someone.example", 443)),
+        (Did("did:web:localhost"), ("localhost", 80)),
+        (Did("did:web:localhost%3A2583"), ("localhost", 2583)),
+    ],
+)
+async def test_a_did_web_is_asked_of_the_directory_or_of_the_wrong_port(
+    client_world: World, did: Did, asked: tuple[str, int]
+) -> None:
+    world = client_world
+    web = FakeWeb(did)
+    web.document = document(did, pds_service(PDS))
+    world.network.add(web)
+    config = world.config(fetch={"allow_private_hosts": True})
+    gateway = Gateway(config, world.network, world.directory_network)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run)
+        assert await DidResolver(config, gateway, nursery).resolve(did) == PDS
+        nursery.cancel_scope.cancel()
+    assert world.network.asked == [asked]
+    assert [request.target for request in web.requests] == ["/.well-known/did.json"]
+    assert world.plc.requests == []
+
+
+@pytest.mark.parametrize("did", [Did("did:web:localhost"), Did("did:web:localhost%3A2583")])
+@pytest.mark.parametrize("allow_http", [False, True])
+async def test_a_did_web_of_localhost_reaches_this_machine(
+    world: World, did: Did, allow_http: bool
+) -> None:
+    web = FakeWeb(did)
+    web.document = document(did, pds_service(PDS))
+    world.network.add(web)
+    config = world.config(fetch={"allow_http": allow_http})
+    gateway = Gateway(config, world.network, world.directory_network)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run)
+        with pytest.raises(ForbiddenDomain):
+            await DidResolver(config, gateway, nursery).resolve(did)
+        nursery.cancel_scope.cancel()
+    assert world.network.asked == []
+
+
+@pytest.mark.parametrize("did", [DID, WEB])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (faults.answers(404), DidNotFound),
+        (faults.answers(410), DidNotFound),
+        (faults.answers(400), DidUnresolvable),
+        (faults.answers(500), DidUnresolvable),
+        (faults.answers(429), DidUnresolvable),
+        (faults.answers(200, b"<html>"), DidUnresolvable),
+        (faults.answers(200), DidUnresolvable),
+        (faults.answers(200, encoded(document(DID)) + bytes(300_000)), DidUnresolvable),
+        (faults.answers(200, then=faults.endless_body), DidUnresolvable),
+        (faults.truncated, DidUnresolvable),
+        (faults.reset, DidUnresolvable),
+        (faults.gzipped, DidUnresolvable),
+        (faults.hang, UpstreamTimeout),
+        (faults.hang_in_body, UpstreamTimeout),
+        (faults.redirects("/same"), DidUnresolvable),
+        (faults.redirects("https://127.0.0.1/"), ForbiddenDomain),
+    ],
+)
+async def test_a_directory_or_domain_that_misbehaves_comes_out_as_the_wrong_error(
+    client_world: World,
+    did: Did,
+    fault: Fault,
+    error: type[ImageProxyError],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = client_world
+    web = FakeWeb(WEB)
+    world.network.add(web)
+    site: Site = web if did == WEB else world.plc
+    site.fault = fault
+    async with resolving(world) as resolver:
+        caught = await failure(resolver, did)
+    # A redirect from the directory leaves its network, where nobody is.
+    assert type(caught) is error
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_source_that_is_not_there_is_an_unknown_did(world: World, refuses: bool) -> None:
+    world.plc.refuses = -1
+    web = FakeWeb(WEB)
+    web.refuses = -1
+    if refuses:
+        world.network.add(web)
+    async with resolving(world) as resolver:
+        for did in (DID, WEB):
+            assert type(await failure(resolver, did)) is DidUnresolvable
+
+
+async def test_a_did_web_that_the_guard_refuses_looks_like_another_row_of_the_table(
+    world: World,
+) -> None:
+    world.network.forbids.add("someone.example")
+    async with resolving(world) as resolver:
+        error = await failure(resolver, WEB)
+    assert type(error) is ForbiddenDomain
+    assert (error.status, error.message) == (DidUnresolvable.status, DidUnresolvable.message)
+
+
+# Remembering.
+
+
+async def test_an_answer_is_asked_for_every_time_or_remembered_for_ever(
+    client_world: World, clock: Clock
+) -> None:
+    world = client_world
+    did = world.make_account()
+    async with resolving(world, clock) as resolver:
+        await resolver.resolve(did)
+        clock.now += TTL - 1
+        await resolver.resolve(did)
+        assert len(world.plc.requests) == 1
+        clock.now += 1
+        world.plc.documents[did] = document(did, pds_service("https://new.example"))
+        assert await resolver.resolve(did) == "https://new.example"
+        assert len(world.plc.requests) == 2
+
+
+async def test_max_age_is_ignored_or_asks_for_what_is_young_enough(
+    world: World, clock: Clock
+) -> None:
+    did = world.make_account()
+    async with resolving(world, clock) as resolver:
+        await resolver.resolve(did)
+        clock.now += 60
+        await resolver.resolve(did, max_age=60)
+        assert len(world.plc.requests) == 1
+        clock.now += 1
+        await resolver.resolve(did, max_age=60)
+        assert len(world.plc.requests) == 2
+        # What that brought is young again.
+        await resolver.resolve(did, max_age=60)
+        assert len(world.plc.requests) == 2
+
+
+async def test_an_answer_that_was_forgotten_is_still_used(world: World, clock: Clock) -> None:
+    did = world.make_account()
+    async with resolving(world, clock) as resolver:
+        await resolver.resolve(did)
+        resolver.forget(did)
+        resolver.forget(did)
+        await resolver.resolve(did)
+        assert len(world.plc.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.answers(500), faults.reset, faults.hang, faults.answers(200, b"<html>")]
+)
+async def test_a_directory_that_is_down_takes_every_known_account_with_it(
+    client_world: World, clock: Clock, fault: Fault, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = client_world
+    did = world.make_account()
+    async with resolving(world, clock) as resolver:
+        await resolver.resolve(did)
+        world.plc.fault = fault
+        clock.now += STALE_TTL - 1
+        assert await resolver.resolve(did) == world.pds.url
+        assert await resolver.resolve(did, max_age=0) == world.pds.url
+        clock.now += 1
+        assert isinstance(await failure(resolver, did), DidUnresolvable | UpstreamTimeout)
+
+
+@pytest.mark.parametrize("speaks", [404, 200])
+async def test_an_answer_that_there_is_none_is_overruled_by_an_older_one(
+    world: World, clock: Clock, speaks: int
+) -> None:
+    did = world.make_account()
+    async with resolving(world, clock) as resolver:
+        await resolver.resolve(did)
+        clock.now += TTL
+        world.plc.fault = faults.answers(speaks, encoded(document(did)))
+        expected = DidNotFound if speaks == 404 else NoPdsEndpoint
+        assert type(await failure(resolver, did)) is expected
+        # Neither does a failure after that bring the old answer back.
+        world.plc.fault = faults.answers(500)
+        clock.now += NEGATIVE_TTL
+        assert type(await failure(resolver, did)) is DidUnresolvable
+
+
+async def test_an_unknown_did_is_asked_for_every_time_or_unknown_for_ever(
+    world: World, clock: Clock
+) -> None:
+    did = new_plc_did()
+    async with resolving(world, clock) as resolver:
+        first = await failure(resolver, did)
+        clock.now += NEGATIVE_TTL - 1
+        second = await failure(resolver, did)
+        third = await failure(resolver, did)
+        assert type(first) is type(second) is type(third) is DidNotFound
+        assert len({id(error) for error in (first, second, third)}) == 3
+        assert len(world.plc.requests) == 1
+        world.move_account(did, world.pds)
+        clock.now += 1
+        assert await resolver.resolve(did) == world.pds.url
+
+
+async def test_a_failure_of_the_directory_is_remembered_as_the_accounts(
+    world: World, clock: Clock
+) -> None:
+    did = world.make_account()
+    world.plc.faults = [faults.answers(500)]
+    async with resolving(world, clock) as resolver:
+        assert type(await failure(resolver, did)) is DidUnresolvable
+        assert await resolver.resolve(did) == world.pds.url
+
+
+async def test_a_thousand_who_ask_at_once_are_a_thousand_questions(client_world: World) -> None:
+    world = client_world
+    did = world.make_account()
+    gate = trio.Event()
+    world.plc.fault = faults.gated(gate)
+    answers: list[str] = []
+    async with resolving(world) as resolver, trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            answers.append(await resolver.resolve(did))
+
+        for _ in range(1000):
+            nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    assert answers == [world.pds.url] * 1000
+    assert len(world.plc.requests) == 1
+
+
+async def test_a_full_channel_is_a_failure_of_the_account(world: World) -> None:
+    did = world.make_account()
+    gate = trio.Event()
+    world.plc.fault = faults.gated(gate)
+    config = world.config(fetch={"queue_size": 1, "workers": 1, "per_host": 1})
+    gateway = Gateway(config, world.network, world.directory_network)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run)
+        resolver = DidResolver(config, gateway, nursery)
+        for _ in range(2):
+            nursery.start_soon(resolver.resolve, world.make_account())
+            await trio.testing.wait_all_tasks_blocked()
+        assert type(await failure(resolver, did)) is Busy
+        gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await resolver.resolve(did) == world.pds.url
+        nursery.cancel_scope.cancel()
+
+
+# The operator's own directory, behind real guards.
+
+
+def guarded(fake: FakeNetwork, addresses: dict[str, str], *, private: bool) -> GuardedNetwork:
+    """A guard over ``fake``, whose servers stand at addresses."""
+
+    async def lookup(host: str, port: int) -> Sequence[str]:
+        await trio.lowlevel.checkpoint()
+        return [addresses[host]]
+
+    return GuardedNetwork(allow_private_hosts=private, lookup=lookup, dial=fake.connect)
+
+
+async def test_a_guard_refuses_the_operators_directory_or_trusts_its_redirects(
+    client_world: World, nursery: trio.Nursery
+) -> None:
+    world = client_world
+    inside = FakeNetwork(nursery)
+    plc, secret = FakePlc("10.0.0.5", port=80, scheme="http"), Site("10.0.0.6", port=80)
+    inside.add(plc, secret)
+    addresses = {"plc.example": "10.0.0.5", "secret.example": "10.0.0.6"}
+    networks = (
+        guarded(inside, addresses, private=False),
+        guarded(inside, addresses, private=True),
+    )
+    world.plc = FakePlc(scheme="http", port=80)  # what the configuration names
+    did = new_plc_did()
+    plc.documents[did] = document(did, pds_service(PDS))
+    async with resolving(world, networks=networks) as resolver:
+        assert await resolver.resolve(did) == PDS
+        for location in ("http://secret.example/", "http://10.0.0.6/", "//secret.example", "/x"):
+            plc.faults = [faults.redirects(location)]
+            error = await failure(resolver, new_plc_did())
+            assert isinstance(error, ForbiddenDomain)
+    assert secret.connections == 0
+    assert inside.open_wires == set()

@@ -1,0 +1,1060 @@
+"""The service: who asks whom how often, what a failure costs, and in which order things stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.cache.base import Entry, Selection
+from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
+from proxy.errors import (
+    BlobBlocked,
+    BlobNotFound,
+    Busy,
+    CidMismatch,
+    DidNotFound,
+    DidUnresolvable,
+    FetchFailed,
+    ForbiddenDestination,
+    ImageProxyError,
+    ImageTooLarge,
+    InvalidCid,
+    InvalidDid,
+    InvalidFormat,
+    InvalidPreset,
+    NoPdsEndpoint,
+    UndecodableImage,
+    UnsupportedImage,
+    UpstreamTimeout,
+)
+from proxy.formats import Format
+from proxy.identifiers import Cid, Did
+from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.process.pool import Processed
+from proxy.service import MIGRATION_AGE, Image, Service, open_service
+from proxy.urls import BlobKey, ImageKey, image_key
+from tests.fakes import faults
+from tests.fakes.network import Fault
+from tests.fakes.parts import FakeCache, FakeFetcher, FakeProcessor, FakeResolver
+from tests.fakes.sites import FakePds, cid_of, document, new_plc_did, pds_service
+from tests.fakes.world import World, tiny_jpeg, tiny_png
+
+SIX = list(DEFAULT_PRESETS)[:6]
+
+
+def key_of(did: Did, cid: Cid, preset: str = "avatar") -> ImageKey:
+    return image_key(DEFAULT_PRESETS, preset, did, cid)
+
+
+def sample(service: Service, name: str, **labels: str) -> float:
+    """The value of a metric."""
+    return service.metrics.registry.get_sample_value(f"imageproxy_{name}", labels) or 0.0
+
+
+async def failure(service: Service, *args: str) -> ImageProxyError:
+    with pytest.raises(ImageProxyError) as caught:
+        await service.get_image(*args)
+    return caught.value
+
+
+class Parts:
+    """A service without network, disk or threads, and an account with a blob on it."""
+
+    def __init__(self) -> None:
+        self.cache = FakeCache()
+        self.fetcher = FakeFetcher()
+        self.processor = FakeProcessor()
+        self.resolver = FakeResolver()
+        self.did, self.cid = self.add(b"a picture")
+
+    def add(self, data: bytes) -> tuple[Did, Cid]:
+        did, cid = new_plc_did(), cid_of(data)
+        self.resolver.pds[did] = "https://pds.example"
+        self.fetcher.blobs["https://pds.example", BlobKey(did, cid)] = data
+        return did, cid
+
+    @property
+    def key(self) -> ImageKey:
+        return key_of(self.did, self.cid)
+
+    @property
+    def all(self) -> dict[str, Any]:
+        return {
+            "cache": self.cache,
+            "fetcher": self.fetcher,
+            "processor": self.processor,
+            "resolver": self.resolver,
+        }
+
+
+@pytest.fixture
+async def parts() -> Parts:
+    return Parts()
+
+
+class Requests:
+    """Concurrent requests, and what became of each."""
+
+    def __init__(self, nursery: trio.Nursery, service: Service) -> None:
+        self._nursery = nursery
+        self._service = service
+        self.images: list[Image] = []
+        self.errors: list[Exception] = []
+
+    def ask(self, did: Did, cid: Cid, preset: str = "avatar") -> trio.CancelScope:
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._ask, preset, did, cid, scope)
+        return scope
+
+    async def _ask(self, preset: str, did: Did, cid: Cid, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                self.images.append(await self._service.get_image(preset, did, cid))
+        except Exception as error:
+            self.errors.append(error)
+
+
+settled = trio.testing.wait_all_tasks_blocked
+
+
+# Hit and miss.
+
+
+async def test_a_hit_resolves_fetches_or_transforms(world: World, parts: Parts) -> None:
+    parts.cache.entries[parts.key] = Entry(b"kept", Format.JPEG)
+    async with world.service(**parts.all) as service:
+        for _ in range(2):
+            image = await service.get_image("avatar", parts.did, parts.cid)
+            assert (image.data, image.content_type) == (b"kept", "image/jpeg")
+            assert (image.cache, image.timings) == ("hit", {})
+            assert image.etag == parts.key.etag
+    assert parts.cache.gets == [parts.key]  # the second came from memory
+    assert (parts.resolver.calls, parts.fetcher.calls, parts.processor.calls) == ([], [], [])
+
+
+async def test_a_miss_does_something_twice_or_keeps_nothing(world: World, parts: Parts) -> None:
+    expected = parts.processor.result(b"a picture", DEFAULT_PRESETS["avatar"])
+    async with world.service(**parts.all) as service:
+        image = await service.get_image("avatar", parts.did, parts.cid)
+        assert (image.data, image.content_type, image.cache) == (expected, "image/png", "miss")
+        assert set(image.timings) == {"resolve", "fetch", "queue", "process"}
+        await settled()
+        assert parts.cache.entries == {parts.key: Entry(expected, Format.PNG)}
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
+    assert len(parts.resolver.calls) == len(parts.fetcher.calls) == 1
+    assert parts.processor.calls == [(b"a picture", DEFAULT_PRESETS["avatar"])]
+    async with world.service(**parts.all) as service:
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
+
+
+async def test_a_result_on_disk_is_lost_with_the_process(client_world: World) -> None:
+    did, cid = client_world.add_blob(tiny_jpeg())
+    async with client_world.service() as service:
+        first = await service.get_image("avatar_thumbnail", did, cid)
+        assert (first.cache, first.content_type) == ("miss", "image/jpeg")
+    client_world.pds.refuses = client_world.plc.refuses = -1
+    async with client_world.service() as service:
+        second = await service.get_image("avatar_thumbnail", did, cid)
+        assert (second.cache, second.data, second.etag) == ("hit", first.data, first.etag)
+    assert client_world.pds.blob_requests == 1
+    assert client_world.open_wires == 0
+
+
+@pytest.mark.parametrize("preset", DEFAULT_PRESETS)
+async def test_a_preset_is_missing_or_served_as_another(
+    world: World, parts: Parts, preset: str
+) -> None:
+    async with world.service(**parts.all) as service:
+        image = await service.get_image(preset, parts.did, parts.cid)
+        assert image.data == parts.processor.result(b"a picture", DEFAULT_PRESETS[preset])
+        assert image.etag.startswith(f'"{preset}-{parts.cid}-')
+
+
+async def test_a_format_is_ignored_or_shares_its_entry(world: World, parts: Parts) -> None:
+    async with world.service(**parts.all) as service:
+        images = [
+            await service.get_image("avatar", parts.did, parts.cid, name)
+            for name in (None, "png", "webp")
+        ]
+        assert [image.cache for image in images] == ["miss"] * 3
+        assert [image.content_type for image in images] == ["image/png", "image/png", "image/webp"]
+        assert len({image.etag for image in images}) == 3
+        await settled()
+    assert len(parts.cache.entries) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"preset": "invalid_preset"}, InvalidPreset),
+        ({"preset": ""}, InvalidPreset),
+        ({"preset": "AVATAR"}, InvalidPreset),
+        ({"did": "did:plc:../../../etc/passwd"}, InvalidDid),
+        ({"did": ""}, InvalidDid),
+        ({"cid": "../../../etc/passwd"}, InvalidCid),
+        ({"cid": ""}, InvalidCid),
+        ({"format": "gif"}, InvalidFormat),
+    ],
+)
+async def test_what_is_wrong_in_a_request_reaches_a_cache_or_a_pds(
+    world: World, parts: Parts, change: dict[str, str], error: type[ImageProxyError]
+) -> None:
+    request = {"preset": "avatar", "did": parts.did, "cid": parts.cid} | change
+    async with world.service(**parts.all) as service:
+        with pytest.raises(error):
+            await service.get_image(**request)
+    assert (parts.cache.gets, parts.resolver.calls) == ([], [])
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("place", ["resolver", "fetcher"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlobNotFound,
+        DidNotFound,
+        DidUnresolvable,
+        NoPdsEndpoint,
+        FetchFailed,
+        ForbiddenDestination,
+        CidMismatch,
+        ImageTooLarge,
+        UpstreamTimeout,
+        Busy,
+        ZeroDivisionError,
+    ],
+)
+async def test_an_error_on_the_way_to_a_blob_comes_out_as_another_or_stays(
+    world: World, parts: Parts, place: str, error: type[Exception]
+) -> None:
+    getattr(parts, place).errors = [error("a cause with 10.0.0.1 in it")]
+    config = world.config(identity={"negative_ttl": 0})
+    async with world.service(config, **parts.all) as service:
+        with pytest.raises(error) as caught:
+            await service.get_image("avatar", parts.did, parts.cid)
+        assert type(caught.value) is error
+        if isinstance(caught.value, ImageProxyError):
+            assert "10.0.0.1" not in caught.value.public_message
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+
+
+@pytest.mark.parametrize("error", [UnsupportedImage, ImageTooLarge, UndecodableImage, Busy])
+async def test_an_error_of_a_transform_comes_out_as_another_or_is_kept(
+    world: World, parts: Parts, error: type[ImageProxyError]
+) -> None:
+    parts.processor.error = error()
+    config = world.config(identity={"negative_ttl": 0})
+    async with world.service(config, **parts.all) as service:
+        assert type(await failure(service, "avatar", parts.did, parts.cid)) is error
+        await settled()
+        assert parts.cache.puts == []
+        assert sample(service, "rejected_total", stage="process") == (error is Busy)
+        parts.processor.error = None
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+
+
+async def test_one_failure_raised_in_many_requests_is_one_object(
+    world: World, parts: Parts, nursery: trio.Nursery
+) -> None:
+    parts.fetcher.gate.close()
+    parts.fetcher.errors = [FetchFailed("reset")]
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        for preset in SIX * 10:
+            requests.ask(parts.did, parts.cid, preset)
+        await settled()
+        parts.fetcher.gate.open()
+        await settled()
+        assert [type(error) for error in requests.errors] == [FetchFailed] * 60
+        assert len({id(error) for error in requests.errors}) == 60
+    assert len(parts.fetcher.calls) == 1
+
+
+async def test_a_dead_link_is_a_load_on_its_pds(
+    world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    did = world.make_account()
+    cid = cid_of(b"deleted")
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        for _ in range(100):
+            for preset in SIX:
+                assert type(await failure(service, preset, did, cid)) is BlobNotFound
+        assert world.pds.blob_requests == 1
+        mock_clock.jump(60)
+        world.pds.add_blob(did, b"deleted")
+        assert (await service.get_image("avatar", did, cid)).cache == "miss"
+
+
+@pytest.mark.parametrize("name", ["cache", "fetcher", "processor", "resolver"])
+async def test_a_service_without_one_of_its_parts_starts(world: World, name: str) -> None:
+    parts: dict[str, Any] = {name: None}
+    with pytest.raises(TypeError, match=name):
+        async with open_service(world.config(), **parts):
+            raise AssertionError
+
+
+# Coalescing.
+
+
+async def test_a_thousand_requests_are_a_thousand_fetches(
+    client_world: World, nursery: trio.Nursery
+) -> None:
+    world, processor = client_world, FakeProcessor()
+    did, cid = world.add_blob(b"a picture")
+    gate = trio.Event()
+    world.pds.fault = faults.gated(gate)
+    async with world.service(cache=FakeCache(), processor=processor) as service:
+        requests = Requests(nursery, service)
+        for _ in range(1000):
+            requests.ask(did, cid)
+        await settled()
+        gate.set()
+        await settled()
+        assert len({id(image.data) for image in requests.images}) == 1
+        states = [image.cache for image in requests.images]
+        assert (states.count("miss"), states.count("coalesced")) == (1, 999)
+        assert sample(service, "coalesced_total") == 999
+    assert (len(world.plc.requests), world.pds.blob_requests) == (1, 1)
+    assert len(processor.calls) == 1
+
+
+async def test_requests_that_come_while_a_result_is_looked_up_made_or_written_do_it_again(
+    world: World, parts: Parts, nursery: trio.Nursery
+) -> None:
+    gates = [
+        parts.cache.get_gate,
+        parts.fetcher.gate,
+        parts.processor.queue,
+        parts.processor.gate,
+        parts.cache.put_gate,
+    ]
+    for gate in gates:
+        gate.close()
+    # No memory tier, which would hide the rest.
+    async with world.service(world.config(cache={"memory_mb": 0}), **parts.all) as service:
+        requests = Requests(nursery, service)
+        for gate in gates:
+            requests.ask(parts.did, parts.cid)
+            await settled()
+            gate.open()
+            await settled()
+        requests.ask(parts.did, parts.cid)
+        await settled()
+        assert [image.cache for image in requests.images].count("miss") == 1
+        assert len(requests.images) == 6
+    assert len(parts.fetcher.calls) == len(parts.processor.calls) == len(parts.cache.puts) == 1
+
+
+async def test_six_presets_of_one_blob_are_six_fetches(
+    client_world: World, nursery: trio.Nursery
+) -> None:
+    world, processor = client_world, FakeProcessor()
+    did, cid = world.add_blob(b"a picture")
+    gate = trio.Event()
+    world.pds.fault = faults.gated(gate)
+    async with world.service(cache=FakeCache(), processor=processor) as service:
+        requests = Requests(nursery, service)
+        for preset in SIX:
+            requests.ask(did, cid, preset)
+        await settled()
+        gate.set()
+        await settled()
+        assert len({image.data for image in requests.images}) == 6
+        assert {image.cache for image in requests.images} == {"miss"}
+    assert world.pds.blob_requests == 1
+    assert len(processor.calls) == 6
+
+
+async def test_a_preset_that_comes_while_another_transforms_fetches_again(
+    world: World, parts: Parts, nursery: trio.Nursery
+) -> None:
+    parts.processor.gate.close()
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        for preset in SIX:
+            requests.ask(parts.did, parts.cid, preset)
+            await settled()
+        parts.processor.gate.open()
+        await settled()
+        assert len(requests.images) == 6
+    assert len(parts.fetcher.calls) == 1
+
+
+async def test_one_owners_blob_is_served_as_anothers(world: World, nursery: trio.Nursery) -> None:
+    # The same bytes: one CID, two owners, of whom one may be blocked or gone.
+    mine, cid = world.add_blob(b"the same")
+    theirs, _ = world.add_blob(b"the same")
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        requests = Requests(nursery, service)
+        requests.ask(mine, cid)
+        requests.ask(theirs, cid)
+        await settled()
+        assert [image.cache for image in requests.images] == ["miss"] * 2
+    assert world.pds.blob_requests == 2
+
+
+# Going away.
+
+
+async def test_a_fetch_goes_on_when_nobody_waits_for_it(
+    client_world: World, nursery: trio.Nursery
+) -> None:
+    world = client_world
+    did, cid = world.add_blob(b"a picture")
+    world.pds.faults = [faults.gated(trio.Event())]
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        requests = Requests(nursery, service)
+        scopes = [requests.ask(did, cid, preset) for preset in ("avatar", "avatar", "banner")]
+        await settled()
+        for left, scope in enumerate(scopes, 1):
+            assert len(world.network.open_wires) == 1
+            scope.cancel()
+            await settled()
+            assert (len(world.network.open_wires) == 0) == (left == 3)
+        fetched = "fetch_duration_seconds_count"
+        assert sample(service, fetched, outcome="cancelled") == 1
+        assert (await service.get_image("avatar", did, cid)).cache == "miss"
+    assert world.pds.blob_requests == 2
+
+
+async def test_a_waiter_that_goes_away_takes_the_others_with_it(
+    world: World, parts: Parts, nursery: trio.Nursery
+) -> None:
+    parts.fetcher.gate.close()
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        first = requests.ask(parts.did, parts.cid)
+        await settled()
+        requests.ask(parts.did, parts.cid)
+        requests.ask(parts.did, parts.cid, "banner")
+        await settled()
+        first.cancel()
+        await settled()
+        parts.fetcher.gate.open()
+        await settled()
+        assert (len(requests.images), requests.errors) == (2, [])
+    assert (len(parts.fetcher.calls), parts.fetcher.cancelled) == (1, 0)
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_transform_under_way_is_thrown_away_with_its_last_waiter(
+    world: World, parts: Parts, nursery: trio.Nursery, comes_back: bool
+) -> None:
+    parts.processor.gate.close()
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        scope = requests.ask(parts.did, parts.cid)
+        await settled()
+        scope.cancel()
+        await settled()
+        if comes_back:
+            requests.ask(parts.did, parts.cid)
+            await settled()
+        parts.processor.gate.open()
+        await settled()
+        assert [image.cache for image in requests.images] == ["coalesced"] * comes_back
+        assert list(parts.cache.entries) == [parts.key]
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
+    assert len(parts.processor.calls) == 1
+
+
+async def test_a_transform_that_waits_for_its_turn_is_done_for_nobody(
+    world: World, parts: Parts, nursery: trio.Nursery
+) -> None:
+    parts.processor.queue.close()
+    async with world.service(**parts.all) as service:
+        scope = Requests(nursery, service).ask(parts.did, parts.cid)
+        await settled()
+        scope.cancel()
+        await settled()
+        assert parts.processor.queue.waiting == 0
+        parts.processor.queue.open()
+        await settled()
+    assert parts.processor.calls == []
+
+
+# Writing behind the answer.
+
+
+async def test_an_answer_waits_for_the_disk(
+    world: World, parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
+    parts.cache.put_gate.close()
+    config = world.config(cache={"memory_mb": 0}, server={"shutdown_timeout": 7})
+    async with world.service(config, **parts.all) as service:
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+        # What waits to be written is a hit all the same.
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
+        assert parts.cache.entries == {}
+        left = trio.current_time()
+    # And a disk that never answers does not hold the shutdown.
+    assert trio.current_time() - left == pytest.approx(7)
+
+
+@pytest.mark.parametrize(("failures", "is_kept"), [(1, True), (2, False), (3, False)])
+async def test_a_failed_write_is_lost_silently_or_tried_for_ever(
+    world: World,
+    parts: Parts,
+    failures: int,
+    is_kept: bool,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    parts.cache.put_errors = [OSError(28, "No space left on device") for _ in range(failures)]
+    async with world.service(**parts.all) as service:
+        await service.get_image("avatar", parts.did, parts.cid)
+        await trio.sleep(RETRY_PAUSE * 5)
+        tries = min(failures, 2)
+        assert sample(service, "cache_write_errors_total") == tries
+        assert (parts.key in parts.cache.entries) is is_kept
+        assert len(parts.cache.puts) == tries + is_kept
+        parts.cache.put_errors.clear()
+        did, cid = parts.add(b"the next")
+        await service.get_image("avatar", did, cid)
+        await settled()
+        assert key_of(did, cid) in parts.cache.entries
+
+
+async def test_a_full_write_channel_makes_answers_wait_or_grows(world: World, parts: Parts) -> None:
+    parts.cache.put_gate.close()
+    async with world.service(world.config(cache={"write_queue": 2}), **parts.all) as service:
+        for number in range(6):
+            did, cid = parts.add(b"picture %d" % number)
+            assert (await service.get_image("avatar", did, cid)).cache == "miss"
+            await settled()
+        assert sample(service, "cache_writes_dropped_total") == 3
+        parts.cache.put_gate.open()
+        await settled()
+        assert len(parts.cache.entries) == 3
+
+
+async def test_a_cache_that_cannot_be_read_is_an_error(world: World, parts: Parts) -> None:
+    parts.cache.get_error = OSError(5, "Input/output error")
+    async with world.service(**parts.all) as service:
+        assert service.upkeep.problem is None
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+        assert service.upkeep.problem is not None
+
+
+async def test_a_cache_that_is_broken_at_the_start_stops_it_or_stays_broken(
+    world: World, parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
+    parts.cache.check_error = OSError(30, "Read-only file system")
+    async with world.service(**parts.all) as service:
+        assert service.upkeep.problem == "Read-only file system"
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+        parts.cache.check_error = None
+        await trio.sleep(10)
+        assert service.upkeep.problem is None
+
+
+async def test_a_writer_that_crashed_stays_dead_or_spins(
+    nursery: trio.Nursery, parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
+    crashes = 0
+
+    def crash(error: Exception) -> None:
+        nonlocal crashes
+        crashes += 1
+        raise ZeroDivisionError
+
+    parts.cache.put_errors = [OSError(28, "No space left on device")]
+    writer = CacheWriter(parts.cache, queue_size=8, on_error=crash)
+    nursery.start_soon(writer.run)
+    writer.offer(parts.key, Entry(b"lost", Format.PNG))
+    await settled()
+    assert (crashes, parts.cache.puts) == (1, [parts.key])
+    assert writer.pending(parts.key) is None
+    did, cid = parts.add(b"the next")
+    writer.offer(key_of(did, cid), Entry(b"kept", Format.PNG))
+    await settled()
+    assert parts.cache.entries == {}
+    await trio.sleep(RESTART_PAUSE * 1.5)
+    assert list(parts.cache.entries) == [key_of(did, cid)]
+
+
+# Stopping.
+
+
+class SlowCache(FakeCache):
+    """A cache on a slow disk."""
+
+    async def put(self, key: ImageKey, entry: Entry) -> None:
+        """See ``Cache.put``."""
+        await trio.sleep(0.5)
+        await super().put(key, entry)
+
+
+@pytest.mark.parametrize("how", ["the block ends", "it is cancelled", "it fails"])
+async def test_a_shutdown_abandons_the_writes_it_was_given(
+    world: World, parts: Parts, how: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    parts.cache = SlowCache()
+    given: list[ImageKey] = []
+    with trio.CancelScope() as scope:
+        try:
+            async with world.service(**parts.all) as service:
+                for number in range(10):
+                    did, cid = parts.add(b"picture %d" % number)
+                    await service.get_image("avatar", did, cid)
+                    given.append(key_of(did, cid))
+                if how == "it is cancelled":
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                if how == "it fails":
+                    raise KeyError("of the block")
+        except KeyError:
+            assert how == "it fails"
+    assert list(parts.cache.entries) == given
+    assert len(given) == 10
+
+
+async def test_what_was_given_to_the_writer_is_not_on_disk_after_the_service(world: World) -> None:
+    with trio.CancelScope() as scope:
+        async with world.service(processor=FakeProcessor()) as service:
+            for number in range(10):
+                await service.get_image("avatar", *world.add_blob(b"picture %d" % number))
+            scope.cancel()
+    files = [path for path in world.cache_path.rglob("*") if path.is_file()]
+    assert len(files) == 10
+    assert not [path for path in files if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("mine"), BlobNotFound("mine"), ExceptionGroup("g", [ValueError()])]
+)
+async def test_an_exception_of_the_block_arrives_in_a_group(world: World, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        async with world.service(cache=FakeCache()):
+            raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("place", ["queued", "fetching", "transforming"])
+async def test_a_request_under_way_at_shutdown_hangs(
+    world: World, parts: Parts, nursery: trio.Nursery, place: str
+) -> None:
+    gate = {
+        "queued": parts.processor.queue,
+        "fetching": parts.fetcher.gate,
+        "transforming": parts.processor.gate,
+    }[place]
+    gate.close()
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        requests.ask(parts.did, parts.cid)
+        await settled()
+        if place == "transforming":
+            nursery.start_soon(open_when_waited_for, gate.open)
+    await settled()
+    if place == "transforming":
+        # It could not be stopped, so it was finished, answered and written.
+        assert [image.cache for image in requests.images] == ["miss"]
+        assert list(parts.cache.entries) == [parts.key]
+    else:
+        assert [type(error) for error in requests.errors] == [Busy]
+    with pytest.raises(Busy):
+        await service.get_image("banner", parts.did, parts.cid)
+
+
+async def open_when_waited_for(open_gate: Callable[[], None]) -> None:
+    await settled()
+    open_gate()
+
+
+async def test_a_service_leaves_connections_open(client_world: World) -> None:
+    world = client_world
+    other = FakePds("other.example")
+    world.network.add(other)
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        await service.get_image("avatar", *world.add_blob(b"one"))
+        await service.get_image("avatar", *world.add_blob(b"two", pds=other))
+    assert world.open_wires == 0
+
+
+# Accounts migrate.
+
+
+async def migrated(world: World) -> tuple[Did, Cid, FakePds]:
+    """An account whose document a service has just read, and that then moved, with a new blob."""
+    did, _ = world.add_blob(b"old")
+    new_home = FakePds("new.example")
+    world.network.add(new_home)
+    return did, cid_of(b"new"), new_home
+
+
+def move(world: World, did: Did, new_home: FakePds) -> None:
+    del world.pds.accounts[did]
+    world.move_account(did, new_home)
+    new_home.add_blob(did, b"new")
+
+
+async def test_an_account_that_moved_is_gone_until_its_document_expires(
+    client_world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    world = client_world
+    did, cid, new_home = await migrated(world)
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        await service.get_image("avatar", did, cid_of(b"old"))
+        move(world, did, new_home)
+        mock_clock.jump(MIGRATION_AGE + 1)
+        assert (await service.get_image("avatar", did, cid)).data.endswith(b"new")
+    assert (len(world.plc.requests), world.pds.blob_requests, new_home.blob_requests) == (2, 2, 1)
+
+
+async def test_every_missing_blob_asks_the_directory(
+    client_world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    world = client_world
+    did, cid, new_home = await migrated(world)
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        await service.get_image("avatar", did, cid_of(b"old"))
+        move(world, did, new_home)
+        mock_clock.jump(MIGRATION_AGE - 1)
+        assert type(await failure(service, "avatar", did, cid)) is BlobNotFound
+    assert (len(world.plc.requests), new_home.blob_requests) == (1, 0)
+
+
+async def test_a_blob_that_is_missing_at_an_unchanged_pds_is_asked_for_twice(
+    client_world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    world = client_world
+    did, _ = world.add_blob(b"old")
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        await service.get_image("avatar", did, cid_of(b"old"))
+        mock_clock.jump(MIGRATION_AGE + 1)
+        assert type(await failure(service, "avatar", did, cid_of(b"gone"))) is BlobNotFound
+        assert type(await failure(service, "avatar", did, cid_of(b"gone too"))) is BlobNotFound
+    assert (len(world.plc.requests), world.pds.blob_requests) == (2, 3)
+
+
+@pytest.mark.parametrize("fault", [faults.answers(500), faults.reset])
+async def test_a_failure_that_is_no_absence_is_taken_for_a_migration(
+    world: World, mock_clock: trio.testing.MockClock, fault: Fault
+) -> None:
+    did, cid = world.add_blob(b"old")
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        await service.get_image("avatar", did, cid)
+        mock_clock.jump(MIGRATION_AGE + 1)
+        world.pds.fault = fault
+        assert type(await failure(service, "banner", did, cid)) is FetchFailed
+    assert len(world.plc.requests) == 1
+
+
+async def test_an_account_that_was_deleted_is_a_failure_of_the_directory(
+    world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    did, cid = world.add_blob(b"old")
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        await service.get_image("avatar", did, cid)
+        mock_clock.jump(MIGRATION_AGE + 1)
+        del world.pds.accounts[did]
+        world.plc.documents[did] = document(did)
+        assert type(await failure(service, "banner", did, cid)) is NoPdsEndpoint
+        del world.plc.documents[did]
+        mock_clock.jump(MIGRATION_AGE + 1)
+        assert type(await failure(service, "banner", did, cid)) is DidNotFound
+
+
+# Saturation.
+
+
+async def test_a_full_fetch_channel_makes_requests_wait_or_stops_the_hits(
+    client_world: World, nursery: trio.Nursery
+) -> None:
+    world, resolver = client_world, FakeResolver()
+    kept = world.add_blob(b"kept")
+    blobs = [world.add_blob(b"picture %d" % number) for number in range(4)]
+    resolver.pds = {did: world.pds.url for did, _ in (kept, *blobs)}
+    config = world.config(fetch={"queue_size": 2, "workers": 1, "per_host": 1})
+    parts: dict[str, Any] = {
+        "cache": FakeCache(),
+        "processor": FakeProcessor(),
+        "resolver": resolver,
+    }
+    async with world.service(config, **parts) as service:
+        await service.get_image("avatar", *kept)
+        gate = trio.Event()
+        world.pds.fault = faults.gated(gate)
+        requests = Requests(nursery, service)
+        for blob in blobs:
+            requests.ask(*blob)
+            await settled()
+        assert [type(error) for error in requests.errors] == [Busy] * 2
+        assert sample(service, "rejected_total", stage="fetch") == 2
+        assert (await service.get_image("avatar", *kept)).cache == "hit"
+        gate.set()
+        await settled()
+        assert len(requests.images) == 2
+        # Busy is a moment's state of ours, and is not remembered of the blob.
+        assert (await service.get_image("avatar", *blobs[-1])).cache == "miss"
+
+
+async def test_a_processing_pool_without_a_turn_makes_requests_wait_for_ever(
+    world: World, nursery: trio.Nursery, parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
+    class Impatient(FakeProcessor):
+        async def process(
+            self,
+            source: bytes,
+            preset: Preset,
+            output: Format | None,
+            *,
+            on_start: Callable[[], None] = lambda: None,
+        ) -> Processed:
+            with trio.move_on_after(5):
+                return await super().process(source, preset, output, on_start=on_start)
+            raise Busy("no turn")
+
+    parts.processor = Impatient()
+    parts.processor.queue.close()
+    async with world.service(**parts.all) as service:
+        began = trio.current_time()
+        assert type(await failure(service, "avatar", parts.did, parts.cid)) is Busy
+        assert trio.current_time() - began == pytest.approx(5)
+        assert sample(service, "rejected_total", stage="process") == 1
+        parts.processor.queue.open()
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+
+
+# Blocks.
+
+
+@pytest.mark.parametrize("what", ["did", "cid", "pair"])
+@pytest.mark.parametrize("place", ["fetching", "queued", "transforming", "writing", "looking up"])
+async def test_a_block_loses_against_a_request_under_way(
+    world: World, parts: Parts, nursery: trio.Nursery, place: str, what: str
+) -> None:
+    gate = {
+        "looking up": parts.cache.get_gate,
+        "fetching": parts.fetcher.gate,
+        "queued": parts.processor.queue,
+        "transforming": parts.processor.gate,
+        "writing": parts.cache.put_gate,
+    }[place]
+    gate.close()
+    if place == "looking up":
+        parts.cache.entries[parts.key] = Entry(b"kept", Format.PNG)
+    selection = Selection(
+        parts.did if what != "cid" else None, parts.cid if what != "did" else None
+    )
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        requests.ask(parts.did, parts.cid)
+        await settled()
+        async with trio.open_nursery() as blocking:
+            blocking.start_soon(service.block, selection, "a reason")
+            if place == "writing":  # a write under way is waited for
+                await settled()
+                gate.open()
+        gate.open()
+        await settled()
+        if place != "writing":  # that one had its answer before
+            assert [type(error) for error in requests.errors] == [BlobBlocked]
+            assert requests.images == []
+        assert type(await failure(service, "avatar", parts.did, parts.cid)) is BlobBlocked
+        with pytest.raises(BlobBlocked):
+            await service.get_blob(BlobKey(parts.did, parts.cid))
+        assert parts.cache.entries == {}
+        assert sample(service, "blocked_total") >= 2
+        await service.blocks.remove(selection)
+        # Nothing of it stayed anywhere.
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+
+
+async def test_a_block_by_another_process_lets_a_queued_write_through(
+    world: World, parts: Parts
+) -> None:
+    parts.cache.put_gate.close()
+    async with world.service(**parts.all) as service:
+        await service.get_image("avatar", parts.did, parts.cid)
+        await settled()
+        did, cid = parts.add(b"queued")
+        await service.get_image("avatar", did, cid)
+        # In force here, but purged there.
+        await service.blocks.add(Selection(did))
+        parts.cache.put_gate.open()
+        await settled()
+    assert list(parts.cache.entries) == [parts.key]
+
+
+async def test_a_write_under_way_or_queued_brings_back_what_was_purged(
+    world: World, parts: Parts, nursery: trio.Nursery
+) -> None:
+    parts.cache.put_gate.close()
+    queued = parts.add(b"queued")
+    async with world.service(**parts.all) as service:
+        await service.get_image("avatar", parts.did, parts.cid)
+        await service.get_image("avatar", *queued)
+        for did in (parts.did, queued[0]):
+            nursery.start_soon(service.purge, Selection(did))
+        await settled()
+        parts.cache.put_gate.open()
+        await settled()
+        assert parts.cache.entries == {}
+        assert parts.cache.puts == [parts.key]
+        assert (await service.get_image("avatar", *queued)).cache == "miss"
+
+
+async def test_a_block_of_one_owner_hits_another(world: World, parts: Parts) -> None:
+    other, cid = parts.add(b"a picture")
+    assert cid == parts.cid
+    async with world.service(**parts.all) as service:
+        await service.block(Selection(parts.did, parts.cid))
+        assert (await service.get_image("avatar", other, cid)).cache == "miss"
+        assert type(await failure(service, "avatar", parts.did, cid)) is BlobBlocked
+
+
+# Blobs.
+
+
+async def test_a_blob_is_transformed_or_fetched_beside_the_flight(
+    client_world: World, nursery: trio.Nursery
+) -> None:
+    world, processor = client_world, FakeProcessor()
+    data = tiny_png()
+    did, cid = world.add_blob(data, mime="text/html")
+    gate = trio.Event()
+    world.pds.faults = [faults.gated(gate)]
+    async with world.service(cache=FakeCache(), processor=processor) as service:
+        Requests(nursery, service).ask(did, cid)
+        await settled()
+        nursery.start_soon(open_when_waited_for, gate.set)
+        blob = await service.get_blob(BlobKey(did, cid))
+        # The type is the content's, whatever the PDS says.
+        assert (blob.data, blob.content_type) == (data, "image/png")
+        assert blob.etag == f'"{cid}"'
+    assert world.pds.blob_requests == 1
+
+
+@pytest.mark.parametrize(
+    ("allowed", "data", "passes"),
+    [
+        (["image/*"], tiny_png(), True),
+        (["image/*"], b"<html>", False),
+        (["image/*"], b"<svg xmlns='http://www.w3.org/2000/svg'/>", False),
+        (["image/*"], b"", False),
+        (["image/jpeg"], tiny_png(), False),
+        (["image/jpeg"], tiny_jpeg(), True),
+        (["image/jpeg", "application/octet-stream"], b"anything", True),
+    ],
+)
+async def test_a_blob_of_a_type_that_is_not_allowed_passes(
+    world: World, allowed: list[str], data: bytes, passes: bool
+) -> None:
+    blob = BlobKey(*world.add_blob(data))
+    config = world.config(blob={"allowed_types": allowed})
+    async with world.service(config, cache=FakeCache()) as service:
+        if passes:
+            assert (await service.get_blob(blob)).data == data
+        else:
+            with pytest.raises(UnsupportedImage):
+                await service.get_blob(blob)
+
+
+async def test_a_blob_that_is_not_its_cids_passes(client_world: World) -> None:
+    blob = BlobKey(*client_world.add_blob(tiny_png()))
+    client_world.pds.fault = faults.with_body(lambda data: data + b"\0")
+    async with client_world.service(cache=FakeCache()) as service:
+        with pytest.raises(CidMismatch):
+            await service.get_blob(blob)
+
+
+async def test_a_blob_that_is_no_picture_cannot_be_downloaded_after_it_failed_as_one(
+    world: World,
+) -> None:
+    did, cid = world.add_blob(b"some text")
+    config = world.config(blob={"allowed_types": ["application/octet-stream"]})
+    async with world.service(config, cache=FakeCache()) as service:
+        assert type(await failure(service, "avatar", did, cid)) is UnsupportedImage
+        assert (await service.get_blob(BlobKey(did, cid))).data == b"some text"
+
+
+# Whole, over disk and threads.
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", UnsupportedImage),
+        (b"not an image at all", UnsupportedImage),
+        (tiny_png()[:50], UndecodableImage),
+        (tiny_jpeg()[:40], UndecodableImage),
+        (tiny_png(size=(3000, 2)), ImageTooLarge),
+        (bytes(200_000), ImageTooLarge),
+    ],
+    ids=["empty", "no image", "truncated PNG", "truncated JPEG", "pixels", "bytes"],
+)
+async def test_bad_input_breaks_the_service(
+    client_world: World, data: bytes, error: type[ImageProxyError]
+) -> None:
+    world = client_world
+    config = world.config(process={"max_megapixels": 0.005}, fetch={"max_source_mb": 0.1})
+    async with world.service(config) as service:
+        did, cid = world.add_blob(data)
+        assert type(await failure(service, "avatar_thumbnail", did, cid)) is error
+        good = world.add_blob(tiny_png())
+        assert (await service.get_image("avatar_thumbnail", *good)).content_type == "image/png"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        document("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", pds_service("https://pds.example")),
+        b"",
+        b"<html>",
+        b"\xff" * 100,
+        "[" * 50_000,
+    ],
+)
+async def test_a_garbage_document_breaks_the_service(client_world: World, value: Any) -> None:
+    world = client_world
+    did, cid = world.add_blob(b"data")
+    world.plc.documents[did] = value
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        assert type(await failure(service, "avatar", did, cid)) is DidUnresolvable
+        assert (await service.get_image("avatar", *world.add_blob(b"good"))).cache == "miss"
+
+
+async def test_a_document_with_two_pdses_goes_to_the_second_or_to_both(world: World) -> None:
+    second = FakePds("second.example")
+    world.network.add(second)
+    did, cid = world.add_blob(b"data")
+    world.plc.documents[did] = document(did, pds_service(world.pds.url), pds_service(second.url))
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        await service.get_image("avatar", did, cid)
+    assert (world.pds.blob_requests, second.connections) == (1, 0)
+
+
+async def test_a_did_web_is_not_served(client_world: World) -> None:
+    world = client_world
+    did = Did("did:web:someone.example")
+    world.make_web_account(did)
+    cid = world.pds.add_blob(did, b"data")
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        assert (await service.get_image("avatar", did, cid)).cache == "miss"
+    assert world.plc.requests == []
+
+
+async def test_a_worker_is_lost_with_every_cancelled_request(
+    client_world: World, nursery: trio.Nursery
+) -> None:
+    world = client_world
+    config = world.config(fetch={"workers": 2, "per_host": 2, "queue_size": 4})
+    async with world.service(config, cache=FakeCache(), processor=FakeProcessor()) as service:
+        requests = Requests(nursery, service)
+        for number in range(20):
+            world.pds.faults = [faults.hang]
+            scope = requests.ask(*world.add_blob(b"picture %d" % number))
+            await settled()
+            scope.cancel()
+            await settled()
+        assert (await service.get_image("avatar", *world.add_blob(b"good"))).cache == "miss"
+        assert sample(service, "fetch_queue_depth") == 0
+    assert world.open_wires == 0
+    assert requests.errors == []
