@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import hypercorn.run
 import hypercorn.trio
+import hypercorn.trio.run
 import trio
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.utils import LifespanFailureError
 
 from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
-from proxy.web.app import create_app
+from proxy.web.app import ImageProxyApp, create_app
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that reverse proxies keep idle connections, so that they close first."""
@@ -30,14 +34,28 @@ def serve(config: Config, file: Path | None, overrides: Layer) -> int:
         file, overrides: what it was made from, for worker processes to make it again.
     """
     settings = hypercorn_config(config)
-    if config.server.workers == 1:
-        trio.run(_serve_here, config, settings)
-        return 0
-    if file is not None:
-        os.environ[CONFIG_VARIABLE] = str(file.absolute())
-    os.environ.update(environment_for(overrides))
-    settings.workers = config.server.workers
-    return hypercorn.run.run(settings)
+    try:
+        if config.server.workers == 1:
+            trio.run(_serve_here, config, settings)
+            return 0
+        if file is not None:
+            os.environ[CONFIG_VARIABLE] = str(file.absolute())
+        os.environ.update(environment_for(overrides))
+        settings.application_path = "proxy.serve:worker_app()"
+        settings.workers = config.server.workers
+        return hypercorn.run.run(settings)
+    except (OSError, ExceptionGroup) as error:
+        print(f"imageproxy: {_why_not(config, error)}", file=sys.stderr)
+        return 1
+
+
+def worker_app() -> ImageProxyApp:
+    """The application of one of several worker processes; Hypercorn calls it in each."""
+    # When the first worker has ended, Hypercorn sends SIGTERM to those that still have requests
+    # in flight, and so do service managers; it tells its workers to stop in another way.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_connections_with_the_server()
+    return create_app()
 
 
 def hypercorn_config(config: Config) -> hypercorn.Config:
@@ -56,6 +74,7 @@ def hypercorn_config(config: Config) -> hypercorn.Config:
 
 
 async def _serve_here(config: Config, settings: hypercorn.Config) -> None:
+    _end_connections_with_the_server()
     app = create_app(config)
 
     async def stop_signal() -> None:
@@ -65,3 +84,40 @@ async def _serve_here(config: Config, settings: hypercorn.Config) -> None:
                 return
 
     await hypercorn.trio.serve(app, settings, shutdown_trigger=stop_signal, mode="asgi")
+
+
+class _Connection(TCPServer):
+    """Hypercorn's, which also ends while its client does not read.
+
+    Hypercorn shields what it sends from cancellation, so that one such client would keep the
+    process from ending. Closing the socket ends what the shield does not let be cancelled.
+    """
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_when_cancelled)
+            await super().run()
+            nursery.cancel_scope.cancel()
+
+    async def _close_when_cancelled(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            await trio.aclose_forcefully(self.stream)
+
+
+def _end_connections_with_the_server() -> None:
+    # Hypercorn has no setting for it.
+    hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]
+
+
+def _why_not(config: Config, error: OSError | ExceptionGroup[Exception]) -> str:
+    """In one line, why the start failed; a failure of another kind is raised again."""
+    cause: Exception = error
+    while isinstance(cause, ExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    if isinstance(cause, OSError):
+        return f"{config.server.bind}: {cause.strerror or cause}"
+    if isinstance(cause, LifespanFailureError):
+        return str(cause)
+    raise error

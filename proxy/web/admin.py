@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import json
 import sqlite3
 from dataclasses import asdict
 from typing import Any
 
 import structlog
-from quart import Blueprint, abort, request
+from quart import Blueprint, Response, abort, request
+from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 from proxy.cache.base import Selection
@@ -24,18 +26,23 @@ Json = dict[str, Any]
 
 
 def admin_routes(config: Config, responder: Responder) -> Blueprint:
-    """Routes below ``/admin``; all are 404 where no token is configured."""
+    """Routes below ``/admin``; none where no token is configured."""
     routes = Blueprint("admin", __name__, url_prefix="/admin")
     token = config.server.admin_token.get_secret_value()
+    if not token:
+        return routes
 
     @routes.before_request
     async def authorize() -> None:
-        if not token:
-            abort(404)
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         is_right = hmac.compare_digest(given.strip().encode(), token.encode())
         if scheme.lower() != "bearer" or not is_right:
-            raise Unauthorized(www_authenticate=None)
+            raise Unauthorized(www_authenticate=WWWAuthenticate("bearer"))
+
+    @routes.after_request
+    async def keep_out_of_caches(response: Response) -> Response:
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
     def service() -> Service:
         if responder.service is None:
@@ -57,8 +64,8 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
     async def add_block() -> Json:
         body = await _body()
         reason = body.get("reason", "")
-        if not isinstance(reason, str):
-            abort(400, "reason must be a string")
+        if not (isinstance(reason, str) and _is_encodable(reason)):
+            abort(400)
         removed = await service().block(_selection(body), reason)
         log.info("blocked", did=body.get("did"), cid=body.get("cid"), removed=removed)
         return {"removed": removed}
@@ -80,10 +87,22 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
 
 
 async def _body() -> Json:
-    body = await request.get_json(force=True, silent=True)
+    try:
+        body = json.loads(await request.get_data())
+    except (ValueError, RecursionError):
+        abort(400)
     if not isinstance(body, dict) or not body.keys() <= {"did", "cid", "reason"}:
         abort(400)
     return body
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether it has no lone surrogate, which JSON can escape and nobody can keep."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _selection(body: Json) -> Selection:

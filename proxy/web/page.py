@@ -27,7 +27,7 @@ def page_routes(config: Config) -> Blueprint:
                 "Content-Security-Policy": (
                     "default-src 'none'; img-src 'self' blob:; connect-src 'self';"
                     " style-src 'unsafe-inline'; script-src 'unsafe-inline';"
-                    " base-uri 'none'; form-action 'none'"
+                    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
                 ),
                 "X-Content-Type-Options": "nosniff",
                 "Referrer-Policy": "no-referrer",

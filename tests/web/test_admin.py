@@ -1,0 +1,321 @@
+"""``/admin``: who may, what it does, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from proxy.identifiers import Cid, Did
+from tests.fakes.faults import gated
+from tests.fakes.network import honest
+from tests.fakes.sites import cid_of, new_plc_did
+from tests.fakes.world import World, tiny_png
+from tests.web import Client, Reply, img, serving
+
+TOKEN = "a-token-of-the-operator"
+
+ROUTES = [
+    ("POST", "/admin/purge"),
+    ("GET", "/admin/blocks"),
+    ("POST", "/admin/blocks"),
+    ("DELETE", "/admin/blocks"),
+]
+
+PRESETS = ["avatar_thumbnail", "avatar_small", "banner"]
+
+WITH_TOKEN = {"server": {"admin_token": TOKEN}}
+
+
+async def admin(client: Client, method: str, route: str, value: Any = None) -> Reply:
+    body = b"" if value is None else json.dumps(value).encode()
+    headers = (("Authorization", f"Bearer {TOKEN}"), ("Content-Type", "application/json"))
+    return await client.ask(f"/admin/{route}", *headers, method=method, body=body)
+
+
+async def told(client: Client, method: str, route: str, value: Any = None) -> Any:
+    """The decoded answer of a request that succeeds."""
+    reply = await admin(client, method, route, value)
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json"), reply
+    return json.loads(reply.body)
+
+
+def files_in(world: World) -> list[Path]:
+    return [path for path in (world.cache_path / "images").rglob("*") if path.is_file()]
+
+
+async def fill(world: World, *blobs: tuple[Did, Cid]) -> None:
+    """Have every preset of ``PRESETS`` on disk; the application's end waits for its writes."""
+    async with serving(world) as client:
+        for did, cid in blobs:
+            for preset in PRESETS:
+                assert (await client.get(img(did, cid, preset))).status == 200
+    assert len(files_in(world)) == len(blobs) * len(PRESETS)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/admin/purge", "/admin/blocks"])
+async def test_without_a_configured_token_nothing_of_it_exists_for_any_method(
+    method: str, path: str, world: World
+) -> None:
+    async with serving(world) as client:
+        for headers in (
+            (),
+            (("Authorization", "Bearer "),),
+            (("Authorization", "Bearer"),),
+            (("Authorization", "Bearer None"),),
+        ):
+            reply = await client.ask(path, *headers, method=method, body=b"{}")
+            nowhere = await client.ask("/nowhere", *headers, method=method, body=b"{}")
+            assert (reply.status, reply.body, reply.pairs) == (404, nowhere.body, nowhere.pairs)
+
+
+WRONG = [
+    None,
+    "",
+    "Bearer",
+    "Bearer ",
+    "Bearer wrong",
+    f"Bearer {TOKEN}x",
+    f"Bearer {TOKEN[:-1]}",
+    f"Bearer {TOKEN.upper()}",
+    f"Bearer {TOKEN} {TOKEN}",
+    f"Bearer{TOKEN}",
+    f"Basic {TOKEN}",
+    f"Token {TOKEN}",
+    TOKEN,
+    "Bearer \xff\xfe\x00",
+    f"Bearer \xff{TOKEN}",
+    "Basic YWRtaW46YWRtaW4=",
+]
+
+
+@pytest.mark.parametrize("given", WRONG)
+async def test_a_wrong_token_is_a_401_and_does_nothing(given: str | None, world: World) -> None:
+    did, cid = world.add_blob()
+    headers = () if given is None else (("Authorization", given),)
+    body = json.dumps({"did": did}).encode()
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        await client.get(img(did, cid))
+        for method, path in ROUTES:
+            reply = await client.ask(path, *headers, method=method, body=body)
+            assert (reply.status, reply.text) == (401, "unauthorized\n")
+            assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+            # RFC 9110, section 15.5.2: a 401 says how to authenticate.
+            assert reply.headers["www-authenticate"].lower().startswith("bearer")
+        assert (await client.get(img(did, cid))).headers["x-cache"] == "hit"
+        assert (await told(client, "GET", "blocks")) == {"blocks": []}
+
+
+async def test_the_scheme_is_read_without_case_as_the_rfc_asks(world: World) -> None:
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        for scheme in ("bearer", "BEARER"):
+            reply = await client.get("/admin/blocks", ("Authorization", f"{scheme} {TOKEN}"))
+            assert reply.status == 200
+
+
+async def test_a_purge_removes_an_owner_a_blob_or_a_pair_and_counts_what_it_removed(
+    world: World,
+) -> None:
+    data, other = tiny_png(), tiny_png((1, 2, 3))
+    alice, bob = world.make_account(), world.make_account()
+    blobs = [
+        (alice, world.pds.add_blob(alice, data)),
+        (alice, world.pds.add_blob(alice, other)),
+        (bob, world.pds.add_blob(bob, data)),
+    ]
+    shared = blobs[0][1]
+    await fill(world, *blobs)
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        for did, cid in blobs:  # in the memory of this process too
+            assert (await client.get(img(did, cid))).headers["x-cache"] == "hit"
+        pair = {"did": alice, "cid": shared}
+        assert await told(client, "POST", "purge", pair) == {"removed": 3}
+        assert await told(client, "POST", "purge", pair) == {"removed": 0}
+        states = [(await client.get(img(*blob))).headers["x-cache"] for blob in blobs]
+        assert states == ["miss", "hit", "hit"]
+    assert len(files_in(world)) == 7
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        assert await told(client, "POST", "purge", {"cid": shared}) == {"removed": 4}
+        assert await told(client, "POST", "purge", {"did": alice}) == {"removed": 3}
+        assert await told(client, "POST", "purge", {"did": bob, "cid": None}) == {"removed": 0}
+    assert files_in(world) == []
+
+
+async def test_a_block_purges_before_it_answers_and_holds_until_it_is_lifted(
+    world: World,
+) -> None:
+    did, cid = world.add_blob()
+    await fill(world, (did, cid))
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        assert (await client.get(img(did, cid))).status == 200
+        block = {"did": did, "cid": cid, "reason": "a court said so"}
+        assert await told(client, "POST", "blocks", block) == {"removed": 3}
+        assert files_in(world) == []
+        assert (await client.get(img(did, cid))).status == 404
+        (listed,) = (await told(client, "GET", "blocks"))["blocks"]
+        assert listed.pop("created_at") > 1.7e9
+        assert listed == block
+        assert await told(client, "DELETE", "blocks", {"did": did, "cid": cid}) == {"lifted": True}
+        assert await told(client, "DELETE", "blocks", {"did": did, "cid": cid}) == {"lifted": False}
+        assert (await client.get(img(did, cid))).headers["x-cache"] == "miss"
+
+
+async def test_lifting_a_block_lifts_that_block_and_not_those_it_overlaps(world: World) -> None:
+    did, cid = world.add_blob()
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        blocks = [{"did": did}, {"cid": cid}, {"did": did, "cid": cid}]
+        for block in blocks:
+            await told(client, "POST", "blocks", block)
+        listed = (await told(client, "GET", "blocks"))["blocks"]
+        assert [(block["did"], block["cid"]) for block in listed] == [
+            (did, None),
+            (None, cid),
+            (did, cid),
+        ]
+        for block in blocks:
+            assert (await client.get(img(did, cid))).status == 404
+            assert await told(client, "DELETE", "blocks", block) == {"lifted": True}
+        assert (await client.get(img(did, cid))).status == 200
+
+
+async def test_blocking_again_changes_the_reason_and_makes_no_second_block(world: World) -> None:
+    did = new_plc_did()
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        for reason in ("spam", "abuse"):
+            await told(client, "POST", "blocks", {"did": did, "reason": reason})
+        (block,) = (await told(client, "GET", "blocks"))["blocks"]
+        assert (block["did"], block["cid"], block["reason"]) == (did, None, "abuse")
+
+
+async def test_a_block_survives_a_restart_and_is_in_force_with_the_first_request(
+    world: World,
+) -> None:
+    did, cid = world.add_blob()
+    config = world.config(**WITH_TOKEN)
+    async with serving(world, config) as client:
+        await told(client, "POST", "blocks", {"cid": cid})
+    async with serving(world, config) as client:
+        assert (await client.get(img(did, cid))).status == 404
+        assert (await client.get(img(did, cid), ("If-None-Match", "*"))).status == 404
+        assert len((await told(client, "GET", "blocks"))["blocks"]) == 1
+    assert world.pds.requests == []
+
+
+async def test_a_block_wins_over_a_fetch_under_way(world: World) -> None:
+    did, cid = world.add_blob()
+    gate, seen = trio.Event(), trio.Event()
+    world.pds.fault = gated(gate, seen=seen)
+    replies: list[Reply] = []
+
+    async def ask(target: str) -> None:
+        replies.append(await client.get(target))
+
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, img(did, cid))
+            nursery.start_soon(ask, f"/blob/{did}/{cid}")
+            await seen.wait()
+            await told(client, "POST", "blocks", {"did": did})
+            gate.set()
+        assert [reply.status for reply in replies] == [404, 404]
+        # Nor did it leave anything for the time when the block is lifted.
+        world.pds.fault = honest
+        await told(client, "DELETE", "blocks", {"did": did})
+        assert (await client.get(img(did, cid))).headers["x-cache"] == "miss"
+
+
+BAD_BODIES: dict[str, bytes] = {
+    "nothing": b"",
+    "no JSON": b"did=a",
+    "half of it": b'{"did": "a',
+    "a list": b"[]",
+    "a string": b'"did"',
+    "null": b"null",
+    "neither": b"{}",
+    "both null": b'{"did": null, "cid": null}',
+    "a reason alone": b'{"reason": "x"}',
+    "an unknown key": b'{"did": "%s", "preset": "avatar"}' % new_plc_did().encode(),
+    "a misspelled key": b'{"DID": "%s"}' % new_plc_did().encode(),
+    "a bad DID": b'{"did": "did:plc:nothing"}',
+    "a DID that is a number": b'{"did": 7}',
+    "a DID that is a list": b'{"did": ["%s"]}' % new_plc_did().encode(),
+    "an empty DID": b'{"did": ""}',
+    "a DID in another spelling": b'{"did": "DID:PLC:%s"}' % new_plc_did()[8:].encode(),
+    "a bad CID": b'{"cid": "bafk"}',
+    "an empty CID": b'{"cid": ""}',
+    "false": b'{"cid": false}',
+    "a good DID and a bad CID": b'{"did": "%s", "cid": "x"}' % new_plc_did().encode(),
+    "not UTF-8": b'{"did": "\xff"}',
+    "NaN": b'{"did": NaN}',
+    "deep": b"[" * 100_000,
+    "deep in a key": b'{"did": ' + b"[" * 100_000,
+    "a number too long to read": b'{"did": ' + b"9" * 10_000 + b"}",
+    "a lone surrogate": b'{"did": "\\ud800"}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+async def test_a_body_that_is_wrong_is_a_400_and_changes_nothing(name: str, world: World) -> None:
+    headers = (("Authorization", f"Bearer {TOKEN}"),)
+    did, cid = world.add_blob()
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        await client.get(img(did, cid))
+        for method, path in ROUTES:
+            if method != "GET":
+                reply = await client.ask(path, *headers, method=method, body=BAD_BODIES[name])
+                assert (reply.status, reply.text) == (400, "bad request\n"), path
+        assert await told(client, "GET", "blocks") == {"blocks": []}
+        assert (await client.get(img(did, cid))).headers["x-cache"] == "hit"
+
+
+@pytest.mark.parametrize("reason", [7, None, ["x"], {"a": 1}])
+async def test_a_reason_that_is_no_string_is_a_400_not_a_500(reason: Any, world: World) -> None:
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        block = {"did": new_plc_did(), "reason": reason}
+        assert (await admin(client, "POST", "blocks", block)).status == 400
+        assert await told(client, "GET", "blocks") == {"blocks": []}
+
+
+async def test_a_reason_is_kept_letter_for_letter(world: World) -> None:
+    reason = "'; DROP TABLE blocks; --\n\"<b>\x00ü\U0001f600"
+    did = new_plc_did()
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        await told(client, "POST", "blocks", {"did": did, "reason": reason})
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        (block,) = (await told(client, "GET", "blocks"))["blocks"]
+        assert (block["did"], block["reason"]) == (did, reason)
+
+
+async def test_a_reason_that_cannot_be_kept_is_refused_not_a_500(world: World) -> None:
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        body = b'{"did": "%s", "reason": "\\ud800"}' % new_plc_did().encode()
+        headers = (("Authorization", f"Bearer {TOKEN}"),)
+        reply = await client.ask("/admin/blocks", *headers, method="POST", body=body)
+        assert reply.status == 400
+
+
+async def test_a_store_that_cannot_be_written_is_a_503_and_the_block_is_not_claimed(
+    world: World,
+) -> None:
+    did, cid = world.add_blob()
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        (world.cache_path / "blocks.sqlite3").mkdir()
+        reply = await admin(client, "POST", "blocks", {"did": did})
+        assert reply.status == 503
+        assert str(world.cache_path) not in reply.text
+        assert (await client.get(img(did, cid))).status == 200
+        (world.cache_path / "blocks.sqlite3").rmdir()
+        assert (await admin(client, "POST", "blocks", {"did": did})).status == 200
+
+
+async def test_answers_to_the_operator_are_kept_by_no_cache(world: World) -> None:
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        for reply in (
+            await admin(client, "GET", "blocks"),
+            await admin(client, "POST", "purge", {"cid": cid_of(b"x")}),
+        ):
+            assert reply.headers.get("cache-control") == "no-store"

@@ -1,0 +1,252 @@
+"""``/healthz``, ``/readyz``, ``/metrics``, and what is no route at all."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.errors import Busy
+from proxy.presets import DEFAULT_PRESETS
+from proxy.web.app import create_app
+from tests.fakes.sites import cid_of, new_plc_did
+from tests.fakes.world import World, tiny_png
+from tests.processes import until
+from tests.web import Client, img, serving
+
+PLAIN = "text/plain; charset=utf-8"
+
+
+async def readiness(client: Client) -> tuple[int, str]:
+    reply = await client.get("/readyz")
+    assert reply.headers["content-type"] == PLAIN
+    assert reply.headers["cache-control"] == "no-store"
+    return reply.status, reply.text
+
+
+async def test_a_process_that_serves_is_healthy_and_ready(world: World) -> None:
+    async with serving(world) as client:
+        reply = await client.get("/healthz")
+        assert (reply.status, reply.text, reply.headers["content-type"]) == (200, "ok\n", PLAIN)
+        assert await readiness(client) == (200, "ok\n")
+
+
+async def test_before_its_service_runs_a_process_is_healthy_but_not_ready(world: World) -> None:
+    client = Client(create_app(world.config()))
+    assert (await client.get("/healthz")).status == 200
+    assert await readiness(client) == (503, "starting\n")
+    did, cid = new_plc_did(), cid_of(b"anything")
+    for target in (img(did, cid), f"/blob/{did}/{cid}"):
+        reply = await client.get(target)
+        assert (reply.status, reply.text) == (503, f"{Busy.message}\n")
+        assert "retry-after" in reply.headers
+    assert (await client.get("/metrics")).status == 200
+
+
+async def test_a_process_that_will_end_is_not_ready_but_goes_on_serving(world: World) -> None:
+    did, cid = world.add_blob()
+    async with serving(world) as client:
+        client.app.drain()
+        assert await readiness(client) == (503, "draining\n")
+        assert (await client.get("/healthz")).status == 200
+        assert (await client.get(img(did, cid))).status == 200
+
+
+async def test_a_cache_that_cannot_be_used_is_told_with_its_reason_until_it_can_be_again(
+    world: World,
+) -> None:
+    did, cid = world.add_blob()
+    world.cache_path.mkdir()
+    folder = world.cache_path / "images"
+    folder.write_text("a file where a folder should be")
+    async with serving(world) as client:
+        assert await readiness(client) == (503, "cache unusable: File exists\n")
+        # Images are still served, and the path is nobody's business.
+        assert (await client.get(img(did, cid))).status == 200
+        folder.unlink()
+        await client.service.upkeep.check()
+        assert await readiness(client) == (200, "ok\n")
+
+
+async def test_a_cache_that_breaks_later_is_noticed_by_the_next_write(world: World) -> None:
+    async with serving(world) as client:
+        assert await readiness(client) == (200, "ok\n")
+        folder = world.cache_path / "images"
+        for path in folder.iterdir():
+            path.rmdir()
+        folder.rmdir()
+        folder.write_text("a file where a folder should be")
+        assert (await client.get(img(*world.add_blob()))).status == 200
+
+        async def noticed() -> bool:
+            return (await readiness(client))[0] != 200
+
+        await until(noticed)
+        assert (await readiness(client))[1].startswith("cache unusable: ")
+        assert str(world.cache_path) not in (await readiness(client))[1]
+        assert await client.metric("imageproxy_cache_write_errors_total") >= 1
+        folder.unlink()
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/readyz", "/metrics"])
+async def test_operations_answer_head_and_refuse_other_methods(target: str, world: World) -> None:
+    async with serving(world) as client:
+        got, head = await client.get(target), await client.head(target)
+        # The server leaves the body out; tests/test_serving.py sees that.
+        assert (head.status, head.headers["content-type"]) == (200, got.headers["content-type"])
+        for method in ("POST", "DELETE", "PATCH"):
+            reply = await client.ask(target, method=method)
+            assert (reply.status, reply.headers["content-type"]) == (405, PLAIN)
+            assert {"GET", "HEAD"} <= set(reply.headers["allow"].split(", "))
+
+
+UNKNOWN = [
+    "/nope",
+    "/img",
+    "/blob",
+    "/favicon.ico",
+    "/robots.txt",
+    "/.well-known/did.json",
+    "/static/x",
+    "/healthz/",
+    "/healthz/x",
+    "//evil.example/healthz",
+    "/healthz%00",
+    "/imgs/avatar",
+    "/admin",
+    "/admin/",
+    "/admin/nothing",
+    "/%ff",
+    "/..%2f..%2fetc/passwd",
+    "/" + "a" * 50_000,
+]
+
+
+@pytest.mark.parametrize("target", UNKNOWN, ids=lambda target: target[:30])
+async def test_what_is_no_route_is_a_404_in_plain_text_never_a_redirect(
+    target: str, world: World
+) -> None:
+    async with serving(world, world.config(server={"admin_token": "secret"})) as client:
+        reply = await client.get(target)
+    assert (reply.status, reply.text) == (404, "not found\n")
+    assert reply.headers["content-type"] == PLAIN
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert "location" not in reply.headers
+
+
+FAMILIES = {
+    "imageproxy_requests_total": ("counter", {"preset", "status", "cache"}),
+    "imageproxy_request_duration_seconds": ("histogram", {"cache"}),
+    "imageproxy_fetch_duration_seconds": ("histogram", {"outcome"}),
+    "imageproxy_process_duration_seconds": ("histogram", {"preset", "format"}),
+    "imageproxy_coalesced_total": ("counter", set()),
+    "imageproxy_fetch_queue_depth": ("gauge", set()),
+    "imageproxy_process_waiting": ("gauge", set()),
+    "imageproxy_rejected_total": ("counter", {"stage"}),
+    "imageproxy_cache_entries": ("gauge", set()),
+    "imageproxy_cache_bytes": ("gauge", set()),
+    "imageproxy_cache_evictions_total": ("counter", {"reason"}),
+    "imageproxy_cache_write_errors_total": ("counter", set()),
+    "imageproxy_cache_writes_dropped_total": ("counter", set()),
+    "imageproxy_blocked_total": ("counter", set()),
+}
+"""SPEC section 6."""
+
+VALUES = {
+    "preset": {*DEFAULT_PRESETS, "none"},
+    "status": {"200", "304", "400", "404", "405", "422", "500", "502", "503", "504"},
+    "cache": {"hit", "miss", "coalesced", "none"},
+    "outcome": {
+        "ok",
+        "not_found",
+        "too_large",
+        "mismatch",
+        "unresolvable",
+        "forbidden",
+        "timeout",
+        "busy",
+        "failed",
+        "cancelled",
+        "defect",
+    },
+    "format": {"jpeg", "png", "webp", "avif", "gif"},
+    "stage": {"fetch", "process"},
+    "reason": {"ttl", "size"},
+}
+"""Every value that a label may have."""
+
+
+async def test_every_metric_of_the_contract_is_there_under_its_name(world: World) -> None:
+    async with serving(world) as client:
+        reply = await client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=")
+    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", reply.text, re.MULTILINE))
+    for name, (kind, _labels) in FAMILIES.items():
+        assert types.get(name) == kind, name
+
+
+async def test_labels_are_bounded_and_name_no_owner_no_blob_and_no_host(world: World) -> None:
+    good = world.add_blob(tiny_png())
+    secrets = [*good, world.pds.host, world.plc.host]
+    async with serving(world, world.config(fetch={"max_source_mb": 0.01})) as client:
+        for _ in range(2):
+            for preset in DEFAULT_PRESETS:
+                await client.get(img(*good, preset))
+        await client.get(img(*good, suffix="@webp"))
+        await client.get(img(*good), ("If-None-Match", "*"))
+        for number in range(20):  # what a stranger can choose
+            did, cid = new_plc_did(), cid_of(b"%d" % number)
+            secrets += [did, cid, f"preset{number}"]
+            await client.get(img(did, cid))
+            await client.get(img(did, cid, f"preset{number}"))
+            await client.get(img(did, cid, suffix=f"@format{number}"))
+            await client.get(f"/blob/{did}/{cid}")
+            await client.ask(img(did, cid), method=f"METHOD{number}")
+            await client.get(img(f"did:web:host{number}.example", cid))
+            secrets.append(f"host{number}.example")
+        await client.get(img(*world.add_blob(b"only text")))
+        await client.get(img(*world.add_blob(bytes(20_000))))
+        world.pds.refuses = -1
+        await client.get(img(*world.add_blob(tiny_png((1, 2, 3)))))
+        text = (await client.get("/metrics")).text
+    for secret in secrets:
+        assert secret not in text
+    samples = 0
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples += 1
+            name = sample.name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+            labels = {key: value for key, value in sample.labels.items() if key != "le"}
+            if name in FAMILIES:
+                assert labels.keys() == FAMILIES[name][1], sample
+            for key, value in labels.items():
+                assert key not in VALUES or value in VALUES[key], sample
+    # Of a bounded number of series, whatever strangers ask for.
+    assert samples < 1000
+
+
+async def test_requests_are_counted_by_what_was_answered(world: World) -> None:
+    did, cid = world.add_blob()
+    async with serving(world) as client:
+        await client.get(img(did, cid))
+        await client.get(img(did, cid))
+        await client.head(img(did, cid))
+        await client.get(img(did, cid), ("If-None-Match", "*"))
+        await client.get(img(did, cid, "huge"))
+        await client.get(img(did, cid_of(b"not there")))
+        for labels, count in {
+            'cache="miss",preset="avatar_thumbnail",status="200"': 1,
+            'cache="hit",preset="avatar_thumbnail",status="200"': 2,
+            'cache="none",preset="avatar_thumbnail",status="304"': 1,
+            'cache="none",preset="none",status="400"': 1,
+            'cache="none",preset="avatar_thumbnail",status="404"': 1,
+        }.items():
+            assert await client.metric(f"imageproxy_requests_total{{{labels}}}") == count, labels
+        fetched = "imageproxy_fetch_duration_seconds_count"
+        assert await client.metric(f'{fetched}{{outcome="ok"}}') == 1
+        assert await client.metric(f'{fetched}{{outcome="not_found"}}') == 1
+        made = 'imageproxy_process_duration_seconds_count{format="png",preset="avatar_thumbnail"}'
+        assert await client.metric(made) == 1
+        assert await client.metric("imageproxy_fetch_queue_depth") == 0
+        assert await client.metric("imageproxy_process_waiting") == 0
