@@ -1,0 +1,392 @@
+"""Against Bluesky's own PLC directory and PDS: what the fakes cannot prove.
+
+Skipped where these cannot run, unless ``IMAGEPROXY_REQUIRE_PDS=1`` says that they must.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+import trio
+from PIL import Image
+
+from proxy.config import Config
+from proxy.identifiers import Did
+from proxy.presets import DEFAULT_PRESETS
+from proxy.web.app import create_app
+from tests import devnet as real
+from tests.devnet import Account, Devnet, DevnetUnavailable, blob_cid
+from tests.fakes.network import Request
+from tests.fakes.sites import GET_BLOB, FakePds, FakePlc, cid_of, new_plc_did
+from tests.fakes.world import tiny_png
+from tests.processes import in_background
+from tests.web import Client, running
+
+pytestmark = pytest.mark.pds
+
+REQUIRED = "IMAGEPROXY_REQUIRE_PDS"
+
+SIZES = {
+    "avatar": (1000, 1000),
+    "avatar_small": (360, 360),
+    "banner": (640, 300),
+    "content_preview": (800, 533),
+    "content_full": (1200, 800),
+    "embed_thumbnail": (720, 360),
+    "avatar_thumbnail": (128, 128),
+    "feed_thumbnail": (1000, 667),
+    "feed_fullsize": (1200, 800),
+}
+"""What each preset makes of 1200 x 800."""
+
+
+@pytest.fixture(scope="module")
+def devnet() -> Iterator[Devnet]:
+    """One network for all tests of this file."""
+    try:
+        with in_background(real.run_devnet) as background:
+            yield background.value
+    except DevnetUnavailable as error:
+        if os.environ.get(REQUIRED) == "1":
+            pytest.fail(f"{REQUIRED} is set, and there is no PDS: {error}", pytrace=False)
+        pytest.skip(f"no PDS here: {error}")
+
+
+_handles = itertools.count(1)
+
+
+@dataclass
+class Owner:
+    """An account with blobs that a record refers to."""
+
+    devnet: Devnet
+    account: Account
+
+    @property
+    def did(self) -> Did:
+        return Did(self.account.did)
+
+    async def publish(self, data: bytes, mime: str) -> str:
+        """Upload, refer to it in a post, and return the CID."""
+        blob = await real.upload_blob(self.devnet, self.account, data, mime)
+        await real.create_post(self.devnet, self.account, [blob])
+        return blob_cid(blob)
+
+
+@pytest.fixture
+async def owner(devnet: Devnet) -> Owner:
+    account = await real.create_account(devnet, f"owner{next(_handles)}.test")
+    return Owner(devnet, account)
+
+
+@asynccontextmanager
+async def proxy_of(
+    devnet: Devnet, folder: Path, **sections: dict[str, Any]
+) -> AsyncIterator[Client]:
+    """The application with guarded networks, and nothing cached."""
+    own: dict[str, dict[str, Any]] = {
+        "identity": {"plc_url": devnet.plc_url},
+        "fetch": {"allow_http": True, "allow_private_hosts": True},
+        "cache": {"path": folder / "cache"},
+    }
+    for name, keys in sections.items():
+        own[name] = own.get(name, {}) | keys
+    async with running(create_app(Config.model_validate(own))) as client:
+        yield client
+
+
+def picture(width: int, height: int) -> Image.Image:
+    ramp = Image.linear_gradient("L")
+    bands = (ramp, ramp.rotate(90), Image.radial_gradient("L"))
+    return Image.merge("RGB", bands).resize((width, height))
+
+
+def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    out = BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def moving_gif() -> bytes:
+    first = picture(200, 150).quantize(64)
+    rest = [first.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    return encoded(first, "GIF", save_all=True, append_images=rest, duration=80)
+
+
+def img(did: str, cid: str, preset: str = "avatar_thumbnail", suffix: str = "") -> str:
+    return f"/img/{preset}/plain/{did}/{cid}{suffix}"
+
+
+async def test_every_preset_of_an_uploaded_photo_has_its_size(owner: Owner, tmp_path: Path) -> None:
+    assert SIZES.keys() == DEFAULT_PRESETS.keys()
+    cid = await owner.publish(encoded(picture(1200, 800), "JPEG", quality=90), "image/jpeg")
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        for preset, size in SIZES.items():
+            reply = await client.get(img(owner.did, cid, preset))
+            assert (reply.status, reply.headers["content-type"]) == (200, "image/jpeg"), preset
+            assert Image.open(BytesIO(reply.body)).size == size, preset
+
+
+SOURCES: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
+    # source, its type, the type by default, the type of content_full
+    "jpeg": (lambda: encoded(picture(300, 200), "JPEG"), "image/jpeg", "image/jpeg", "image/jpeg"),
+    "png": (lambda: encoded(picture(300, 200), "PNG"), "image/png", "image/png", "image/png"),
+    "gif": (moving_gif, "image/gif", "image/jpeg", "image/gif"),
+    "webp": (lambda: encoded(picture(300, 200), "WEBP"), "image/webp", "image/jpeg", "image/jpeg"),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+async def test_the_type_follows_the_bytes_that_the_pds_gives_and_a_format_overrides_it(
+    name: str, owner: Owner, tmp_path: Path
+) -> None:
+    make, mime, usual, full = SOURCES[name]
+    data = make()
+    cid = await owner.publish(data, mime)
+    assert cid == cid_of(data)
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        for preset, suffix, expected in (
+            ("avatar_thumbnail", "", usual),
+            ("content_full", "", full),
+            ("avatar_thumbnail", "@webp", "image/webp"),
+        ):
+            reply = await client.get(img(owner.did, cid, preset, suffix))
+            assert (reply.status, reply.headers["content-type"]) == (200, expected)
+            image = Image.open(BytesIO(reply.body))
+            assert f"image/{(image.format or '').lower()}" == expected
+        if name == "gif":
+            assert (await client.get(img(owner.did, cid, "content_full"))).body == data
+
+
+async def test_the_second_request_is_a_hit_with_the_same_bytes(
+    owner: Owner, tmp_path: Path
+) -> None:
+    cid = await owner.publish(encoded(picture(300, 200), "JPEG"), "image/jpeg")
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        first = await client.get(img(owner.did, cid))
+        second = await client.get(img(owner.did, cid))
+    assert (first.headers["x-cache"], second.headers["x-cache"]) == ("miss", "hit")
+    assert first.body == second.body
+    assert re_timings(first.headers["server-timing"]) == ["resolve", "fetch", "queue", "process"]
+    # From the disk too, by another process that asks nobody.
+    nowhere = Devnet("http://127.0.0.1:1", owner.devnet.pds_url, "")
+    async with proxy_of(nowhere, tmp_path) as client:
+        third = await client.get(img(owner.did, cid))
+    assert (third.headers["x-cache"], third.body) == ("hit", first.body)
+
+
+def re_timings(header: str) -> list[str]:
+    return [part.partition(";")[0].strip() for part in header.split(",")]
+
+
+async def test_the_original_comes_as_uploaded(owner: Owner, tmp_path: Path) -> None:
+    data = encoded(picture(300, 200), "PNG")
+    cid = await owner.publish(data, "image/png")
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        reply = await client.get(f"/blob/{owner.did}/{cid}")
+    assert (reply.status, reply.headers["content-type"], reply.body) == (200, "image/png", data)
+
+
+async def test_an_avatar_that_a_profile_refers_to_is_served(owner: Owner, tmp_path: Path) -> None:
+    blob = await real.upload_blob(
+        owner.devnet, owner.account, encoded(picture(400, 600), "PNG"), "image/png"
+    )
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        # Nobody can fetch a blob before a record refers to it.
+        assert (await client.get(img(owner.did, blob_cid(blob)))).status == 404
+    await real.set_profile(owner.devnet, owner.account, avatar=blob)
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        reply = await client.get(img(owner.did, blob_cid(blob), "avatar"))
+        assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
+        assert Image.open(BytesIO(reply.body)).size == (1000, 1000)
+
+
+async def test_a_blob_that_the_pds_does_not_have_is_a_404_not_a_502(
+    owner: Owner, tmp_path: Path
+) -> None:
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        reply = await client.get(img(owner.did, cid_of(b"never uploaded")))
+    assert (reply.status, reply.body) == (404, b"blob not found\n")
+
+
+async def test_a_did_that_does_not_exist_is_a_404_not_a_502(devnet: Devnet, tmp_path: Path) -> None:
+    async with proxy_of(devnet, tmp_path) as client:
+        reply = await client.get(img(new_plc_did(), cid_of(b"anything")))
+    assert (reply.status, reply.body) == (404, b"blob not found\n")
+
+
+async def test_another_account_does_not_lend_its_blobs(owner: Owner, tmp_path: Path) -> None:
+    cid = await owner.publish(encoded(picture(300, 200), "JPEG"), "image/jpeg")
+    other = await real.create_account(owner.devnet, f"owner{next(_handles)}.test")
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        assert (await client.get(img(owner.did, cid))).status == 200
+        assert (await client.get(img(other.did, cid))).status == 404
+
+
+async def take_account_down(owner: Owner, cid: str) -> None:
+    await real.takedown_account(owner.devnet, owner.did)
+
+
+async def take_blob_down(owner: Owner, cid: str) -> None:
+    await real.takedown_blob(owner.devnet, owner.did, cid)
+
+
+async def deactivate(owner: Owner, cid: str) -> None:
+    await real.deactivate_account(owner.devnet, owner.account)
+
+
+async def delete(owner: Owner, cid: str) -> None:
+    await real.delete_account(owner.devnet, owner.did)
+
+
+@pytest.mark.parametrize("end", [take_account_down, take_blob_down, deactivate, delete])
+async def test_what_its_pds_took_down_is_a_404_not_a_502(
+    end: Callable[[Owner, str], Any], owner: Owner, tmp_path: Path
+) -> None:
+    cid = await owner.publish(encoded(picture(300, 200), "JPEG"), "image/jpeg")
+    async with proxy_of(owner.devnet, tmp_path / "before") as client:
+        assert (await client.get(img(owner.did, cid))).status == 200
+    await end(owner, cid)
+    async with proxy_of(owner.devnet, tmp_path / "after") as client:
+        for target in (img(owner.did, cid), f"/blob/{owner.did}/{cid}"):
+            reply = await client.get(target)
+            assert (reply.status, reply.body) == (404, b"blob not found\n")
+
+
+async def test_a_blob_that_is_restored_is_served_again(owner: Owner, tmp_path: Path) -> None:
+    cid = await owner.publish(encoded(picture(300, 200), "JPEG"), "image/jpeg")
+    await real.takedown_blob(owner.devnet, owner.did, cid)
+    await real.takedown_blob(owner.devnet, owner.did, cid, applied=False)
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        assert (await client.get(img(owner.did, cid))).status == 200
+
+
+async def test_a_blob_of_text_is_a_400_whatever_type_its_owner_claims(
+    owner: Owner, tmp_path: Path
+) -> None:
+    cid = await owner.publish(b"this is no picture", "image/jpeg")
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        for target in (img(owner.did, cid), f"/blob/{owner.did}/{cid}"):
+            reply = await client.get(target)
+            assert (reply.status, reply.body) == (400, b"unsupported image format\n")
+
+
+async def test_a_blob_over_the_limit_is_a_400_and_one_at_the_limit_is_served(
+    owner: Owner, tmp_path: Path
+) -> None:
+    data = encoded(picture(300, 200), "PNG")
+    cid = await owner.publish(data, "image/png")
+    for limit, status in ((len(data), 200), (len(data) - 1, 400)):
+        megabytes = {"max_source_mb": limit / 1024**2}
+        async with proxy_of(owner.devnet, tmp_path / str(limit), fetch=megabytes) as client:
+            reply = await client.get(img(owner.did, cid))
+            assert reply.status == status
+    assert reply.body == b"image too large\n"
+
+
+async def test_a_jpeg_that_ends_too_early_is_a_422_not_a_500(owner: Owner, tmp_path: Path) -> None:
+    data = encoded(picture(600, 400), "JPEG")
+    cid = await owner.publish(data[: len(data) // 2], "image/jpeg")
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        reply = await client.get(img(owner.did, cid))
+    assert (reply.status, reply.body) == (422, b"image could not be decoded\n")
+
+
+async def test_the_fake_pds_answers_as_the_real_one(owner: Owner) -> None:
+    """Or every test over the fakes proves nothing about the world."""
+    fake = FakePds()
+    data = tiny_png()
+    missing = cid_of(b"never uploaded")
+
+    async def published(account: Owner) -> str:
+        fake.add_account(account.did)
+        fake.add_blob(account.did, data, "image/png")
+        return await account.publish(data, "image/png")
+
+    async def another() -> Owner:
+        account = await real.create_account(owner.devnet, f"owner{next(_handles)}.test")
+        return Owner(owner.devnet, account)
+
+    cid = await published(owner)
+    unknown = new_plc_did()
+    await compare_pds(owner.devnet, fake, owner.did, cid)
+    await compare_pds(owner.devnet, fake, unknown, cid)
+    await compare_pds(owner.devnet, fake, owner.did, missing)
+
+    await take_blob_down(owner, cid)
+    fake.accounts[owner.did].blobs[cid_of(data)].takendown = True
+    await compare_pds(owner.devnet, fake, owner.did, cid)
+
+    down = await another()
+    await published(down)
+    await take_account_down(down, cid)
+    fake.accounts[down.did].status = "takendown"
+    await compare_pds(owner.devnet, fake, down.did, cid)
+
+    inactive = await another()
+    await published(inactive)
+    await deactivate(inactive, cid)
+    fake.accounts[inactive.did].status = "deactivated"
+    await compare_pds(owner.devnet, fake, inactive.did, cid)
+
+    gone = await another()
+    await published(gone)
+    await delete(gone, cid)
+    del fake.accounts[gone.did]
+    await compare_pds(owner.devnet, fake, gone.did, cid)
+
+
+async def compare_pds(devnet: Devnet, fake: FakePds, did: str, cid: str) -> None:
+    target = f"{GET_BLOB}?did={quote(did, safe=':')}&cid={cid}"
+    expected = await asked(devnet.pds_url + target)
+    response = fake.answer(Request(target, {}))
+    headers = {name.lower(): value for name, value in response.headers}
+    assert response.status == expected.status_code
+    # Security headers differ by what stands before a PDS; these are its own words.
+    for name in ("content-type", "content-disposition", "cache-control"):
+        assert headers.get(name) == expected.headers.get(name), (target, name)
+    if response.status == 200:
+        assert response.body == expected.content
+    else:
+        assert json.loads(response.body) == expected.json()
+
+
+async def test_the_fake_directory_answers_as_the_real_one(owner: Owner) -> None:
+    unknown = new_plc_did()
+    fake = FakePlc()
+    expected = await asked(f"{owner.devnet.plc_url}/{unknown}")
+    response = fake.answer(Request(f"/{unknown}", {}))
+    assert response.status == expected.status_code == 404
+    assert dict(response.headers)["Content-Type"] == expected.headers["content-type"]
+    assert json.loads(response.body) == expected.json()
+
+    expected = await asked(f"{owner.devnet.plc_url}/{owner.did}")
+    document = expected.json()
+    fake.documents[owner.did] = document
+    response = fake.answer(Request(f"/{owner.did}", {}))
+    assert response.status == expected.status_code == 200
+    assert dict(response.headers)["Content-Type"] == expected.headers["content-type"]
+    assert document["id"] == owner.did
+    (service,) = document["service"]
+    assert service == {
+        "id": "#atproto_pds",
+        "type": "AtprotoPersonalDataServer",
+        "serviceEndpoint": owner.devnet.pds_url,
+    }
+
+
+async def asked(url: str) -> httpx2.Response:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+        with trio.fail_after(30):
+            return await client.get(url)
