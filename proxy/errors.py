@@ -97,6 +97,10 @@ class ImageTooLarge(ImageProxyError):
     message = "image too large"
 
 
+class ResultTooLarge(ImageTooLarge):
+    """The result would exceed what its format can hold; another preset or format may not."""
+
+
 class BlobNotFound(ImageProxyError):
     """The PDS has no such blob or repo."""
 

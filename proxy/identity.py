@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -89,6 +90,8 @@ class _Remembered:
     at: float
     pds: str | None
     error: ImageProxyError | None = None
+    failing_until: float = -math.inf
+    """While its source fails, when it is asked next."""
 
 
 class DidResolver:
@@ -144,6 +147,8 @@ class DidResolver:
         self._remembered.pop(did, None)
 
     def _is_fresh(self, known: _Remembered, max_age: float | None) -> bool:
+        if max_age is None and self._clock() < known.failing_until:
+            return True
         age = self._clock() - known.at
         limit = self._settings.ttl if known.error is None else self._settings.negative_ttl
         return age < limit and (max_age is None or age <= max_age)
@@ -156,18 +161,22 @@ class DidResolver:
             self._remember(did, _Remembered(self._clock(), None, error.fresh()))
             raise
         except (DidUnresolvable, UpstreamTimeout, Busy):
-            stale = self._stale_pds(did)
-            if stale is None:
+            stale = self._stale(did)
+            if stale is None or stale.pds is None:
                 raise
-            return stale
+            until = min(
+                self._clock() + self._settings.negative_ttl, stale.at + self._settings.stale_ttl
+            )
+            self._remember(did, replace(stale, failing_until=until))
+            return stale.pds
         self._remember(did, _Remembered(self._clock(), pds))
         return pds
 
-    def _stale_pds(self, did: Did) -> str | None:
+    def _stale(self, did: Did) -> _Remembered | None:
         known = self._remembered.get(did)
         if known is None or self._clock() - known.at >= self._settings.stale_ttl:
             return None
-        return known.pds
+        return known
 
     def _remember(self, did: Did, entry: _Remembered) -> None:
         self._remembered[did] = entry

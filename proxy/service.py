@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from proxy.errors import (
     ImageProxyError,
     ImageTooLarge,
     NoPdsEndpoint,
+    ResultTooLarge,
     UnsupportedImage,
     UpstreamTimeout,
 )
@@ -48,6 +50,9 @@ from proxy.urls import BlobKey, ImageKey, image_key
 
 MIGRATION_AGE = 60.0
 """Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
+
+MEMORY_SECONDS = 3600.0
+"""How long a result is served from memory before its file is looked at again."""
 
 CacheState = Literal["hit", "miss", "coalesced"]
 
@@ -129,6 +134,7 @@ class Service:
         # Apart: what is no image can still be a blob that may be downloaded.
         self._fetch_failures = NegativeCache(config.identity.negative_ttl)
         self._image_failures = NegativeCache(config.identity.negative_ttl)
+        self._purges = 0
         self._images: SingleFlight[ImageKey, _Made] = SingleFlight(nursery)
         self._blobs: SingleFlight[BlobKey, _Source] = SingleFlight(nursery)
 
@@ -195,6 +201,7 @@ class Service:
 
     async def purge(self, selection: Selection) -> int:
         """Remove what is cached; how many entries the cache had."""
+        self._purges += 1
         self._memory.purge(selection)
         self._fetch_failures.purge(selection)
         self._image_failures.purge(selection)
@@ -205,9 +212,12 @@ class Service:
         return self.config.blob.allowed_types
 
     async def _make(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
+        # A purge while this is under way must not be undone by it.
+        purges = self._purges
         cached = await self._cached(key)
         if cached is not None:
-            self._memory.put(key, cached)
+            if self._purges == purges:
+                self._memory.put(key, cached)
             return _Made(cached, True, {})
         self._image_failures.check(key.blob, trio.current_time())
         preset = self.config.presets[key.preset]
@@ -219,7 +229,7 @@ class Service:
             processed.process_seconds
         )
         entry = Entry(processed.data, processed.format)
-        if not self.blocks.is_blocked(key.blob):
+        if self._purges == purges and not self.blocks.is_blocked(key.blob):
             self._memory.put(key, entry)
             self._writer.offer(key, entry)
         return _Made(
@@ -242,7 +252,10 @@ class Service:
         except Busy:
             self.metrics.rejected.labels("process").inc()
             raise
+        except ResultTooLarge:
+            raise
         except ImageProxyError as error:
+            # It lies in the blob: every other preset would fail too.
             self._image_failures.failed(key.blob, error, trio.current_time())
             raise
 
@@ -432,8 +445,10 @@ def _disk_cache(config: Config, metrics: Metrics) -> DiskCache:
 
 
 def _memory_cache(config: Config) -> MemoryCache:
+    # An entry's time in memory comes on top of its age on disk, so it is a small part of the TTL.
     return MemoryCache(
-        int(config.cache.memory_mb * 1024**2), ttl_seconds=config.cache.ttl_days * 86400
+        int(config.cache.memory_mb * 1024**2),
+        ttl_seconds=min(config.cache.ttl_days * 86400 or math.inf, MEMORY_SECONDS),
     )
 
 

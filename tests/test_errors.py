@@ -28,6 +28,7 @@ ROWS: dict[str, tuple[int, str]] = {
     "InvalidFormat": (400, "invalid format"),
     "UnsupportedImage": (400, "unsupported image format"),
     "ImageTooLarge": (400, "image too large"),
+    "ResultTooLarge": (400, "image too large"),
     "BlobNotFound": (404, "blob not found"),
     "DidNotFound": (404, "blob not found"),
     "BlobBlocked": (404, "blob not found"),

@@ -383,6 +383,25 @@ async def test_a_directory_that_is_down_takes_every_known_account_with_it(
         assert isinstance(await failure(resolver, did), DidUnresolvable | UpstreamTimeout)
 
 
+async def test_a_directory_that_hangs_holds_up_every_request_of_a_known_account(
+    client_world: World, clock: Clock, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = client_world
+    did = world.make_account()
+    async with resolving(world, clock) as resolver:
+        await resolver.resolve(did)
+        world.plc.fault = faults.hang
+        clock.now += TTL
+        assert await resolver.resolve(did) == world.pds.url
+        began = trio.current_time()
+        clock.now += NEGATIVE_TTL - 1
+        assert await resolver.resolve(did) == world.pds.url
+        assert trio.current_time() == began
+        clock.now += 1
+        world.plc.fault = faults.answers(404)
+        assert type(await failure(resolver, did)) is DidNotFound
+
+
 @pytest.mark.parametrize("speaks", [404, 200])
 async def test_an_answer_that_there_is_none_is_overruled_by_an_older_one(
     world: World, clock: Clock, speaks: int

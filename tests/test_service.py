@@ -27,6 +27,7 @@ from proxy.errors import (
     InvalidFormat,
     InvalidPreset,
     NoPdsEndpoint,
+    ResultTooLarge,
     UndecodableImage,
     UnsupportedImage,
     UpstreamTimeout,
@@ -864,6 +865,46 @@ async def test_a_block_loses_against_a_request_under_way(
         assert sample(service, "blocked_total") >= 2
         await service.blocks.remove(selection)
         # Nothing of it stayed anywhere.
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+
+
+@pytest.mark.parametrize("place", ["looking up", "fetching", "transforming"])
+async def test_a_request_under_way_brings_back_what_a_purge_removed(
+    world: World, parts: Parts, nursery: trio.Nursery, place: str
+) -> None:
+    gate = {
+        "looking up": parts.cache.get_gate,
+        "fetching": parts.fetcher.gate,
+        "transforming": parts.processor.gate,
+    }[place]
+    gate.close()
+    if place == "looking up":
+        parts.cache.entries[parts.key] = Entry(b"kept", Format.PNG)
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        requests.ask(parts.did, parts.cid)
+        await settled()
+        found = parts.cache.entries.copy()
+        await service.purge(Selection(did=parts.did))
+        parts.cache.entries.clear()
+        if place == "looking up":  # read before the purge, and answered after it
+            parts.cache.entries.update(found)
+        gate.open()
+        await settled()
+        parts.cache.entries.clear()
+        assert len(requests.images) == 1
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+
+
+async def test_a_result_too_large_for_one_format_denies_the_picture_in_every_other(
+    world: World, parts: Parts
+) -> None:
+    async with world.service(**parts.all) as service:
+        parts.processor.error = ResultTooLarge()
+        assert (
+            type(await failure(service, "avatar", parts.did, parts.cid, "webp")) is ResultTooLarge
+        )
+        parts.processor.error = None
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 

@@ -91,6 +91,7 @@ class DiskCache:
         self._temporary_numbers = itertools.count()
         self._entries = 0
         self._bytes = 0
+        self._is_counted = False
 
     @property
     def path(self) -> Path:
@@ -172,6 +173,8 @@ class DiskCache:
         return Entry(data, format_)
 
     def _put(self, key: ImageKey, entry: Entry) -> None:
+        if not self._is_counted:  # no cleanup has been here: what was there counts too
+            self._count(self._files())
         folder = self._root / entry_folder(key)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / entry_name(key, entry.format)
@@ -245,6 +248,7 @@ class DiskCache:
     def _count(self, files: Iterator[_File]) -> None:
         sizes = [file.size for file in files]
         self._entries, self._bytes = len(sizes), sum(sizes)
+        self._is_counted = True
 
     def _remove(self, file: _File) -> bool:
         try:

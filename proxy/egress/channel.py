@@ -60,6 +60,7 @@ class FetchChannel:
         # Beside its share of the workers a single host may fill half of the waiting room, so that
         # a hanging one leaves the rest.
         self._max_of_host = per_host + max(queue_size // 2, 1)
+        self._max_of_shared = per_host + queue_size
         self._admitted: Counter[str] = Counter()
         self._running: Counter[str] = Counter()
         self._parked: dict[str, deque[_Fetch]] = {}
@@ -77,7 +78,12 @@ class FetchChannel:
                 nursery.start_soon(self._serve)
 
     async def submit(
-        self, host: str, work: Callable[[], Awaitable[Answer]], *, timeout: float
+        self,
+        host: str,
+        work: Callable[[], Awaitable[Answer]],
+        *,
+        timeout: float,
+        is_shared: bool = False,
     ) -> Answer:
         """Have a worker run ``work``.
 
@@ -86,6 +92,7 @@ class FetchChannel:
         Args:
             host: whose share of the workers it counts against.
             timeout: seconds from now, waiting included.
+            is_shared: everybody needs this host, so it may fill the whole waiting room.
 
         Raises:
             Saturated: at once, when there is no room to wait in; or after ``timeout``, when no
@@ -94,7 +101,7 @@ class FetchChannel:
             EgressError: whatever ``work`` raised.
         """
         fetch = _Fetch(host, work)
-        self._admit(fetch)
+        self._admit(fetch, self._max_of_shared if is_shared else self._max_of_host)
         try:
             with trio.move_on_after(timeout):
                 await fetch.done.wait()
@@ -112,10 +119,10 @@ class FetchChannel:
             raise TimedOut(f"{host}: no whole answer within {timeout:g} s")
         return fetch.answer
 
-    def _admit(self, fetch: _Fetch) -> None:
+    def _admit(self, fetch: _Fetch, share: int) -> None:
         # Counted here and not when they are parked: a burst comes before any worker runs.
-        if self._admitted[fetch.host] >= self._max_of_host:
-            raise Saturated(f"{fetch.host}: {self._max_of_host} fetches of this host are here")
+        if self._admitted[fetch.host] >= share:
+            raise Saturated(f"{fetch.host}: {share} fetches of this host are here")
         if self.statistics().waiting >= self._queue_size:
             raise Saturated(f"{self._queue_size} fetches wait")
         try:

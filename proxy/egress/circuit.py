@@ -33,22 +33,24 @@ class Circuits:
     def __len__(self) -> int:
         return len(self._circuits)
 
-    def check(self, host: str, now: float) -> None:
+    def check(self, host: str, now: float) -> bool:
         """Pass, or raise what a fetch from ``host`` would probably end in.
 
-        Passing a half-open circuit makes the caller its probe: it must report the outcome by
-        ``succeeded``, ``failed`` or ``gave_up``.
+        Returns:
+            Whether the caller is the probe of a half-open circuit; it must report the outcome by
+            ``succeeded``, ``failed`` or ``gave_up``.
 
         Raises:
             EgressError: of the class of the failure that opened the circuit.
         """
         circuit = self._circuits.get(host)
         if circuit is None or circuit.error is None:
-            return
+            return False
         if now < circuit.open_until or circuit.is_probed:
             wait = max(circuit.open_until - now, 0)
             raise type(circuit.error)(f"{host} is left alone for {wait:.0f} s: {circuit.error}")
         circuit.is_probed = True
+        return True
 
     def succeeded(self, host: str) -> None:
         """``host`` answered."""
@@ -70,7 +72,7 @@ class Circuits:
         self._keep(host, circuit)
 
     def gave_up(self, host: str) -> None:
-        """A fetch ended without telling anything about ``host``; another may probe it."""
+        """A probe ended without telling anything about ``host``; another may probe it."""
         circuit = self._circuits.get(host)
         if circuit is not None:
             circuit.is_probed = False

@@ -82,14 +82,17 @@ class Gateway:
         first = self._directory if trusted else self._strangers
         work = partial(guarded_get, first, self._strangers, origin, target, rules)
         host = origin.authority
-        self._circuits.check(host, trio.current_time())
+        is_probe = self._circuits.check(host, trio.current_time())
         try:
-            answer = await self._channel.submit(origin.host, work, timeout=self._fetch.timeout)
+            answer = await self._channel.submit(
+                origin.host, work, timeout=self._fetch.timeout, is_shared=trusted
+            )
         except (ConnectFailed, NoAnswer, TimedOut) as error:
             self._circuits.failed(host, error, trio.current_time())
             raise
         except BaseException:
-            self._circuits.gave_up(host)
+            if is_probe:
+                self._circuits.gave_up(host)
             raise
         self._circuits.succeeded(host)
         if answer.status in (429, 503):

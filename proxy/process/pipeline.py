@@ -26,7 +26,13 @@ from PIL import (
 )
 
 from proxy import formats
-from proxy.errors import ImageProxyError, ImageTooLarge, UndecodableImage, UnsupportedImage
+from proxy.errors import (
+    ImageProxyError,
+    ImageTooLarge,
+    ResultTooLarge,
+    UndecodableImage,
+    UnsupportedImage,
+)
 from proxy.formats import Format
 from proxy.presets import Box, Placement, Preset, Size, fits, place
 from proxy.process import color, containers
@@ -88,7 +94,7 @@ def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: 
     target = output or formats.output_for(format_, animated=preset.animated)
     untouched = output is None and preset.animated and _moves(format_, facts)
     if not untouched and max(placement.size) > MAX_SIDES.get(target, max(placement.size)):
-        raise ImageTooLarge(f"{placement.size} exceeds what {target} holds")
+        raise ResultTooLarge(f"{placement.size} exceeds what {target} holds")
 
     with _decoding():
         region = _as_stored(placement, upright, facts.orientation)

@@ -278,6 +278,16 @@ async def test_statistics_follow_every_put_replacement_and_purge(cache: DiskCach
     assert cache.statistics() == CacheStatistics(1, 400)
 
 
+async def test_the_limit_holds_for_what_was_there_before_without_a_cleanup(
+    make: MakeCache,
+) -> None:
+    """Catches a process without a cleanup job that counts its own writes alone."""
+    await make().put(key(1), entry(1000))
+    cache = make()
+    await cache.put(key(2), entry(400))
+    assert cache.statistics() == CacheStatistics(2, 1400)
+
+
 async def test_a_cleanup_counts_what_another_process_left(make: MakeCache) -> None:
     """Catches a restart after which the cache may grow to twice its limit."""
     await make().put(key(1), entry(1000))

@@ -36,7 +36,7 @@ async def site(world: World) -> Site:
 
 @pytest.fixture
 async def gateway(world: World, nursery: trio.Nursery) -> AsyncIterator[Gateway]:
-    gateway = Gateway(world.config(), world.network, world.directory_network)
+    gateway = Gateway(world.config(fetch={"timeout": 300}), world.network, world.directory_network)
     nursery.start_soon(gateway.run)
     yield gateway
     nursery.cancel_scope.cancel()
@@ -106,6 +106,39 @@ async def test_a_host_that_refuses_costs_no_more_connections_once_its_circuit_is
     await trio.sleep(OPEN_SECONDS)
     assert (await get(gateway)).body == b"here"
     assert (await get(gateway)).body == b"here"
+
+
+async def test_only_the_probe_itself_can_give_up_its_place(
+    world: World, site: Site, gateway: Gateway, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches an older fetch, ending while the probe is under way, that lets a second one through.
+
+    The older one began while the circuit was closed, and is cancelled in the end.
+    """
+    older = trio.CancelScope()
+
+    async def ask() -> None:
+        with older:
+            await get(gateway)
+
+    async with trio.open_nursery() as nursery:
+        site.answers_connections = False
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        site.answers_connections = True
+        site.refuses = -1
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(ConnectFailed):
+                await get(gateway)
+        site.answers_connections = False
+        await trio.sleep(OPEN_SECONDS)
+        nursery.start_soon(get, gateway)
+        await trio.testing.wait_all_tasks_blocked()
+        older.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(ConnectFailed):
+            await get(gateway)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("status", [429, 503])
