@@ -9,9 +9,7 @@ from pathlib import Path
 
 import hypercorn.run
 import hypercorn.trio
-import hypercorn.trio.run
 import trio
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.utils import LifespanFailureError
 
 from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
@@ -54,7 +52,6 @@ def worker_app() -> ImageProxyApp:
     # When the first worker has ended, Hypercorn sends SIGTERM to those that still have requests
     # in flight, and so do service managers; it tells its workers to stop in another way.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _end_connections_with_the_server()
     return create_app()
 
 
@@ -74,7 +71,6 @@ def hypercorn_config(config: Config) -> hypercorn.Config:
 
 
 async def _serve_here(config: Config, settings: hypercorn.Config) -> None:
-    _end_connections_with_the_server()
     app = create_app(config)
 
     async def stop_signal() -> None:
@@ -84,31 +80,6 @@ async def _serve_here(config: Config, settings: hypercorn.Config) -> None:
                 return
 
     await hypercorn.trio.serve(app, settings, shutdown_trigger=stop_signal, mode="asgi")
-
-
-class _Connection(TCPServer):
-    """Hypercorn's, which also ends while its client does not read.
-
-    Hypercorn shields what it sends from cancellation, so that one such client would keep the
-    process from ending. Closing the socket ends what the shield does not let be cancelled.
-    """
-
-    async def run(self) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._close_when_cancelled)
-            await super().run()
-            nursery.cancel_scope.cancel()
-
-    async def _close_when_cancelled(self) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            await trio.aclose_forcefully(self.stream)
-
-
-def _end_connections_with_the_server() -> None:
-    # Hypercorn has no setting for it.
-    hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]
 
 
 def _why_not(config: Config, error: OSError | ExceptionGroup[Exception]) -> str:

@@ -287,44 +287,23 @@ async def test_a_client_that_goes_away_ends_the_fetch_that_only_it_waited_for(
                 await held.abandoned.wait()
 
 
+@pytest.mark.parametrize("request_line", ["POST /img/nothing", "GET /img/nothing", "POST /healthz"])
 async def test_a_body_that_nobody_wants_does_not_hold_its_connection_for_ever(
-    tmp_path: Path,
+    request_line: str, tmp_path: Path
 ) -> None:
-    # Hypercorn queues ten pieces of a body, and then waits for the application to take one.
+    # Hypercorn queues ten pieces of a body, and then waits until the application takes one: also
+    # to tell it that the request is over, and whatever the client does meanwhile.
     async with serve(SERVE, {"IMAGE_PROXY_CACHE_PATH": str(tmp_path)}) as server:
-        for method, status in (("POST", 405), ("GET", 400)):
-            async with Client(server.port) as client:
-                await client.stream.send_all(
-                    f"{method} /img/nothing HTTP/1.1\r\nHost: proxy.test\r\n"
-                    f"Transfer-Encoding: chunked\r\n\r\n".encode()
-                )
-                with trio.fail_after(10):
-                    head = await _piecemeal(client, pieces=200)
-                assert head.startswith(f"HTTP/1.1 {status} ".encode())
-        server.send(signal.SIGTERM)
-        assert await server.exit_code() == 0
-
-
-async def _piecemeal(client: Client, *, pieces: int) -> bytes:
-    """Sends a body in so many pieces, and returns what comes until the connection ends."""
-    received = b""
-
-    async def send() -> None:
-        try:
-            for _ in range(pieces):
-                await client.stream.send_all(b"1\r\n.\r\n")
-                await trio.sleep(0.001)  # so that they arrive one by one
-        except trio.BrokenResourceError:
-            return  # the server has closed, as it may
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send)
-        try:
-            async for data in client.stream:
-                received += data
-        except trio.BrokenResourceError:
-            pass
-    return received
+        async with Client(server.port) as client:
+            head = (
+                f"{request_line} HTTP/1.1\r\nHost: proxy.test\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            await client.stream.send_all(head.encode() + b"1\r\n.\r\n" * 1000)
+            received = b""
+            with trio.fail_after(PATIENCE):
+                async for data in client.stream:
+                    received += data
+        assert re.match(rb"HTTP/1.1 (400|405) ", received)
 
 
 REFUSED_HEADS: dict[str, tuple[bytes, int]] = {
@@ -347,7 +326,56 @@ REFUSED_HEADS: dict[str, tuple[bytes, int]] = {
     ),
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
     "two hosts": (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+    "no path": (b"GET ? HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 400),
+    "half a URL": (b"GET http://[::1/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", 400),
 }
+
+UPGRADE = b"GET /img/a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: "
+WEBSOCKET = b"websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a2V5a2V5a2V5a2V5a2U=\r\n"
+
+DEADLY = {
+    "a byte behind a WebSocket's head": UPGRADE + WEBSOCKET + b"\r\nx",
+    "a WebSocket": UPGRADE + WEBSOCKET + b"\r\n",
+    "a WebSocket without a key": UPGRADE + b"websocket\r\n\r\n",
+    "a WebSocket without a path": (UPGRADE + WEBSOCKET + b"\r\n").replace(b"/img/a", b"?"),
+    "HTTP/2 settings that do not decode": UPGRADE + b"h2c\r\nHTTP2-Settings: AAAA\r\n\r\n",
+    "HTTP/2 settings that are none": UPGRADE + b"h2c\r\nHTTP2-Settings: \xff\r\n\r\n",
+    "HTTP/2 without settings": UPGRADE + b"h2c\r\n\r\n",
+    "HTTP/2 and then garbage": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(range(256)) * 9,
+    "half of HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nS",
+    "a chunk without a size": (
+        b"POST /img/a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    ),
+    "half a body": b"POST /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf",
+    "many requests at once": b"GET /img/a HTTP/1.1\r\nHost: a\r\n\r\n" * 100,
+}
+"""Ways to break a protocol, some of which have ended the whole server."""
+
+
+@pytest.mark.parametrize("command", ["imageproxy", "hypercorn"])
+async def test_a_client_that_breaks_the_protocol_ends_its_own_connection_and_not_the_server(
+    command: str, tmp_path: Path
+) -> None:
+    arguments, _ = COMMANDS[command]
+    environment = {
+        "IMAGE_PROXY_CACHE_PATH": str(tmp_path),
+        "IMAGE_PROXY_SERVER__SHUTDOWN_TIMEOUT": "0.5",
+    }
+    async with serve(arguments, environment) as server:
+        for name, data in DEADLY.items():
+            async with Client(server.port) as client, Client(server.port) as other:
+                with trio.fail_after(PATIENCE):
+                    try:
+                        await client.stream.send_all(data)
+                        await client.stream.send_eof()
+                        await client.stream.receive_some()  # an answer, or the end
+                    except trio.BrokenResourceError:
+                        pass  # it closed with our bytes unread
+                # One that was open before still is.
+                await other.send("/healthz")
+                assert (await other.reply()).status == 200, name
+        server.send(signal.SIGTERM)
+        assert await server.exit_code() == 0
 
 
 async def test_a_head_that_is_too_large_or_malformed_is_refused_and_costs_nobody_else_anything(

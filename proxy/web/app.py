@@ -13,6 +13,7 @@ from proxy.config import Config, load_config
 from proxy.egress.network import Network
 from proxy.log import configure_logging
 from proxy.service import open_service
+from proxy.web import connection
 from proxy.web.admin import admin_routes
 from proxy.web.answers import Answer, plain_answer
 from proxy.web.asgi import Receive, Scope, Send, serve
@@ -45,6 +46,11 @@ class ImageProxyApp(QuartTrio):
 
     async def asgi_app(self, scope: Scope, receive: Receive, send: Send) -> None:  # type: ignore[override]
         """Images and blobs first: the framework's routing would cost a hit more than the hit."""
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close"})
+        if scope["type"] == "http" and not scope["path"].startswith("/"):
+            # No path at all, or one that the framework fails to parse.
+            return await serve(scope, receive, send, _not_a_path)
         if scope["type"] == "http" and self._config.server.enabled:
             if scope["path"].startswith("/img/"):
                 return await serve(scope, receive, send, self.responder.image)
@@ -102,6 +108,7 @@ def create_app(
         ConfigError: the configuration is wrong.
     """
     configure_logging()
+    connection.install()
     config = config or load_config()
     app = ImageProxyApp(config, networks)
     responder = app.responder
@@ -132,6 +139,10 @@ def create_app(
     app.register_blueprint(admin_routes(config, responder))
     app.register_blueprint(page_routes(config))
     return app
+
+
+async def _not_a_path(_path: str, _if_none_match: str | None) -> Answer:
+    return plain_answer(400, "bad request")
 
 
 def as_response(answer: Answer) -> Response:

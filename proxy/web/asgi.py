@@ -20,24 +20,28 @@ METHODS = ("GET", "HEAD")
 async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) -> None:
     """Answer one request with what ``respond`` makes of its path and its ``If-None-Match``.
 
-    A client that goes away cancels ``respond``.
+    A client that goes away cancels ``respond``. A body is taken and dropped, also while the
+    answer is sent: a server that waits for its application to take a piece of it would wait for
+    ever, and keep the connection.
     """
-    if scope["method"] not in METHODS:
-        await _send(send, method_not_allowed(METHODS), with_body=True)
-        return
-    answer: Answer | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-        answer = await respond(scope["path"], _header(scope, b"if-none-match"))
+        work = trio.CancelScope()
+        nursery.start_soon(_drop_body, receive, work)
+        answer: Answer | None = None
+        with work:
+            if scope["method"] in METHODS:
+                answer = await respond(scope["path"], _header(scope, b"if-none-match"))
+            else:
+                answer = method_not_allowed(METHODS)
+        if answer is not None:
+            await _send(send, answer, with_body=scope["method"] != "HEAD")
         nursery.cancel_scope.cancel()
-    if answer is not None:
-        await _send(send, answer, with_body=scope["method"] == "GET")
 
 
-async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
+async def _drop_body(receive: Receive, work: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
+    work.cancel()
 
 
 async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:

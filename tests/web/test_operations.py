@@ -135,6 +135,14 @@ async def test_what_is_no_route_is_a_404_in_plain_text_never_a_redirect(
     assert "location" not in reply.headers
 
 
+@pytest.mark.parametrize("target", ["?", "*", "", "nope", "http://[::1/", "http://a/healthz", ":"])
+async def test_what_is_no_path_is_a_400_not_a_500(target: str, world: World) -> None:
+    async with serving(world) as client:
+        reply = await client.get(target)
+    assert (reply.status, reply.text) == (400, "bad request\n")
+    assert reply.headers["content-type"] == PLAIN
+
+
 FAMILIES = {
     "imageproxy_requests_total": ("counter", {"preset", "status", "cache"}),
     "imageproxy_request_duration_seconds": ("histogram", {"cache"}),
