@@ -1,10 +1,39 @@
 """An image proxy of the AT Protocol.
 
 from proxy import create_app, open_service, Config
+
+What is named here is imported when it is used: the sandboxed workers import this package too, and
+need neither the web nor the network.
 """
 
-from proxy.config import Config
-from proxy.service import open_service
-from proxy.web.app import create_app
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.config import Config
+    from proxy.egress.network import Network
+    from proxy.service import open_service
+    from proxy.web.app import ImageProxyApp
 
 __all__ = ["Config", "create_app", "open_service"]
+
+
+# A real function: Hypercorn evaluates "create_app()" among this module's variables.
+def create_app(
+    config: Config | None = None, *, networks: tuple[Network, Network] | None = None
+) -> ImageProxyApp:
+    """See ``proxy.web.app.create_app``."""
+    from proxy.web import app
+
+    return app.create_app(config, networks=networks)
+
+
+if not TYPE_CHECKING:
+    _HOMES = {"Config": "proxy.config", "open_service": "proxy.service"}
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)

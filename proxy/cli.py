@@ -156,7 +156,12 @@ def fetch(
 
 
 @cli.command()
-@click.argument("file_list", metavar="FILE", type=click.File("r", encoding="utf-8", errors="replace"), default="-")
+@click.argument(
+    "file_list",
+    metavar="FILE",
+    type=click.File("r", encoding="utf-8", errors="replace"),
+    default="-",
+)
 @_with_config
 def warm(context: _Context, file_list: TextIO) -> None:
     """Fill the cache from FILE (- is standard input).

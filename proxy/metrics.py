@@ -54,6 +54,7 @@ class Metrics:
         self.writes_dropped = counter(
             "cache_writes_dropped_total", "Cache writes that found the channel full"
         )
+        self.worker_deaths = counter("worker_deaths_total", "Image workers that died", "reason")
         self.blocked = counter("blocked_total", "Requests for what is blocked")
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:

@@ -336,8 +336,9 @@ async def open_service(
 ) -> AsyncIterator[Service]:
     """Run a service for the time of the block.
 
-    It owns two nurseries. The inner one runs the fetch workers, the flights and the chores; it
-    is cancelled when the block ends, and requests that still wait get ``Busy``. The outer one
+    It owns two nurseries. The inner one runs the fetch workers, the image workers, the flights
+    and the chores; it is cancelled when the block ends, and requests that still wait get
+    ``Busy``. The outer one
     runs the cache-writer, which then writes what it was given, for at most
     ``server.shutdown_timeout`` seconds, also when the block was cancelled.
 
@@ -359,8 +360,9 @@ async def open_service(
     await blocks.load()
     if cache is ...:
         cache = _disk_cache(config, metrics)
+    pool = None
     if processor is ...:
-        processor = _processing_pool(config, metrics)
+        processor = pool = _processing_pool(config, metrics)
     gateway = Gateway(config, *(networks or guarded_networks(config)))
     metrics.gauge("fetch_queue_depth", "Fetches that wait", lambda: gateway.statistics().waiting)
     upkeep = Upkeep(cache)
@@ -379,6 +381,8 @@ async def open_service(
         outlasting.start_soon(_within, writing, writer.run)
         try:
             async with trio.open_nursery() as nursery:
+                if pool is not None:
+                    await nursery.start(pool.run)
                 nursery.start_soon(gateway.run)
                 nursery.start_soon(blocks.follow)
                 nursery.start_soon(upkeep.keep_checking)
@@ -453,7 +457,9 @@ def _memory_cache(config: Config) -> MemoryCache:
 
 
 def _processing_pool(config: Config, metrics: Metrics) -> ProcessingPool:
-    pool = ProcessingPool(config)
+    pool = ProcessingPool(
+        config, on_death=lambda reason: metrics.worker_deaths.labels(reason).inc()
+    )
     metrics.gauge(
         "process_waiting", "Transforms that wait for a turn", lambda: pool.statistics().waiting
     )

@@ -52,6 +52,8 @@ class World:
             "identity": {"plc_url": self.plc.url},
             "fetch": {"client": self.client, "allow_http": True},
             "cache": {"path": self.cache_path},
+            # Processes of their own would take longer to start than most tests last.
+            "process": {"isolation": "thread"},
         }
         for name, keys in sections.items():
             own[name] = own.get(name, {}) | keys

@@ -1,0 +1,294 @@
+"""What a worker gives up before it sees a stranger's bytes: files, network, processes, memory.
+
+Each part stands alone: where the platform lacks one the others hold, and the caller learns its
+name. Numbers and layouts are those of the kernel's headers, named beside them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one worker over its whole life.
+
+    Attributes:
+        memory: bytes of private memory beyond what the process has already.
+        cpu: seconds.
+    """
+
+    memory: int
+    cpu: int
+
+
+def confine(limits: Limits) -> list[str]:
+    """Give up, for good, all that transforming a picture does not need.
+
+    Call it in a process of one thread, with everything imported: no file opens afterwards.
+
+    Returns:
+        The parts that this platform lacks, each with its reason; empty where all hold.
+    """
+    missing: list[str] = []
+    for name, part in _PARTS.items():
+        try:
+            part(limits)
+        except OSError as error:
+            missing.append(f"{name} ({error.strerror})")
+    return missing
+
+
+def data_size() -> int:
+    """Bytes of private memory that this process has now, as RLIMIT_DATA counts them."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[5]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _limit_memory(limits: Limits) -> None:
+    _require_linux()  # macOS takes RLIMIT_DATA and does not hold it
+    size = data_size() + limits.memory
+    # Not RLIMIT_AS: that also counts what is mapped from files, and reserved without being used.
+    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def _limit_rest(limits: Limits) -> None:
+    bounds = {
+        resource.RLIMIT_CPU: limits.cpu,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_CORE: 0,  # a core file would hold strangers' pictures
+        resource.RLIMIT_NOFILE: 0,  # those that are open stay so
+    }
+    for kind, bound in bounds.items():
+        resource.setrlimit(kind, (bound, bound))
+
+
+# linux/prctl.h
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def _forbid_new_privileges(_: Limits) -> None:
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _hide_memory(_: Limits) -> None:
+    """No other process of this user may attach to this one, or read its /proc/PID/mem."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+# Landlock (linux/landlock.h); the numbers of its calls are the same on every architecture.
+_CREATE_RULESET, _RESTRICT_SELF = 444, 446
+_CREATE_RULESET_VERSION = 1
+_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15}  # rights by ABI; 16 from ABI 5 on
+_NET_BIND_TCP, _NET_CONNECT_TCP = 1, 2  # ABI 4
+_SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2  # ABI 6
+
+
+class _Ruleset(ctypes.Structure):
+    """struct landlock_ruleset_attr; older kernels take a prefix of it."""
+
+    _fields_ = (
+        ("handled_access_fs", ctypes.c_uint64),
+        ("handled_access_net", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    )
+
+
+def _landlock_files(_: Limits) -> None:
+    """Every right that the kernel knows is handled, and none is granted anywhere."""
+    abi = _syscall(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+    rules = _Ruleset(handled_access_fs=(1 << _FS_BITS.get(abi, 16)) - 1)
+    size = 8
+    if abi >= 4:
+        rules.handled_access_net = _NET_BIND_TCP | _NET_CONNECT_TCP
+        size = 16
+    if abi >= 6:
+        rules.scoped = _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL
+        size = 24
+    ruleset = _syscall(_CREATE_RULESET, ctypes.byref(rules), size, 0)
+    try:
+        _syscall(_RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _landlock_network(_: Limits) -> None:
+    _require_abi(4)
+
+
+def _landlock_scopes(_: Limits) -> None:
+    _require_abi(6)
+
+
+def _require_abi(least: int) -> None:
+    abi = _syscall(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
+    if abi < least:
+        raise OSError(errno.EOPNOTSUPP, f"ABI {abi} of the kernel, {least} is needed")
+
+
+# Classic BPF (linux/bpf_common.h, linux/filter.h) over struct seccomp_data (linux/seccomp.h).
+_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_ANY, _RETURN = 0x20, 0x15, 0x45, 0x06
+_AT_CALL, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_SET_MODE_FILTER, _FILTER_FLAG_TSYNC = 1, 1
+
+_PROT_EXEC = 4  # asm-generic/mman-common.h
+
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    """An architecture: its AUDIT_ARCH (linux/audit.h), and its column of ``_CALLS``."""
+
+    audit: int
+    column: int
+    seccomp: int
+
+
+_MACHINES = {
+    "x86_64": _Machine(0xC000003E, 0, 317),
+    "aarch64": _Machine(0xC00000B7, 1, 277),
+}
+
+# asm/unistd_64.h of x86_64, asm-generic/unistd.h; the commonest first.
+_CALLS = {
+    "recvfrom": (45, 207),
+    "sendto": (44, 206),
+    "munmap": (11, 215),
+    "brk": (12, 214),
+    "madvise": (28, 233),
+    "mremap": (25, 216),
+    "futex": (202, 98),
+    "clock_gettime": (228, 113),
+    "gettimeofday": (96, 169),
+    "sched_yield": (24, 124),
+    "getrandom": (318, 278),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigaction": (13, 134),
+    "rt_sigreturn": (15, 139),
+    "restart_syscall": (219, 128),
+    "getpid": (39, 172),
+    "gettid": (186, 178),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "getcwd": (79, 17),  # Pillow asks, though it saves to no file; the answer is "/"
+}
+_MMAP, _MPROTECT, _TGKILL = (9, 222), (10, 226), (234, 131)
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+_CLONE_THREAD = 0x00010000  # linux/sched.h
+
+
+class _Instruction(ctypes.Structure):
+    """struct sock_filter"""
+
+    _fields_ = (
+        ("code", ctypes.c_uint16),
+        ("jump_true", ctypes.c_uint8),
+        ("jump_false", ctypes.c_uint8),
+        ("operand", ctypes.c_uint32),
+    )
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog"""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(_Instruction)))
+
+
+def _forbid_calls(_: Limits) -> None:
+    """Allow the calls of ``_CALLS`` alone. Others fail with EPERM: libraries cope with that."""
+    machine = _MACHINES.get(platform.machine())
+    if machine is None:
+        raise OSError(errno.EOPNOTSUPP, f"no table of calls for {platform.machine()}")
+    instructions = _filter(machine)
+    array = (_Instruction * len(instructions))(*instructions)
+    program = _Program(len(instructions), array)
+    _syscall(machine.seccomp, _SET_MODE_FILTER, _FILTER_FLAG_TSYNC, ctypes.byref(program))
+
+
+def _filter(machine: _Machine) -> list[_Instruction]:
+    column = machine.column
+    refuse = _Instruction(_RETURN, 0, 0, _ERRNO | errno.EPERM)
+    allow = _Instruction(_RETURN, 0, 0, _ALLOW)
+    # The low half of an argument decides: all of these are 32 bit in the kernel.
+    program = [
+        _Instruction(_LOAD, 0, 0, _AT_ARCHITECTURE),
+        _Instruction(_JUMP_IF_EQUAL, 1, 0, machine.audit),
+        refuse,
+        _Instruction(_LOAD, 0, 0, _AT_CALL),
+    ]
+    for call in (_MMAP, _MPROTECT):
+        program += [
+            _Instruction(_JUMP_IF_EQUAL, 0, 4, call[column]),
+            _Instruction(_LOAD, 0, 0, _AT_ARGUMENTS + 8 * 2),
+            _Instruction(_JUMP_IF_ANY, 0, 1, _PROT_EXEC),
+            refuse,
+            allow,
+        ]
+    for numbers in _CALLS.values():
+        program += [_Instruction(_JUMP_IF_EQUAL, 0, 1, numbers[column]), allow]
+    return [
+        *program,
+        # libheif decodes in a thread. The filter cannot see clone3's flags: libc then uses clone.
+        _Instruction(_JUMP_IF_EQUAL, 0, 1, _CLONE3[column]),
+        _Instruction(_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
+        _Instruction(_JUMP_IF_EQUAL, 0, 4, _CLONE[column]),
+        _Instruction(_LOAD, 0, 0, _AT_ARGUMENTS),
+        _Instruction(_JUMP_IF_ANY, 0, 1, _CLONE_THREAD),
+        allow,
+        refuse,
+        # abort() signals its own process.
+        _Instruction(_JUMP_IF_EQUAL, 0, 3, _TGKILL[column]),
+        _Instruction(_LOAD, 0, 0, _AT_ARGUMENTS),
+        _Instruction(_JUMP_IF_EQUAL, 0, 1, os.getpid()),
+        allow,
+        refuse,
+    ]
+
+
+_PARTS: dict[str, Callable[[Limits], None]] = {
+    "no_new_privs": _forbid_new_privileges,
+    "hidden memory": _hide_memory,
+    "Landlock for files": _landlock_files,
+    "Landlock for TCP": _landlock_network,
+    "Landlock for signals": _landlock_scopes,
+    "memory limit": _limit_memory,
+    "other limits": _limit_rest,  # after what opens a file
+    "seccomp": _forbid_calls,  # the last: it forbids what the others need
+}
+
+
+def _require_linux() -> None:
+    if sys.platform != "linux":
+        raise OSError(errno.EOPNOTSUPP, "Linux only")
+
+
+def _prctl(option: int, value: int) -> None:
+    _require_linux()
+    arguments = [ctypes.c_ulong(number) for number in (value, 0, 0, 0)]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, *arguments) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    _require_linux()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    wide = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result: int = libc.syscall(ctypes.c_long(number), *wide)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result

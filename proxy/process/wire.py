@@ -1,0 +1,92 @@
+"""What the service and a worker say to each other over their socket: lengths first, then bytes.
+
+A job is two lengths, a JSON object, and the source. An answer is a status, a format, a length, and
+that many bytes: a picture, or the cause of an error. The service trusts no answer: a worker may
+have been taken over by the picture it decoded.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from pydantic import BaseModel
+
+from proxy.errors import (
+    ImageProxyError,
+    ImageTooLarge,
+    ResultTooLarge,
+    UndecodableImage,
+    UnsupportedImage,
+)
+from proxy.formats import Format
+from proxy.presets import Preset
+
+JOB: Final = struct.Struct(">II")
+ANSWER: Final = struct.Struct(">BBI")
+
+FORMATS: Final = tuple(Format)
+"""A format is sent as its index here."""
+
+MAX_CAUSE = 2000
+"""Bytes of an error's cause, and of what a worker says when it is ready."""
+
+
+class Status(IntEnum):
+    """What an answer is."""
+
+    READY = 0
+    DONE = 1
+    UNSUPPORTED = 2
+    TOO_LARGE = 3
+    UNDECODABLE = 4
+    RESULT_TOO_LARGE = 5
+    DEFECT = 6
+
+
+ERRORS: Final[dict[Status, type[ImageProxyError]]] = {
+    Status.UNSUPPORTED: UnsupportedImage,
+    Status.TOO_LARGE: ImageTooLarge,
+    Status.UNDECODABLE: UndecodableImage,
+    Status.RESULT_TOO_LARGE: ResultTooLarge,
+}
+
+
+class Task(BaseModel, frozen=True):
+    """The arguments of ``render`` beside the source."""
+
+    preset: Preset
+    output: Format | None
+    max_pixels: int
+
+
+class Ready(BaseModel, frozen=True):
+    """What a worker says first.
+
+    Attributes:
+        missing: the parts of the sandbox that its platform lacks.
+    """
+
+    missing: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first bytes of an answer; ``length`` bytes follow."""
+
+    status: Status
+    format: Format
+    length: int
+
+    def pack(self) -> bytes:
+        return ANSWER.pack(self.status, FORMATS.index(self.format), self.length)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Head:
+        """Raises ValueError for what no honest worker sends, other than a wrong length."""
+        status, format_, length = ANSWER.unpack(data)
+        if format_ >= len(FORMATS):
+            raise ValueError(f"no format {format_}")
+        return cls(Status(status), FORMATS[format_], length)

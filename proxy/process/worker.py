@@ -1,0 +1,155 @@
+"""A worker process: imports, tries every codec once, confines itself, then renders job after job.
+
+It ends when its socket does, so none outlives the service, however that ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from itertools import product
+from types import ModuleType
+
+from PIL import AvifImagePlugin, Image, ImageCms
+
+from proxy.errors import ImageProxyError
+from proxy.formats import OUTPUTS, Format
+from proxy.presets import Preset
+from proxy.process import sandbox
+from proxy.process.heap import keep_freed_memory
+from proxy.process.pipeline import Rendered, render
+from proxy.process.wire import ERRORS, JOB, MAX_CAUSE, Head, Ready, Status, Task
+
+pillow_heif: ModuleType | None = None
+with suppress(ImportError):
+    import pillow_heif
+
+_STATUSES = {error: status for status, error in ERRORS.items()}
+
+_TRIM_ABOVE = 16_000_000
+"""Pixels; after a larger picture its memory goes back to the system, which takes a moment."""
+
+
+def main(descriptor: int, memory: int, cpu: int) -> None:
+    """Serve jobs from the socket ``descriptor`` until it ends.
+
+    Args:
+        memory, cpu: see ``sandbox.Limits``.
+    """
+    # The terminal and the service manager signal whole groups; the service drains its jobs first.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()
+    warm_up()
+    serve(socket.socket(fileno=descriptor), sandbox.Limits(memory, cpu), render_task)
+
+
+def serve(
+    connection: socket.socket, limits: sandbox.Limits, work: Callable[[bytes, Task], Rendered]
+) -> None:
+    """Confine this process, then answer each job with what ``work`` makes of it. Never returns."""
+    # Standard output is /dev/null. What libraries print, a picture may have chosen.
+    os.dup2(1, 2)
+    ready = Ready(missing=sandbox.confine(limits)).model_dump_json().encode()
+    trim = _trimmer()
+    with suppress(OSError):
+        _send(connection, Status.READY, ready)
+        while head := _receive(connection, JOB.size):
+            task_length, source_length = JOB.unpack(head)
+            task = Task.model_validate_json(_receive(connection, task_length))
+            _answer(connection, work, _receive(connection, source_length), task)
+            if task.max_pixels > _TRIM_ABOVE:
+                trim()
+    # Not by way of the interpreter's end, which does things that are forbidden now.
+    os._exit(0)
+
+
+def render_task(source: bytes, task: Task) -> Rendered:
+    """The pipeline."""
+    return render(source, task.preset, task.output, max_pixels=task.max_pixels)
+
+
+def warm_up() -> None:
+    """Have every codec load and set up what it does at its first picture: no file opens later."""
+    Image.MAX_IMAGE_PIXELS = None  # our own limit decides
+    # The pool keeps every core busy already.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    if pillow_heif is not None:
+        pillow_heif.options.DECODE_THREADS = 1
+    warnings.simplefilter("ignore")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    cover = Preset(width=8, height=8, fit="cover", quality=80)
+    moving = Preset(width=8, fit="contain", quality=80, animated=True)
+    for source in (*OUTPUTS, Format.GIF):
+        out = BytesIO()
+        picture = Image.radial_gradient("L").convert("P" if source is Format.GIF else "RGB")
+        picture.resize((24, 16)).save(out, source.name, icc_profile=profile)
+        for output, preset in product((None, *OUTPUTS), (cover, moving)):
+            render(out.getvalue(), preset, output, max_pixels=1000)
+    for stump in _STUMPS:
+        with suppress(ImageProxyError):
+            render(stump, cover, None, max_pixels=1000)
+
+
+_STUMPS = (
+    b"\xff\xd8\xff\xe0",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    b"RIFF\x10\0\0\0WEBPVP8 ",
+    b"\0\0\0\x14ftypavif\0\0\0\0avif",
+    b"\0\0\0\x14ftypheic\0\0\0\0heic",
+    b"GIF89a\1\0\1\0\0\0\0,",
+)
+"""Beginnings of files: failing needs modules too."""
+
+
+def _answer(
+    connection: socket.socket, work: Callable[[bytes, Task], Rendered], source: bytes, task: Task
+) -> None:
+    try:
+        rendered = work(source, task)
+    except ImageProxyError as error:
+        _send(connection, _STATUSES.get(type(error), Status.DEFECT), _cut(error.cause))
+    except MemoryError:
+        _send(connection, Status.TOO_LARGE, b"MemoryError")
+    except Exception as error:
+        # Without the lines themselves: their files cannot be read any more.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        cause = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+        _send(connection, Status.DEFECT, _cut(cause))
+    else:
+        _send(connection, Status.DONE, rendered.data, rendered.format)
+
+
+def _cut(cause: str) -> bytes:
+    return cause.encode("ascii", "backslashreplace")[:MAX_CAUSE]
+
+
+def _send(
+    connection: socket.socket, status: Status, data: bytes, format_: Format = Format.JPEG
+) -> None:
+    connection.sendall(Head(status, format_, len(data)).pack())
+    connection.sendall(data)
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    """All of ``length`` bytes, or none at the end; OSError if it comes before them."""
+    data = connection.recv(length, socket.MSG_WAITALL) if length else b""
+    if 0 < len(data) < length:
+        raise ConnectionResetError
+    return data
+
+
+def _trimmer() -> Callable[[], object]:
+    """What gives memory that is free within this process back to the system."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:  # glibc alone has it
+        return lambda: None
+    return lambda: trim(0)
