@@ -35,7 +35,7 @@ from proxy.errors import (
 )
 from proxy.formats import Format
 from proxy.presets import Box, Placement, Preset, Size, fits, place
-from proxy.process import color, containers
+from proxy.process import color, containers, resample
 from proxy.process.bare import is_bare
 from proxy.process.encode import MAX_SIDES, encode
 
@@ -49,6 +49,13 @@ REDUCING_GAP = 2.0
 """Cheap steps (libjpeg's scaling, box averages) stop at this multiple of the result's size.
 
 With less the loss shows; with more the gain in speed is gone.
+"""
+
+JPEG_GAP, OTHER_GAP = 1.0, 1.3
+"""The same for photographs where resampling is fast, by the format of the result.
+
+At 1 a JPEG of 2000 pixels is decoded at a half for 800, which loses 0.0005 of SSIM. Our JPEG tables
+make up for that; other formats keep the distance.
 """
 
 
@@ -97,8 +104,10 @@ def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: 
         raise ResultTooLarge(f"{placement.size} exceeds what {target} holds")
 
     with _decoding():
-        region = _as_stored(placement, upright, facts.orientation)
-        image, region = _decode(image, region)
+        on_canvas = _as_stored(placement, upright, facts.orientation)
+        gap = JPEG_GAP if target is Format.JPEG else OTHER_GAP
+        gap = gap if resample.available() else REDUCING_GAP
+        image, region = _decode(image, on_canvas, gap)
         if untouched:
             return Rendered(_animation(format_, source), format_)
         # A palette survives where no new colours can arise.
@@ -106,6 +115,10 @@ def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: 
         if not (as_is and image.mode in ("1", "P")):
             image = _plain(image, facts.transparent)
         flat = _is_flat(image)
+        if flat and image.size != stored and gap < REDUCING_GAP:
+            # Hard edges ring when libjpeg scales them: once more, nearer to full size.
+            image, region = _decode(_open(format_, facts.picture), on_canvas, REDUCING_GAP)
+            image = _plain(image, facts.transparent)
         image = _resample(image, region, flat=flat)
         image = color.to_srgb(color.from_gamma(image, facts.gamma), facts.profile)
         image = _turn(_opaque(image), facts.orientation)
@@ -188,15 +201,17 @@ def _as_stored(upright: Placement, canvas: Size, orientation: int) -> Placement:
     return Placement(Box(left, top, right, bottom), Size(width, height))
 
 
-def _decode(image: Image.Image, region: Placement) -> tuple[Image.Image, Placement]:
+def _decode(image: Image.Image, region: Placement, gap: float) -> tuple[Image.Image, Placement]:
     """Decode all of the picture; a JPEG at n/8 of its size where the result is that much smaller.
+
+    Args:
+        gap: at least so many times the size of the result is left.
 
     Returns:
         The picture, and the region in its pixels.
     """
     (left, top, right, bottom), size = region
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        gap = REDUCING_GAP
         enough = (
             math.ceil(image.width * size.width / (right - left) * gap),
             math.ceil(image.height * size.height / (bottom - top) * gap),
@@ -275,6 +290,8 @@ def _resample(image: Image.Image, region: Placement, *, flat: bool) -> Image.Ima
     if not _scales(image, region):
         return image
     box, size = region
+    if not flat and (fast := resample.lanczos(image, size, box)) is not None:
+        return fast
     # Hamming has no negative lobes: no halo beside an edge, at any scale.
     kernel = Image.Resampling.HAMMING if flat else Image.Resampling.LANCZOS
     return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)

@@ -1,0 +1,147 @@
+"""What the processor's benchmark needs from outside: photographs, sharp, thumbor.
+
+All is kept in ``$XDG_CACHE_HOME/atproto-imageproxy`` (``~/.cache`` without the variable).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench.processes import BenchError
+
+SHARP = Path(__file__).resolve().parent / "sharp"
+PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers")
+MATE = "usr/share/backgrounds/mate/nature/{}.jpg"
+PLASMA = "usr/share/wallpapers/{}/contents/images/2560x1600.jpg"
+PHOTOGRAPHS = (
+    *(
+        MATE.format(name)
+        for name in ("RainDrops", "Blinds", "Dune", "TwoWings", "Storm", "Wood", "Garden")
+    ),
+    *(PLASMA.format(name) for name in ("ColorfulCups", "FallenLeaf", "BytheWater")),
+)
+SIZES = ((2000, 1500), (2000, 1333), (2000, 1125))
+QUALITY = 90
+
+Plane = NDArray[np.float64]
+
+
+def cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "atproto-imageproxy"
+
+
+def photographs() -> tuple[list[Path], str]:
+    """JPEG files of the benchmark's sizes, 4:2:0, and where they come from."""
+    folder = cache() / "photographs"
+    try:
+        return _once(folder, _from_debian), f"Debian's {' and '.join(PACKAGES)}"
+    except (OSError, subprocess.CalledProcessError) as error:
+        made = _once(folder.with_name("generated"), _generated)
+        return made, f"generated ({type(error).__name__} with apt-get or dpkg-deb)"
+
+
+def _once(folder: Path, make: Callable[[Path, Path], None]) -> list[Path]:
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as building:
+            made = Path(building, "made")
+            made.mkdir()
+            make(Path(building), made)
+            made.rename(folder)
+    return sorted(folder.glob("*.jpg"))
+
+
+def _from_debian(building: Path, made: Path) -> None:
+    _run(["apt-get", "download", *PACKAGES], building)
+    for package in building.glob("*.deb"):
+        _run(["dpkg-deb", "-x", str(package), str(building)], building)
+    for number, name in enumerate(PHOTOGRAPHS):
+        with Image.open(building / name) as image:
+            _store(image.convert("RGB"), number, made)
+
+
+def _generated(_: Path, made: Path) -> None:
+    random = np.random.default_rng(1)
+    for number in range(6):
+        # Noise of every scale, the coarser the stronger, as in nature.
+        layers = np.zeros((1500, 2000, 3))
+        for step in (1, 4, 16, 64, 256):
+            cells = random.normal(0, step**0.6, (1500 // step + 2, 2000 // step + 2, 3))
+            spread = np.stack([_enlarged(cells[..., band]) for band in range(3)], axis=-1)
+            layers += spread
+        low, high = np.percentile(layers, (1, 99))
+        pixels = np.clip(255 * (layers - low) / (high - low), 0, 255).astype(np.uint8)
+        _store(Image.fromarray(pixels), number, made)
+
+
+def _enlarged(cells: Plane) -> Plane:
+    image = Image.fromarray(cells.astype(np.float32))
+    return np.asarray(image.resize((2000, 1500), Image.Resampling.BICUBIC)).astype(np.float64)
+
+
+def _store(image: Image.Image, number: int, folder: Path) -> None:
+    width, height = SIZES[number % len(SIZES)]
+    scale = max(width / image.width, height / image.height)
+    across, down = width / scale, height / scale
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, left + across, top + down)
+    image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    image.save(folder / f"{number:02}.jpg", quality=QUALITY, subsampling="4:2:0")
+
+
+def sharp() -> list[str]:
+    """The command of sharp's worker; installed on first use."""
+    node, npm = _find("node"), _find("npm")
+    key = hashlib.sha256((SHARP / "package-lock.json").read_bytes()).hexdigest()[:16]
+    folder = cache() / f"sharp-{key}"
+    if not folder.exists():
+        building = folder.with_suffix(".partial")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        for name in ("package.json", "package-lock.json", ".npmrc"):
+            shutil.copy(SHARP / name, building)
+        _install([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], building)
+        building.rename(folder)
+    return [node, str(SHARP / "worker.mjs"), str(folder)]
+
+
+def thumbor(worker: Path) -> list[str]:
+    """The command of thumbor's worker; in an environment of its own, made on first use."""
+    folder = cache() / f"thumbor-{sys.version_info.major}.{sys.version_info.minor}"
+    python = folder / "bin/python"
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _install([sys.executable, "-m", "venv", str(folder)])
+        _install([str(python), "-m", "pip", "install", "--quiet", "thumbor"])
+        (folder / "complete").touch()
+    return [str(python), str(worker), "thumbor"]
+
+
+def _find(tool: str) -> str:
+    if path := shutil.which(tool):
+        return path
+    raise BenchError(f"{tool} is not installed")
+
+
+def _install(command: Sequence[str], folder: Path | None = None) -> None:
+    try:
+        _run(command, folder)
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr or "").strip().splitlines()[-1:] or ["no message"]
+        raise BenchError(f"{Path(command[0]).name} failed: {last[0]}") from error
+
+
+def _run(command: Sequence[str], folder: Path | None) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
