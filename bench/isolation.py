@@ -23,6 +23,7 @@ from bench.pictures import Pictures, Size
 from proxy.config import Config
 from proxy.formats import Format
 from proxy.presets import DEFAULT_PRESETS
+from proxy.process.heap import keep_freed_memory
 from proxy.process.pool import ProcessingPool, cpus_of_this_process
 
 GOAL = 0.95
@@ -86,6 +87,8 @@ async def measure(
 ) -> None:
     """Fill in the rates of ``found``."""
     threads = cpus_of_this_process()
+    # Workers have it too: what is compared is the isolation alone.
+    keep_freed_memory()
     pools = {
         mode: ProcessingPool(
             Config.model_validate({"process": {"isolation": mode, "queue_wait": 60}})

@@ -338,9 +338,8 @@ async def open_service(
 
     It owns two nurseries. The inner one runs the fetch workers, the image workers, the flights
     and the chores; it is cancelled when the block ends, and requests that still wait get
-    ``Busy``. The outer one
-    runs the cache-writer, which then writes what it was given, for at most
-    ``server.shutdown_timeout`` seconds, also when the block was cancelled.
+    ``Busy``. The outer one runs the cache-writer, which then writes what it was given, for at
+    most ``server.shutdown_timeout`` seconds, also when the block was cancelled.
 
     Args:
         cache, fetcher, processor, resolver: implementations of the Protocols of those names;
@@ -376,10 +375,12 @@ async def open_service(
     )
     failure: Exception | None = None
 
+    # Stops last: the writer, once it has written what it was given.
     async with trio.open_nursery() as outlasting:
         writing = trio.CancelScope(shield=True)
         outlasting.start_soon(_within, writing, writer.run)
         try:
+            # Stops first, all at once: whatever makes results.
             async with trio.open_nursery() as nursery:
                 if pool is not None:
                     await nursery.start(pool.run)
