@@ -250,7 +250,7 @@ def _samples(body: memoryview, depth: int) -> tuple[int, ...]:
     values = struct.unpack(f">{len(body) // 2}H", body)
     if depth == 16:
         return tuple(value >> 8 for value in values)
-    top = (1 << depth) - 1
+    top = max((1 << depth) - 1, 1)  # a depth of 0 is for the decoder to refuse
     return tuple((value & top) * 255 // top for value in values)
 
 

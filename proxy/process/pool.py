@@ -20,7 +20,7 @@ from proxy.process.admission import Admission
 from proxy.process.memory import Estimate
 from proxy.process.pipeline import Rendered, render
 from proxy.process.sandbox import Limits
-from proxy.process.wire import Task
+from proxy.process.wire import Recipe
 from proxy.process.workers import BUSY_SECONDS, HELD, TIME_LIMIT, DeathReason, Workers
 
 
@@ -131,7 +131,8 @@ class ProcessingPool:
         """See ``Processor.process``."""
         estimate = partial(memory.estimate, source, preset, output, max_pixels=self._max_pixels)
         found = estimate()
-        job = _Job(source, preset, output, on_start, trio.current_time())
+        recipe = Recipe(preset=preset, output=output)
+        job = _Job(source, recipe, on_start, trio.current_time())
         try:
             return await self._admit(job, found)
         except ResultTooLarge:
@@ -163,31 +164,32 @@ class ProcessingPool:
             started = trio.current_time()
             job.on_start()
 
-        def work(transform: Callable[[], Rendered]) -> Rendered:
-            # The first thing in the thread: only now is it certain that a turn was had.
-            trio.from_thread.run_sync(start)
-            return transform()
-
         if self._workers is None:
-            transform = partial(
-                render, job.source, job.preset, job.output, max_pixels=estimate.pixels
-            )
-            rendered = await trio.to_thread.run_sync(work, transform, limiter=self._limiter)
+
+            def work() -> Rendered:
+                # The first thing in the thread: only now is it certain that a turn was had.
+                trio.from_thread.run_sync(start)
+                pixels = estimate.pixels
+                return render(job.source, job.recipe.preset, job.recipe.output, max_pixels=pixels)
+
+            rendered = await trio.to_thread.run_sync(work, limiter=self._limiter)
         else:
             async with self._workers.one() as worker:
-                task = Task(preset=job.preset, output=job.output, max_pixels=estimate.pixels)
-                transform = partial(worker.run, job.source, task, estimate)
-                rendered = await trio.to_thread.run_sync(work, transform, limiter=self._limiter)
+                # Who has a worker has a turn: there are as many threads.
+                start()
+                with trio.CancelScope(shield=True):
+                    rendered = await trio.to_thread.run_sync(
+                        worker.run, job.source, job.recipe, estimate, limiter=self._limiter
+                    )
         ended = trio.current_time()
         return Processed(rendered.data, rendered.format, started - job.began, ended - started)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """The arguments of ``process``, and when it was called."""
+    """A call of ``process``, and when it came."""
 
     source: bytes
-    preset: Preset
-    output: Format | None
+    recipe: Recipe
     on_start: Callable[[], None]
     began: float

@@ -1,8 +1,8 @@
 """What the service and a worker say to each other over their socket: lengths first, then bytes.
 
-A job is two lengths, a JSON object, and the source. An answer is a status, a format, a length, and
-that many bytes: a picture, or the cause of an error. The service trusts no answer: a worker may
-have been taken over by the picture it decoded.
+A job is two lengths, a number of pixels, a JSON object, and the source. An answer is a status, a
+format, a length, and that many bytes: a picture, or the cause of an error. The service trusts no
+answer: a worker may have been taken over by the picture it decoded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from proxy.errors import (
 from proxy.formats import Format
 from proxy.presets import Preset
 
-JOB: Final = struct.Struct(">II")
+JOB: Final = struct.Struct(">IIQ")
 ANSWER: Final = struct.Struct(">BBI")
 
 FORMATS: Final = tuple(Format)
@@ -54,12 +54,11 @@ ERRORS: Final[dict[Status, type[ImageProxyError]]] = {
 }
 
 
-class Task(BaseModel, frozen=True):
-    """The arguments of ``render`` beside the source."""
+class Recipe(BaseModel, frozen=True):
+    """What is to become of a source; the same few again and again."""
 
     preset: Preset
     output: Format | None
-    max_pixels: int
 
 
 class Ready(BaseModel, frozen=True):

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
 from itertools import product
 from types import ModuleType
@@ -25,11 +26,14 @@ from proxy.presets import Preset
 from proxy.process import sandbox
 from proxy.process.heap import keep_freed_memory
 from proxy.process.pipeline import Rendered, render
-from proxy.process.wire import ERRORS, JOB, MAX_CAUSE, Head, Ready, Status, Task
+from proxy.process.wire import ERRORS, JOB, MAX_CAUSE, Head, Ready, Recipe, Status
 
 pillow_heif: ModuleType | None = None
 with suppress(ImportError):
     import pillow_heif
+
+Work = Callable[[bytes, Recipe, int], Rendered]
+"""Makes a result of a source, a recipe, and the most pixels that the source may have."""
 
 _STATUSES = {error: status for status, error in ERRORS.items()}
 
@@ -48,12 +52,10 @@ def main(descriptor: int, memory: int, cpu: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
     warm_up()
-    serve(socket.socket(fileno=descriptor), sandbox.Limits(memory, cpu), render_task)
+    serve(socket.socket(fileno=descriptor), sandbox.Limits(memory, cpu), render_job)
 
 
-def serve(
-    connection: socket.socket, limits: sandbox.Limits, work: Callable[[bytes, Task], Rendered]
-) -> None:
+def serve(connection: socket.socket, limits: sandbox.Limits, work: Work) -> None:
     """Confine this process, then answer each job with what ``work`` makes of it. Never returns."""
     # Standard output is /dev/null. What libraries print, a picture may have chosen.
     os.dup2(1, 2)
@@ -62,18 +64,18 @@ def serve(
     with suppress(OSError):
         _send(connection, Status.READY, ready)
         while head := _receive(connection, JOB.size):
-            task_length, source_length = JOB.unpack(head)
-            task = Task.model_validate_json(_receive(connection, task_length))
-            _answer(connection, work, _receive(connection, source_length), task)
-            if task.max_pixels > _TRIM_ABOVE:
+            recipe_length, source_length, max_pixels = JOB.unpack(head)
+            recipe = _recipe(_receive(connection, recipe_length))
+            _answer(connection, work, _receive(connection, source_length), recipe, max_pixels)
+            if max_pixels > _TRIM_ABOVE:
                 trim()
     # Not by way of the interpreter's end, which does things that are forbidden now.
     os._exit(0)
 
 
-def render_task(source: bytes, task: Task) -> Rendered:
+def render_job(source: bytes, recipe: Recipe, max_pixels: int) -> Rendered:
     """The pipeline."""
-    return render(source, task.preset, task.output, max_pixels=task.max_pixels)
+    return render(source, recipe.preset, recipe.output, max_pixels=max_pixels)
 
 
 def warm_up() -> None:
@@ -109,11 +111,16 @@ _STUMPS = (
 """Beginnings of files: failing needs modules too."""
 
 
+@lru_cache(maxsize=64)
+def _recipe(data: bytes) -> Recipe:
+    return Recipe.model_validate_json(data)
+
+
 def _answer(
-    connection: socket.socket, work: Callable[[bytes, Task], Rendered], source: bytes, task: Task
+    connection: socket.socket, work: Work, source: bytes, recipe: Recipe, max_pixels: int
 ) -> None:
     try:
-        rendered = work(source, task)
+        rendered = work(source, recipe, max_pixels)
     except ImageProxyError as error:
         _send(connection, _STATUSES.get(type(error), Status.DEFECT), _cut(error.cause))
     except MemoryError:

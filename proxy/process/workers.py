@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import structlog
@@ -23,7 +24,7 @@ from proxy.formats import Format
 from proxy.process.memory import Estimate
 from proxy.process.pipeline import Rendered
 from proxy.process.sandbox import Limits
-from proxy.process.wire import ANSWER, ERRORS, JOB, MAX_CAUSE, Head, Ready, Status, Task
+from proxy.process.wire import ANSWER, ERRORS, JOB, MAX_CAUSE, Head, Ready, Recipe, Status
 
 TIME_LIMIT = 30.0
 """Seconds for one job. The slowest that the default presets allow, 26 megapixels of noise as WebP,
@@ -86,9 +87,11 @@ class Worker:
         self.has_job = False
         self._process = process
         self._connection = connection
+        self._answered = True
         self._jobs = 0
         self._busy_seconds = 0.0
-        self._fresh = _memory_of(process.pid)
+        self._memory = _MemoryFile(process.pid)
+        self._fresh = self._memory.read()
 
     @classmethod
     def spawn(cls, limits: Limits) -> Worker:
@@ -133,7 +136,7 @@ class Worker:
             found = Ready.model_validate_json(data)
         except (OSError, ValueError) as error:
             raise CannotStart(self._epitaph(error)) from error
-        self._fresh = _memory_of(self._process.pid)
+        self._fresh = self._memory.read()
         return found
 
     def fault(self) -> DeathReason | None:
@@ -149,9 +152,10 @@ class Worker:
 
     def is_worn(self) -> bool:
         """Whether a fresh one should take its place."""
-        return self._jobs >= JOBS or self._busy_seconds >= BUSY_SECONDS
+        worn = self._jobs >= JOBS or self._busy_seconds >= BUSY_SECONDS
+        return worn or not self._answered
 
-    def run(self, source: bytes, task: Task, estimate: Estimate) -> Rendered:
+    def run(self, source: bytes, recipe: Recipe, estimate: Estimate) -> Rendered:
         """Have a picture transformed; blocks for at most ``TIME_LIMIT`` and a moment.
 
         Raises:
@@ -160,14 +164,16 @@ class Worker:
             WorkerDefect: a defect of ours.
         """
         self._jobs += 1
+        self._answered = False
         self._limit_memory(estimate.memory)
         began = time.monotonic()
         try:
-            self._send(source, task, began + TIME_LIMIT)
+            self._send(source, recipe, estimate.pixels, began + TIME_LIMIT)
             head, data = self._answer(began + TIME_LIMIT, estimate.result)
+            self._answered = True
             cause = "" if head.status is Status.DONE else _printable(data)
             if head.status is Status.DONE:
-                return _checked(head.format, data, task)
+                return _checked(head.format, data, recipe)
             if head.status is Status.DEFECT:
                 raise WorkerDefect(cause)
             if head.status not in ERRORS:
@@ -189,6 +195,7 @@ class Worker:
         self._kill()
         self._process.wait()
         self._connection.close()
+        self._memory.close()
 
     def _kill(self) -> None:
         self.leaving = True
@@ -206,7 +213,7 @@ class Worker:
 
     def _limit_memory(self, amount: int) -> None:
         """Allow ``amount`` bytes beyond what it holds now: from here, since it may not itself."""
-        held = _memory_of(self._process.pid)
+        held = self._memory.read()
         if held.resident > self._fresh.resident + HELD:
             self._jobs = JOBS
         if held.data and sys.platform == "linux":
@@ -215,10 +222,10 @@ class Worker:
                 soft = min(held.data + amount, hard)
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (soft, hard))
 
-    def _send(self, source: bytes, task: Task, deadline: float) -> None:
-        data = task.model_dump_json().encode()
+    def _send(self, source: bytes, recipe: Recipe, max_pixels: int, deadline: float) -> None:
+        data = _packed(recipe)
         self._set_time(deadline)
-        self._connection.sendall(JOB.pack(len(data), len(source)) + data)
+        self._connection.sendall(JOB.pack(len(data), len(source), max_pixels) + data)
         self._set_time(deadline)
         self._connection.sendall(source)
 
@@ -244,12 +251,17 @@ class Worker:
         self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
 
 
-def _checked(format_: Format, data: bytes, task: Task) -> Rendered:
-    """A result, if it is one that the task can have."""
+@lru_cache(maxsize=64)
+def _packed(recipe: Recipe) -> bytes:
+    return recipe.model_dump_json().encode()
+
+
+def _checked(format_: Format, data: bytes, recipe: Recipe) -> Rendered:
+    """A result, if it is one that the recipe allows."""
     if formats.sniff(data) is not format_:
         raise ValueError(f"a result that is no {format_}")
-    if task.output not in (None, format_) or format_ is Format.HEIC:
-        raise ValueError(f"{format_} for {task.output}")
+    if recipe.output not in (None, format_) or format_ is Format.HEIC:
+        raise ValueError(f"{format_} for {recipe.output}")
     return Rendered(data, format_)
 
 
@@ -264,14 +276,27 @@ class _Memory(NamedTuple):
     data: int
 
 
-def _memory_of(pid: int) -> _Memory:
-    """Zeros where there is no /proc."""
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            pages = [int(number) for number in file.read().split()]
-    except (OSError, ValueError):
-        return _Memory(0, 0)
-    return _Memory(pages[1] * resource.getpagesize(), pages[5] * resource.getpagesize())
+class _MemoryFile:
+    """What Linux says of the memory of a process; kept open, for it is asked before each job."""
+
+    def __init__(self, pid: int) -> None:
+        self._descriptor = -1
+        with suppress(OSError):
+            self._descriptor = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+
+    def read(self) -> _Memory:
+        """Zeros where there is no /proc, and of a process that has ended."""
+        try:
+            numbers = os.pread(self._descriptor, 128, 0).split()
+        except OSError:
+            return _Memory(0, 0)
+        return _Memory(*(int(numbers[at]) * resource.getpagesize() for at in (1, 5)))
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class Workers:

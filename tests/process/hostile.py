@@ -16,8 +16,8 @@ from proxy.errors import UndecodableImage
 from proxy.formats import Format
 from proxy.process import sandbox
 from proxy.process.pipeline import Rendered
-from proxy.process.wire import Task
-from proxy.process.worker import render_task, serve
+from proxy.process.wire import Recipe
+from proxy.process.worker import render_job, serve
 
 BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv[4:]; from tests.process.hostile import main; "
@@ -38,7 +38,7 @@ def main(descriptor: int, memory: int, cpu: int) -> None:
     serve(_connection, sandbox.Limits(memory, cpu), work)
 
 
-def work(source: bytes, task: Task) -> Rendered:
+def work(source: bytes, recipe: Recipe, max_pixels: int) -> Rendered:
     """Do as the source says: a name, a colon, and the rest."""
     name, _, rest = source.partition(b":")
     match name:
@@ -63,7 +63,7 @@ def work(source: bytes, task: Task) -> Rendered:
         case b"probe":
             raise UndecodableImage(attempt(PROBES[rest.decode()]))
         case _:
-            return render_task(source, task)
+            return render_job(source, recipe, max_pixels)
     return Rendered(JPEG, Format.JPEG)
 
 

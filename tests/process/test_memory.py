@@ -21,7 +21,7 @@ from proxy.formats import OUTPUTS, Format
 from proxy.presets import Preset
 from proxy.process import memory
 from proxy.process.sandbox import Limits
-from proxy.process.wire import Task
+from proxy.process.wire import Recipe
 from proxy.process.workers import Worker
 from tests.process import sources
 from tests.processes import SERVE, serve, upstream
@@ -127,8 +127,7 @@ def test_an_honest_picture_needs_no_more_than_its_estimate(
         with worker() as fresh:
             estimate = memory.estimate(source, preset, output, max_pixels=50_000_000)
             assert estimate.pixels in (WIDTH * HEIGHT, 50_000_000)
-            task = Task(preset=preset, output=output, max_pixels=estimate.pixels)
-            made = fresh.run(source, task, estimate)
+            made = fresh.run(source, Recipe(preset=preset, output=output), estimate)
             assert len(made.data) < estimate.result
 
 
