@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from proxy.egress import guard
 from proxy.egress.endpoint import parse_origin
 from proxy.egress.errors import ConnectFailed, Forbidden
 from proxy.egress.guard import MAX_ATTEMPTS, GuardedNetwork, Lookup
+from tests.fakes.steps import cancelled_at_every_step
 
 from .destinations import (
     DESTINATIONS,
@@ -82,48 +83,6 @@ class Wire(trio.abc.Stream):
     async def aclose(self) -> None:
         self.closed = True
         await self.inner.aclose()
-
-
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels ``scope`` at the ``step``-th step any task takes, before or after it is taken.
-
-    After a step, the task waits: what it waits for is interrupted. Before one, what it waited for
-    has happened already, and the cancellation meets the next wait.
-    """
-
-    def __init__(self, scope: trio.CancelScope, step: int, after: bool) -> None:
-        self.scope = scope
-        self.left = step
-        self.after = after
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.scope.cancel()
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if not self.after:
-            self._count()
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self.after:
-            self._count()
-
-
-async def cancelled_at_every_step(attempt: Callable[[], Awaitable[None]], after: bool) -> int:
-    """Runs ``attempt`` over and over, cancelling each one a step later, until one gets through."""
-    step = 0
-    while True:
-        step += 1
-        with trio.CancelScope() as scope:
-            instrument = CancelAtStep(scope, step, after)
-            trio.lowlevel.add_instrument(instrument)
-            try:
-                await attempt()
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
-        if not scope.cancel_called:
-            return step - 1
 
 
 # The matrix: who is refused, and that nobody arrives.
@@ -468,7 +427,7 @@ async def test_a_cancelled_connect_leaves_a_socket(after: bool, trap: Trap) -> N
     async def attempt() -> None:
         await (await network.connect("pds.example", 443)).aclose()
 
-    assert await cancelled_at_every_step(attempt, after) >= 4
+    assert await cancelled_at_every_step(attempt, after=after) >= 4
     assert trap.arrivals() > 1
     assert open_sockets() == before
 
@@ -485,7 +444,7 @@ async def test_a_cancelled_race_leaves_a_stream(
     async def attempt() -> None:
         streams.append(await network.connect("pds.example", 443))
 
-    assert await cancelled_at_every_step(attempt, after) >= 6
+    assert await cancelled_at_every_step(attempt, after=after) >= 6
     # Only what a caller was given is open, and it was given what opened last.
     assert streams
     assert [wire for wire in dial.opened if not wire.closed] == streams
@@ -674,7 +633,7 @@ async def test_a_cancelled_handshake_leaves_the_stream_open(
             # Not cancelled until here: the stream is the caller's.
             wire.closed = True
 
-    assert await cancelled_at_every_step(attempt, after) >= 6
+    assert await cancelled_at_every_step(attempt, after=after) >= 6
     assert given
     assert all(wire.closed for wire in wires)
 

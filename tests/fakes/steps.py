@@ -35,7 +35,10 @@ class _CancelAtStep(trio.abc.Instrument):
 
 
 async def cancelled_at_every_step(
-    attempt: Callable[[], Awaitable[None]], check: Callable[[], None], *, after: bool
+    attempt: Callable[[], Awaitable[None]],
+    check: Callable[[], None] = lambda: None,
+    *,
+    after: bool,
 ) -> int:
     """Runs ``attempt`` over and over, cancelling each one a step later, until one gets through.
 
