@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -92,6 +93,7 @@ class DiskCache:
         self._entries = 0
         self._bytes = 0
         self._is_counted = False
+        self._tallying = threading.Lock()
 
     @property
     def path(self) -> Path:
@@ -189,8 +191,7 @@ class DiskCache:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        self._entries += replaced is None
-        self._bytes += len(entry.data) - (replaced or 0)
+        self._tally(int(replaced is None), len(entry.data) - (replaced or 0))
 
     def _temporary_name(self) -> str:
         return f"{self._temporary_prefix}-{next(self._temporary_numbers)}{TEMPORARY_SUFFIX}"
@@ -245,9 +246,15 @@ class DiskCache:
                 self._remove(file)
         return [file.path for file in damaged]
 
+    def _tally(self, entries: int, size: int) -> None:
+        with self._tallying:  # several threads are here at once
+            self._entries = max(self._entries + entries, 0)
+            self._bytes = max(self._bytes + size, 0)
+
     def _count(self, files: Iterator[_File]) -> None:
         sizes = [file.size for file in files]
-        self._entries, self._bytes = len(sizes), sum(sizes)
+        with self._tallying:
+            self._entries, self._bytes = len(sizes), sum(sizes)
         self._is_counted = True
 
     def _remove(self, file: _File) -> bool:
@@ -255,8 +262,7 @@ class DiskCache:
             file.path.unlink()
         except FileNotFoundError:
             return False
-        self._entries = max(self._entries - 1, 0)
-        self._bytes = max(self._bytes - file.size, 0)
+        self._tally(-1, -file.size)
         with suppress(OSError):  # not empty, or somebody writes there just now
             for folder in (file.path.parent, file.path.parent.parent):
                 if self._root not in folder.parents:
