@@ -1,0 +1,107 @@
+"""SQLite shared by threads and processes: whole transactions, one writer, no lost change."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from proxy.database import Database
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS numbers (value INTEGER NOT NULL)"
+
+COUNT = """
+import sys
+from pathlib import Path
+from proxy.database import Database
+database = Database(Path(sys.argv[1]), %r, synchronous="NORMAL")
+for _ in range(100):
+    with database.writing() as connection:
+        (highest,) = connection.execute("SELECT coalesce(max(value), 0) FROM numbers").fetchone()
+        connection.execute("INSERT INTO numbers VALUES (?)", (highest + 1,))
+"""
+
+
+def database(folder: Path) -> Database:
+    return Database(folder / "sub" / "file.sqlite3", SCHEMA, synchronous="NORMAL")
+
+
+def values(found: Database) -> list[int]:
+    with found.reading() as connection:
+        rows = connection.execute("SELECT value FROM numbers ORDER BY value")
+        return [value for (value,) in rows]
+
+
+def test_processes_that_make_the_file_at_once_lose_no_change(tmp_path: Path) -> None:
+    """Catches reading before the lock is had (deferred transactions), and a race at creation."""
+    path = tmp_path / "sub" / "file.sqlite3"
+    command = [sys.executable, "-c", COUNT % SCHEMA, str(path)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    for process in processes:
+        _, errors = process.communicate()
+        assert (process.returncode, errors) == (0, b"")
+    assert values(database(tmp_path)) == list(range(1, 401))
+
+
+def test_threads_of_one_process_write_one_after_the_other(tmp_path: Path) -> None:
+    """Catches one connection that two threads write on at once."""
+    shared = database(tmp_path)
+
+    def count() -> None:
+        for _ in range(50):
+            with shared.writing() as connection:
+                row = connection.execute("SELECT coalesce(max(value), 0) FROM numbers").fetchone()
+                connection.execute("INSERT INTO numbers VALUES (?)", (row[0] + 1,))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert values(shared) == list(range(1, 201))
+
+
+def test_an_exception_takes_all_of_its_transaction_back(tmp_path: Path) -> None:
+    """Catches autocommit: half of a change would stay."""
+    shared = database(tmp_path)
+
+    def half_of_it() -> None:
+        with shared.writing() as connection:
+            connection.execute("INSERT INTO numbers VALUES (1)")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        half_of_it()
+    assert values(shared) == []
+    with shared.writing() as connection:
+        connection.execute("INSERT INTO numbers VALUES (2)")
+    assert values(shared) == [2]
+
+
+def test_who_reads_sees_no_half_of_a_write_and_does_not_wait_for_it(tmp_path: Path) -> None:
+    """Catches the rollback journal, under which a reader waits for the writer, or fails."""
+    shared = database(tmp_path)
+    with shared.writing() as connection:
+        connection.execute("INSERT INTO numbers VALUES (1)")
+        assert values(shared) == []
+    assert values(shared) == [1]
+
+
+def test_after_an_error_a_file_that_was_replaced_is_opened_anew(tmp_path: Path) -> None:
+    """Catches a connection that is kept although its file is no database any more."""
+    shared = database(tmp_path)
+    with shared.writing() as connection:
+        connection.execute("INSERT INTO numbers VALUES (1)")
+    shared.close()
+    shared.path.write_bytes(b"no database" * 1000)
+    with pytest.raises(sqlite3.DatabaseError), shared.writing():
+        pass
+    for file in shared.path.parent.iterdir():
+        file.unlink()
+    with shared.writing() as connection:
+        connection.execute("INSERT INTO numbers VALUES (3)")
+    assert values(shared) == [3]

@@ -1,0 +1,130 @@
+"""Marks in a shared folder: who lives, who is gone, and that nobody is buried twice or alive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from proxy.presence import Presence
+
+ENTER = """
+import sys
+from pathlib import Path
+from proxy.presence import Presence
+mark = Presence(Path(sys.argv[1]))
+mark.enter()
+print(mark.token, flush=True)
+sys.stdin.read()
+"""
+
+
+class Neighbour:
+    """Another process with a mark in the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", ENTER, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.token = self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+def test_a_process_lives_until_it_is_killed_and_is_then_buried_once(tmp_path: Path) -> None:
+    """Catches marks told by their existence or age alone, which outlive a SIGKILL."""
+    mark = Presence(tmp_path)
+    mark.enter()
+    neighbour = Neighbour(tmp_path)
+    try:
+        assert mark.living() == {mark.token, neighbour.token}
+        assert mark.bury() == frozenset()
+    finally:
+        neighbour.kill()
+    assert mark.living() == {mark.token}
+    assert mark.bury() == {neighbour.token}
+    assert mark.bury() == frozenset()
+
+
+def test_two_marks_of_one_process_are_told_apart(tmp_path: Path) -> None:
+    """Catches locks that belong to a process: two services in one would bury each other."""
+    one, other = Presence(tmp_path), Presence(tmp_path)
+    one.enter()
+    other.enter()
+    assert one.living() == other.living() == {one.token, other.token}
+    assert one.bury() == frozenset()
+    other.leave()
+    assert one.living() == {one.token}
+    assert one.bury() == frozenset()
+
+
+def test_entering_and_leaving_twice_is_as_once(tmp_path: Path) -> None:
+    """Catches a second lock that waits for the first for ever, and a leak of the first."""
+    mark = Presence(tmp_path)
+    mark.enter()
+    mark.enter()
+    assert mark.living() == {mark.token}
+    mark.leave()
+    mark.leave()
+    assert list(tmp_path.iterdir()) == []
+    assert mark.living() == frozenset()
+
+
+def test_no_mark_is_seen_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches creating a mark by its name first: another process would bury the living."""
+    watcher = Presence(tmp_path)
+    watcher.enter()
+    buried: list[frozenset[str]] = []
+    rename = Path.rename
+
+    def look_first(path: Path, target: Path) -> Path:
+        buried.append(watcher.bury())
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", look_first)
+    late = Presence(tmp_path)
+    late.enter()
+    assert buried == [frozenset()]
+    assert watcher.living() == {watcher.token, late.token}
+
+
+def test_many_who_bury_at_once_share_the_dead(tmp_path: Path) -> None:
+    """Catches a check without the lock held: two would clean up after the same process."""
+    neighbours = [Neighbour(tmp_path) for _ in range(4)]
+    for neighbour in neighbours:
+        neighbour.kill()
+    found: Counter[str] = Counter()
+    start = threading.Barrier(4)
+
+    def bury() -> None:
+        mark = Presence(tmp_path)
+        start.wait()
+        found.update(mark.bury())
+
+    threads = [threading.Thread(target=bury) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {neighbour.token: 1 for neighbour in neighbours}
+
+
+def test_a_folder_that_cannot_be_made_raises(tmp_path: Path) -> None:
+    """Catches a mark that is silently not there."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="Not a directory"):
+        Presence(tmp_path / "file" / "folder").enter()
