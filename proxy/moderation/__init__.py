@@ -1,0 +1,1 @@
+"""What the operator, and those the operator trusts, want not to be served."""
