@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +15,16 @@ BUSY_SECONDS = 10.0
 """How long a write waits for those of other processes; each takes milliseconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    connection: sqlite3.Connection
+    inode: int
+
+
 class Database:
     """One file in WAL mode: many read while one writes. Blocks; for threads.
+
+    A file that is removed or replaced while it is used is opened anew.
 
     Args:
         path: made, with its folder, when it is first used.
@@ -28,8 +38,8 @@ class Database:
         self._schema = schema
         self._synchronous = synchronous
         self._guard = threading.Lock()
-        self._idle: list[sqlite3.Connection] = []
-        self._writer: sqlite3.Connection | None = None
+        self._idle: list[_Opened] = []
+        self._writer: _Opened | None = None
         # Writers of this process queue here; SQLite's own waiting is by sleeping and trying again.
         self._writing = threading.Lock()
 
@@ -41,15 +51,17 @@ class Database:
             sqlite3.Error, OSError: the file cannot be read, or made.
         """
         with self._guard:
-            connection = self._idle.pop() if self._idle else None
-        connection = connection or self._opened()
+            opened = self._idle.pop() if self._idle else None
+        opened = self._current(opened)
         try:
-            yield connection
+            yield opened.connection
         except sqlite3.Error:
-            connection.close()
+            opened.connection.close()
             raise
-        with self._guard:
-            self._idle.append(connection)
+        except BaseException:
+            self._put_back(opened)
+            raise
+        self._put_back(opened)
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -61,7 +73,8 @@ class Database:
             sqlite3.Error, OSError: the file cannot be written.
         """
         with self._writing:
-            connection = self._writer = self._writer or self._opened()
+            self._writer = self._current(self._writer)
+            connection = self._writer.connection
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
@@ -70,7 +83,7 @@ class Database:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
-                    # It may belong to a file that is damaged or gone: the next one opens anew.
+                    # It may belong to a file that is damaged: the next one opens anew.
                     connection.close()
                     self._writer = None
                 raise
@@ -78,22 +91,57 @@ class Database:
     def close(self) -> None:
         """Close every connection that nobody uses. What is used next opens anew."""
         with self._writing, self._guard:
-            for connection in (*self._idle, self._writer):
-                if connection is not None:
-                    connection.close()
+            for opened in (*self._idle, self._writer):
+                if opened is not None:
+                    opened.connection.close()
             self._idle.clear()
             self._writer = None
 
-    def _opened(self) -> sqlite3.Connection:
+    def discard(self) -> None:
+        """Remove a file that is no database any more; the next use makes an empty one.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        self.close()
+        with self._creating():
+            self.path.unlink(missing_ok=True)
+
+    def _put_back(self, opened: _Opened) -> None:
+        with self._guard:
+            self._idle.append(opened)
+
+    def _current(self, opened: _Opened | None) -> _Opened:
+        """``opened`` if it still is of the file by that name, or a new one."""
+        if opened is not None:
+            with suppress(FileNotFoundError):
+                if self.path.stat().st_ino == opened.inode:
+                    return opened
+            opened.connection.close()
+        return self._open()
+
+    def _open(self) -> _Opened:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(
-            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            connection.executescript(self._schema)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        with self._creating():
+            if not self.path.exists():
+                # A log without its file would be played into the new one.
+                for suffix in ("-wal", "-shm"):
+                    self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+                connection.executescript(self._schema)
+                return _Opened(connection, self.path.stat().st_ino)
+            except BaseException:
+                connection.close()
+                raise
+
+    @contextmanager
+    def _creating(self) -> Iterator[None]:
+        """One process at a time makes or removes the file."""
+        with self.path.with_name(f".{self.path.name}.lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -105,3 +105,31 @@ def test_after_an_error_a_file_that_was_replaced_is_opened_anew(tmp_path: Path) 
     with shared.writing() as connection:
         connection.execute("INSERT INTO numbers VALUES (3)")
     assert values(shared) == [3]
+
+
+def test_a_file_that_is_removed_while_it_is_used_is_made_anew_without_its_old_log(
+    tmp_path: Path,
+) -> None:
+    """Catches connections to a file that nobody else sees, and a log played into another file."""
+    shared = database(tmp_path)
+    with shared.reading():  # held, so that the log is not folded into the file when it closes
+        with shared.writing() as connection:
+            connection.execute("INSERT INTO numbers VALUES (1)")
+        shared.path.unlink()
+        assert values(shared) == []
+        with shared.writing() as connection:
+            connection.execute("INSERT INTO numbers VALUES (2)")
+    assert values(shared) == [2]
+    assert values(database(tmp_path)) == [2]
+
+
+def test_a_damaged_file_can_be_discarded(tmp_path: Path) -> None:
+    """Catches a service that never gets over a damaged file."""
+    shared = database(tmp_path)
+    assert values(shared) == []
+    shared.close()
+    shared.path.write_bytes(b"no database" * 1000)
+    with pytest.raises(sqlite3.DatabaseError):
+        values(shared)
+    shared.discard()
+    assert values(shared) == []
