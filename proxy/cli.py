@@ -6,23 +6,27 @@ import json
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from datetime import UTC, datetime
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import click
 import trio
 
 from proxy import serve as serving
-from proxy.cache.base import Selection
+from proxy.cache.base import Purged, Selection
+from proxy.cache.disk import DiskCache
 from proxy.config import Config, ConfigError, Layer, load_config
 from proxy.errors import ImageProxyError, InvalidRequest
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
 from proxy.service import Service, block_store_of, disk_cache_of, open_service
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
+
+T = TypeVar("T")
 
 WARM_AT_ONCE = 16
 """Images that ``warm`` asks for at once: half of the default fetch workers."""
@@ -240,7 +244,7 @@ def cache() -> None:
 def cache_stats(context: _Context) -> None:
     """Print what is kept, by preset."""
     settings = context.load()
-    rows = trio.run(disk_cache_of(settings).by_preset)
+    rows = _with_cache(settings, DiskCache.by_preset)
     width = max([len(name) for name in rows] + [6])
     click.echo(f"{'preset':{width}}  {'entries':>9}  {'bytes':>15}")
     for name, row in sorted(rows.items()):
@@ -257,28 +261,42 @@ def cache_stats(context: _Context) -> None:
 @_with_config
 def cache_purge(context: _Context, did: str | None, cid: str | None) -> None:
     """Remove the entries of an owner, a blob, or a pair."""
-    settings = context.load()
-    removed = trio.run(disk_cache_of(settings).purge, _selection(did, cid))
-    click.echo(f"{removed} removed")
+    selection = _selection(did, cid)
+    purged = _with_cache(context.load(), lambda disk: disk.purge(selection))
+    click.echo(f"{purged.entries} removed")
 
 
 @cache.command("cleanup")
 @_with_config
 def cache_cleanup(context: _Context) -> None:
     """Remove what is past its TTL or over the size limit."""
-    click.echo(f"{trio.run(disk_cache_of(context.load()).cleanup)} removed")
+    click.echo(f"{_with_cache(context.load(), DiskCache.cleanup)} removed")
 
 
 @cache.command("verify")
-@click.option("--repair", is_flag=True, help="Remove what is damaged.")
+@click.option("--repair", is_flag=True, help="Put right what is wrong.")
 @_with_config
 def cache_verify(context: _Context, repair: bool) -> None:
-    """Report files that are not what their names say; exit 1 when any remains."""
-    damaged = trio.run(partial(disk_cache_of(context.load()).verify, repair=repair))
-    for path in damaged:
-        click.echo(f"{'removed' if repair else 'damaged'}: {path}")
-    click.echo(f"{len(damaged)} damaged")
-    sys.exit(1 if damaged and not repair else 0)
+    """Hold files and index against each other; exit 1 when anything is wrong and stays so.
+
+    damaged: not what was written. missing: in the index alone. unknown: not in the index.
+    foreign: no entry by its name. --repair removes files, and mends the index for the others.
+    """
+
+    async def work(disk: DiskCache) -> int:
+        wrong = 0
+        with click.progressbar(length=1000, label="verifying", file=sys.stderr) as bar:
+            async with aclosing(disk.verify(repair=repair)) as parts:
+                async for done, found in parts:
+                    for what, path in found:
+                        click.echo(f"{what}: {path}")
+                    wrong += len(found)
+                    bar.update(round(done * 1000) - bar.pos)
+        return wrong
+
+    wrong = _with_cache(context.load(), work)
+    click.echo(f"{wrong} wrong{', repaired' if wrong and repair else ''}")
+    sys.exit(1 if wrong and not repair else 0)
 
 
 @cli.group()
@@ -305,11 +323,12 @@ def blocks_add(context: _Context, did: str | None, cid: str | None, reason: str)
     settings = context.load()
     selection = _selection(did, cid)
 
-    async def work() -> int:
+    async def work(disk: DiskCache) -> Purged:
         await block_store_of(settings).add(selection, reason)
-        return await disk_cache_of(settings).purge(selection)
+        return await disk.purge(selection)
 
-    click.echo(f"blocked; {trio.run(work)} cached entries removed")
+    purged = _with_cache(settings, work)
+    click.echo(f"blocked; {purged.entries} cached entries removed")
 
 
 @blocks.command("remove")
@@ -342,6 +361,16 @@ def _selection(did: str | None, cid: str | None) -> Selection:
         )
     except InvalidRequest as error:
         raise click.UsageError(error.public_message) from None
+
+
+def _with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T:
+    """Run ``work`` with the disk cache alone."""
+
+    async def run() -> T:
+        async with aclosing(disk_cache_of(settings)) as disk:
+            return await work(disk)
+
+    return trio.run(run)
 
 
 def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) -> None:

@@ -15,6 +15,14 @@ BUSY_SECONDS = 10.0
 """How long a write waits for those of other processes; each takes milliseconds."""
 
 
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def code_of(error: sqlite3.Error) -> int:
+    """SQLite's primary result code."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
 @dataclass(frozen=True, slots=True)
 class _Opened:
     connection: sqlite3.Connection
@@ -31,10 +39,20 @@ class Database:
         schema: statements that make what is missing, run on every new connection.
         synchronous: ``FULL``: a commit survives a loss of power; ``NORMAL``: the end of a
             process, and after a loss of power the file is whole, but may lack the last commits.
+        disposable: a damaged file is removed once its error was raised; the next use makes an
+            empty one.
     """
 
-    def __init__(self, path: Path, schema: str, *, synchronous: Literal["NORMAL", "FULL"]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        *,
+        synchronous: Literal["NORMAL", "FULL"],
+        disposable: bool = False,
+    ) -> None:
         self.path = path
+        self._disposable = disposable
         self._schema = schema
         self._synchronous = synchronous
         self._guard = threading.Lock()
@@ -55,8 +73,9 @@ class Database:
         opened = self._current(opened)
         try:
             yield opened.connection
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             opened.connection.close()
+            self._dispose(error, opened.inode)
             raise
         except BaseException:
             self._put_back(opened)
@@ -73,8 +92,8 @@ class Database:
             sqlite3.Error, OSError: the file cannot be written.
         """
         with self._writing:
-            self._writer = self._current(self._writer)
-            connection = self._writer.connection
+            opened = self._writer = self._current(self._writer)
+            connection = opened.connection
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
@@ -86,6 +105,7 @@ class Database:
                     # It may belong to a file that is damaged: the next one opens anew.
                     connection.close()
                     self._writer = None
+                    self._dispose(error, opened.inode)
                 raise
 
     def close(self) -> None:
@@ -96,16 +116,6 @@ class Database:
                     opened.connection.close()
             self._idle.clear()
             self._writer = None
-
-    def discard(self) -> None:
-        """Remove a file that is no database any more; the next use makes an empty one.
-
-        Raises:
-            OSError: it cannot be removed.
-        """
-        self.close()
-        with self._creating():
-            self.path.unlink(missing_ok=True)
 
     def _put_back(self, opened: _Opened) -> None:
         with self._guard:
@@ -135,9 +145,21 @@ class Database:
                 connection.execute(f"PRAGMA synchronous = {self._synchronous}")
                 connection.executescript(self._schema)
                 return _Opened(connection, self.path.stat().st_ino)
+            except sqlite3.Error as error:
+                connection.close()
+                if self._disposable and code_of(error) in _DAMAGED:
+                    self.path.unlink()
+                raise
             except BaseException:
                 connection.close()
                 raise
+
+    def _dispose(self, error: sqlite3.Error, inode: int) -> None:
+        """Remove a damaged file, but not the one that another process replaced it with."""
+        if self._disposable and code_of(error) in _DAMAGED:
+            with self._creating(), suppress(FileNotFoundError):
+                if self.path.stat().st_ino == inode:
+                    self.path.unlink()
 
     @contextmanager
     def _creating(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -14,7 +14,8 @@ from typing import Literal
 import trio
 
 from proxy.blocks import BlockStore
-from proxy.cache.base import Cache, Entry, Selection
+from proxy.cache.base import Cache, Entry, Purged, Selection
+from proxy.cache.claims import Claims
 from proxy.cache.disk import DiskCache
 from proxy.cache.memory import MemoryCache
 from proxy.cache.upkeep import Upkeep
@@ -87,11 +88,15 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a flight for a result brought."""
+    """What a flight for a result brought.
+
+    Attributes:
+        state: ``"hit"``: it was cached; ``"coalesced"``: another process made it meanwhile.
+    """
 
     entry: Entry
-    was_cached: bool
-    timings: Mapping[str, float]
+    state: CacheState
+    timings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ class Service:
         resolver: Resolver,
         fetcher: Fetcher,
         processor: Processor,
+        claims: Claims | None,
         metrics: Metrics,
         nursery: trio.Nursery,
     ) -> None:
@@ -128,6 +134,7 @@ class Service:
         self._cache = cache
         self._memory = memory
         self._writer = writer
+        self._claims = claims
         self._resolver = resolver
         self._fetcher = fetcher
         self._processor = processor
@@ -159,12 +166,12 @@ class Service:
         async with self._images.join(key, partial(self._make, key)) as landed:
             made = landed.value
         self.check_block(key.blob)
-        if made.was_cached:
-            return _image(key, made.entry, "hit", {})
-        if landed.started_it:
-            return _image(key, made.entry, "miss", made.timings)
-        self.metrics.coalesced.inc()
-        return _image(key, made.entry, "coalesced", made.timings)
+        state = made.state
+        if state == "miss" and not landed.started_it:
+            state = "coalesced"
+        if state == "coalesced":
+            self.metrics.coalesced.inc()
+        return _image(key, made.entry, state, made.timings)
 
     async def get_blob(self, blob: BlobKey) -> Blob:
         """A verified original.
@@ -193,14 +200,14 @@ class Service:
     async def block(self, selection: Selection, reason: str = "") -> int:
         """Block and purge; from its return on nothing of it is served. How many were purged."""
         await self.blocks.add(selection, reason)
-        return await self.purge(selection)
+        return (await self.purge(selection)).entries
 
     async def written(self) -> None:
         """Wait until the cache-writer has room again, for work that must not be dropped."""
         await self._writer.settled()
 
-    async def purge(self, selection: Selection) -> int:
-        """Remove what is cached; how many entries the cache had."""
+    async def purge(self, selection: Selection) -> Purged:
+        """Remove what is cached."""
         self._purges += 1
         self._memory.purge(selection)
         self._fetch_failures.purge(selection)
@@ -214,33 +221,45 @@ class Service:
     async def _make(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
         # A purge while this is under way must not be undone by it.
         purges = self._purges
-        cached = await self._cached(key)
+        cached = await self._recall(key, purges)
         if cached is not None:
-            if self._purges == purges:
-                self._memory.put(key, cached)
-            return _Made(cached, True, {})
+            return _Made(cached, "hit")
         self._image_failures.check(key.blob, trio.current_time())
+        with ExitStack() as stack:
+            if self._claims is not None:
+                free, waited = await self._claims.claim(key)
+                stack.callback(free)
+                if waited and (cached := await self._recall(key, purges)) is not None:
+                    return _Made(cached, "coalesced")
+            made = await self._transform(key, flight)
+            # Nothing awaits from here on: what was transformed is not lost to a cancellation.
+            if self._purges == purges and not self.blocks.is_blocked(key.blob):
+                self._memory.put(key, made.entry)
+                # The claim goes with the write: who waits for it then finds the file.
+                self._writer.offer(key, made.entry, stack.pop_all().close)
+            return made
+
+    async def _recall(self, key: ImageKey, purges: int) -> Entry | None:
+        """What the cache has, kept in memory from now on."""
+        cached = await self._cached(key)
+        if cached is not None and self._purges == purges:
+            self._memory.put(key, cached)
+        return cached
+
+    async def _transform(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
         preset = self.config.presets[key.preset]
         async with self._blobs.join(key.blob, partial(self._obtain, key.blob)) as landed:
             source = landed.value
             processed = await self._process(source, preset, key, flight)
-        # Nothing awaits from here on: what was transformed is not lost to a cancellation.
         self.metrics.process_duration.labels(key.preset, processed.format.value).observe(
             processed.process_seconds
         )
-        entry = Entry(processed.data, processed.format)
-        if self._purges == purges and not self.blocks.is_blocked(key.blob):
-            self._memory.put(key, entry)
-            self._writer.offer(key, entry)
-        return _Made(
-            entry,
-            False,
-            {
-                **source.timings,
-                "queue": processed.queue_seconds,
-                "process": processed.process_seconds,
-            },
-        )
+        timings = {
+            **source.timings,
+            "queue": processed.queue_seconds,
+            "process": processed.process_seconds,
+        }
+        return _Made(Entry(processed.data, processed.format), "miss", timings)
 
     async def _process(
         self, source: _Source, preset: Preset, key: ImageKey, flight: Flight[_Made]
@@ -357,8 +376,10 @@ async def open_service(
     metrics = Metrics()
     blocks = block_store_of(config)
     await blocks.load()
+    disk = claims = None
     if cache is ...:
-        cache = _disk_cache(config, metrics)
+        cache = disk = _disk_cache(config, metrics, blocks)
+        claims = Claims(config.cache.path / "flights.lock")
     pool = None
     if processor is ...:
         processor = pool = _processing_pool(config, metrics)
@@ -375,8 +396,11 @@ async def open_service(
     )
     failure: Exception | None = None
 
-    # Stops last: the writer, once it has written what it was given.
-    async with trio.open_nursery() as outlasting:
+    # Stops last: the writer, once it has written what it was given; then the cache is closed.
+    async with AsyncExitStack() as closed, trio.open_nursery() as outlasting:
+        if disk is not None and claims is not None:
+            closed.callback(claims.close)
+            closed.push_async_callback(disk.aclose)
         writing = trio.CancelScope(shield=True)
         outlasting.start_soon(_within, writing, writer.run)
         try:
@@ -387,6 +411,8 @@ async def open_service(
                 nursery.start_soon(gateway.run)
                 nursery.start_soon(blocks.follow)
                 nursery.start_soon(upkeep.keep_checking)
+                if disk is not None:
+                    nursery.start_soon(disk.keep_indexed)
                 nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
                 if resolver is ...:
                     resolver = DidResolver(config, gateway, nursery)
@@ -402,6 +428,7 @@ async def open_service(
                     resolver=resolver,
                     fetcher=fetcher,
                     processor=processor,
+                    claims=claims,
                     metrics=metrics,
                     nursery=nursery,
                 )
@@ -430,20 +457,28 @@ def block_store_of(config: Config) -> BlockStore:
 
 
 def disk_cache_of(
-    config: Config, on_evicted: Callable[[str, int], None] = lambda reason, count: None
+    config: Config,
+    *,
+    may_keep: Callable[[ImageKey], bool] = lambda key: True,
+    on_evicted: Callable[[str, int], None] = lambda reason, count: None,
 ) -> DiskCache:
     """The configured disk cache."""
     settings = config.cache
     return DiskCache(
-        settings.path / "images",
+        settings.path,
         max_bytes=settings.max_bytes,
         ttl_seconds=settings.ttl_days * 86400,
+        may_keep=may_keep,
         on_evicted=on_evicted,
     )
 
 
-def _disk_cache(config: Config, metrics: Metrics) -> DiskCache:
-    disk = disk_cache_of(config, lambda reason, count: metrics.evictions.labels(reason).inc(count))
+def _disk_cache(config: Config, metrics: Metrics, blocks: BlockStore) -> DiskCache:
+    disk = disk_cache_of(
+        config,
+        may_keep=lambda key: not blocks.is_blocked(key.blob),
+        on_evicted=lambda reason, count: metrics.evictions.labels(reason).inc(count),
+    )
     metrics.gauge("cache_entries", "Entries on disk", lambda: disk.statistics().entries)
     metrics.gauge("cache_bytes", "Bytes on disk", lambda: disk.statistics().bytes)
     return disk

@@ -338,14 +338,15 @@ def test_cache_verify_fails_until_what_is_damaged_is_repaired(run: Run, settings
     """Catches a check whose exit code a cron job cannot use."""
     put(settings, key(1))
     clean = run("cache", "verify")
-    assert (clean.exit_code, clean.stdout) == (0, "0 damaged\n")
-    stray = disk_cache_of(settings).path / "stray.jpg"
+    assert (clean.exit_code, clean.stdout) == (0, "0 wrong\n")
+    (entry,) = disk_cache_of(settings).images.rglob("*.jpg")
+    stray = entry.with_name("stray.jpg")
     stray.write_bytes(b"no picture")
     found = run("cache", "verify")
-    assert (found.exit_code, found.stdout) == (1, f"damaged: {stray}\n1 damaged\n")
+    assert (found.exit_code, found.stdout) == (1, f"foreign: {stray}\n1 wrong\n")
     assert stray.exists(), "looking changes nothing"
     repaired = run("cache", "verify", "--repair")
-    assert (repaired.exit_code, repaired.stdout) == (0, f"removed: {stray}\n1 damaged\n")
+    assert (repaired.exit_code, repaired.stdout) == (0, f"foreign: {stray}\n1 wrong, repaired\n")
     assert run("cache", "verify").exit_code == 0
     assert entries(settings) == 1
 

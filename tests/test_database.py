@@ -123,13 +123,48 @@ def test_a_file_that_is_removed_while_it_is_used_is_made_anew_without_its_old_lo
     assert values(database(tmp_path)) == [2]
 
 
-def test_a_damaged_file_can_be_discarded(tmp_path: Path) -> None:
-    """Catches a service that never gets over a damaged file."""
-    shared = database(tmp_path)
-    assert values(shared) == []
-    shared.close()
-    shared.path.write_bytes(b"no database" * 1000)
-    with pytest.raises(sqlite3.DatabaseError):
-        values(shared)
-    shared.discard()
-    assert values(shared) == []
+@pytest.mark.parametrize("damage_at", [0, 4096])
+def test_a_damaged_file_is_replaced_where_it_is_disposable_and_there_alone(
+    tmp_path: Path, damage_at: int
+) -> None:
+    """Catches a service that never gets over a damaged index, and one that drops its blocks."""
+    for disposable in (False, True):
+        shared = Database(
+            tmp_path / f"{disposable}.sqlite3",
+            SCHEMA,
+            synchronous="NORMAL",
+            disposable=disposable,
+        )
+        with shared.writing() as connection:
+            connection.executemany("INSERT INTO numbers VALUES (?)", [(n,) for n in range(5000)])
+        shared.close()
+        with shared.path.open("r+b") as file:
+            file.seek(damage_at)
+            file.write(b"damage" * 1000)
+        with pytest.raises(sqlite3.DatabaseError):
+            values(shared)
+        if disposable:
+            assert values(shared) == []
+        else:
+            with pytest.raises(sqlite3.DatabaseError):
+                values(shared)
+
+
+def test_a_damaged_file_that_another_process_replaced_is_left(tmp_path: Path) -> None:
+    """Catches removing by name what was found damaged under that name before."""
+    path = tmp_path / "file.sqlite3"
+    late = Database(path, SCHEMA, synchronous="NORMAL", disposable=True)
+    assert values(late) == []
+
+    def find_damage_late() -> None:
+        with late.reading():
+            path.unlink()
+            with Database(path, SCHEMA, synchronous="NORMAL").writing() as connection:
+                connection.execute("INSERT INTO numbers VALUES (7)")
+            damage = sqlite3.DatabaseError("malformed")
+            damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise damage
+
+    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        find_damage_late()
+    assert values(late) == [7]

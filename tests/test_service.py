@@ -621,9 +621,9 @@ async def test_what_was_given_to_the_writer_is_not_on_disk_after_the_service(wor
             for number in range(10):
                 await service.get_image("avatar", *world.add_blob(b"picture %d" % number))
             scope.cancel()
-    files = [path for path in world.cache_path.rglob("*") if path.is_file()]
+    files = [path for path in (world.cache_path / "images").rglob("*") if path.is_file()]
     assert len(files) == 10
-    assert not [path for path in files if path.suffix == ".tmp"]
+    assert not list((world.cache_path / "writing").iterdir())
 
 
 @pytest.mark.parametrize(

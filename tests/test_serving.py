@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.processes import (
     ROOT,
     SERVE,
     Client,
+    Reply,
     Server,
     imageproxy,
     own_environment,
@@ -422,6 +424,63 @@ async def test_a_head_that_comes_a_byte_at_a_time_is_cut_as_a_whole_not_byte_by_
         assert closed.is_set()
         assert mock_clock.current_time() <= KEEP_ALIVE_SECONDS + 5
     nursery.cancel_scope.cancel()
+
+
+async def test_servers_on_one_folder_fetch_an_image_once_between_them(tmp_path: Path) -> None:
+    """Catches single flight that ends at the process: each worker is a load on the PDS."""
+    async with upstream() as made:
+        did, cid = made.add_blob(tiny_jpeg())
+        held = made.hold_blobs()
+        environment = made.environment(tmp_path)
+        path = f"/img/avatar_thumbnail/plain/{did}/{cid}"
+        replies: list[Reply] = []
+
+        async def get(server: Server) -> None:
+            replies.append(await server.get(path))
+
+        async with serve(SERVE, environment) as one, serve(SERVE, environment) as other:
+            async with trio.open_nursery() as nursery:
+                for server in (one, other) * 10:
+                    nursery.start_soon(get, server)
+                await held.seen.wait()
+                held.released.set()
+            assert {reply.status for reply in replies} == {200}
+            assert len({reply.body for reply in replies}) == 1
+            assert made.blobs_asked_for == 1
+            states = [reply.headers["x-cache"] for reply in replies]
+            assert states.count("miss") == 1
+            assert (await other.get(path)).headers["x-cache"] == "hit"
+
+
+async def test_a_server_that_is_killed_over_a_fetch_does_not_keep_it_from_the_others(
+    tmp_path: Path,
+) -> None:
+    """Catches a lock that outlives its holder: an image that nobody can make any more."""
+    async with upstream() as made:
+        did, cid = made.add_blob(tiny_jpeg())
+        held = made.hold_blobs()
+        environment = made.environment(tmp_path)
+        path = f"/img/avatar_thumbnail/plain/{did}/{cid}"
+        replies: list[Reply] = []
+
+        async def fail(server: Server) -> None:
+            with suppress(h11.RemoteProtocolError):
+                await server.get(path)
+
+        async def get(server: Server) -> None:
+            replies.append(await server.get(path))
+
+        async with serve(SERVE, environment) as one, serve(SERVE, environment) as other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail, one)
+                await held.seen.wait()
+                made.hold_blobs().released.set()
+                nursery.start_soon(get, other)
+                await trio.sleep(0.1)  # it waits for the other's claim by now, or asks later
+                assert made.blobs_asked_for == 1
+                one.send(signal.SIGKILL)
+            assert [reply.status for reply in replies] == [200]
+            assert made.blobs_asked_for == 2
 
 
 async def test_a_block_holds_in_every_worker_and_after_a_restart(tmp_path: Path) -> None:

@@ -42,6 +42,19 @@ class Selection:
         return self.did in (None, blob.did) and self.cid in (None, blob.cid)
 
 
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What a purge removed.
+
+    Attributes:
+        entries: how many, over every preset and format.
+        blobs: that they were results of.
+    """
+
+    entries: int = 0
+    blobs: frozenset[BlobKey] = frozenset()
+
+
 class Cache(Protocol):
     """Keeps results by key. Every method may raise ``OSError`` when its store fails."""
 
@@ -53,8 +66,8 @@ class Cache(Protocol):
         """Keep ``entry``, whole or not at all: cancellation leaves no partial entry."""
         ...
 
-    async def purge(self, selection: Selection) -> int:
-        """Remove what is selected, over every preset and format; how many there were."""
+    async def purge(self, selection: Selection) -> Purged:
+        """Remove what is selected, over every preset and format."""
         ...
 
     async def cleanup(self) -> int:

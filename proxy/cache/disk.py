@@ -1,75 +1,45 @@
-"""The disk tier: a file per entry, found by its name alone.
-
-A file's modification time is when it was written (the TTL counts from it), its access time when
-it was last used; both are set by hand, so that ``noatime`` and ``relatime`` do not matter here.
-"""
+"""The disk tier: a cache folder, worked on in threads."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 import trio
 
-from proxy.cache.base import Entry, Selection
-from proxy.cache.layout import (
-    TEMPORARY_SUFFIX,
-    cid_of,
-    entry_folder,
-    entry_name,
-    owner_folder,
-    possible_formats,
-)
-from proxy.formats import Format, sniff
-from proxy.urls import ImageKey
+from proxy.cache.base import Entry, Purged, Selection
+from proxy.cache.folder import CacheFolder, Evicted
+from proxy.cache.index import Totals
+from proxy.urls import BlobKey, ImageKey
 
-TOUCH_AFTER = 60.0
-"""Seconds after which a use is noted again: finer recency is not worth a write per hit."""
+THREADS = 16
+"""Reads and writes at once: more only queue at the disk."""
 
-LOW_WATER = 0.95
-"""Share of the limit that eviction goes down to, so that not every write starts a walk."""
-
-ABANDONED_AFTER = 3600.0
-"""Seconds after which a temporary file belongs to no writer that still runs."""
+INDEX_CHECK_SECONDS = 5.0
+"""How soon an index that was lost is noticed, and made anew."""
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class CacheStatistics:
-    """What is kept."""
-
-    entries: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    size: int
-    written: float
-    used: float
+log = structlog.get_logger(__name__)
 
 
 class DiskCache:
-    """A cache in a folder.
+    """A cache in a folder, shared with other processes.
+
+    Cancellation of a call waits for the thread: what was begun is done, or not at all.
 
     Args:
         path: the folder; made when it is missing.
         max_bytes: sum of file sizes; least recently used entries go first.
         ttl_seconds: age at which an entry goes; 0: never.
+        may_keep: asked in a thread just before a file appears, while no purge can run in any
+            process; what it refuses does not appear. May raise ``OSError``.
         on_evicted: called with ``"ttl"`` or ``"size"`` and how many went.
         clock: seconds since the epoch, as file times are.
-
-    All disk work runs in threads of a limiter of its own.
     """
 
     def __init__(
@@ -78,230 +48,107 @@ class DiskCache:
         *,
         max_bytes: int,
         ttl_seconds: float = 0,
+        may_keep: Callable[[ImageKey], bool] = lambda key: True,
         on_evicted: Callable[[str, int], None] = lambda reason, count: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._root = path.absolute()
-        self._max_bytes = max_bytes
-        self._ttl = ttl_seconds
+        self._folder = CacheFolder(
+            path, max_bytes=max_bytes, ttl_seconds=ttl_seconds, may_keep=may_keep, clock=clock
+        )
         self._on_evicted = on_evicted
-        self._clock = clock
-        self._limiter = trio.CapacityLimiter(16)
-        # Not the process id: containers on one volume may share theirs.
-        self._temporary_prefix = f".{secrets.token_hex(8)}"
-        self._temporary_numbers = itertools.count()
-        self._entries = 0
-        self._bytes = 0
-        self._is_counted = False
-        self._tallying = threading.Lock()
+        self._limiter = trio.CapacityLimiter(THREADS)
 
     @property
-    def path(self) -> Path:
-        """The folder, absolute."""
-        return self._root
+    def images(self) -> Path:
+        """The folder of the results, absolute."""
+        return self._folder.images
 
-    def statistics(self) -> CacheStatistics:
-        """As of the last walk, and what this process did since."""
-        return CacheStatistics(self._entries, self._bytes)
+    def statistics(self) -> Totals:
+        """What is kept, as of this process's last change or cleanup."""
+        return self._folder.totals
 
     async def check(self) -> None:
-        """See ``Cache.check``. Makes the folder where it is missing."""
-        await self._in_thread(self._check)
+        """See ``Cache.check``. Makes the folder, and finishes what dead processes began."""
+        await self._in_thread(self._folder.check)
 
     async def get(self, key: ImageKey) -> Entry | None:
-        """See ``Cache.get``. An expired, empty or foreign file is removed, and is a miss."""
-        return await self._in_thread(lambda: self._get(key))
+        """See ``Cache.get``. A file that is expired or not what was written is removed."""
+        return await self._in_thread(lambda: self._folder.get(key))
 
     async def put(self, key: ImageKey, entry: Entry) -> None:
-        """See ``Cache.put``. What was put survives a crash of this process."""
-        await self._in_thread(lambda: self._put(key, entry))
-        if self._bytes > self._max_bytes:
-            await self.cleanup()
+        """See ``Cache.put``. What was put survives the end of this process, and a loss of power."""
+        self._note(await self._in_thread(lambda: self._folder.put(key, entry)))
 
-    async def purge(self, selection: Selection) -> int:
-        """See ``Cache.purge``."""
-        return await self._in_thread(lambda: self._purge(selection))
+    async def purge(self, selection: Selection) -> Purged:
+        """See ``Cache.purge``. Writes of it under way in any process come to nothing."""
+        return await self._in_thread(lambda: self._folder.purge(selection))
 
     async def cleanup(self) -> int:
         """See ``Cache.cleanup``."""
-        expired, evicted = await self._in_thread(self._cleanup)
-        for reason, count in (("ttl", expired), ("size", evicted)):
+        evicted = await self._in_thread(self._folder.cleanup)
+        self._note(evicted)
+        return evicted.expired + evicted.for_size
+
+    async def aclose(self) -> None:
+        """Tell other processes that this one is done. What is called next begins anew."""
+        with trio.CancelScope(shield=True):
+            await self._in_thread(self._folder.close)
+
+    async def keep_indexed(self) -> None:
+        """Make the index anew from the files whenever it is not complete, until cancelled."""
+        while True:
+            try:
+                if not await self._in_thread(self._folder.is_indexed):
+                    await self._index()
+            except OSError as error:
+                log.warning("the index of the cache cannot be made", error=str(error))
+            await trio.sleep(INDEX_CHECK_SECONDS)
+
+    async def by_preset(self) -> dict[str, Totals]:
+        """What is kept, by preset and fingerprint."""
+        return await self._in_thread(self._folder.by_preset)
+
+    async def verify(
+        self, *, repair: bool
+    ) -> AsyncGenerator[tuple[float, list[tuple[str, Path]]], None]:
+        """Hold files and index against each other; see ``CacheFolder.verify_shard``.
+
+        Yields:
+            The share that is done, and what is wrong in the part that was looked at.
+        """
+        shards = await self._in_thread(self._folder.shards)
+        for number, shard in enumerate(shards, 1):
+            look = partial(self._folder.verify_shard, shard, repair=repair)
+            yield number / len(shards), await self._in_thread(look)
+
+    async def has(self, selection: Selection) -> bool:
+        """Whether anything of what is selected is kept."""
+        return await self._in_thread(lambda: self._folder.has(selection))
+
+    async def due_for_check(self, before: float, limit: int) -> list[BlobKey]:
+        """Blobs whose PDS was last asked before that time (seconds since the epoch).
+
+        Args:
+            limit: of entries that are looked at.
+        """
+        return await self._in_thread(lambda: self._folder.due_for_check(before, limit))
+
+    async def mark_checked(self, blob: BlobKey) -> None:
+        """Note that its PDS has the blob now."""
+        await self._in_thread(lambda: self._folder.mark_checked(blob))
+
+    async def _index(self) -> None:
+        added = 0
+        for shard in await self._in_thread(self._folder.shards):
+            added += await self._in_thread(partial(self._folder.index_shard, shard))
+        await self._in_thread(self._folder.set_indexed)
+        if added:
+            log.info("files found that the index of the cache did not know", files=added)
+
+    def _note(self, evicted: Evicted) -> None:
+        for reason, count in (("ttl", evicted.expired), ("size", evicted.for_size)):
             if count:
                 self._on_evicted(reason, count)
-        return expired + evicted
-
-    async def by_preset(self) -> dict[str, CacheStatistics]:
-        """What is kept, counted anew, by preset and fingerprint."""
-        return await self._in_thread(self._by_preset)
-
-    async def verify(self, *, repair: bool) -> list[Path]:
-        """The files that are not what their names say; ``repair`` removes them."""
-        return await self._in_thread(lambda: self._verify(repair))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
-
-    def _check(self) -> None:
-        self._root.mkdir(parents=True, exist_ok=True)
-        probe = self._root / self._temporary_name()
-        try:
-            probe.write_bytes(b"ok")
-        finally:
-            probe.unlink(missing_ok=True)
-
-    def _get(self, key: ImageKey) -> Entry | None:
-        folder = self._root / entry_folder(key)
-        for format_ in possible_formats(key):
-            entry = self._read(folder / entry_name(key, format_), format_)
-            if entry is not None:
-                return entry
-        return None
-
-    def _read(self, path: Path, format_: Format) -> Entry | None:
-        try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                data = file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        now = self._clock()
-        expired = bool(self._ttl) and status.st_mtime <= now - self._ttl
-        if expired or len(data) != status.st_size or sniff(data) is not format_:
-            self._remove(_File(path, status.st_size, status.st_mtime, status.st_atime))
-            return None
-        if now - status.st_atime > TOUCH_AFTER:
-            with suppress(OSError):  # a use that cannot be noted is still a hit
-                os.utime(path, (now, status.st_mtime))
-        return Entry(data, format_)
-
-    def _put(self, key: ImageKey, entry: Entry) -> None:
-        if not self._is_counted:  # no cleanup has been here: what was there counts too
-            self._count(self._files())
-        folder = self._root / entry_folder(key)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / entry_name(key, entry.format)
-        temporary = folder / self._temporary_name()
-        try:
-            temporary.write_bytes(entry.data)
-            now = self._clock()
-            os.utime(temporary, (now, now))
-            replaced = _size_of(path)
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        self._tally(int(replaced is None), len(entry.data) - (replaced or 0))
-
-    def _temporary_name(self) -> str:
-        return f"{self._temporary_prefix}-{next(self._temporary_numbers)}{TEMPORARY_SUFFIX}"
-
-    def _purge(self, selection: Selection) -> int:
-        if selection.did is None:
-            root = self._root
-        else:
-            root = self._root / owner_folder(selection.did)
-        removed = 0
-        unread: list[OSError] = []
-        for file in self._files(root, unread.append):
-            if selection.cid in (None, cid_of(file.path.name)):
-                removed += self._remove(file)
-        for error in unread:
-            if not isinstance(error, FileNotFoundError | NotADirectoryError):
-                raise error
-        return removed
-
-    def _cleanup(self) -> tuple[int, int]:
-        files = list(self._files())
-        expired = 0
-        if self._ttl:
-            limit = self._clock() - self._ttl
-            old = [file for file in files if file.written <= limit]
-            expired = sum(self._remove(file) for file in old)
-            files = [file for file in files if file.written > limit]
-        evicted = 0
-        total = sum(file.size for file in files)
-        if total > self._max_bytes:
-            files.sort(key=lambda file: file.used)
-            for file in files:
-                if total <= self._max_bytes * LOW_WATER:
-                    break
-                evicted += self._remove(file)
-                total -= file.size
-        self._count(self._files())
-        return expired, evicted
-
-    def _by_preset(self) -> dict[str, CacheStatistics]:
-        rows: dict[str, CacheStatistics] = {}
-        for file in self._files():
-            name = file.path.parent.name
-            row = rows.get(name, CacheStatistics(0, 0))
-            rows[name] = CacheStatistics(row.entries + 1, row.bytes + file.size)
-        return rows
-
-    def _verify(self, repair: bool) -> list[Path]:
-        damaged = [file for file in self._files() if not _is_whole(file.path)]
-        if repair:
-            for file in damaged:
-                self._remove(file)
-        return [file.path for file in damaged]
-
-    def _tally(self, entries: int, size: int) -> None:
-        with self._tallying:  # several threads are here at once
-            self._entries = max(self._entries + entries, 0)
-            self._bytes = max(self._bytes + size, 0)
-
-    def _count(self, files: Iterator[_File]) -> None:
-        sizes = [file.size for file in files]
-        with self._tallying:
-            self._entries, self._bytes = len(sizes), sum(sizes)
-        self._is_counted = True
-
-    def _remove(self, file: _File) -> bool:
-        try:
-            file.path.unlink()
-        except FileNotFoundError:
-            return False
-        self._tally(-1, -file.size)
-        with suppress(OSError):  # not empty, or somebody writes there just now
-            for folder in (file.path.parent, file.path.parent.parent):
-                if self._root not in folder.parents:
-                    break
-                folder.rmdir()
-        return True
-
-    def _files(
-        self, root: Path | None = None, on_error: Callable[[OSError], None] | None = None
-    ) -> Iterator[_File]:
-        """The entries below ``root``. Abandoned temporary files are removed on the way.
-
-        ``on_error`` is told of folders that cannot be read, which are passed over otherwise.
-        """
-        for folder, _folders, names in os.walk(root or self._root, onerror=on_error):
-            for name in names:
-                path = Path(folder, name)
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    continue
-                if not name.endswith(TEMPORARY_SUFFIX):
-                    yield _File(path, status.st_size, status.st_mtime, status.st_atime)
-                elif status.st_mtime < self._clock() - ABANDONED_AFTER:
-                    path.unlink(missing_ok=True)
-
-
-def _size_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the content begins as the extension says, or the file is gone by now."""
-    try:
-        with path.open("rb") as file:
-            format_ = sniff(file.read(256))
-    except FileNotFoundError:
-        return True
-    return format_ is not None and path.suffix == f".{format_.extension}"

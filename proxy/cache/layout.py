@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from proxy.formats import Format
-from proxy.identifiers import Did
-from proxy.urls import ImageKey
+from proxy.errors import InvalidRequest
+from proxy.formats import OUTPUTS, Format
+from proxy.identifiers import Did, parse_cid, parse_did
+from proxy.urls import BlobKey, ImageKey
+
+IMAGES = "images"
+"""The folder of all files, below the cache folder."""
 
 AUTO = "auto"
 """Stands for the format in the names of results whose URL names none."""
 
 FORMATS_OF_AUTO = (Format.JPEG, Format.PNG, Format.GIF, Format.WEBP)
 """What such a result can be, most frequent first."""
-
-TEMPORARY_SUFFIX = ".tmp"
 
 
 def owner_folder(did: Did) -> PurePosixPath:
@@ -47,6 +49,26 @@ def possible_formats(key: ImageKey) -> tuple[Format, ...]:
     return FORMATS_OF_AUTO if key.format is None else (key.format,)
 
 
-def cid_of(name: str) -> str:
-    """The CID part of a file name."""
-    return name.partition("@")[0]
+def blob_of(folder: str, name: str) -> BlobKey | None:
+    """The blob that a file by these names is a result of; None for what is no such file. Total."""
+    match folder.split("/"):
+        case [method, _shard, identifier, _preset]:
+            try:
+                return BlobKey(
+                    parse_did(f"did:{method}:{identifier}"), parse_cid(name.partition("@")[0])
+                )
+            except InvalidRequest:
+                return None
+    return None
+
+
+def format_of(name: str) -> Format | None:
+    """The format that a file name says its content has; None for what no entry is called."""
+    stem, _, extension = name.rpartition(".")
+    asked = stem.partition("@")[2]
+    for format_ in Format:
+        if format_.extension == extension:
+            named = FORMATS_OF_AUTO if asked == AUTO else OUTPUTS
+            fits = format_ in named and asked in (AUTO, format_.value)
+            return format_ if fits else None
+    return None

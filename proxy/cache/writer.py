@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 import trio
 from trio_util import AsyncValue
 
-from proxy.cache.base import Cache, Entry, Selection
+from proxy.cache.base import Cache, Entry, Purged, Selection
 from proxy.urls import ImageKey
 
 RETRY_PAUSE = 1.0
@@ -18,6 +19,12 @@ RESTART_PAUSE = 1.0
 """Seconds before a crashed writer starts again."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Write:
+    entry: Entry
+    on_settled: Callable[[], None]
 
 
 class CacheWriter:
@@ -44,7 +51,7 @@ class CacheWriter:
     ) -> None:
         self._cache = cache
         self._send, self._receive = trio.open_memory_channel[ImageKey](queue_size)
-        self._pending: dict[ImageKey, Entry] = {}
+        self._pending: dict[ImageKey, _Write] = {}
         self._writing = trio.Lock()
         self._queue_size = queue_size
         self._waiting: AsyncValue[int] = AsyncValue(0)
@@ -53,35 +60,43 @@ class CacheWriter:
         self._on_error = on_error
         self._on_dropped = on_dropped
 
-    def offer(self, key: ImageKey, entry: Entry) -> None:
-        """Have ``entry`` written. Never waits: a full channel drops the write and counts it."""
+    def offer(
+        self, key: ImageKey, entry: Entry, on_settled: Callable[[], None] = lambda: None
+    ) -> None:
+        """Have ``entry`` written. Never waits: a full channel drops the write and counts it.
+
+        Args:
+            on_settled: called once, when the entry is written, or will not be.
+        """
         if key in self._pending:
+            on_settled()
             return
         try:
             self._send.send_nowait(key)
         except (trio.WouldBlock, trio.ClosedResourceError):
             self._on_dropped()
             log.warning("cache write dropped", preset=key.preset)
+            on_settled()
             return
-        self._pending[key] = entry
+        self._pending[key] = _Write(entry, on_settled)
         self._waiting.value += 1
 
     def pending(self, key: ImageKey) -> Entry | None:
         """The entry of ``key`` while it waits to be written."""
-        return self._pending.get(key)
+        write = self._pending.get(key)
+        return None if write is None else write.entry
 
     async def settled(self) -> None:
         """Wait until less than half of the channel is taken."""
         await self._waiting.wait_value(lambda waiting: waiting * 2 < self._queue_size)
 
-    async def purge(self, selection: Selection) -> int:
+    async def purge(self, selection: Selection) -> Purged:
         """Remove what is selected from the cache, and do not write what of it still waits.
 
         A write already begun is waited for, so that it cannot bring an entry back.
-        Returns how many entries the cache had.
         """
         for key in [key for key in self._pending if selection.covers(key)]:
-            del self._pending[key]
+            self._pending.pop(key).on_settled()
         async with self._writing:
             return await self._cache.purge(selection)
 
@@ -103,14 +118,16 @@ class CacheWriter:
                 return
 
     async def _write(self, key: ImageKey) -> None:
+        write = self._pending.get(key)
+        if write is None:  # purged
+            return
         try:
             for is_last_try in (False, True):
                 try:
                     async with self._writing:
-                        entry = self._pending.get(key)
-                        if entry is None or not self._may_write(key):
+                        if self._pending.get(key) is not write or not self._may_write(key):
                             return
-                        await self._cache.put(key, entry)
+                        await self._cache.put(key, write.entry)
                 except Exception as error:
                     self._on_error(error)
                     log.warning("cache write failed", error=str(error), gives_up=is_last_try)
@@ -120,4 +137,7 @@ class CacheWriter:
                 if not is_last_try:
                     await trio.sleep(RETRY_PAUSE)
         finally:
-            self._pending.pop(key, None)
+            # A purge may have settled it, and another write have the key by now.
+            if self._pending.get(key) is write:
+                del self._pending[key]
+                write.on_settled()

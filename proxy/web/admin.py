@@ -52,7 +52,7 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
     @routes.post("/purge")
     async def purge() -> Json:
         body = await _body()
-        removed = await service().purge(_selection(body))
+        removed = (await service().purge(_selection(body))).entries
         log.info("purged", did=body.get("did"), cid=body.get("cid"), removed=removed)
         return {"removed": removed}
 

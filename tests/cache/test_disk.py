@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,17 @@ import pytest
 import trio
 from hypothesis import given, settings
 
-from proxy.cache.base import Cache, Entry, Selection
-from proxy.cache.disk import (
-    ABANDONED_AFTER,
-    LOW_WATER,
-    TOUCH_AFTER,
-    CacheStatistics,
-    DiskCache,
-)
+from proxy.cache.base import Cache, Entry, Purged, Selection
+from proxy.cache.disk import DiskCache
+from proxy.cache.folder import TOUCH_AFTER, CacheFolder
+from proxy.cache.index import File, Index, Record, Rows, Totals
 from proxy.cache.layout import entry_folder, entry_name
 from proxy.errors import InvalidCid, InvalidDid, InvalidPreset
 from proxy.formats import OUTPUTS, Format
 from proxy.identifiers import Did, parse_did
 from proxy.presets import DEFAULT_PRESETS
 from proxy.urls import ImageKey, image_key
+from tests.processes import until
 
 from . import SIGNATURES, blob_cid, entry, key, owner
 from .test_layout import dids
@@ -66,6 +63,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+OWN = {"processes", "index-1.sqlite3", ".index-1.sqlite3.lock"} | {
+    f"index-1.sqlite3-{suffix}" for suffix in ("wal", "shm")
+}
+"""What a cache folder has beside its files."""
+
 IN_THE_WAY = f"{os.strerror(errno.EEXIST)}|{os.strerror(errno.ENOTDIR)}"
 MakeCache = Callable[..., DiskCache]
 
@@ -75,7 +77,7 @@ def make(root: Path, clock: Clock) -> MakeCache:
     """Makes a cache over the folder; a second one is what a restart would give."""
 
     def make(**arguments: Any) -> DiskCache:
-        return DiskCache(root, **{"max_bytes": GIGABYTE, "clock": clock, **arguments})
+        return DiskCache(root.parent, **{"max_bytes": GIGABYTE, "clock": clock, **arguments})
 
     return make
 
@@ -91,6 +93,34 @@ def path_of(root: Path, key: ImageKey, format_: Format = Format.JPEG) -> Path:
 
 def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_dir())
+
+
+def size_below(folder: Path) -> int:
+    """Of all files, while others come and go."""
+    sizes = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                sizes.append(Path(parent, name).stat().st_size)
+    return sum(sizes)
+
+
+def read_at(path: Path, time: float) -> None:
+    """Have a file be read by somebody else."""
+    os.utime(path, (time, path.stat().st_mtime))
+
+
+async def verified(cache: DiskCache, *, repair: bool = False) -> list[tuple[str, Path]]:
+    async with aclosing(cache.verify(repair=repair)) as parts:
+        return [each async for _, found in parts for each in found]
+
+
+async def indexed(cache: DiskCache, entries: int) -> None:
+    """Have the index be made anew, until it knows so many."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cache.keep_indexed)
+        await until(lambda: cache.statistics().entries == entries)
+        nursery.cancel_scope.cancel()
 
 
 def content(path: Path) -> bytes:
@@ -117,6 +147,13 @@ def full_disk(after: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def end(cache: DiskCache) -> None:
+    """Have its process be gone, as the kernel does with whatever it had locked."""
+    descriptor = cache._folder._presence._descriptor
+    assert descriptor is not None
+    os.close(descriptor)
 
 
 def failing(code: int) -> Callable[..., Any]:
@@ -158,7 +195,7 @@ async def test_a_later_put_replaces_the_earlier_one(cache: DiskCache) -> None:
     await cache.put(key(), entry(100))
     await cache.put(key(), entry(300, fill=b"\x01"))
     assert await cache.get(key()) == entry(300, fill=b"\x01")
-    assert cache.statistics() == CacheStatistics(1, 300)
+    assert cache.statistics() == Totals(1, 300)
 
 
 async def test_what_was_put_outlives_the_process(make: MakeCache) -> None:
@@ -213,7 +250,7 @@ async def test_special_characters_and_length_of_a_did_make_no_difference(
     wanted = key(did=parse_did(did))
     await cache.put(wanted, entry())
     assert await cache.get(wanted) == entry()
-    assert await cache.purge(Selection(did=parse_did(did))) == 1
+    assert (await cache.purge(Selection(did=parse_did(did)))).entries == 1
 
 
 @given(did=dids)
@@ -222,11 +259,13 @@ def test_nothing_is_ever_outside_the_folder(did: Did) -> None:
     """Catches an owner whose name leads elsewhere, when it is kept and when it goes."""
 
     async def work(outside: Path) -> None:
-        cache = DiskCache(outside / "images", max_bytes=GIGABYTE)
+        cache = DiskCache(outside, max_bytes=GIGABYTE)
         await cache.put(key(did=did), entry())
-        assert [path.parts[len(outside.parts)] for path in files_below(outside)] == ["images"]
-        assert await cache.purge(Selection(did=did)) == 1
-        assert files_below(outside) == []
+        parts = {path.parts[len(outside.parts)] for path in files_below(outside)}
+        assert parts - OWN == {"images"}
+        assert (await cache.purge(Selection(did=did))).entries == 1
+        assert {path.parts[len(outside.parts)] for path in files_below(outside)} <= OWN
+        await cache.aclose()
 
     with tempfile.TemporaryDirectory() as folder:
         trio.run(work, Path(folder))
@@ -246,19 +285,19 @@ def test_no_part_of_a_key_or_selection_can_be_empty() -> None:
 
 def test_a_disk_cache_is_a_cache_and_touches_nothing_when_made(root: Path) -> None:
     """Catches a constructor that fails, or writes, before anything is asked of it."""
-    cache: Cache = DiskCache(root, max_bytes=1, ttl_seconds=1)
+    cache: Cache = DiskCache(root.parent, max_bytes=1, ttl_seconds=1)
     assert isinstance(cache, DiskCache)
-    assert cache.path == root
-    assert cache.statistics() == CacheStatistics(0, 0)
-    assert not root.exists()
+    assert cache.images == root
+    assert cache.statistics() == Totals(0, 0)
+    assert files_below(root.parent) == []
 
 
 def test_a_relative_folder_is_held_on_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a cache that moves with the working directory."""
     monkeypatch.chdir(tmp_path)
-    cache = DiskCache(Path("images"), max_bytes=1)
+    cache = DiskCache(Path("cache"), max_bytes=1)
     monkeypatch.chdir("/")
-    assert cache.path == tmp_path / "images"
+    assert cache.images == tmp_path / "cache" / "images"
 
 
 # Size and counting.
@@ -266,16 +305,16 @@ def test_a_relative_folder_is_held_on_to(tmp_path: Path, monkeypatch: pytest.Mon
 
 async def test_statistics_follow_every_put_replacement_and_purge(cache: DiskCache) -> None:
     """Catches a gauge that drifts from the folder."""
-    assert cache.statistics() == CacheStatistics(0, 0)
+    assert cache.statistics() == Totals(0, 0)
     await cache.put(key(1), entry(1000))
     await cache.put(key(2), entry(1000))
-    assert cache.statistics() == CacheStatistics(2, 2000)
+    assert cache.statistics() == Totals(2, 2000)
     await cache.put(key(2), entry(400))
-    assert cache.statistics() == CacheStatistics(2, 1400)
+    assert cache.statistics() == Totals(2, 1400)
     await cache.purge(Selection(did=owner(1)))
-    assert cache.statistics() == CacheStatistics(1, 400)
+    assert cache.statistics() == Totals(1, 400)
     await cache.purge(Selection(did=owner(1)))
-    assert cache.statistics() == CacheStatistics(1, 400)
+    assert cache.statistics() == Totals(1, 400)
 
 
 async def test_the_limit_holds_for_what_was_there_before_without_a_cleanup(
@@ -285,7 +324,7 @@ async def test_the_limit_holds_for_what_was_there_before_without_a_cleanup(
     await make().put(key(1), entry(1000))
     cache = make()
     await cache.put(key(2), entry(400))
-    assert cache.statistics() == CacheStatistics(2, 1400)
+    assert cache.statistics() == Totals(2, 1400)
 
 
 async def test_a_cleanup_counts_what_another_process_left(make: MakeCache) -> None:
@@ -293,7 +332,7 @@ async def test_a_cleanup_counts_what_another_process_left(make: MakeCache) -> No
     await make().put(key(1), entry(1000))
     after_restart = make()
     assert await after_restart.cleanup() == 0
-    assert after_restart.statistics() == CacheStatistics(1, 1000)
+    assert after_restart.statistics() == Totals(1, 1000)
 
 
 async def test_by_preset_counts_each_preset_alone(make: MakeCache) -> None:
@@ -305,8 +344,8 @@ async def test_by_preset_counts_each_preset_alone(make: MakeCache) -> None:
     await cache.put(key(1, preset="banner"), entry(400))
     avatar, banner = key(1), key(1, preset="banner")
     assert await make().by_preset() == {
-        f"avatar-{avatar.fingerprint}": CacheStatistics(2, 300),
-        f"banner-{banner.fingerprint}": CacheStatistics(1, 400),
+        f"avatar-{avatar.fingerprint}": Totals(2, 300),
+        f"banner-{banner.fingerprint}": Totals(1, 400),
     }
 
 
@@ -337,23 +376,74 @@ async def test_the_least_recently_used_goes_first(make: MakeCache, clock: Clock)
         assert await cache.get(key(used)) is not None
     await cache.put(key(10), entry(100))
     kept = [number for number in range(11) if await cache.get(key(number)) is not None]
-    assert kept == [0, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert kept == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
-async def test_eviction_goes_on_down_to_the_low_water_mark(make: MakeCache, clock: Clock) -> None:
-    """Catches a walk over the whole cache with every single write at the limit."""
+async def test_the_limit_holds_after_every_single_write(make: MakeCache, clock: Clock) -> None:
+    """Catches a limit that holds once an hour, and eviction of more than has to go."""
     evicted: list[tuple[str, int]] = []
-    cache = make(max_bytes=100_000, on_evicted=lambda *what: evicted.append(what))
-    for number in range(100):
+    cache = make(max_bytes=10_000, on_evicted=lambda *what: evicted.append(what))
+    for number in range(30):
         await cache.put(key(number), entry(1000))
         clock.advance(1)
-    assert evicted == []
-    await cache.put(key(100), entry(1000))
-    assert cache.statistics().bytes == 100_000 * LOW_WATER
-    assert evicted == [("size", 6)]
-    for number in range(101, 106):
+        assert cache.statistics().bytes == min(number + 1, 10) * 1000
+        assert sum(path.stat().st_size for path in files_below(cache.images)) <= 10_000
+    assert evicted == [("size", 1)] * 20
+
+
+async def test_the_limit_holds_while_several_processes_write_at_once(make: MakeCache) -> None:
+    """Catches each one counting its own writes alone."""
+    caches = [make(max_bytes=20_000) for _ in range(4)]
+    highest = 0
+
+    async def put(cache: DiskCache, numbers: range) -> None:
+        nonlocal highest
+        for number in numbers:
+            await cache.put(key(number), entry(1000))
+            highest = max(highest, size_below(cache.images))
+
+    async with trio.open_nursery() as nursery:
+        for number, cache in enumerate(caches):
+            nursery.start_soon(put, cache, range(number * 100, number * 100 + 25))
+    assert highest <= 20_000
+    assert sum(row.bytes for row in (await caches[0].by_preset()).values()) == 20_000
+
+
+async def test_what_nginx_read_is_passed_over_and_asked_for_again_later(
+    make: MakeCache, root: Path, clock: Clock
+) -> None:
+    """Catches recency by the service's own reads alone: nginx serves most hits without it."""
+    cache = make(max_bytes=3000)
+    for number in range(3):
         await cache.put(key(number), entry(1000))
-    assert evicted == [("size", 6)]
+        clock.advance(10)
+    read_at(path_of(root, key(0)), clock.now)
+    clock.advance(10)
+    await cache.put(key(3), entry(1000))
+    assert [exists(path_of(root, key(n))) for n in range(4)] == [True, False, True, True]
+    await cache.put(key(4), entry(1000))
+    await cache.put(key(5), entry(1000))
+    assert [exists(path_of(root, key(n))) for n in range(6)] == [
+        *(False, False, False),
+        *(True, True, True),
+    ], "read once is not read for ever"
+
+
+async def test_room_is_made_although_everything_was_just_read(
+    make: MakeCache, root: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a search for something unread that goes through the whole cache for one write."""
+    monkeypatch.setattr("proxy.cache.folder.MOST_PASSED_OVER", 3)
+    cache = make(max_bytes=10_000)
+    for number in range(10):
+        await cache.put(key(number), entry(1000))
+        clock.advance(10)
+    for number in range(10):
+        read_at(path_of(root, key(number)), clock.now + number)
+    clock.advance(100)
+    await cache.put(key(10), entry(1000))
+    gone = [number for number in range(11) if not exists(path_of(root, key(number)))]
+    assert gone == [3], "three were passed over, and the next one went"
 
 
 async def test_the_limit_holds_for_what_was_there_before(make: MakeCache, clock: Clock) -> None:
@@ -361,15 +451,15 @@ async def test_the_limit_holds_for_what_was_there_before(make: MakeCache, clock:
     for number in range(10):
         await make().put(key(number), entry(1000))
         clock.advance(1)
-    assert await make(max_bytes=5000).cleanup() == 6
-    assert len([n for n in range(10) if await make().get(key(n)) is not None]) == 4
+    assert await make(max_bytes=5000).cleanup() == 5
+    assert len([n for n in range(10) if await make().get(key(n)) is not None]) == 5
 
 
 async def test_an_entry_beyond_the_whole_limit_does_not_stay(make: MakeCache) -> None:
     """Catches a limit that one large result breaks for good."""
     cache = make(max_bytes=1000)
     await cache.put(key(), entry(2000))
-    assert cache.statistics() == CacheStatistics(0, 0)
+    assert cache.statistics() == Totals(0, 0)
     assert await cache.get(key()) is None
 
 
@@ -426,7 +516,7 @@ async def test_an_entry_expires_by_the_time_of_writing_not_of_use(
     clock.advance(1)
     assert await cache.get(key()) is None
     assert files_below(root) == []
-    assert cache.statistics() == CacheStatistics(0, 0)
+    assert cache.statistics() == Totals(0, 0)
 
 
 async def test_an_expired_entry_can_be_put_again(make: MakeCache, clock: Clock) -> None:
@@ -477,7 +567,7 @@ async def test_a_cleanup_judges_by_age_first_and_by_size_then(
     cache = make(max_bytes=1000, ttl_seconds=DAY, on_evicted=lambda *what: evicted.append(what))
     assert await cache.cleanup() == 4
     assert evicted == [("ttl", 3), ("size", 1)]
-    assert cache.statistics() == CacheStatistics(2, 800)
+    assert cache.statistics() == Totals(2, 800)
 
 
 # Files that are not what they should be.
@@ -505,49 +595,299 @@ async def test_a_damaged_file_is_a_miss_and_goes(
     assert await cache.get(key()) == entry()
 
 
-async def test_verify_tells_what_is_damaged_and_repair_removes_just_that(
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: data[:-1], id="truncated"),
+        pytest.param(lambda data: data[:40] + b"\x01" + data[41:], id="one byte altered"),
+        pytest.param(lambda data: data + b"\x00", id="longer"),
+    ],
+)
+async def test_a_file_that_was_changed_on_disk_is_a_miss_and_goes(
+    cache: DiskCache, root: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    """Catches trust in a good beginning: half a picture is served for a year."""
+    await cache.put(key(), entry())
+    path = path_of(root, key())
+    path.write_bytes(damage(path.read_bytes()))
+    assert await cache.get(key()) is None
+    assert not exists(path)
+    assert cache.statistics() == Totals(0, 0)
+    await cache.put(key(), entry())
+    assert await cache.get(key()) == entry()
+
+
+async def test_a_file_that_is_replaced_while_it_is_read_is_not_taken_for_damaged(
+    cache: DiskCache, make: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a good file removed because it was held against the record before it."""
+    await cache.put(key(), entry(100))
+    other = make()
+    find = Rows.find
+    replaced = False
+
+    def find_after_the_other(rows: Rows, file: File) -> Record | None:
+        nonlocal replaced
+        found = find(rows, file)
+        if not replaced:
+            replaced = True
+            other._folder.put(key(), entry(300))
+            return found
+        return find(rows, file)
+
+    monkeypatch.setattr(Rows, "find", find_after_the_other)
+    assert await cache.get(key()) in (entry(100), entry(300))
+    assert replaced
+    assert await cache.get(key()) == entry(300)
+
+
+async def test_verify_tells_what_is_wrong_both_ways_and_repair_mends_just_that(
     cache: DiskCache, root: Path, clock: Clock
 ) -> None:
     """Catches a repair that removes good entries, and a verify that changes anything."""
-    await cache.put(key(1), entry())
-    await cache.put(key(2), entry(100, Format.PNG))
-    damaged = [path_of(root, key(3)), path_of(root, key(4), Format.PNG), root / "stray.txt"]
-    for path, data in zip(damaged, (b"", SIGNATURES[Format.JPEG], b"hello"), strict=True):
-        plant(path, data, at=clock.now)
+    for number in range(5):
+        await cache.put(key(number), entry())
+    paths = [path_of(root, key(number)) for number in range(7)]
+    paths[1].write_bytes(entry(99).data)
+    paths[2].unlink()
+    paths[3].write_bytes(b"")
+    plant(paths[5], entry().data, at=clock.now)
+    plant(paths[6], b"no picture", at=clock.now)
+    stray = paths[0].parent / "stray.txt"
+    plant(stray, b"hello", at=clock.now)
+    wrong = sorted(
+        [
+            ("damaged", paths[1]),
+            ("missing", paths[2]),
+            ("damaged", paths[3]),
+            ("unknown", paths[5]),
+            ("damaged", paths[6]),
+            ("foreign", stray),
+        ]
+    )
     before = files_below(root)
-    assert sorted(await cache.verify(repair=False)) == sorted(damaged)
+    assert sorted(await verified(cache)) == wrong
     assert files_below(root) == before
-    assert sorted(await cache.verify(repair=True)) == sorted(damaged)
-    assert files_below(root) == sorted(set(before) - set(damaged))
-    assert await cache.verify(repair=False) == []
+    assert sorted(await verified(cache, repair=True)) == wrong
+    assert files_below(root) == sorted([paths[0], paths[4], paths[5]])
+    assert await verified(cache) == []
+    assert [row.entries for row in (await cache.by_preset()).values()] == [3]
 
 
 async def test_verify_passes_over_what_goes_meanwhile(
-    cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+    cache: DiskCache, make: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a verify that fails beside a server which evicts."""
     await cache.put(key(1), entry())
     await cache.put(key(2), entry())
-    open_it = Path.open
+    other = make()
+    below = Rows.below
 
-    def evicted_just_now(path: Path, *arguments: Any) -> Any:
-        path.unlink()
-        return open_it(path, *arguments)
+    def evicted_just_now(rows: Rows, folder: str) -> list[Record]:
+        found = below(rows, folder)
+        other._folder.purge(Selection(cid=blob_cid(1)))
+        return found
 
-    monkeypatch.setattr(Path, "open", evicted_just_now)
-    assert await cache.verify(repair=False) == []
+    monkeypatch.setattr(Rows, "below", evicted_just_now)
+    assert await verified(cache) == []
 
 
-async def test_a_stray_file_goes_by_size_like_any_other_and_takes_no_folder_along(
-    tmp_path: Path, clock: Clock
+# The index, lost and found.
+
+
+async def test_a_file_that_the_index_does_not_know_is_served_and_known_from_then_on(
+    cache: DiskCache, root: Path, clock: Clock
 ) -> None:
-    """Catches tidying that removes the cache's own folder, and the one around it."""
-    root = tmp_path / "around" / "images"
-    plant(root / "stray.txt", b"x" * 2000, at=clock.now)
-    plant(root / "plc" / "stray.txt", b"x" * 2000, at=clock.now)
-    assert await DiskCache(root, max_bytes=1000, clock=clock).cleanup() == 2
-    assert root.is_dir()
-    assert files_below(tmp_path) == []
+    """Catches an index that is believed where it is not complete."""
+    plant(path_of(root, key()), entry().data, at=clock.now)
+    assert await cache.get(key()) == entry()
+    assert [row.entries for row in (await cache.by_preset()).values()] == [1]
+    path_of(root, key()).write_bytes(entry(99).data)
+    assert await cache.get(key()) is None, "from then on it is held to what it was"
+
+
+async def test_an_index_that_is_lost_is_made_anew_from_the_files(
+    make: MakeCache, root: Path, clock: Clock
+) -> None:
+    """Catches a cache that is empty, or grows without a limit, once its index is gone."""
+    before = make()
+    for number in range(10):
+        await before.put(key(number), entry(1000))
+        read_at(path_of(root, key(number)), clock.now + number)
+        clock.advance(100)
+    await before.aclose()
+    for file in root.parent.glob("*index*"):
+        file.unlink()
+    plant(path_of(root, key(3)).parent / ".0123456789abcdef-0.tmp", b"half", at=clock.now)
+    after = make(max_bytes=5000)
+    await indexed(after, 10)
+    assert after.statistics() == Totals(10, 10_000)
+    assert len(files_below(root)) == 10, "what an older release left half written goes"
+    await after.cleanup()
+    kept = [number for number in range(10) if exists(path_of(root, key(number)))]
+    assert kept == [5, 6, 7, 8, 9]
+
+
+async def test_an_index_that_is_damaged_while_it_is_used_costs_one_failure(
+    make: MakeCache, root: Path
+) -> None:
+    """Catches a cache that stays unusable until an operator removes a file by hand."""
+    cache = make()
+    await cache.put(key(1), entry())
+    await cache.aclose()
+    (root.parent / "index-1.sqlite3").write_bytes(b"damage" * 5000)
+    with pytest.raises(OSError, match="index: "):
+        await cache.get(key(1))
+    assert await cache.get(key(1)) == entry()
+    await indexed(cache, 1)
+    assert cache.statistics() == Totals(1, 100)
+
+
+async def test_a_purge_finds_what_the_index_does_not_know_yet(
+    cache: DiskCache, root: Path, clock: Clock
+) -> None:
+    """Catches a blocked picture that nginx serves while the index is made anew."""
+    by_owner, by_cid = path_of(root, key(1)), path_of(root, key(2))
+    for path in (by_owner, by_cid):
+        plant(path, entry().data, at=clock.now)
+    assert await cache.purge(Selection(did=owner(1))) == Purged(1, frozenset({key(1).blob}))
+    assert not exists(by_owner)
+    assert await cache.purge(Selection(cid=blob_cid(2))) == Purged(1, frozenset({key(2).blob}))
+    assert not exists(by_cid)
+
+
+# Processes that end in the middle, and others beside them.
+
+
+@pytest.mark.parametrize("place", ["before the file", "after the file"])
+async def test_a_write_that_was_killed_is_finished_or_forgotten_by_the_next(
+    make: MakeCache, root: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Catches files that no limit counts, entries without a file, and half files that stay."""
+    killed = make()
+    await killed.put(key(1), entry())
+    place_it = CacheFolder._place
+
+    def die(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    def die_there(folder: CacheFolder, temporary: Path, file: File) -> None:
+        if place == "after the file":
+            place_it(folder, temporary, file)
+        die()
+
+    with monkeypatch.context() as dying:
+        dying.setattr(CacheFolder, "_place", die_there)
+        dying.setattr(CacheFolder, "_settle_arrival", die)
+        dying.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+        with pytest.raises(KeyboardInterrupt):
+            killed._folder.put(key(2), entry(200))
+    assert files_below(root.parent / "writing") != [] or place == "after the file"
+    end(killed)
+    after = make()
+    await after.check()
+    assert files_below(root.parent / "writing") == []
+    known = (await after.by_preset()).values()
+    if place == "after the file":
+        assert await after.get(key(2)) == entry(200)
+        assert [row.bytes for row in known] == [300]
+    else:
+        assert await after.get(key(2)) is None
+        assert [row.bytes for row in known] == [100]
+    assert await verified(after) == []
+
+
+async def test_a_removal_that_was_killed_is_finished_by_the_next(
+    make: MakeCache, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a purged picture that stays because its process ended between index and file."""
+    killed = make()
+    await killed.put(key(1), entry())
+
+    def die(folder: CacheFolder, file: File) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(CacheFolder, "_unlink", die)
+        with pytest.raises(KeyboardInterrupt):
+            killed._folder.purge(Selection(did=owner(1)))
+    assert exists(path_of(root, key(1)))
+    end(killed)
+    after = make()
+    await after.check()
+    assert files_below(root) == []
+    assert await verified(after) == []
+
+
+async def test_what_another_process_is_writing_is_left_to_it(
+    make: MakeCache, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a start that takes a neighbour's half file for something left behind."""
+    writing, starting = make(), make()
+    await starting.check()
+    checked = False
+    write = CacheFolder._write
+
+    def check_meanwhile(folder: CacheFolder, data: bytes, now: float) -> Path:
+        nonlocal checked
+        temporary = write(folder, data, now)
+        if folder is writing._folder:
+            starting._folder.check()
+            checked = True
+        return temporary
+
+    monkeypatch.setattr(CacheFolder, "_write", check_meanwhile)
+    await writing.put(key(), entry())
+    assert checked
+    assert await starting.get(key()) == entry()
+
+
+@pytest.mark.parametrize("selection", [Selection(owner()), Selection(cid=blob_cid())])
+async def test_a_purge_in_one_process_ends_a_write_under_way_in_another(
+    make: MakeCache, root: Path, monkeypatch: pytest.MonkeyPatch, selection: Selection
+) -> None:
+    """Catches a late write that brings a blocked picture back after the call has answered."""
+    writing, purging = make(), make()
+    begin = Rows.begin_arrival
+    committed = CacheFolder._place
+    placed: list[File] = []
+
+    def purge_between(rows: Rows, record: Record) -> None:
+        begin(rows, record)
+        # At the end of this transaction: the arrival is committed, the file not there yet.
+        after_commit.append(lambda: purging._folder.purge(selection))
+
+    after_commit: list[Callable[[], object]] = []
+    write_it = Index.writing
+
+    @contextmanager
+    def writing_then(index: Index) -> Iterator[Rows]:
+        with write_it(index) as rows:
+            yield rows
+        while after_commit:
+            after_commit.pop()()
+
+    def place(folder: CacheFolder, temporary: Path, file: File) -> None:
+        placed.append(file)
+        committed(folder, temporary, file)
+
+    monkeypatch.setattr(Rows, "begin_arrival", purge_between)
+    monkeypatch.setattr(Index, "writing", writing_then)
+    monkeypatch.setattr(CacheFolder, "_place", place)
+    await writing.put(key(), entry())
+    assert placed == []
+    assert files_below(root) == []
+    assert await verified(writing) == []
+
+
+async def test_what_may_not_be_kept_does_not_appear(make: MakeCache, root: Path) -> None:
+    """Catches a block that another process set while this one was writing."""
+    cache = make(may_keep=lambda wanted: wanted.blob.did != owner(1))
+    await cache.put(key(1), entry())
+    await cache.put(key(2), entry())
+    assert files_below(root) == [path_of(root, key(2))]
+    assert files_below(root.parent / "writing") == []
+    assert cache.statistics() == Totals(1, 100)
 
 
 # Writing.
@@ -565,7 +905,7 @@ async def test_a_write_that_fails_in_the_middle_leaves_what_was_there(
     assert files_below(root) == [path_of(root, key(1))]
     assert await cache.get(key(1)) == entry(100)
     assert await cache.get(key(2)) is None
-    assert cache.statistics() == CacheStatistics(1, 100)
+    assert cache.statistics() == Totals(1, 100)
     await cache.put(key(2), entry(100_000))
     assert await cache.get(key(2)) == entry(100_000)
 
@@ -582,7 +922,7 @@ async def test_a_disk_that_fails_at_any_step_leaves_what_was_there(
         with pytest.raises(OSError, match=os.strerror(code)):
             await cache.put(key(2), entry(100))
     assert files_below(root) == [path_of(root, key(1))]
-    assert cache.statistics() == CacheStatistics(1, 100)
+    assert cache.statistics() == Totals(1, 100)
     await cache.put(key(2), entry(100))
     assert await cache.get(key(2)) == entry(100)
 
@@ -607,31 +947,6 @@ async def test_a_put_that_is_cancelled_leaves_all_or_nothing(cache: DiskCache, r
         await cache.put(key(), entry())
     assert files_below(root) in ([], [path_of(root, key())])
     assert await cache.get(key()) in (None, entry())
-
-
-async def test_abandoned_temporary_files_go_and_fresh_ones_stay(
-    cache: DiskCache, root: Path, clock: Clock
-) -> None:
-    """Catches a folder that fills with what crashes left, and a writer whose file is taken."""
-    await cache.put(key(), entry())
-    folder = path_of(root, key()).parent
-    plant(folder / ".7-0.tmp", b"half", at=clock.now - ABANDONED_AFTER - 1)
-    plant(folder / ".7-1.tmp", b"half", at=clock.now - ABANDONED_AFTER + 1)
-    assert await cache.cleanup() == 0
-    assert files_below(root) == [folder / ".7-1.tmp", path_of(root, key())]
-    assert cache.statistics() == CacheStatistics(1, 100), "a temporary file is no entry"
-
-
-async def test_a_temporary_file_is_never_served_nor_purged(
-    cache: DiskCache, root: Path, clock: Clock
-) -> None:
-    """Catches a write that a purge of another preset breaks in its middle."""
-    temporary = path_of(root, key()).parent / ".7-0.tmp"
-    plant(temporary, SIGNATURES[Format.JPEG], at=clock.now)
-    assert await cache.get(key()) is None
-    assert await cache.purge(Selection(did=owner())) == 0
-    assert await cache.verify(repair=True) == []
-    assert temporary.exists()
 
 
 # Purging.
@@ -670,11 +985,11 @@ async def test_a_purge_takes_every_preset_and_format_of_what_is_selected(
     stocked: DiskCache, selection: Selection, count: int
 ) -> None:
     """Catches a format or preset of a blocked blob that is left, and a neighbour that goes."""
-    assert await stocked.purge(selection) == count
+    assert (await stocked.purge(selection)).entries == count
     for each in stock():
         assert (await stocked.get(each) is None) is selection.covers(each)
     assert stocked.statistics().entries == 16 - count
-    assert await stocked.purge(selection) == 0
+    assert (await stocked.purge(selection)).entries == 0
 
 
 async def test_a_purge_leaves_no_empty_folders_behind(cache: DiskCache, root: Path) -> None:
@@ -684,25 +999,26 @@ async def test_a_purge_leaves_no_empty_folders_behind(cache: DiskCache, root: Pa
     assert not (path_of(root, key()).parent.parent).exists()
 
 
-async def test_a_purge_that_cannot_read_a_folder_says_so_after_the_others(
+async def test_a_purge_that_cannot_remove_a_file_says_so_and_can_be_tried_again(
     stocked: DiskCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches "removed" told of entries that are still there."""
-    scandir = os.scandir
+    """Catches "removed" told of a file that nginx still serves."""
+    unlink = CacheFolder._unlink
 
-    def broken_at_one(path: Any) -> Any:
-        if owner(1).removeprefix("did:plc:") in str(path):
+    def broken_at_one(folder: CacheFolder, file: File) -> None:
+        if owner(1).removeprefix("did:plc:") in file.folder:
             raise OSError(errno.EIO, "Input/output error")
-        return scandir(path)
+        unlink(folder, file)
 
     with monkeypatch.context() as broken:
-        broken.setattr(os, "scandir", broken_at_one)
+        broken.setattr(CacheFolder, "_unlink", broken_at_one)
         with pytest.raises(OSError, match="Input/output error"):
             await stocked.purge(Selection(cid=blob_cid(1)))
-    for each in stock():
-        if each.blob.did == owner(2):
-            assert (await stocked.get(each) is None) is (each.blob.cid == blob_cid(1))
-    assert await stocked.purge(Selection(cid=blob_cid(1))) == 4
+    left = [path for path in files_below(stocked.images) if blob_cid(1) in path.name]
+    assert len(left) == 4
+    await stocked.purge(Selection(cid=blob_cid(1)))
+    assert not any(exists(path) for path in left)
+    assert await verified(stocked) == []
 
 
 # A folder that is missing, in the way, or read-only.
@@ -713,8 +1029,8 @@ async def test_a_missing_folder_is_made_at_start_and_made_again_in_the_middle(
 ) -> None:
     """Catches a cache that is lost for good when somebody empties /var/cache."""
     assert await cache.cleanup() == 0
-    assert await cache.purge(Selection(did=owner())) == 0
-    assert await cache.verify(repair=True) == []
+    assert (await cache.purge(Selection(did=owner()))).entries == 0
+    assert await verified(cache, repair=True) == []
     await cache.check()
     assert files_below(root) == []
     assert exists(root)
@@ -735,7 +1051,7 @@ async def test_a_file_in_the_way_fails_the_check_and_each_write_and_is_left_alon
     with pytest.raises(OSError, match=IN_THE_WAY):
         await cache.put(key(), entry())
     assert await cache.get(key()) is None
-    assert await cache.purge(Selection(did=owner())) == 0
+    assert (await cache.purge(Selection(did=owner()))).entries == 0
     assert await cache.cleanup() == 0
     assert content(root) == b"precious"
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from proxy.cache.layout import (
     FORMATS_OF_AUTO,
-    TEMPORARY_SUFFIX,
-    cid_of,
+    blob_of,
     entry_folder,
     entry_name,
+    format_of,
     owner_folder,
     possible_formats,
 )
@@ -96,13 +96,41 @@ def test_every_format_that_a_source_can_give_is_looked_for() -> None:
         assert possible_formats(key(format_=format_)) == (format_,)
 
 
-@pytest.mark.parametrize("format_", OUTPUTS)
-def test_the_cid_can_be_read_off_a_file_name(format_: Format) -> None:
-    """Catches a purge of a blob that finds none of its files."""
-    asked = key(3, format_=format_)
-    assert cid_of(entry_name(asked, format_)) == blob_cid(3)
-    assert cid_of(entry_name(key(3), format_)) == blob_cid(3)
-    assert not entry_name(asked, format_).endswith(TEMPORARY_SUFFIX)
+@pytest.mark.parametrize("did", [PLC, SHORT, PORT, LONGEST])
+@pytest.mark.parametrize("asked", [None, *OUTPUTS])
+def test_blob_and_format_can_be_read_off_a_path(did: Did, asked: Format | None) -> None:
+    """Catches a purge of a blob that finds none of its files, and an index made anew of nothing."""
+    wanted = key(3, did=did, format_=asked)
+    for format_ in possible_formats(wanted):
+        name = entry_name(wanted, format_)
+        assert blob_of(str(entry_folder(wanted)), name) == wanted.blob
+        assert format_of(name) is format_
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "stray.txt", ".0-1.tmp", "bafkrei", "x@auto.avif", "x@auto.heic", "x@webp.jpg",
+     "x@gif.gif", "x@heic.heic", "x@.jpg", "x.jpg"],
+)  # fmt: skip
+def test_what_no_entry_is_called_has_no_format(name: str) -> None:
+    """Catches a stray file that the index takes for a picture."""
+    assert format_of(name) is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("", "x@auto.jpg"),
+        ("plc/z7", "x@auto.jpg"),
+        (str(entry_folder(key())), "bafkreibroken@auto.jpg"),
+        ("web/ex/EXAMPLE.com/avatar-0", f"{blob_cid()}@auto.jpg"),
+        ("key/z6/z6Mk/avatar-0", f"{blob_cid()}@auto.jpg"),
+        ("plc/../../etc", f"{blob_cid()}@auto.jpg"),
+    ],
+)
+def test_what_is_no_result_of_a_blob_is_told(folder: str, name: str) -> None:
+    """Catches an exception from a file that somebody else put there."""
+    assert blob_of(folder, name) is None
 
 
 label = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from proxy.cache.base import Entry, Selection
+from proxy.cache.base import Entry, Purged, Selection
 from proxy.formats import Format
 from proxy.identifiers import Did
 from proxy.presets import Preset
@@ -77,13 +77,13 @@ class FakeCache:
             raise self.put_errors.pop(0)
         self.entries[key] = entry
 
-    async def purge(self, selection: Selection) -> int:
+    async def purge(self, selection: Selection) -> Purged:
         """See ``Cache.purge``."""
         await trio.lowlevel.checkpoint()
         selected = [key for key in self.entries if selection.covers(key)]
         for key in selected:
             del self.entries[key]
-        return len(selected)
+        return Purged(len(selected), frozenset(key.blob for key in selected))
 
     async def cleanup(self) -> int:
         """See ``Cache.cleanup``."""

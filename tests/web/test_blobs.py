@@ -170,4 +170,4 @@ async def test_originals_are_not_kept_on_disk_as_results(world: World) -> None:
     did, cid = world.add_blob()
     async with serving(world) as client:
         assert (await client.get(f"/blob/{did}/{cid}")).status == 200
-    assert [path for path in world.cache_path.rglob("*") if path.is_file()] == []
+    assert [path for path in (world.cache_path / "images").rglob("*") if path.is_file()] == []

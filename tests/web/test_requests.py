@@ -80,9 +80,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background[Stage
 
 FILES = re.compile(
     r"cache/(?:blocks\.sqlite3(?:-journal)?"
+    r"|index-1\.sqlite3(?:-wal|-shm)?|\.index-1\.sqlite3\.lock|flights\.lock"
+    r"|processes/[0-9a-f]{16}(?:\.new)?|writing/[0-9a-f]{16}/[0-9]+"
     r"|images/plc/[a-z2-7]{2}/[a-z2-7]{24}/[a-z_]+-[0-9a-f]{10}"
-    r"/(?:b[a-z2-7]{58}@(?:auto|jpeg|png|webp|avif)\.(?:jpg|png|webp|avif|gif)|\.[0-9a-f]+-[0-9]+\.tmp)"
-    r"|images/\.probe-[0-9a-f]+-[0-9]+\.tmp)"
+    r"/(?:b[a-z2-7]{58}@(?:auto|jpeg|png|webp|avif)\.(?:jpg|png|webp|avif|gif))"
+    r"|images/\.[0-9a-f]{16})"
 )
 """All that may be in the folder."""
 

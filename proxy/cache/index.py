@@ -1,0 +1,343 @@
+"""The index of the disk cache: what is kept, in SQLite beside the files.
+
+The files are the truth; the index knows sizes, checksums and ages without a walk over them. A file
+appears or disappears only under the index's write lock, and only after a move that says so was
+committed, so that what a process left undone when it was killed can be finished by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.cache.base import Selection
+from proxy.cache.layout import owner_folder
+from proxy.database import Database, code_of
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS entries (
+    folder TEXT NOT NULL,     -- of the file, below the folder of all files
+    name TEXT NOT NULL,       -- of the file: "{cid}@{format}.{extension}"
+    cid TEXT NOT NULL,
+    size INTEGER NOT NULL,    -- bytes
+    digest BLOB,              -- sha-256; NULL: found as a file, not read yet
+    written REAL NOT NULL,    -- seconds since the epoch, as all times here
+    used REAL NOT NULL,       -- the last use that is known; the file's access time may be later
+    checked REAL NOT NULL,    -- when its PDS last had the blob
+    UNIQUE (folder, name)
+);
+CREATE INDEX IF NOT EXISTS entries_by_cid ON entries (cid);
+CREATE INDEX IF NOT EXISTS entries_by_use ON entries (used);
+CREATE INDEX IF NOT EXISTS entries_by_age ON entries (written);
+CREATE INDEX IF NOT EXISTS entries_by_check ON entries (checked);
+-- Files that are about to appear or to disappear, by the process that sees to it.
+CREATE TABLE IF NOT EXISTS moves (
+    process TEXT NOT NULL,
+    arrives INTEGER NOT NULL,
+    folder TEXT NOT NULL,
+    name TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB,
+    written REAL NOT NULL,
+    UNIQUE (process, arrives, folder, name)
+);
+CREATE TABLE IF NOT EXISTS state (
+    entries INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    complete INTEGER NOT NULL -- whether every file is known here
+);
+INSERT INTO state SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT * FROM state);
+CREATE TRIGGER IF NOT EXISTS entry_added AFTER INSERT ON entries BEGIN
+    UPDATE state SET entries = entries + 1, bytes = bytes + new.size;
+END;
+CREATE TRIGGER IF NOT EXISTS entry_removed AFTER DELETE ON entries BEGIN
+    UPDATE state SET entries = entries - 1, bytes = bytes - old.size;
+END;
+CREATE TRIGGER IF NOT EXISTS entry_resized AFTER UPDATE OF size ON entries BEGIN
+    UPDATE state SET bytes = bytes + new.size - old.size;
+END;
+"""
+
+FILE_NAME = "index-1.sqlite3"
+"""Has the version of the schema: an index that cannot be read is made anew from the files."""
+
+_ERRNO = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file by the names of its folder and its own."""
+
+    folder: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Relative to the folder of all files."""
+        return f"{self.folder}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of an entry. Times are seconds since the epoch; ``digest`` as in the table."""
+
+    file: File
+    size: int
+    digest: bytes | None
+    written: float
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Of all entries."""
+
+    entries: int
+    bytes: int
+
+
+class Rows:
+    """The statements, on one connection; within ``Index.writing`` also those that change rows."""
+
+    def __init__(self, connection: sqlite3.Connection, process: str) -> None:
+        self._connection = connection
+        self._process = process
+
+    def find(self, file: File) -> Record | None:
+        """The record of a file."""
+        return next(self._records("folder = ? AND name = ?", (file.folder, file.name)), None)
+
+    def totals(self) -> Totals:
+        """Entries and their bytes."""
+        return Totals(*self._connection.execute("SELECT entries, bytes FROM state").fetchone())
+
+    def arriving(self) -> int:
+        """Bytes that any process is about to add."""
+        (found,) = self._connection.execute(
+            "SELECT coalesce(sum(size), 0) FROM moves WHERE arrives"
+        ).fetchone()
+        return int(found)
+
+    def is_complete(self) -> bool:
+        """Whether every file is known here."""
+        (complete,) = self._connection.execute("SELECT complete FROM state").fetchone()
+        return bool(complete)
+
+    def least_used(self, limit: int) -> list[Record]:
+        """The first ones to go, by what is known of their use."""
+        return list(self._records("true ORDER BY used LIMIT ?", (limit,)))
+
+    def written_until(self, time: float, limit: int) -> list[Record]:
+        """Entries of that age or older, oldest first."""
+        return list(self._records("written <= ? ORDER BY written LIMIT ?", (time, limit)))
+
+    def selected(self, selection: Selection, limit: int) -> list[Record]:
+        """Entries of an owner, a blob, or a pair."""
+        where, values = _selected(selection)
+        return list(self._records(f"{where} LIMIT ?", (*values, limit)))
+
+    def below(self, folder: str) -> list[Record]:
+        """Entries whose files lie anywhere below a folder."""
+        return list(self._records(*_below(folder)))
+
+    def shelves(self) -> Iterator[tuple[str, int, int]]:
+        """Folder, entries and bytes of each folder that has entries, in no order."""
+        yield from self._connection.execute(
+            "SELECT folder, count(*), sum(size) FROM entries GROUP BY folder"
+        )
+
+    def checked_until(self, time: float, limit: int) -> list[Record]:
+        """Entries whose PDS was last asked then or earlier, oldest first."""
+        return list(self._records("checked <= ? ORDER BY checked LIMIT ?", (time, limit)))
+
+    def set_checked(self, selection: Selection, time: float) -> None:
+        """Note that the PDS has what is selected."""
+        where, values = _selected(selection)
+        self._connection.execute(f"UPDATE entries SET checked = ? WHERE {where}", (time, *values))  # noqa: S608
+
+    def set_complete(self) -> None:
+        """From now on every file is known here."""
+        self._connection.execute("UPDATE state SET complete = 1")
+
+    def set_used(self, file: File, time: float) -> None:
+        """Note a use."""
+        self._connection.execute(
+            "UPDATE entries SET used = ? WHERE folder = ? AND name = ?",
+            (time, file.folder, file.name),
+        )
+
+    def add(self, record: Record) -> None:
+        """Add an entry, in place of the one that has its file."""
+        cid = record.file.name.partition("@")[0]
+        self._connection.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (folder, name) DO UPDATE SET size = excluded.size,"
+            " digest = excluded.digest, written = excluded.written, used = excluded.used",
+            (*_names(record.file), cid, *_values(record), record.used, record.written),
+        )
+
+    def remove(self, file: File) -> bool:
+        """Remove an entry; whether there was one."""
+        found = self._connection.execute(
+            "DELETE FROM entries WHERE folder = ? AND name = ?", _names(file)
+        )
+        return found.rowcount > 0
+
+    def begin_arrival(self, record: Record) -> None:
+        """Say that this process is about to add a file."""
+        self._begin(record, arrives=True)
+
+    def begin_removal(self, record: Record) -> None:
+        """Take an entry out, and say that this process is about to remove its file."""
+        self.remove(record.file)
+        self._begin(record, arrives=False)
+
+    def refuse_arrivals(self, selection: Selection) -> None:
+        """Take back what any process said it is about to add of what is selected."""
+        where, values = _selected(selection, cid="substr(name, 1, instr(name, '@') - 1)")
+        self._connection.execute(f"DELETE FROM moves WHERE arrives AND {where}", values)  # noqa: S608
+
+    def is_arriving(self, file: File) -> bool:
+        """Whether this process may still add a file that it said it would."""
+        found = self._connection.execute(
+            "SELECT 1 FROM moves WHERE arrives AND process = ? AND folder = ? AND name = ?",
+            (self._process, *_names(file)),
+        )
+        return found.fetchone() is not None
+
+    def end_arrival(self, file: File, process: str | None = None) -> None:
+        """Say that a file has arrived, or never will."""
+        self._end(file, process, arrives=True)
+
+    def end_removal(self, file: File, process: str | None = None) -> None:
+        """Say that a file is gone."""
+        self._end(file, process, arrives=False)
+
+    def removals(self, process: str | None = None) -> list[File]:
+        """The files that a process, if not specified this one, is about to remove."""
+        return [record.file for record in self._moves(process, arrives=False)]
+
+    def arrivals(self, process: str) -> list[Record]:
+        """The entries that a process is about to add."""
+        return self._moves(process, arrives=True)
+
+    def moving_processes(self) -> list[str]:
+        """The processes that have said so."""
+        rows = self._connection.execute("SELECT DISTINCT process FROM moves").fetchall()
+        return [process for (process,) in rows]
+
+    def _moves(self, process: str | None, *, arrives: bool) -> list[Record]:
+        rows = self._connection.execute(
+            "SELECT folder, name, size, digest, written, written FROM moves"
+            " WHERE process = ? AND arrives = ?",
+            (process or self._process, arrives),
+        )
+        return list(map(_record, rows.fetchall()))
+
+    def _begin(self, record: Record, *, arrives: bool) -> None:
+        self._connection.execute(
+            "INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (self._process, arrives, *_names(record.file), *_values(record)),
+        )
+
+    def _end(self, file: File, process: str | None, *, arrives: bool) -> None:
+        self._connection.execute(
+            "DELETE FROM moves WHERE process = ? AND arrives = ? AND folder = ? AND name = ?",
+            (process or self._process, arrives, *_names(file)),
+        )
+
+    def _records(self, where: str, values: Iterable[object]) -> Iterator[Record]:
+        rows = self._connection.execute(
+            f"SELECT folder, name, size, digest, written, used FROM entries WHERE {where}",  # noqa: S608
+            tuple(values),
+        )
+        return map(_record, rows.fetchall())
+
+
+class Index:
+    """The index of one cache folder, shared by the processes on it. Blocks; for threads.
+
+    Args:
+        folder: where its file lies.
+        process: the token of this process (``Presence``).
+    """
+
+    def __init__(self, folder: Path, process: str) -> None:
+        self._database = Database(
+            folder / FILE_NAME, _SCHEMA, synchronous="NORMAL", disposable=True
+        )
+        self._process = process
+
+    @contextmanager
+    def reading(self) -> Iterator[Rows]:
+        """For questions.
+
+        Raises:
+            OSError: the index cannot be read. A damaged one is gone the next time.
+        """
+        with self._mapped(), self._database.reading() as connection:
+            yield Rows(connection, self._process)
+
+    @contextmanager
+    def writing(self) -> Iterator[Rows]:
+        """For changes; no other thread or process writes meanwhile. All or nothing.
+
+        Raises:
+            OSError: as for ``reading``, or the index cannot be written.
+        """
+        with self._mapped(), self._database.writing() as connection:
+            yield Rows(connection, self._process)
+
+    def close(self) -> None:
+        """Close its files; they open again when they are needed."""
+        self._database.close()
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            number = _ERRNO.get(code_of(error), errno.EIO)
+            raise OSError(number, f"index: {os.strerror(number)}: {error}") from error
+
+
+def _selected(selection: Selection, cid: str = "cid") -> tuple[str, tuple[str, ...]]:
+    """A condition for what is selected, and its values."""
+    conditions: list[str] = []
+    values: tuple[str, ...] = ()
+    if selection.did is not None:
+        condition, values = _below(str(owner_folder(selection.did)))
+        conditions.append(condition)
+    if selection.cid is not None:
+        conditions.append(f"{cid} = ?")
+        values = (*values, selection.cid)
+    return " AND ".join(conditions), values
+
+
+def _below(folder: str) -> tuple[str, tuple[str, ...]]:
+    # "0" comes right after "/".
+    return "folder >= ? AND folder < ?", (f"{folder}/", f"{folder}0")
+
+
+def _names(file: File) -> tuple[str, str]:
+    return file.folder, file.name
+
+
+def _values(record: Record) -> tuple[int, bytes | None, float]:
+    return record.size, record.digest, record.written
+
+
+def _record(row: tuple[str, str, int, bytes | None, float, float]) -> Record:
+    folder, name, size, digest, written, used = row
+    return Record(File(folder, name), size, digest, written, used)
