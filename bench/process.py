@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from statistics import fmean
@@ -34,7 +33,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from bench import process_inputs, report
+from bench import plot, process_inputs, report
 from bench.process_worker import geometry
 from bench.processes import BenchError
 from proxy.presets import DEFAULT_PRESETS, Preset
@@ -254,12 +253,10 @@ def _ratio(results: Results, format_: str, name: str, number: int | None) -> flo
 
 
 def draw(results: Results, names: Sequence[str], file: Path) -> str:
-    try:
-        figures: Any = import_module("matplotlib.figure")
-    except ImportError:
-        return "no plot: matplotlib is not installed"
     formats = sorted({format_ for format_, _, _ in results})
-    figure = figures.Figure(figsize=(10, 4 * len(formats)), layout="constrained")
+    figure = plot.figure_of(10, 4 * len(formats))
+    if figure is None:
+        return plot.MISSING
     for axes, format_ in zip(
         figure.subplots(len(formats), 1, squeeze=False)[:, 0], formats, strict=True
     ):
@@ -272,9 +269,7 @@ def draw(results: Results, names: Sequence[str], file: Path) -> str:
         axes.set_ylabel("CPU ms a picture")
         axes.set_title(format_)
         axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
-    return f"plot: {file}"
+    return plot.save(figure, file)
 
 
 def efforts(console: Console, sources: Sequence[Path], rounds: int) -> None:

@@ -40,8 +40,9 @@ from proxy.urls import BlobKey, ImageKey
 TOUCH_AFTER = 60.0
 """Seconds after which a use is noted again: finer recency is not worth a write per hit."""
 
-BATCH = 256
-"""Files that one transaction removes: other processes wait for some milliseconds at most."""
+BATCH = 64
+"""Files that one transaction removes: other processes wait for a tenth of a second at most, on
+disks that take a millisecond or two for each."""
 
 MOST_PASSED_OVER = 1024
 """Candidates for eviction in one go that were read meanwhile; beyond them recency gives way."""

@@ -12,6 +12,10 @@ from proxy.cache.base import Cache
 CHECK_SECONDS = 5.0
 """How often an unusable cache is tried again."""
 
+CLEANUP_SECONDS = 60.0
+"""A longer interval of cleanups is cut to this: nginx serves what has expired until it goes, and a
+cleanup costs what it removes."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -55,14 +59,15 @@ class Upkeep:
                     await self.check()
 
     async def keep_cleaning(self, interval: float) -> None:
-        """Clean up now and every ``interval`` seconds, until cancelled. 0: never."""
+        """Clean up now and at least every ``interval`` seconds, until cancelled. 0: never."""
         if interval == 0:
             return
-        async with aclosing(periodic(interval)) as ticks:
+        async with aclosing(periodic(min(interval, CLEANUP_SECONDS))) as ticks:
             async for _ in ticks:
                 try:
                     removed = await self._cache.cleanup()
                 except OSError as error:
                     self.failed(error)
                 else:
-                    log.info("cache cleaned up", removed=removed)
+                    if removed:
+                        log.info("cache cleaned up", removed=removed)
