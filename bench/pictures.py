@@ -44,13 +44,14 @@ class Pictures:
     Args:
         count: how many different ones.
         size: of each picture.
+        bases: how many of them look different.
 
     Attributes:
         cids: of the blobs, by number.
     """
 
-    def __init__(self, count: int, size: Size) -> None:
-        self._bases = [_draw(size, number) for number in range(min(BASES, count))]
+    def __init__(self, count: int, size: Size, bases: int = BASES) -> None:
+        self._bases = [_draw(size, number) for number in range(min(bases, count))]
         self.cids = [cid_of(self._blob(number)) for number in range(count)]
         self._numbers = {cid: number for number, cid in enumerate(self.cids)}
 

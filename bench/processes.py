@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from bench.client import get
-from bench.pictures import Size
+from bench.pictures import BASES, Size
 from bench.upstream import LOOPBACK, Counts, Manifest
 from proxy.config import ENV_PREFIX
 
@@ -134,6 +134,7 @@ async def upstream(
     blobs: int,
     size: Size,
     latency: float,
+    bases: int = BASES,
     host: str = LOOPBACK,
     hanging_host: str = LOOPBACK,
 ) -> AsyncIterator[Manifest]:
@@ -143,6 +144,7 @@ async def upstream(
         "--blobs": blobs,
         "--size": size,
         "--latency": latency,
+        "--bases": bases,
         "--host": host,
         "--hanging-host": hanging_host,
     }

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 import trio
 
-from bench.pictures import Pictures, Size
+from bench.pictures import BASES, Pictures, Size
 
 LOOPBACK = "127.0.0.1"
 RECEIVE = 64 * 1024
@@ -184,6 +184,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blobs", type=int, required=True, help="how many there are")
     parser.add_argument("--size", type=Size.parse, required=True, help="of the pictures")
+    parser.add_argument("--bases", type=int, default=BASES, help="how many look different")
     parser.add_argument("--latency", type=float, required=True, help="seconds before an answer")
     parser.add_argument("--host", default=LOOPBACK, help="of the PDS, in DID documents")
     parser.add_argument("--hanging-host", default=LOOPBACK, help="of the PDS that hangs")
@@ -191,7 +192,7 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _main(arguments: argparse.Namespace) -> None:
-    pictures = Pictures(arguments.blobs, arguments.size)
+    pictures = Pictures(arguments.blobs, arguments.size, arguments.bases)
     listeners = await trio.open_tcp_listeners(0, host=LOOPBACK, backlog=BACKLOG)
     hanging = await trio.open_tcp_listeners(0, host=LOOPBACK, backlog=BACKLOG)
     port, hanging_port = (each[0].socket.getsockname()[1] for each in (listeners, hanging))
