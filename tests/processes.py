@@ -217,7 +217,7 @@ class Server(Process):
 @asynccontextmanager
 async def run(arguments: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[Process]:
     """``python`` with ``arguments``, ended with the block together with its own children."""
-    async with _opened(arguments, environment, Process) as process:
+    async with _opened([sys.executable, *arguments], environment, Process) as process:
         yield process
 
 
@@ -226,8 +226,17 @@ async def serve(
     arguments: Sequence[str], environment: Mapping[str, str], *, workers: int = 1
 ) -> AsyncIterator[Server]:
     """``python`` with ``arguments`` that make a server of it, once it serves."""
-    async with _opened(arguments, environment, Server) as server:
+    async with _opened([sys.executable, *arguments], environment, Server) as server:
         await server.started(workers)
+        yield server
+
+
+@asynccontextmanager
+async def listening(command: Sequence[str], port: int) -> AsyncIterator[Server]:
+    """A server that is none of ours, once it listens on ``port``."""
+    async with _opened(command, {}, Server) as server:
+        server.port = port
+        await until_accepted(port)
         yield server
 
 
@@ -250,10 +259,10 @@ P = TypeVar("P", bound=Process)
 
 @asynccontextmanager
 async def _opened(
-    arguments: Sequence[str], environment: Mapping[str, str], kind: Callable[[trio.Process], P]
+    command: Sequence[str], environment: Mapping[str, str], kind: Callable[[trio.Process], P]
 ) -> AsyncIterator[P]:
     process = await trio.lowlevel.open_process(
-        [sys.executable, *arguments],
+        command,
         cwd=ROOT,
         env=own_environment(environment),
         stdin=subprocess.DEVNULL,
@@ -375,6 +384,19 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             if met if isinstance(met, bool) else await met:
                 return
             await trio.sleep(0.005)
+
+
+async def until_accepted(port: int) -> None:
+    """Wait until somebody listens there."""
+
+    async def accepted() -> bool:
+        try:
+            async with Client(port):
+                return True
+        except ConnectionRefusedError:
+            return False
+
+    await until(accepted)
 
 
 async def until_refused(port: int) -> None:
