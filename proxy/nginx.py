@@ -71,6 +71,7 @@ MAX_MAP_KEY = 46
 """Characters of a map's key that fit into nginx' default ``map_hash_bucket_size``, 64 bytes.
 
 That setting is one of the whole server's, so a block that raised it could be at odds with another.
+With more than about 30 presets nginx warns that its hash is not optimal, and it works.
 """
 
 LISTEN = ("80", "[::]:80")

@@ -207,10 +207,12 @@ class Server(Process):
         """The ids of the processes that said that they serve."""
         return {int(pid) for pid in re.findall(r"\[(\d+)\] \[INFO\] Running on", self.text)}
 
-    async def get(self, target: str, *headers: tuple[str, str], method: str = "GET") -> Reply:
+    async def get(
+        self, target: str, *headers: tuple[str, str], method: str = "GET", body: bytes = b""
+    ) -> Reply:
         """One request over a connection of its own."""
         async with Client(self.port) as client:
-            await client.send(target, *headers, method=method)
+            await client.send(target, *headers, method=method, body=body)
             return await client.reply()
 
 
@@ -333,15 +335,22 @@ class Client:
     ) -> None:
         await trio.aclose_forcefully(self.stream)
 
-    async def send(self, target: str, *headers: tuple[str, str], method: str = "GET") -> None:
-        """Send a request without a body."""
+    async def send(
+        self, target: str, *headers: tuple[str, str], method: str = "GET", body: bytes = b""
+    ) -> None:
+        """Send a request."""
+        length = [("Content-Length", str(len(body)))] if body else []
+        lines = [("Host", "proxy.test"), *length, *headers]
         request = h11.Request(
-            method=method, target=target, headers=[("Host", "proxy.test"), *headers]
+            method=method,
+            target=target,
+            headers=[(name.encode(), value.encode("latin-1")) for name, value in lines],
         )
         if self._connection.our_state is h11.DONE:
             self._connection.start_next_cycle()
-        data = self._connection.send(request)
-        data += self._connection.send(h11.EndOfMessage())
+        data = b""
+        for event in (request, h11.Data(body), h11.EndOfMessage()):
+            data += self._connection.send(event) or b""
         await self.stream.send_all(data)
 
     async def reply(self) -> Reply:
@@ -367,6 +376,7 @@ class Client:
                         raise AssertionError(f"no answer: {event}")
         assert response is not None
         headers = {name.decode(): value.decode("latin-1") for name, value in response.headers}
+        assert len(headers) == len(response.headers), f"a header came twice: {response.headers}"
         return Reply(response.status_code, headers, body)
 
     async def _receive(self) -> bytes:
