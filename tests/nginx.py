@@ -14,7 +14,6 @@ import pytest
 
 from proxy.config import Config
 from proxy.nginx import server_block
-from proxy.service import disk_cache_of
 from tests.processes import Server, listening
 
 REQUIRED = "IMAGEPROXY_REQUIRE_NGINX"
@@ -63,9 +62,14 @@ def free_port() -> int:
         return port
 
 
+def images_of(config: Config) -> Path:
+    """The folder that nginx looks for files in."""
+    return config.cache.path.absolute() / "images"
+
+
 def block_for(config: Config, port: int) -> str:
     """The server block of ``config``, listening on a port of 127.0.0.1."""
-    return server_block(config, disk_cache_of(config).path, listen=[f"127.0.0.1:{port}"])
+    return server_block(config, images_of(config), listen=[f"127.0.0.1:{port}"])
 
 
 def check(folder: Path, block: str) -> str:
