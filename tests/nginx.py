@@ -6,8 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,9 @@ http {{
     fastcgi_temp_path {folder}/temp;
     uwsgi_temp_path {folder}/temp;
     scgi_temp_path {folder}/temp;
-    # As Debian has it, so that the block is seen to undo it where it must.
-    include /etc/nginx/mime.types;
-    default_type application/octet-stream;
+    # What others may have set for all servers, and the block must undo.
+    types {{ text/html jpg; }}
+    default_type text/html;
     gzip on;
     open_file_cache max=1000 inactive=600s;
     open_file_cache_valid 600s;
@@ -84,13 +83,7 @@ def check(folder: Path, block: str) -> str:
 def run_nginx(folder: Path, config: Config) -> AbstractAsyncContextManager[Server]:
     """nginx with the block of ``config``, ended with the block of ``async with``."""
     port = free_port()
-    return _running(_command(folder, block_for(config, port)), port)
-
-
-@asynccontextmanager
-async def _running(command: list[str], port: int) -> AsyncIterator[Server]:
-    async with listening(command, port) as server:
-        yield server
+    return listening(_command(folder, block_for(config, port)), port)
 
 
 def _command(folder: Path, block: str) -> list[str]:
