@@ -22,9 +22,10 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    field_validator,
 )
 
-from proxy.presets import DEFAULT_PRESETS, NotBool, Preset
+from proxy.presets import DEFAULT_PRESETS, NotBool, Preset, with_variants
 
 ENV_PREFIX = "IMAGE_PROXY_"
 CONFIG_VARIABLE = "IMAGE_PROXY_CONFIG"
@@ -172,7 +173,11 @@ class CacheSection(Section):
         return int(self.max_gb * 1024**3)
 
 
-PresetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+MAX_PRESET_NAME = 64
+
+PresetName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=MAX_PRESET_NAME)
+]
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -185,6 +190,16 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     blob: BlobSection = BlobSection()
     cache: CacheSection = CacheSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
+
+    @field_validator("presets")
+    @classmethod
+    def _have_variants(cls, presets: dict[str, Preset]) -> dict[str, Preset]:
+        # A file that "config show" printed has the variants beside what declares them.
+        found = with_variants(presets)
+        for name in found:
+            if len(name) > MAX_PRESET_NAME:
+                raise ValueError(f"{name} has more than {MAX_PRESET_NAME} characters")
+        return found
 
 
 Layer = dict[str, Any]

@@ -200,7 +200,12 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
     "presets.avatar.quality": ([0, 101, True], "equal to|number"),
     "presets.avatar.animated": (["perhaps", 2], "boolean"),
+    "presets.avatar.variants": (
+        [[0], [8193], ["wide"], [True], [1.5], "wide", "72,", 5],
+        "equal to|integer|number|tuple",
+    ),
 }  # fmt: skip
+LISTS = ("blob.allowed_types", "presets.avatar.variants")
 CASES = [(key, value, right) for key, (values, right) in INVALID.items() for value in values]
 
 
@@ -226,7 +231,7 @@ def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right
     (message,) = caught.value.mistakes
     assert message.startswith(key)
     shown = "***" if "token" in key else repr(value[0] if isinstance(value, list) else value)
-    if key != "blob.allowed_types" or isinstance(value, list):
+    if key not in LISTS or isinstance(value, list):
         assert f" = {shown}: " in message
     assert re.search(right, message.partition(": ")[2])
     assert "command line" in message
@@ -290,6 +295,8 @@ VALID: list[tuple[str, str, object]] = [
     ("presets.avatar.fit", "contain", "contain"),
     ("presets.avatar.quality", "1", 1),
     ("presets.avatar.animated", "true", True),
+    ("presets.avatar.variants", "", ()),
+    ("presets.avatar.variants", "72, 144", (72, 144)),
 ]
 
 
@@ -673,3 +680,40 @@ def test_a_configuration_cannot_be_changed_in_place() -> None:
         config.fetch.timeout = 1
     with pytest.raises(ValueError, match="frozen"):
         config.fetch = Config().fetch
+
+
+# Variants.
+
+
+def test_variants_are_presets_like_any_other(tmp_path: Path) -> None:
+    """Catches variants that only URL building knows, and answers refuse."""
+    config = load("[presets.avatar]\nvariants = [72]", folder=tmp_path)
+    assert config.presets["avatar_w72"] == Preset(width=72, height=72, fit="cover", quality=85)
+    assert set(config.presets) == {*DEFAULT_PRESETS, "avatar_w72"}
+
+
+def test_variants_follow_a_preset_that_another_layer_changes(tmp_path: Path) -> None:
+    """Catches variants that are made from one layer alone."""
+    environment = {"IMAGE_PROXY_PRESETS__AVATAR__QUALITY": "50"}
+    config = load("[presets.avatar]\nvariants = [72]", environment, folder=tmp_path)
+    assert config.presets["avatar_w72"].quality == 50
+
+
+@pytest.mark.parametrize(
+    ("toml", "right"),
+    [
+        (
+            "[presets.avatar]\nvariants = [128]\n"
+            "[presets.avatar_w128]\nwidth = 128\nfit = 'contain'\nquality = 1",
+            "avatar_w128 is a variant of avatar",
+        ),
+        (f"[presets.{'a' * 61}]\nwidth = 9\nfit = 'contain'\nquality = 1\nvariants = [10]", "64"),
+    ],
+)
+def test_a_variant_without_a_name_of_its_own_stops_the_start(
+    toml: str, right: str, tmp_path: Path
+) -> None:
+    """Catches a preset that replaces a variant, or is replaced by it, unnoticed."""
+    (message,) = mistakes(toml, folder=tmp_path)
+    assert message.startswith("presets")
+    assert right in message
