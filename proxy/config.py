@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -85,10 +86,36 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _items(value: object) -> object:
+    # The environment has no other way to say "none".
+    return () if value == "" else _comma_separated(value)
+
+
+def _nameserver(text: str) -> str:
+    host, port = _host_and_port(text)
+    ip_address(host)  # raises ValueError where it is none
+    if not 0 < port <= 65535:
+        raise ValueError("must have a port of 1 to 65535")
+    return text
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    """``192.0.2.1``, ``192.0.2.1:5353``, ``2001:db8::1`` or ``[2001:db8::1]:5353``."""
+    bare = text.count(":") > 1 and not text.startswith("[")
+    host, colon, port = (text, "", "") if bare else text.partition("]:" if "]" in text else ":")
+    if colon and not (port.isascii() and port.isdigit()):
+        raise ValueError("must be ADDRESS or ADDRESS:PORT")
+    return host.strip("[]"), int(port or 53)
+
+
 Positive = Annotated[int, NotBool, Field(ge=1)]
 Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
+Nameserver = Annotated[str, AfterValidator(_nameserver)]
+Collection = Annotated[
+    str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z0-9-]+){2,}$", max_length=317)
+]
 MediaRange = Annotated[str, StringConstraints(pattern=r"^[a-z]+/(\*|[a-z0-9.+-]+)$")]
 
 
@@ -115,6 +142,12 @@ class IdentitySection(Section):
     ttl: Duration = 3600
     stale_ttl: Duration = 86400
     negative_ttl: Duration = 60
+    nameservers: Annotated[tuple[Nameserver, ...], BeforeValidator(_items)] = ()
+
+    @property
+    def nameserver_addresses(self) -> list[tuple[str, int]]:
+        """Addresses and ports."""
+        return [_host_and_port(text) for text in self.nameservers]
 
 
 class FetchSection(Section):
@@ -173,6 +206,17 @@ class CacheSection(Section):
         return int(self.max_gb * 1024**3)
 
 
+class ActorsSection(Section):
+    """[actors]"""
+
+    collections: Annotated[
+        tuple[Collection, ...], BeforeValidator(_comma_separated), Field(min_length=1, max_length=8)
+    ] = ("app.bsky.actor.profile",)
+    avatar_preset: str = "avatar"
+    banner_preset: str = "banner"
+    ttl: Duration = 300
+
+
 MAX_PRESET_NAME = 64
 
 PresetName = Annotated[
@@ -189,6 +233,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     process: ProcessSection = ProcessSection()
     blob: BlobSection = BlobSection()
     cache: CacheSection = CacheSection()
+    actors: ActorsSection = ActorsSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
 
     @field_validator("presets")
@@ -247,6 +292,10 @@ def load_config(
     except ValidationError as error:
         for detail in error.errors():
             mistakes.append(_explain(detail["loc"], detail["msg"], detail["input"], sources))
+    else:
+        for key in ("avatar_preset", "banner_preset"):
+            if (name := getattr(config.actors, key)) not in config.presets:
+                mistakes.append(_explain(("actors", key), "no such preset", name, sources))
     if mistakes:
         raise ConfigError(mistakes)
     return config

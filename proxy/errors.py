@@ -118,6 +118,10 @@ class DidNotFound(BlobNotFound):
     """The DID does not exist: the directory or the domain says so."""
 
 
+class RecordNotFound(BlobNotFound):
+    """The repo has no such record."""
+
+
 class HandleNotFound(BlobNotFound):
     """Nobody has the handle, or its DID does not name it in return."""
 

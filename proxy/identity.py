@@ -34,6 +34,9 @@ MAX_DOCUMENT = 256 * 1024
 MAX_REMEMBERED = 100_000
 """Documents remembered; about 40 MB when full."""
 
+MIGRATION_AGE = 60.0
+"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
+
 
 class Resolver(Protocol):
     """Finds the PDS of an account."""

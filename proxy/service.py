@@ -13,6 +13,7 @@ from typing import Literal
 
 import trio
 
+from proxy.actors import Actors
 from proxy.blocks import BlockStore
 from proxy.cache.base import Cache, Entry, Purged, Selection
 from proxy.cache.claims import Claims
@@ -23,6 +24,7 @@ from proxy.cache.writer import CacheWriter
 from proxy.config import Config
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
+from proxy.egress.txt import TxtRecords
 from proxy.errors import (
     BlobBlocked,
     BlobNotFound,
@@ -42,15 +44,14 @@ from proxy.errors import (
 from proxy.fetch import Fetcher, PdsFetcher
 from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
-from proxy.identity import DidResolver, Resolver
+from proxy.handles import HandleResolver
+from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
 from proxy.metrics import Metrics
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
+from proxy.records import Records
 from proxy.urls import BlobKey, ImageKey, image_key
-
-MIGRATION_AGE = 60.0
-"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
 MEMORY_SECONDS = 3600.0
 """How long a result is served from memory before its file is looked at again."""
@@ -124,10 +125,12 @@ class Service:
         fetcher: Fetcher,
         processor: Processor,
         claims: Claims | None,
+        actors: Actors,
         metrics: Metrics,
         nursery: trio.Nursery,
     ) -> None:
         self.config = config
+        self.actors = actors
         self.metrics = metrics
         self.blocks = blocks
         self.upkeep = upkeep
@@ -414,8 +417,9 @@ async def open_service(
                 if disk is not None:
                     nursery.start_soon(disk.keep_indexed)
                 nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
+                documents = DidResolver(config, gateway, nursery)
                 if resolver is ...:
-                    resolver = DidResolver(config, gateway, nursery)
+                    resolver = documents
                 if fetcher is ...:
                     fetcher = PdsFetcher(config, gateway)
                 service = Service(
@@ -429,6 +433,7 @@ async def open_service(
                     fetcher=fetcher,
                     processor=processor,
                     claims=claims,
+                    actors=_actors(config, gateway, nursery, documents, resolver),
                     metrics=metrics,
                     nursery=nursery,
                 )
@@ -482,6 +487,18 @@ def _disk_cache(config: Config, metrics: Metrics, blocks: BlockStore) -> DiskCac
     metrics.gauge("cache_entries", "Entries on disk", lambda: disk.statistics().entries)
     metrics.gauge("cache_bytes", "Bytes on disk", lambda: disk.statistics().bytes)
     return disk
+
+
+def _actors(
+    config: Config,
+    gateway: Gateway,
+    nursery: trio.Nursery,
+    documents: DidResolver,
+    resolver: Resolver,
+) -> Actors:
+    txt = TxtRecords(config.identity.nameserver_addresses)
+    handles = HandleResolver(config, gateway, nursery, documents, txt.lookup)
+    return Actors(config, handles, Records(config, gateway, resolver), nursery)
 
 
 def _memory_cache(config: Config) -> MemoryCache:

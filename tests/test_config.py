@@ -41,6 +41,7 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "ttl": 3600,
         "stale_ttl": 86400,
         "negative_ttl": 60,
+        "nameservers": (),
     },
     "fetch": {
         "client": "httpx2",
@@ -67,6 +68,12 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "cleanup_interval_minutes": 60,
         "memory_mb": 64,
         "write_queue": 256,
+    },
+    "actors": {
+        "collections": ("app.bsky.actor.profile",),
+        "avatar_preset": "avatar",
+        "banner_preset": "banner",
+        "ttl": 300,
     },
 }
 """The defaults that dashboards, documents and the seed's users know."""
@@ -172,6 +179,11 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "identity.ttl": ([-1, "1h"], "greater than or equal to 0|number"),
     "identity.stale_ttl": ([-1, "1h"], "greater than or equal to 0|number"),
     "identity.negative_ttl": ([-0.1, "1h"], "greater than or equal to 0|number"),
+    "identity.nameservers": (
+        [["dns.example"], ["192.0.2.1:"], ["192.0.2.1:0"], ["192.0.2.1:65536"], ["192.0.2.1:dns"],
+         ["2001:db8::1:"], ["[2001:db8::1]53"], ["192.0.2"], [""], [53], 53],
+        "address|ADDRESS|port|string|tuple",
+    ),
     "fetch.client": (["httpx", "HTTPX2", "", 2], "'httpx2' or 'asks'"),
     "fetch.timeout": ([0, -1, float("inf"), float("nan"), "30s", True], "greater than 0|number"),
     "fetch.max_source_mb": ([0, -5, 1025, "10MB", True], "greater than 0|equal to 1024|number"),
@@ -195,6 +207,13 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cache.cleanup_interval_minutes": ([-1, "1h"], "greater than or equal to 0|number"),
     "cache.memory_mb": ([-1, float("inf")], "greater than or equal to 0|finite"),
     "cache.write_queue": ([0, -1, 1.5], "greater than or equal to 1|integer"),
+    "actors.collections": (
+        [["profile"], ["app.bsky"], ["app.bsky.actor.profile?"], [""], [5], 5, []],
+        "pattern|string|tuple|at least 1",
+    ),
+    "actors.avatar_preset": (["nosuch", "", 5], "no such preset|string"),
+    "actors.banner_preset": (["nosuch", "", 5], "no such preset|string"),
+    "actors.ttl": ([-1, "5m"], "greater than or equal to 0|number"),
     "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
     "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
@@ -205,7 +224,12 @@ INVALID: dict[str, tuple[list[object], str]] = {
         "equal to|integer|number|tuple",
     ),
 }  # fmt: skip
-LISTS = ("blob.allowed_types", "presets.avatar.variants")
+LISTS = (
+    "blob.allowed_types",
+    "identity.nameservers",
+    "actors.collections",
+    "presets.avatar.variants",
+)
 CASES = [(key, value, right) for key, (values, right) in INVALID.items() for value in values]
 
 
@@ -230,7 +254,9 @@ def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right
         load_config(environment={}, overrides=nested(key, value))
     (message,) = caught.value.mistakes
     assert message.startswith(key)
-    shown = "***" if "token" in key else repr(value[0] if isinstance(value, list) else value)
+    shown = (
+        "***" if "token" in key else repr(value[0] if isinstance(value, list) and value else value)
+    )
     if key not in LISTS or isinstance(value, list):
         assert f" = {shown}: " in message
     assert re.search(right, message.partition(": ")[2])
@@ -268,6 +294,12 @@ VALID: list[tuple[str, str, object]] = [
     ("identity.ttl", "0", 0),
     ("identity.stale_ttl", "0", 0),
     ("identity.negative_ttl", "0.5", 0.5),
+    ("identity.nameservers", "", ()),
+    (
+        "identity.nameservers",
+        "192.0.2.1, 192.0.2.1:5353, 2001:db8::1, [2001:db8::1]:5353",
+        ("192.0.2.1", "192.0.2.1:5353", "2001:db8::1", "[2001:db8::1]:5353"),
+    ),
     ("fetch.client", "asks", "asks"),
     ("fetch.timeout", "0.25", 0.25),
     ("fetch.max_source_mb", "0.5", 0.5),
@@ -290,6 +322,14 @@ VALID: list[tuple[str, str, object]] = [
     ("cache.cleanup_interval_minutes", "0", 0),
     ("cache.memory_mb", "0", 0),
     ("cache.write_queue", "1", 1),
+    (
+        "actors.collections",
+        "app.bsky.actor.profile, social.example.profile",
+        ("app.bsky.actor.profile", "social.example.profile"),
+    ),
+    ("actors.avatar_preset", "avatar_small", "avatar_small"),
+    ("actors.banner_preset", "content_full", "content_full"),
+    ("actors.ttl", "0", 0),
     ("presets.avatar.width", "8192", 8192),
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),

@@ -32,6 +32,7 @@ ROWS: dict[str, tuple[int, str]] = {
     "ResultTooLarge": (400, "image too large"),
     "BlobNotFound": (404, "blob not found"),
     "DidNotFound": (404, "blob not found"),
+    "RecordNotFound": (404, "blob not found"),
     "HandleNotFound": (404, "blob not found"),
     "BlobBlocked": (404, "blob not found"),
     "UndecodableImage": (422, "image could not be decoded"),

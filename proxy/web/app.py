@@ -14,6 +14,7 @@ from proxy.egress.network import Network
 from proxy.log import configure_logging
 from proxy.service import open_service
 from proxy.web import connection
+from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
 from proxy.web.answers import Answer, plain_answer
 from proxy.web.asgi import Receive, Scope, Send, serve
@@ -137,6 +138,7 @@ def create_app(
         return response
 
     app.register_blueprint(admin_routes(config, responder))
+    app.register_blueprint(actor_routes(config, responder))
     app.register_blueprint(page_routes(config))
     return app
 
