@@ -348,7 +348,7 @@ def blocks_remove(context: _Context, did: str | None, cid: str | None) -> None:
 def nginx(context: _Context) -> None:
     """Print an nginx server block that serves hits straight from this cache."""
     settings = context.load()
-    click.echo(server_block(settings, settings.cache.path.absolute() / "images"), nl=False)
+    click.echo(server_block(settings, disk_cache_of(settings).images), nl=False)
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
 """Against Bluesky's own PLC directory and PDS: what the fakes cannot prove.
 
-Skipped where these cannot run, unless ``IMAGEPROXY_REQUIRE_PDS=1`` says that they must.
+Skipped where these cannot run, unless ``tests.required`` says that they must.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,11 +30,10 @@ from tests.fakes.network import Request
 from tests.fakes.sites import GET_BLOB, FakePds, FakePlc, cid_of, new_plc_did
 from tests.fakes.world import tiny_png
 from tests.processes import in_background
+from tests.required import skip_unless_required
 from tests.web import Client, running
 
 pytestmark = pytest.mark.pds
-
-REQUIRED = "IMAGEPROXY_REQUIRE_PDS"
 
 SIZES = {
     "avatar": (1000, 1000),
@@ -58,9 +56,7 @@ def devnet() -> Iterator[Devnet]:
         with in_background(real.run_devnet) as background:
             yield background.value
     except DevnetUnavailable as error:
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{REQUIRED} is set, and there is no PDS: {error}", pytrace=False)
-        pytest.skip(f"no PDS here: {error}")
+        skip_unless_required(f"no PDS here: {error}")
 
 
 _handles = itertools.count(1)
