@@ -41,15 +41,12 @@ from proxy.errors import (
 from proxy.fetch import Fetcher, PdsFetcher
 from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
-from proxy.identity import DidResolver, Resolver
+from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
 from proxy.metrics import Metrics
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
 from proxy.urls import BlobKey, ImageKey, image_key
-
-MIGRATION_AGE = 60.0
-"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
 MEMORY_SECONDS = 3600.0
 """How long a result is served from memory before its file is looked at again."""

@@ -360,6 +360,11 @@ async def compare_pds(devnet: Devnet, fake: FakePds, did: str, cid: str) -> None
         assert response.body == expected.content
     else:
         assert json.loads(response.body) == expected.json()
+    # The fake sends the same head, without the body.
+    head = await asked(devnet.pds_url + target, "HEAD")
+    assert (head.status_code, head.content) == (expected.status_code, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers.get(name) == expected.headers.get(name), (target, name)
 
 
 async def test_the_fake_directory_answers_as_the_real_one(owner: Owner) -> None:
@@ -386,7 +391,7 @@ async def test_the_fake_directory_answers_as_the_real_one(owner: Owner) -> None:
     }
 
 
-async def asked(url: str) -> httpx2.Response:
+async def asked(url: str, method: str = "GET") -> httpx2.Response:
     async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
         with trio.fail_after(30):
-            return await client.get(url)
+            return await client.request(method, url)
