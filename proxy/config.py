@@ -162,6 +162,7 @@ class CacheSection(Section):
     path: Annotated[Path, BeforeValidator(_path)] = Path("./cache")
     max_gb: Seconds = 10
     ttl_days: Duration = 30
+    revalidate_days: Duration = 7
     cleanup_interval_minutes: Duration = 60
     memory_mb: Duration = 64
     write_queue: Positive = 256
