@@ -173,6 +173,16 @@ class CacheSection(Section):
         return int(self.max_gb * 1024**3)
 
 
+class PolicySection(Section):
+    """[policy]"""
+
+    url: OptionalUrl = ""
+    timeout: Seconds = 2
+    ttl: Duration = 300
+    max_entries: Positive = 100_000
+    fail_open: bool = False
+
+
 PresetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
@@ -185,6 +195,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     process: ProcessSection = ProcessSection()
     blob: BlobSection = BlobSection()
     cache: CacheSection = CacheSection()
+    policy: PolicySection = PolicySection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
 
 

@@ -56,6 +56,9 @@ class Metrics:
         )
         self.worker_deaths = counter("worker_deaths_total", "Image workers that died", "reason")
         self.blocked = counter("blocked_total", "Requests for what is blocked")
+        self.policy_answers = counter(
+            "policy_answers_total", "Questions to the policy service", "answer"
+        )
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when the metrics are."""

@@ -23,7 +23,6 @@ from proxy.config import Config
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
 from proxy.errors import (
-    BlobBlocked,
     BlobNotFound,
     Busy,
     CidMismatch,
@@ -43,6 +42,8 @@ from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
 from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
 from proxy.metrics import Metrics
+from proxy.moderation.permission import Permission
+from proxy.moderation.policy import Policy
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
@@ -108,6 +109,7 @@ class Service:
         config: Config,
         *,
         blocks: BlockStore,
+        permission: Permission,
         cache: Cache,
         memory: MemoryCache,
         writer: CacheWriter,
@@ -121,6 +123,7 @@ class Service:
         self.config = config
         self.metrics = metrics
         self.blocks = blocks
+        self.permission = permission
         self.upkeep = upkeep
         self._cache = cache
         self._memory = memory
@@ -147,7 +150,7 @@ class Service:
 
     async def get(self, key: ImageKey) -> Image:
         """The image of a key that was checked; otherwise as ``get_image``."""
-        self.check_block(key.blob)
+        await self.permission.permit(key.blob)
         entry = self._memory.get(key) or self._writer.pending(key)
         if entry is not None:
             return _image(key, entry, "hit", {})
@@ -155,7 +158,7 @@ class Service:
         # could land unseen, and the same work would be done twice.
         async with self._images.join(key, partial(self._make, key)) as landed:
             made = landed.value
-        self.check_block(key.blob)
+        self.permission.check(key.blob)
         if made.was_cached:
             return _image(key, made.entry, "hit", {})
         if landed.started_it:
@@ -170,22 +173,14 @@ class Service:
             UnsupportedImage: its type is not among ``blob.allowed_types``.
             ImageProxyError: as for images.
         """
-        self.check_block(blob)
+        await self.permission.permit(blob)
         async with self._blobs.join(blob, partial(self._obtain, blob)) as landed:
             data = landed.value.data
-        self.check_block(blob)
+        self.permission.check(blob)
         content_type = content_type_of(data)
         if not any(fnmatchcase(content_type, allowed) for allowed in self._allowed_types):
             raise UnsupportedImage(f"{content_type} is not among blob.allowed_types")
         return Blob(data, content_type, f'"{blob.cid}"')
-
-    def check_block(self, blob: BlobKey) -> None:
-        """Raise ``BlobBlocked`` for what the operator blocked."""
-        try:
-            self.blocks.check(blob)
-        except BlobBlocked:
-            self.metrics.blocked.inc()
-            raise
 
     async def block(self, selection: Selection, reason: str = "") -> int:
         """Block and purge; from its return on nothing of it is served. How many were purged."""
@@ -226,7 +221,7 @@ class Service:
             processed.process_seconds
         )
         entry = Entry(processed.data, processed.format)
-        if self._purges == purges and not self.blocks.is_blocked(key.blob):
+        if self._purges == purges and not self.permission.refuses(key.blob):
             self._memory.put(key, entry)
             self._writer.offer(key, entry)
         return _Made(
@@ -359,13 +354,23 @@ async def open_service(
     pool = None
     if processor is ...:
         processor = pool = _processing_pool(config, metrics)
-    gateway = Gateway(config, *(networks or guarded_networks(config)))
+    networks = networks or guarded_networks(config)
+    gateway = Gateway(config, *networks)
     metrics.gauge("fetch_queue_depth", "Fetches that wait", lambda: gateway.statistics().waiting)
+    policy = None
+    if config.policy.url:
+        policy = Policy(
+            config,
+            *networks,
+            on_taken_down=lambda blob: service.purge(Selection(blob.did, blob.cid)),
+            on_answer=lambda answer: metrics.policy_answers.labels(answer).inc(),
+        )
+    permission = Permission(blocks, policy, on_refused=metrics.blocked.inc)
     upkeep = Upkeep(cache)
     writer = CacheWriter(
         cache,
         queue_size=config.cache.write_queue,
-        may_write=lambda key: not blocks.is_blocked(key.blob),
+        may_write=lambda key: not permission.refuses(key.blob),
         on_written=upkeep.works,
         on_error=partial(_write_failed, metrics, upkeep),
         on_dropped=metrics.writes_dropped.inc,
@@ -381,6 +386,8 @@ async def open_service(
             async with trio.open_nursery() as nursery:
                 if pool is not None:
                     await nursery.start(pool.run)
+                if policy is not None:
+                    await nursery.start(policy.run)
                 nursery.start_soon(gateway.run)
                 nursery.start_soon(blocks.follow)
                 nursery.start_soon(upkeep.keep_checking)
@@ -392,6 +399,7 @@ async def open_service(
                 service = Service(
                     config,
                     blocks=blocks,
+                    permission=permission,
                     cache=cache,
                     memory=_memory_cache(config),
                     writer=writer,

@@ -69,6 +69,13 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "memory_mb": 64,
         "write_queue": 256,
     },
+    "policy": {
+        "url": "",
+        "timeout": 2,
+        "ttl": 300,
+        "max_entries": 100_000,
+        "fail_open": False,
+    },
 }
 """The defaults that dashboards, documents and the seed's users know."""
 
@@ -197,6 +204,11 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cache.cleanup_interval_minutes": ([-1, "1h"], "greater than or equal to 0|number"),
     "cache.memory_mb": ([-1, float("inf")], "greater than or equal to 0|finite"),
     "cache.write_queue": ([0, -1, 1.5], "greater than or equal to 1|integer"),
+    "policy.url": (["policy.example", "ftp://policy.example"], "http:// or https://"),
+    "policy.timeout": ([0, -1, float("inf"), True], "greater than 0|finite|number"),
+    "policy.ttl": ([-1, "5m"], "greater than or equal to 0|number"),
+    "policy.max_entries": ([0, 1.5], "greater than or equal to 1|integer"),
+    "policy.fail_open": (["perhaps", 2], "boolean"),
     "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
     "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
@@ -288,6 +300,11 @@ VALID: list[tuple[str, str, object]] = [
     ("cache.cleanup_interval_minutes", "0", 0),
     ("cache.memory_mb", "0", 0),
     ("cache.write_queue", "1", 1),
+    ("policy.url", "http://127.0.0.1:7000/v1/", "http://127.0.0.1:7000/v1"),
+    ("policy.timeout", "0.5", 0.5),
+    ("policy.ttl", "0", 0),
+    ("policy.max_entries", "1", 1),
+    ("policy.fail_open", "true", True),
     ("presets.avatar.width", "8192", 8192),
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),
