@@ -60,6 +60,11 @@ class Metrics:
             "policy_answers_total", "Questions to the policy service", "answer"
         )
 
+        self.cdn_requests = counter("cdn_requests_total", "Requests to purge the CDN", "outcome")
+        self.revalidations = counter(
+            "revalidations_total", "Cached blobs that their PDS was asked for", "finding"
+        )
+
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when the metrics are."""
         Gauge(f"imageproxy_{name}", text, registry=self.registry).set_function(value)

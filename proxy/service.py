@@ -20,6 +20,7 @@ from proxy.cache.memory import MemoryCache
 from proxy.cache.upkeep import Upkeep
 from proxy.cache.writer import CacheWriter
 from proxy.config import Config
+from proxy.database import Database
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
 from proxy.errors import (
@@ -42,11 +43,16 @@ from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
 from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
 from proxy.metrics import Metrics
+from proxy.moderation.cdn.apis import api_of
+from proxy.moderation.cdn.queue import SCHEMA as CDN_SCHEMA
+from proxy.moderation.cdn.queue import CdnQueue
+from proxy.moderation.cdn.sender import CdnSender
 from proxy.moderation.permission import Permission
 from proxy.moderation.policy import Policy
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
+from proxy.turns import Turn
 from proxy.urls import BlobKey, ImageKey, image_key
 
 MEMORY_SECONDS = 3600.0
@@ -365,6 +371,13 @@ async def open_service(
             on_taken_down=lambda blob: service.purge(Selection(blob.did, blob.cid)),
             on_answer=lambda answer: metrics.policy_answers.labels(answer).inc(),
         )
+    cdn = cdn_sender_of(
+        config,
+        moderation_database_of(config),
+        networks[1],
+        lambda outcome: metrics.cdn_requests.labels(outcome).inc(),
+    )
+    metrics.gauge("cdn_pending", "Blobs that the CDN has yet to forget", lambda: cdn.pending)
     permission = Permission(blocks, policy, on_refused=metrics.blocked.inc)
     upkeep = Upkeep(cache)
     writer = CacheWriter(
@@ -390,6 +403,7 @@ async def open_service(
                     await nursery.start(policy.run)
                 nursery.start_soon(gateway.run)
                 nursery.start_soon(blocks.follow)
+                nursery.start_soon(cdn.run)
                 nursery.start_soon(upkeep.keep_checking)
                 nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
                 if resolver is ...:
@@ -432,6 +446,24 @@ async def _within(scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) 
 def block_store_of(config: Config) -> BlockStore:
     """The blocks beside the configured cache."""
     return BlockStore(config.cache.path / "blocks.sqlite3")
+
+
+def moderation_database_of(config: Config) -> Database:
+    """What moderation keeps beside the configured cache."""
+    return Database(config.cache.path / "moderation.sqlite3", CDN_SCHEMA, synchronous="FULL")
+
+
+def cdn_sender_of(
+    config: Config,
+    database: Database,
+    network: Network,
+    on_request: Callable[[str], None] = lambda outcome: None,
+) -> CdnSender:
+    """Who purges the configured CDN, over ``network``."""
+    turn = Turn(config.cache.path / "turns" / "cdn")
+    return CdnSender(
+        config, CdnQueue(database), api_of(config), network, turn, on_request=on_request
+    )
 
 
 def disk_cache_of(

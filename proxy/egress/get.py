@@ -121,13 +121,13 @@ async def _opened(
 async def _read(reply: Reply, method: Method, max_bytes: int | None) -> Answer:
     if method == "HEAD":
         # RFC 9110, section 9.3.2: it has no body. Reading to its end frees the connection.
-        await _first_bytes(reply.body, ERROR_BODY)
+        await first_bytes(reply.body, ERROR_BODY)
         return Answer(reply.status, reply.headers, b"", EMPTY)
     encoding = reply.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise BadAnswer(f"the body is encoded ({encoding[:32]!a}); identity was asked for")
     if reply.status != 200:
-        body = await _first_bytes(reply.body, ERROR_BODY)
+        body = await first_bytes(reply.body, ERROR_BODY)
         return Answer(reply.status, reply.headers, body, hashlib.sha256(body).digest())
     if max_bytes is None:
         return Answer(reply.status, reply.headers, b"", EMPTY)
@@ -147,7 +147,13 @@ async def _read(reply: Reply, method: Method, max_bytes: int | None) -> Answer:
     return Answer(reply.status, reply.headers, bytes(received), digest.digest())
 
 
-async def _first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
+async def first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
+    """At most ``limit`` bytes of a body.
+
+    Raises:
+        BadAnswer: it broke off before.
+        TimedOut: it came slower than ``MIN_BYTES_PER_SECOND``.
+    """
     found = bytearray()
     async with aclosing(_at_least(MIN_BYTES_PER_SECOND, body)) as chunks:
         async for chunk in chunks:

@@ -71,6 +71,8 @@ class Permission:
         except TakenDown:
             self._on_refused()
             raise
+        # It may have been blocked while the service was asked.
+        self.check(blob)
 
     def refuses(self, blob: BlobKey) -> bool:
         """Whether ``blob`` is known to be refused: such a result is not kept either."""

@@ -214,7 +214,7 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize("fault", FAILURES, ids=str)
+@pytest.mark.parametrize("fault", FAILURES, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("fail_open", [False, True])
 async def test_no_answer_is_no_permission_unless_the_operator_says_so(
     world: World, site: FakePolicy, fault: Fault, fail_open: bool, autojump_clock: Clock
@@ -366,6 +366,34 @@ async def test_a_block_decides_without_a_question(world: World, site: FakePolicy
         with pytest.raises(BlobBlocked):
             await service.get_image("avatar", did, cid)
     assert site.requests == []
+
+
+async def test_a_block_that_comes_while_the_word_is_waited_for_is_not_passed_over(
+    world: World, site: FakePolicy
+) -> None:
+    """Catches a 304, or a hit, after the call that blocked it has answered."""
+    did, cid = world.add_blob(tiny_png())
+    arrived, goes_on = trio.Event(), trio.Event()
+    honest = site.fault
+
+    async def wait(conversation: Any) -> None:
+        arrived.set()
+        await goes_on.wait()
+        await honest(conversation)
+
+    site.fault = wait
+    replies: list[int] = []
+
+    async def ask() -> None:
+        replies.append((await client.get(img(did, cid), ("If-None-Match", "*"))).status)
+
+    async with serving(world, world.config(policy=settings(timeout=30))) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await arrived.wait()
+            await client.service.block(Selection(did))
+            goes_on.set()
+        assert replies == [404]
 
 
 async def test_a_known_permission_costs_a_hit_no_step(
