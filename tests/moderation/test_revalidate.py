@@ -149,6 +149,7 @@ async def test_what_is_gone_is_purged_and_what_is_there_is_due_no_more(
     assert sweeper.times.times[there] == pytest.approx(wall_clock(), abs=60)
     assert sorted(sweeper.findings) == [Finding.ABSENT, Finding.PRESENT]
     asked = len(sweeper.hosts.asked)
+    assert asked == 2
     await sweeper.revalidator.sweep()
     assert len(sweeper.hosts.asked) == asked
 

@@ -6,6 +6,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -93,7 +94,7 @@ class CdnSender:
             sqlite3.Error, OSError: they could not be kept.
         """
         if self._api is not None and blobs:
-            await self._in_thread(lambda: self._queue.add(blobs))
+            await self._in_thread(partial(self._queue.add, blobs))
 
     async def run(self) -> None:
         """Send until cancelled, whenever it is this process's turn; at once, if there is no CDN.
@@ -104,7 +105,7 @@ class CdnSender:
             return
         api = self._api
         try:
-            await in_turn(self._turn, lambda: self._keep_sending(api))
+            await in_turn(self._turn, partial(self._keep_sending, api))
         finally:
             with trio.CancelScope(shield=True):
                 await self._client.aclose()
@@ -147,13 +148,12 @@ class CdnSender:
             failures = 0
             while failure := await self._post(api, urls[start : start + api.batch]):
                 failures += 1
-                reason = failure.reason
-                log.error("the CDN was not purged", error=reason, blobs=len(group))
-                await self._in_thread(lambda reason=reason: self._queue.failed(group, reason))  # type: ignore[misc]
+                log.error("the CDN was not purged", error=failure.reason, blobs=len(group))
+                await self._in_thread(partial(self._queue.failed, group, failure.reason))
                 if failure.is_refusal:
                     return False
                 await trio.sleep(pause_after(failures, failure.wait, random.random()))  # noqa: S311
-        await self._in_thread(lambda: self._queue.purged(group))
+        await self._in_thread(partial(self._queue.purged, group))
         log.info("the CDN was purged", blobs=len(group), urls=len(urls))
         return True
 
@@ -182,7 +182,7 @@ class CdnSender:
         with trio.move_on_after(seconds):
             while True:
                 await trio.sleep(POLL_SECONDS)
-                first = await self._in_thread(lambda: self._queue.first(1))
+                first = await self._in_thread(partial(self._queue.first, 1))
                 if first and not first[0].failures:
                     return
 
