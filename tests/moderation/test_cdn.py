@@ -467,13 +467,32 @@ async def test_a_store_that_fails_for_a_while_ends_nothing(
     def locked(*_arguments: object) -> None:
         raise sqlite3.OperationalError("database is locked")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(CdnQueue, "first", locked)
-        async with cloudflare.sending():
+    async with cloudflare.sending():
+        with monkeypatch.context() as patch:
+            patch.setattr(CdnQueue, "first", locked)
             await trio.sleep(60)
             assert cloudflare.cdn.requests == []
-            patch.undo()
-            await cloudflare.emptied()
+        await cloudflare.emptied()
+
+
+async def test_a_store_that_fails_while_a_refusal_is_sat_out_ends_nothing(
+    cloudflare: Office, autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cdn = cloudflare.cdn
+    assert isinstance(cdn, FakeCloudflare)
+    cdn.refuses_urls = "/img/"
+    cloudflare.queue.add(blobs(1))
+
+    def locked(*_arguments: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    async with cloudflare.sending():
+        await trio.sleep(600)
+        with monkeypatch.context() as patch:
+            patch.setattr(CdnQueue, "first", locked)
+            await trio.sleep(600)
+        cdn.refuses_urls = None
+        await cloudflare.emptied()
 
 
 async def test_without_a_cdn_nothing_is_queued(tmp_path: Path) -> None:

@@ -117,16 +117,15 @@ class CdnSender:
                 group = await self._next_group()
                 if not group:
                     await trio.sleep(POLL_SECONDS)
-                    continue
-                if await self._send(api, group):
+                elif await self._send(api, group):
                     refusals = 0
-                    continue
+                else:
+                    refusals += 1
+                    pause = pause_after(refusals, 0, random.random())  # noqa: S311
+                    await self._pause_unless_there_are_others(pause)
             except (sqlite3.Error, OSError) as error:
                 log.error("the CDN's queue cannot be used", error=str(error))
                 await trio.sleep(POLL_SECONDS)
-                continue
-            refusals += 1
-            await self._pause_unless_there_are_others(pause_after(refusals, 0, random.random()))  # noqa: S311
 
     async def _next_group(self) -> list[Pending]:
         group, self.pending = await self._in_thread(
