@@ -8,12 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import trio
 
 from proxy.config import Config
-from proxy.egress.endpoint import Origin, parse_origin
+from proxy.egress.endpoint import configured_origin, parse_origin
 from proxy.egress.errors import EgressError, Forbidden, Saturated, TimedOut
 from proxy.egress.gateway import Gateway
 from proxy.egress.get import Answer
@@ -34,6 +33,9 @@ MAX_DOCUMENT = 256 * 1024
 
 MAX_REMEMBERED = 100_000
 """Documents remembered; about 30 MB when full."""
+
+MIGRATION_AGE = 60.0
+"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
 
 class Resolver(Protocol):
@@ -114,13 +116,7 @@ class DidResolver:
     ) -> None:
         self._settings = config.identity
         self._fetch = config.fetch
-        directory = urlsplit(config.identity.plc_url)
-        self._directory = Origin(
-            directory.scheme,
-            directory.hostname or "",
-            directory.port or (443 if directory.scheme == "https" else 80),
-        )
-        self._directory_path = directory.path
+        self._directory, self._directory_path = configured_origin(config.identity.plc_url)
         self._gateway = gateway
         self._clock = clock
         self._remembered: OrderedDict[Did, _Remembered] = OrderedDict()

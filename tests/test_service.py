@@ -34,9 +34,10 @@ from proxy.errors import (
 )
 from proxy.formats import Format
 from proxy.identifiers import Cid, Did
+from proxy.identity import MIGRATION_AGE
 from proxy.presets import DEFAULT_PRESETS, Preset
 from proxy.process.pool import Processed
-from proxy.service import MIGRATION_AGE, Image, Service, open_service
+from proxy.service import Image, Service, open_service
 from proxy.urls import BlobKey, ImageKey, image_key
 from tests.fakes import faults
 from tests.fakes.network import Fault
