@@ -23,8 +23,15 @@ from proxy.config import Config, ConfigError, Layer, load_config
 from proxy.errors import ImageProxyError, InvalidRequest
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
+from proxy.moderation.cdn.queue import CdnQueue, Pending
 from proxy.nginx import server_block
-from proxy.service import Service, block_store_of, disk_cache_of, open_service
+from proxy.service import (
+    Service,
+    block_store_of,
+    disk_cache_of,
+    moderation_database_of,
+    open_service,
+)
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
 
 T = TypeVar("T")
@@ -306,12 +313,31 @@ def blocks() -> None:
 
 
 @blocks.command("list")
+@click.option("--pending-cdn", is_flag=True, help="What the CDN has yet to forget, instead.")
 @_with_config
-def blocks_list(context: _Context) -> None:
+def blocks_list(context: _Context, pending_cdn: bool) -> None:
     """Print the blocks, oldest first."""
-    for block in trio.run(block_store_of(context.load()).list):
-        at = datetime.fromtimestamp(block.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    settings = context.load()
+    if pending_cdn:
+        database = moderation_database_of(settings)
+        for pending in CdnQueue(database).all() if database.path.exists() else ():
+            click.echo(f"{_when(pending.queued_at)}  {_describe(pending)}")
+        return
+    for block in trio.run(block_store_of(settings).list):
+        at = _when(block.created_at)
         click.echo(f"{at}  {block.did or '*'}  {block.cid or '*'}  {block.reason}".rstrip())
+
+
+def _describe(pending: Pending) -> str:
+    blob = f"{pending.blob.did}  {pending.blob.cid}"
+    if not pending.failures:
+        return f"{blob}  waits"
+    at = _when(pending.failed_at)
+    return f"{blob}  failed {pending.failures} x, last at {at}: {pending.error}"
+
+
+def _when(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @blocks.command("add")
@@ -348,7 +374,7 @@ def blocks_remove(context: _Context, did: str | None, cid: str | None) -> None:
 def nginx(context: _Context) -> None:
     """Print an nginx server block that serves hits straight from this cache."""
     settings = context.load()
-    click.echo(server_block(settings, settings.cache.path.absolute() / "images"), nl=False)
+    click.echo(server_block(settings, disk_cache_of(settings).images), nl=False)
 
 
 def main() -> None:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import trio
 
 from proxy.config import Config
-from proxy.egress.endpoint import Origin, parse_origin
+from proxy.egress.endpoint import configured_origin, parse_origin
 from proxy.egress.errors import EgressError, Forbidden, Saturated, TimedOut
 from proxy.egress.gateway import Gateway
 from proxy.egress.get import Answer
@@ -33,6 +32,9 @@ MAX_DOCUMENT = 256 * 1024
 
 MAX_REMEMBERED = 100_000
 """Documents remembered; about 40 MB when full."""
+
+MIGRATION_AGE = 60.0
+"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
 MIGRATION_AGE = 60.0
 """Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
@@ -149,13 +151,7 @@ class DidResolver:
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._fetch = config.fetch
-        directory = urlsplit(config.identity.plc_url)
-        self._directory = Origin(
-            directory.scheme,
-            directory.hostname or "",
-            directory.port or (443 if directory.scheme == "https" else 80),
-        )
-        self._directory_path = directory.path
+        self._directory, self._directory_path = configured_origin(config.identity.plc_url)
         self._gateway = gateway
         self._remembered = Remembered(
             nursery,

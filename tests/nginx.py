@@ -9,13 +9,11 @@ import subprocess
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-import pytest
-
 from proxy.config import Config
 from proxy.nginx import server_block
+from proxy.service import disk_cache_of
 from tests.processes import Server, listening
-
-REQUIRED = "IMAGEPROXY_REQUIRE_NGINX"
+from tests.required import skip_unless_required
 
 MAIN = """
 daemon off;
@@ -47,9 +45,7 @@ def nginx_program() -> str:
     path = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"
     program = shutil.which("nginx", path=path)
     if program is None:
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{REQUIRED} is set, and there is no nginx", pytrace=False)
-        pytest.skip("no nginx here; on Debian: apt install nginx-light")
+        skip_unless_required("no nginx here; on Debian: apt install nginx-light")
     return program
 
 
@@ -63,7 +59,7 @@ def free_port() -> int:
 
 def images_of(config: Config) -> Path:
     """The folder that nginx looks for files in."""
-    return config.cache.path.absolute() / "images"
+    return disk_cache_of(config).images
 
 
 def block_for(config: Config, port: int) -> str:

@@ -1,6 +1,6 @@
 """A real nginx before a real proxy: whoever asks it must not be able to tell.
 
-Skipped where there is no nginx, unless ``IMAGEPROXY_REQUIRE_NGINX=1`` says that there must be.
+Skipped where there is no nginx, unless ``tests.required`` says that there must be.
 """
 
 from __future__ import annotations

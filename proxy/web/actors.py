@@ -11,7 +11,7 @@ from quart import Blueprint, Response, request
 
 from proxy.actors import Kind
 from proxy.config import Config
-from proxy.errors import BlobBlocked, Busy, ImageProxyError
+from proxy.errors import Busy, ImageProxyError
 from proxy.service import Service
 from proxy.urls import BlobKey, image_key, image_url
 from proxy.web.answers import Answer, error_answer, json_answer, redirect
@@ -43,7 +43,7 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
 
     async def redirected(service: Service, actor: str, kind: Kind, preset: str) -> Answer:
         blob = await service.actors.picture(await service.actors.find(actor), kind)
-        service.check_block(blob)
+        await service.permission.permit(blob)
         key = image_key(config.presets, preset, blob.did, blob.cid)
         return redirect(image_url(key, base), max_age=config.actors.ttl)
 
@@ -66,18 +66,10 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
             pictures = [
                 {"cid": picture.cid, "name": picture.name, "alt": picture.alt}
                 for picture in found.pictures
-                if _is_served(service, BlobKey(found.did, picture.cid))
+                if not service.permission.refuses(BlobKey(found.did, picture.cid))
             ]
             return json_answer(json.dumps({"did": found.did, "pictures": pictures}))
 
         return await answered(work)
 
     return routes
-
-
-def _is_served(service: Service, blob: BlobKey) -> bool:
-    try:
-        service.check_block(blob)
-    except BlobBlocked:
-        return False
-    return True
