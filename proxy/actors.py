@@ -42,6 +42,9 @@ class Actors:
     Args:
         nursery: owns the questions under way; concurrent ones for a profile are asked once.
         clock: seconds; Trio's by default.
+
+    Attributes:
+        records: what profiles are read with.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Actors:
         # .test is for development; so are private hosts.
         self._allow_test = config.fetch.allow_private_hosts
         self._handles = handles
-        self._records = records
+        self.records = records
         identity = config.identity
         self._profiles: Remembered[Did, dict[Kind, Cid]] = Remembered(
             nursery,
@@ -100,7 +103,7 @@ class Actors:
         if reference.cid is not None:
             return Found(did, [Picture(reference.cid, "blob")])
         if reference.record is not None:
-            return Found(did, pictures_in(await self._records.get(did, *reference.record)))
+            return Found(did, pictures_in(await self.records.get(did, *reference.record)))
         profile = await self._profiles.get(did)
         return Found(did, [Picture(cid, kind) for kind, cid in profile.items()])
 
@@ -115,7 +118,7 @@ class Actors:
         missing: RecordNotFound | None = None
         for collection in self._collections:
             try:
-                record = await self._records.get(did, collection, PROFILE_KEY)
+                record = await self.records.get(did, collection, PROFILE_KEY)
             except RecordNotFound as error:
                 missing = error
                 continue

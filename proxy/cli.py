@@ -20,7 +20,7 @@ from proxy import serve as serving
 from proxy.cache.base import Purged, Selection
 from proxy.cache.disk import DiskCache
 from proxy.config import Config, ConfigError, Layer, load_config
-from proxy.errors import ImageProxyError, InvalidRequest
+from proxy.errors import ImageProxyError, InvalidPreset, InvalidRequest
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
 from proxy.moderation.cdn.queue import CdnQueue, Pending
@@ -33,6 +33,7 @@ from proxy.service import (
     open_service,
 )
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
+from proxy.warm import Bookmark, Tally, Warmer, warm_account
 
 T = TypeVar("T")
 
@@ -170,18 +171,50 @@ def fetch(
 @cli.command()
 @click.argument(
     "file_list",
-    metavar="FILE",
+    metavar="[FILE]",
     type=click.File("r", encoding="utf-8", errors="replace"),
     default="-",
 )
+@click.option("--account", metavar="ACTOR", help="Every blob of a handle or DID, instead of FILE.")
+@click.option(
+    "--preset", "presets", metavar="NAME", multiple=True, help="With --account; default: all."
+)
+@click.option(
+    "--at-once", type=click.IntRange(1, 64), default=4, show_default=True, help="Blobs under way."
+)
+@click.option(
+    "--per-second",
+    type=click.FloatRange(0.01, 1000),
+    default=10.0,
+    show_default=True,
+    help="Blobs that are begun in a second.",
+)
+@click.option("--restart", is_flag=True, help="From the beginning, not from where it ended.")
 @_with_config
-def warm(context: _Context, file_list: TextIO) -> None:
-    """Fill the cache from FILE (- is standard input).
+def warm(
+    context: _Context,
+    file_list: TextIO,
+    account: str | None,
+    presets: tuple[str, ...],
+    at_once: int,
+    per_second: float,
+    restart: bool,
+) -> None:
+    """Fill the cache from FILE (- is standard input), or with what an account has.
 
     A line is an image URL or its path, or PRESET DID CID [FORMAT], or DID CID for every preset.
     Empty lines and lines that begin with # are passed over.
+
+    With --account, a run that was ended goes on where it was; the other options are for it alone.
     """
     settings = context.load()
+    if account is not None:
+        unknown = [name for name in presets if name not in settings.presets]
+        if unknown:
+            raise click.UsageError(InvalidPreset(unknown[0]).public_message)
+        chosen = presets or tuple(settings.presets)
+        _warm_account(settings, account, chosen, at_once, per_second, restart)
+        return
     keys: list[ImageKey] = []
     for number, line in enumerate(file_list, 1):
         try:
@@ -202,6 +235,47 @@ def warm(context: _Context, file_list: TextIO) -> None:
         click.echo(failure, err=True)
     click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached")
     sys.exit(1 if failures else 0)
+
+
+def _warm_account(
+    settings: Config,
+    actor: str,
+    presets: tuple[str, ...],
+    at_once: int,
+    per_second: float,
+    restart: bool,
+) -> None:
+    tally = Tally()
+
+    async def work(service: Service) -> None:
+        nonlocal tally
+        did = await service.actors.find(actor)
+        bookmark = Bookmark(settings.cache.path, did, *sorted(presets))
+        if restart:
+            await bookmark.clear()
+        with click.progressbar(length=0, label="warming", file=sys.stderr, show_pos=True) as bar:
+            warmer = Warmer(
+                service,
+                presets,
+                at_once=at_once,
+                per_second=per_second,
+                on_done=lambda: bar.update(1),
+            )
+            tally = warmer.tally
+
+            def more(count: int) -> None:
+                bar.length = (bar.length or 0) + count
+
+            await warm_account(service, did, warmer, bookmark, more)
+
+    _with_service(settings, work)
+    for failure in tally.failures:
+        click.echo(failure, err=True)
+    click.echo(
+        f"{tally.made} made, {tally.cached} were cached, {tally.skipped} skipped,"
+        f" {tally.failed} failed"
+    )
+    sys.exit(1 if tally.failed else 0)
 
 
 def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:

@@ -201,6 +201,23 @@ class Service:
             raise UnsupportedImage(f"{content_type} is not among blob.allowed_types")
         return Blob(data, content_type, f'"{blob.cid}"')
 
+    async def is_cached(self, key: ImageKey) -> bool:
+        """Whether the result of ``key`` needs nothing but the cache."""
+        if (self._memory.get(key) or self._writer.pending(key)) is not None:
+            return True
+        return await self._cached(key) is not None
+
+    @asynccontextmanager
+    async def sharing(self, blob: BlobKey) -> AsyncIterator[None]:
+        """Fetch ``blob``; results of it that are asked for during the block need no other fetch.
+
+        Raises:
+            ImageProxyError: as for an image.
+        """
+        await self.permission.permit(blob)
+        async with self._blobs.join(blob, partial(self._obtain, blob)):
+            yield
+
     async def block(self, selection: Selection, reason: str = "") -> int:
         """Block and purge; from its return on nothing of it is served. How many were purged."""
         await self.blocks.add(selection, reason)

@@ -41,8 +41,10 @@ def main() -> None:
     except (DevnetUnavailable, NoBrowser) as error:
         sys.exit(str(error))
     TARGET.parent.mkdir(exist_ok=True)
-    # A palette makes a third of it, and is not seen.
-    Image.open(io.BytesIO(data)).convert("RGB").quantize(256).save(TARGET, optimize=True)
+    # A palette makes a third of it; with dithering it is hardly seen.
+    whole = Image.open(io.BytesIO(data)).convert("RGB")
+    dithered = whole.quantize(palette=whole.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    dithered.save(TARGET, optimize=True)
     print(f"{TARGET.relative_to(ROOT)}: {TARGET.stat().st_size:,} bytes")
 
 
