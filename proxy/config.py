@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from proxy.formats import Format
 from proxy.presets import DEFAULT_PRESETS, NotBool, Preset, with_variants
 
 ENV_PREFIX = "IMAGE_PROXY_"
@@ -210,6 +211,17 @@ class ActorsSection(Section):
     ttl: Duration = 300
 
 
+class NegotiateSection(Section):
+    """[negotiate]"""
+
+    formats: Annotated[tuple[Literal["avif", "webp"], ...], BeforeValidator(_items)] = ()
+
+    @property
+    def outputs(self) -> tuple[Format, ...]:
+        """The same as formats of a URL."""
+        return tuple(Format(name) for name in self.formats)
+
+
 class CacheSection(Section):
     """[cache]"""
 
@@ -269,6 +281,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     process: ProcessSection = ProcessSection()
     blob: BlobSection = BlobSection()
     actors: ActorsSection = ActorsSection()
+    negotiate: NegotiateSection = NegotiateSection()
     cache: CacheSection = CacheSection()
     policy: PolicySection = PolicySection()
     cdn: CdnSection = CdnSection()

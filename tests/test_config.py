@@ -67,6 +67,7 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "banner_preset": "banner",
         "ttl": 300,
     },
+    "negotiate": {"formats": ()},
     "cache": {
         "path": Path("./cache"),
         "max_gb": 10,
@@ -232,6 +233,9 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cdn.kind": (["Cloudflare", "fastly", 1], "'', 'cloudflare' or 'bunny'"),
     "cdn.zone": (["0123", "Z" * 32, "0" * 33, "../../zones/other", 5], "pattern|string"),
     "cdn.token": (["with space", "line\nbreak", "umlaut\u00e4", 5], "visible ASCII|string"),
+    "negotiate.formats": (
+        [["jpeg"], ["gif"], ["AVIF"], [""], [5], 5], "'avif' or 'webp'|tuple",
+    ),
     "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
     "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
@@ -245,6 +249,7 @@ INVALID: dict[str, tuple[list[object], str]] = {
 LISTS = (
     "blob.allowed_types",
     "identity.nameservers",
+    "negotiate.formats",
     "actors.collections",
     "presets.avatar.variants",
 )
@@ -357,6 +362,8 @@ VALID: list[tuple[str, str, object]] = [
     ("cdn.kind", "", ""),
     ("cdn.zone", "0123456789abcdef" * 2, "0123456789abcdef" * 2),
     ("cdn.token", "s3cret-_~!", SecretStr("s3cret-_~!")),
+    ("negotiate.formats", "", ()),
+    ("negotiate.formats", "avif, webp", ("avif", "webp")),
     ("presets.avatar.width", "8192", 8192),
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),

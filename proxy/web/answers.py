@@ -89,6 +89,11 @@ def json_answer(text: str) -> Answer:
     return Answer(200, headers, text.encode())
 
 
+def varying(answer: Answer) -> Answer:
+    """The same for shared caches that keep one for each ``Accept`` (RFC 9110, section 12.5.5)."""
+    return replace(answer, headers=(*answer.headers, ("Vary", "Accept")))
+
+
 def error_answer(error: ImageProxyError) -> Answer:
     """The row of the error table that ``error`` belongs to."""
     headers: Headers = (

@@ -16,8 +16,9 @@ from proxy.service import open_service
 from proxy.web import connection
 from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
-from proxy.web.answers import Answer, plain_answer
-from proxy.web.asgi import Receive, Scope, Send, serve
+from proxy.web.answers import Answer, plain_answer, varying
+from proxy.web.asgi import Receive, Respond, Scope, Send, header, serve
+from proxy.web.negotiate import choose, is_negotiable
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
 
@@ -54,10 +55,28 @@ class ImageProxyApp(QuartTrio):
             return await serve(scope, receive, send, _not_a_path)
         if scope["type"] == "http" and self._config.server.enabled:
             if scope["path"].startswith("/img/"):
-                return await serve(scope, receive, send, self.responder.image)
+                return await serve(scope, receive, send, self._image_for(scope))
             if scope["path"].startswith("/blob/"):
                 return await serve(scope, receive, send, self.responder.blob)
         return await super().asgi_app(scope, receive, send)  # type: ignore[arg-type]
+
+    def _image_for(self, scope: Scope) -> Respond:
+        """What answers this request for an image: in the format that its client prefers."""
+        formats = self._config.negotiate.outputs
+        path = scope["path"]
+        if not formats or not is_negotiable(self._config.presets, path):
+            return self.responder.image
+        chosen = choose(header(scope, b"accept"), formats)
+
+        async def respond(path: str, if_none_match: str | None) -> Answer:
+            if chosen is not None:
+                answer = await self.responder.image(f"{path}@{chosen.value}", if_none_match)
+                # What this format cannot hold, another may.
+                if answer.status != 400:
+                    return varying(answer)
+            return varying(await self.responder.image(path, if_none_match))
+
+        return respond
 
     def drain(self) -> None:
         """Say on ``/readyz`` that this process will end."""
