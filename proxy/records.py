@@ -9,19 +9,16 @@ from urllib.parse import quote, urlencode
 
 from proxy.config import Config
 from proxy.egress.endpoint import parse_origin
-from proxy.egress.errors import EgressError, Forbidden, Saturated, TimedOut
+from proxy.egress.errors import TooLarge
 from proxy.egress.gateway import Gateway
 from proxy.egress.get import Answer
 from proxy.errors import (
     BlobNotFound,
-    Busy,
     FetchFailed,
-    ForbiddenDestination,
     InvalidCid,
     RecordNotFound,
-    UpstreamTimeout,
 )
-from proxy.fetch import is_absent
+from proxy.fetch import is_absent, mapped_errors
 from proxy.identifiers import Cid, Did, parse_cid
 from proxy.identity import MIGRATION_AGE, Resolver
 
@@ -148,21 +145,17 @@ class Records:
 
     async def _ask_pds(self, pds: str, method: str, query: dict[str, str]) -> dict[str, Any]:
         target = f"/xrpc/{method}?{urlencode(query, safe=':', quote_via=quote)}"
-        try:
+        with mapped_errors(pds):
             origin = parse_origin(
                 pds,
                 allow_http=self._fetch.allow_http,
                 allow_private_hosts=self._fetch.allow_private_hosts,
             )
-            answer = await self._gateway.get(origin, target, max_bytes=MAX_ANSWER)
-        except Saturated as error:
-            raise Busy(str(error)) from error
-        except TimedOut as error:
-            raise UpstreamTimeout(str(error)) from error
-        except Forbidden as error:
-            raise ForbiddenDestination(str(error)) from error
-        except EgressError as error:
-            raise FetchFailed(f"{pds}: {error}") from error
+            try:
+                answer = await self._gateway.get(origin, target, max_bytes=MAX_ANSWER)
+            except TooLarge as error:
+                # Of an image it would be its owner's choice.
+                raise FetchFailed(f"{pds}: {error}") from error
         return _value_of(pds, answer)
 
 
