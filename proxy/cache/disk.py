@@ -14,22 +14,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import trio
 
-from proxy.cache.base import Entry, Selection
+from proxy.cache.base import Entry, Selection, Selections
 from proxy.cache.layout import (
     TEMPORARY_SUFFIX,
     cid_of,
     entry_folder,
     entry_name,
     owner_folder,
+    owner_of,
     possible_formats,
 )
 from proxy.formats import Format, sniff
-from proxy.urls import ImageKey
+from proxy.identifiers import Cid
+from proxy.urls import BlobKey, ImageKey
 
 TOUCH_AFTER = 60.0
 """Seconds after which a use is noted again: finer recency is not worth a write per hit."""
@@ -118,9 +120,9 @@ class DiskCache:
         if self._bytes > self._max_bytes:
             await self.cleanup()
 
-    async def purge(self, selection: Selection) -> int:
+    async def purge(self, *selections: Selection) -> int:
         """See ``Cache.purge``."""
-        return await self._in_thread(lambda: self._purge(selection))
+        return await self._in_thread(lambda: self._purge(selections))
 
     async def cleanup(self) -> int:
         """See ``Cache.cleanup``."""
@@ -196,16 +198,20 @@ class DiskCache:
     def _temporary_name(self) -> str:
         return f"{self._temporary_prefix}-{next(self._temporary_numbers)}{TEMPORARY_SUFFIX}"
 
-    def _purge(self, selection: Selection) -> int:
-        if selection.did is None:
-            root = self._root
+    def _purge(self, selections: tuple[Selection, ...]) -> int:
+        owners = {each.did for each in selections}
+        if None in owners:
+            roots = {self._root}
         else:
-            root = self._root / owner_folder(selection.did)
+            roots = {self._root / owner_folder(did) for did in owners if did is not None}
+        covering = Selections(selections)
         removed = 0
         unread: list[OSError] = []
-        for file in self._files(root, unread.append):
-            if selection.cid in (None, cid_of(file.path.name)):
-                removed += self._remove(file)
+        for root in roots:
+            for file in self._files(root, unread.append):
+                owner = owner_of(PurePosixPath(file.path.relative_to(self._root)))
+                if owner and covering.covers_blob(BlobKey(owner, Cid(cid_of(file.path.name)))):
+                    removed += self._remove(file)
         for error in unread:
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise error

@@ -47,6 +47,14 @@ def possible_formats(key: ImageKey) -> tuple[Format, ...]:
     return FORMATS_OF_AUTO if key.format is None else (key.format,)
 
 
+def owner_of(path: PurePosixPath) -> Did | None:
+    """The owner of the entry at ``path``, relative to the cache folder; None: it is none."""
+    match path.parts:
+        case (method, _shard, identifier, _preset, _name):
+            return Did(f"did:{method}:{identifier}")
+    return None
+
+
 def cid_of(name: str) -> str:
     """The CID part of a file name."""
     return name.partition("@")[0]

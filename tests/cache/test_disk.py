@@ -677,6 +677,25 @@ async def test_a_purge_takes_every_preset_and_format_of_what_is_selected(
     assert await stocked.purge(selection) == 0
 
 
+@pytest.mark.parametrize(
+    "selections",
+    [
+        [Selection(did=owner(1)), Selection(did=owner(2), cid=blob_cid(1))],
+        [Selection(cid=blob_cid(1)), Selection(did=owner(1), cid=blob_cid(2))],
+        [Selection(did=owner(1)), Selection(did=owner(1), cid=blob_cid(1)), Selection(owner(9))],
+        [],
+    ],
+)
+async def test_a_purge_of_several_is_that_of_each(
+    stocked: DiskCache, selections: list[Selection]
+) -> None:
+    """Catches a pair whose owner, or whose blob, goes as a whole; and none that means all."""
+    due = [each for each in stock() if any(one.covers(each) for one in selections)]
+    assert await stocked.purge(*selections) == len(due)
+    for each in stock():
+        assert (await stocked.get(each) is None) is (each in due)
+
+
 async def test_a_purge_leaves_no_empty_folders_behind(cache: DiskCache, root: Path) -> None:
     """Catches inodes that run out over years of owners that come and go."""
     await cache.put(key(), entry())

@@ -15,6 +15,7 @@ from proxy.cache.layout import (
     entry_folder,
     entry_name,
     owner_folder,
+    owner_of,
     possible_formats,
 )
 from proxy.formats import OUTPUTS, Format, output_for
@@ -103,6 +104,14 @@ def test_the_cid_can_be_read_off_a_file_name(format_: Format) -> None:
     assert cid_of(entry_name(asked, format_)) == blob_cid(3)
     assert cid_of(entry_name(key(3), format_)) == blob_cid(3)
     assert not entry_name(asked, format_).endswith(TEMPORARY_SUFFIX)
+
+
+@pytest.mark.parametrize("did", [PLC, LONGEST, SHORT, PORT])
+def test_the_owner_can_be_read_off_a_path(did: Did) -> None:
+    """Catches a purge of many that takes the entries of others, or a stray file."""
+    assert owner_of(path_of(key(did=did), Format.PNG)) == did
+    for stray in ("a.jpg", "plc/ab/a.jpg", "plc/ab/abc/avatar-1/deeper/a.jpg", ""):
+        assert owner_of(PurePosixPath(stray)) is None
 
 
 label = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)

@@ -34,7 +34,7 @@ class FakeCache:
     async def put(self, key: ImageKey, entry: Entry) -> None:
         raise NotImplementedError
 
-    async def purge(self, selection: Selection) -> int:
+    async def purge(self, *selections: Selection) -> int:
         raise NotImplementedError
 
     async def cleanup(self) -> int:

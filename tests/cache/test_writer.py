@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from proxy.cache.base import Cache, Entry, Selection
+from proxy.cache.base import Cache, Entry, Selection, Selections
 from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
 from proxy.urls import ImageKey
 
@@ -38,9 +38,9 @@ class FakeCache:
             raise self.failures.pop(0)
         self.kept[key] = entry
 
-    async def purge(self, selection: Selection) -> int:
+    async def purge(self, *selections: Selection) -> int:
         await trio.lowlevel.checkpoint()
-        selected = [key for key in self.kept if selection.covers(key)]
+        selected = [key for key in self.kept if Selections(selections).covers(key)]
         for each in selected:
             del self.kept[each]
         return len(selected)

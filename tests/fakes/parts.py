@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from proxy.cache.base import Entry, Selection
+from proxy.cache.base import Entry, Selection, Selections
 from proxy.formats import Format
 from proxy.identifiers import Did
 from proxy.presets import Preset
@@ -77,10 +77,11 @@ class FakeCache:
             raise self.put_errors.pop(0)
         self.entries[key] = entry
 
-    async def purge(self, selection: Selection) -> int:
+    async def purge(self, *selections: Selection) -> int:
         """See ``Cache.purge``."""
         await trio.lowlevel.checkpoint()
-        selected = [key for key in self.entries if selection.covers(key)]
+        covering = Selections(selections)
+        selected = [key for key in self.entries if covering.covers(key)]
         for key in selected:
             del self.entries[key]
         return len(selected)
