@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import logging
+import os
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import click
@@ -21,8 +24,17 @@ from proxy.config import Config, ConfigError, Layer, load_config
 from proxy.errors import ImageProxyError, InvalidRequest
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
-from proxy.service import Service, block_store_of, disk_cache_of, open_service
+from proxy.moderation.moderator import Moderator
+from proxy.service import (
+    Service,
+    disk_cache_of,
+    moderation_store_of,
+    open_moderator,
+    open_service,
+)
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
+
+T = TypeVar("T")
 
 WARM_AT_ONCE = 16
 """Images that ``warm`` asks for at once: half of the default fetch workers."""
@@ -254,11 +266,12 @@ def cache_stats(context: _Context) -> None:
 @cache.command("purge")
 @click.option("--did")
 @click.option("--cid")
+@click.option("--reason", default="")
 @_with_config
-def cache_purge(context: _Context, did: str | None, cid: str | None) -> None:
-    """Remove the entries of an owner, a blob, or a pair."""
-    settings = context.load()
-    removed = trio.run(disk_cache_of(settings).purge, _selection(did, cid))
+def cache_purge(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
+    """Remove the entries of an owner, a blob, or a pair, running servers' too."""
+    settings, selection = context.load(), _selection(did, cid)
+    removed = _decide(settings, lambda it: it.purge(selection, by=_user(), reason=reason))
     click.echo(f"{removed} removed")
 
 
@@ -289,43 +302,128 @@ def blocks() -> None:
 @blocks.command("list")
 @_with_config
 def blocks_list(context: _Context) -> None:
-    """Print the blocks, oldest first."""
-    for block in trio.run(block_store_of(context.load()).list):
-        at = datetime.fromtimestamp(block.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        click.echo(f"{at}  {block.did or '*'}  {block.cid or '*'}  {block.reason}".rstrip())
+    """Print the blocks, oldest first: when, owner, blob, by whom, why."""
+    for block in moderation_store_of(context.load()).blocks():
+        what = f"{block.did or '*'}  {block.cid or '*'}"
+        click.echo(f"{_at(block.created_at)}  {what}  {block.by}  {_line(block.reason)}".rstrip())
 
 
 @blocks.command("add")
 @click.option("--did")
 @click.option("--cid")
-@click.option("--reason", default="")
+@click.option("--reason", default="", help="Of those in the file, for lines without one.")
+@click.option(
+    "--file",
+    "file_list",
+    type=click.File("r", encoding="utf-8", errors="replace"),
+    help="Many: a line is DID, CID, or DID CID, then # and a reason; - is standard input.",
+)
 @_with_config
-def blocks_add(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
-    """Block, and purge what is cached of it."""
+def blocks_add(
+    context: _Context, did: str | None, cid: str | None, reason: str, file_list: TextIO | None
+) -> None:
+    """Block, and purge what is cached of it. At return every running server obeys."""
     settings = context.load()
-    selection = _selection(did, cid)
-
-    async def work() -> int:
-        await block_store_of(settings).add(selection, reason)
-        return await disk_cache_of(settings).purge(selection)
-
-    click.echo(f"blocked; {trio.run(work)} cached entries removed")
+    if file_list is None:
+        selection = _selection(did, cid)
+        removed = _decide(settings, lambda it: it.block(selection, by=_user(), reason=reason))
+        click.echo(f"blocked; {removed} cached entries removed")
+        return
+    if did is not None or cid is not None:
+        raise click.UsageError("give --file, or --did and --cid")
+    entries = list(_read_blocks(file_list, reason))
+    with click.progressbar(length=len(entries), label="blocking", file=sys.stderr) as bar:
+        removed = _decide(
+            settings, lambda it: it.block_all(entries, by=_user(), on_kept=bar.update)
+        )
+    click.echo(f"{len(entries)} blocked; {removed} cached entries removed")
 
 
 @blocks.command("remove")
 @click.option("--did")
 @click.option("--cid")
+@click.option("--reason", default="")
 @_with_config
-def blocks_remove(context: _Context, did: str | None, cid: str | None) -> None:
-    """Lift a block."""
-    lifted = trio.run(block_store_of(context.load()).remove, _selection(did, cid))
+def blocks_remove(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
+    """Lift a block, whoever asked for it."""
+    settings, selection = context.load(), _selection(did, cid)
+    lifted = _decide(settings, lambda it: it.lift_any(selection, by=_user(), reason=reason))
     click.echo("lifted" if lifted else "there was no such block")
     sys.exit(0 if lifted else 1)
 
 
+@blocks.command("audit")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
+@_with_config
+def blocks_audit(context: _Context, limit: int) -> None:
+    """Print the last decisions, oldest first: when, who, what, entries removed, why."""
+    for each in moderation_store_of(context.load()).audit(limit):
+        removed = "-" if each.removed is None else str(each.removed)
+        what = f"{each.action}  {each.did or '*'}  {each.cid or '*'}"
+        line = f"{_at(each.at)}  {each.by}  {what}  {removed}  {_line(each.reason)}"
+        click.echo(line.rstrip())
+
+
+def parse_block_line(line: str) -> tuple[Selection, str] | None:
+    """What a line of a list blocks, and why; None where it has only a comment.
+
+    Raises:
+        InvalidRequest: the line follows none of the forms.
+    """
+    what, _, reason = line.partition("#")
+    match what.split():
+        case []:
+            return None
+        case [did, cid]:
+            selection = Selection(parse_did(did), parse_cid(cid))
+        case [did] if did.startswith("did:"):
+            selection = Selection(did=parse_did(did))
+        case [cid]:
+            selection = Selection(cid=parse_cid(cid))
+        case _:
+            raise InvalidRequest(line)
+    return selection, reason.strip()
+
+
+def _read_blocks(lines: Iterable[str], reason: str) -> Iterator[tuple[Selection, str]]:
+    for number, line in enumerate(lines, 1):
+        try:
+            found = parse_block_line(line)
+        except InvalidRequest as error:
+            raise click.UsageError(f"line {number}: {error.public_message}") from None
+        if found is not None:
+            yield found[0], found[1] or reason
+
+
+def _decide(settings: Config, work: Callable[[Moderator], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with open_moderator(settings) as moderator:
+            return await work(moderator)
+
+    return trio.run(run)
+
+
+def _user() -> str:
+    """Who decides, as the audit tells."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # an account without a name
+        return f"cli:{os.getuid()}"
+
+
+def _at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _line(text: str) -> str:
+    """On one line, and without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def main() -> None:
     """The console script."""
-    configure_logging()
+    # A command says what it did; what serves configures its own.
+    configure_logging(logging.WARNING)
     try:
         cli()
     except (OSError, sqlite3.Error) as error:

@@ -166,6 +166,13 @@ class Busy(ImageProxyError):
     message = "busy"
 
 
+class ModerationUnreadable(ImageProxyError):
+    """What is blocked cannot be told at the moment, so nothing is served."""
+
+    status = 503
+    message = "busy"
+
+
 class UpstreamTimeout(ImageProxyError):
     """The PDS or the directory took too long."""
 

@@ -13,8 +13,7 @@ from typing import Literal
 
 import trio
 
-from proxy.blocks import BlockStore
-from proxy.cache.base import Cache, Entry, Selection
+from proxy.cache.base import Cache, Covering, Entry
 from proxy.cache.disk import DiskCache
 from proxy.cache.memory import MemoryCache
 from proxy.cache.upkeep import Upkeep
@@ -43,6 +42,10 @@ from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
 from proxy.identity import DidResolver, Resolver
 from proxy.metrics import Metrics
+from proxy.moderation.blocks import Blocks
+from proxy.moderation.followers import Followers
+from proxy.moderation.moderator import Moderator
+from proxy.moderation.store import ModerationStore
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
@@ -94,6 +97,14 @@ class _Made:
     timings: Mapping[str, float]
 
 
+@dataclass(eq=False, slots=True)
+class _Making:
+    """A result under way, and whether it was blocked or purged meanwhile."""
+
+    key: ImageKey
+    is_forgotten: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A verified original."""
@@ -110,7 +121,8 @@ class Service:
         self,
         config: Config,
         *,
-        blocks: BlockStore,
+        blocks: Blocks,
+        moderator: Moderator,
         cache: Cache,
         memory: MemoryCache,
         writer: CacheWriter,
@@ -124,6 +136,7 @@ class Service:
         self.config = config
         self.metrics = metrics
         self.blocks = blocks
+        self.moderator = moderator
         self.upkeep = upkeep
         self._cache = cache
         self._memory = memory
@@ -134,7 +147,7 @@ class Service:
         # Apart: what is no image can still be a blob that may be downloaded.
         self._fetch_failures = NegativeCache(config.identity.negative_ttl)
         self._image_failures = NegativeCache(config.identity.negative_ttl)
-        self._purges = 0
+        self._under_way: set[_Making] = set()
         self._images: SingleFlight[ImageKey, _Made] = SingleFlight(nursery)
         self._blobs: SingleFlight[BlobKey, _Source] = SingleFlight(nursery)
 
@@ -183,40 +196,49 @@ class Service:
         return Blob(data, content_type, f'"{blob.cid}"')
 
     def check_block(self, blob: BlobKey) -> None:
-        """Raise ``BlobBlocked`` for what the operator blocked."""
+        """Pass what may be served.
+
+        Raises:
+            BlobBlocked: the owner, the blob or the pair is blocked.
+            ModerationUnreadable: that cannot be told at the moment.
+        """
         try:
             self.blocks.check(blob)
         except BlobBlocked:
             self.metrics.blocked.inc()
             raise
 
-    async def block(self, selection: Selection, reason: str = "") -> int:
-        """Block and purge; from its return on nothing of it is served. How many were purged."""
-        await self.blocks.add(selection, reason)
-        return await self.purge(selection)
-
     async def written(self) -> None:
         """Wait until the cache-writer has room again, for work that must not be dropped."""
         await self._writer.settled()
 
-    async def purge(self, selection: Selection) -> int:
-        """Remove what is cached; how many entries the cache had."""
-        self._purges += 1
-        self._memory.purge(selection)
-        self._fetch_failures.purge(selection)
-        self._image_failures.purge(selection)
-        return await self._writer.purge(selection)
+    def forget(self, covering: Covering) -> None:
+        """Keep nothing of what is covered but on disk, nor what flights under way bring of it."""
+        for making in self._under_way:
+            making.is_forgotten = making.is_forgotten or covering.covers(making.key)
+        self._memory.purge(covering)
+        self._fetch_failures.purge(covering)
+        self._image_failures.purge(covering)
+        self._writer.discard(covering)
 
     @property
     def _allowed_types(self) -> tuple[str, ...]:
         return self.config.blob.allowed_types
 
     async def _make(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
-        # A purge while this is under way must not be undone by it.
-        purges = self._purges
+        making = _Making(key)
+        self._under_way.add(making)
+        try:
+            return await self._make_or_find(making, flight)
+        finally:
+            self._under_way.discard(making)
+
+    async def _make_or_find(self, making: _Making, flight: Flight[_Made]) -> _Made:
+        key = making.key
         cached = await self._cached(key)
         if cached is not None:
-            if self._purges == purges:
+            # A purge while this is under way must not be undone by it.
+            if not making.is_forgotten:
                 self._memory.put(key, cached)
             return _Made(cached, True, {})
         self._image_failures.check(key.blob, trio.current_time())
@@ -229,7 +251,7 @@ class Service:
             processed.process_seconds
         )
         entry = Entry(processed.data, processed.format)
-        if self._purges == purges and not self.blocks.is_blocked(key.blob):
+        if not (making.is_forgotten or self.blocks.is_blocked(key.blob)):
             self._memory.put(key, entry)
             self._writer.offer(key, entry)
         return _Made(
@@ -339,7 +361,9 @@ async def open_service(
     It owns two nurseries. The inner one runs the fetch workers, the image workers, the flights
     and the chores; it is cancelled when the block ends, and requests that still wait get
     ``Busy``. The outer one runs the cache-writer, which then writes what it was given, for at
-    most ``server.shutdown_timeout`` seconds, also when the block was cancelled.
+    most ``server.shutdown_timeout`` seconds, also when the block was cancelled; until then it
+    follows what is decided. While that cannot be read, every request ends in
+    ``ModerationUnreadable``.
 
     Args:
         cache, fetcher, processor, resolver: implementations of the Protocols of those names;
@@ -348,15 +372,12 @@ async def open_service(
 
     Raises:
         TypeError: one of the four is None.
-        sqlite3.Error: the blocks are there and cannot be read.
     """
     parts = {"cache": cache, "fetcher": fetcher, "processor": processor, "resolver": resolver}
     for name, part in parts.items():
         if part is None:
             raise TypeError(f"{name} must not be None")
     metrics = Metrics()
-    blocks = block_store_of(config)
-    await blocks.load()
     if cache is ...:
         cache = _disk_cache(config, metrics)
     pool = None
@@ -364,6 +385,8 @@ async def open_service(
         processor = pool = _processing_pool(config, metrics)
     gateway = Gateway(config, *(networks or guarded_networks(config)))
     metrics.gauge("fetch_queue_depth", "Fetches that wait", lambda: gateway.statistics().waiting)
+    store, followers = moderation_store_of(config), _followers_of(config)
+    blocks = _blocks(store, followers, metrics)
     upkeep = Upkeep(cache)
     writer = CacheWriter(
         cache,
@@ -373,19 +396,27 @@ async def open_service(
         on_error=partial(_write_failed, metrics, upkeep),
         on_dropped=metrics.writes_dropped.inc,
     )
+    moderator = Moderator(
+        store,
+        followers,
+        remove=writer.purge,
+        is_pending=lambda: blocks.purges_pending > 0,
+        nudge=blocks.nudge,
+        on_decision=lambda action, count: metrics.decisions.labels(action).inc(count),
+    )
     failure: Exception | None = None
 
-    # Stops last: the writer, once it has written what it was given.
+    # Stops last: the writer, once it has written what it was given, and who follows what is
+    # blocked, for it must not write that.
     async with trio.open_nursery() as outlasting:
-        writing = trio.CancelScope(shield=True)
-        outlasting.start_soon(_within, writing, writer.run)
+        writing, following = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
+        outlasting.start_soon(_write, writing, writer, following)
         try:
             # Stops first, all at once: whatever makes results.
             async with trio.open_nursery() as nursery:
                 if pool is not None:
                     await nursery.start(pool.run)
                 nursery.start_soon(gateway.run)
-                nursery.start_soon(blocks.follow)
                 nursery.start_soon(upkeep.keep_checking)
                 nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
                 if resolver is ...:
@@ -395,6 +426,7 @@ async def open_service(
                 service = Service(
                     config,
                     blocks=blocks,
+                    moderator=moderator,
                     cache=cache,
                     memory=_memory_cache(config),
                     writer=writer,
@@ -405,6 +437,8 @@ async def open_service(
                     metrics=metrics,
                     nursery=nursery,
                 )
+                await outlasting.start(_follow, following, blocks, service.forget, writer.begun)
+                nursery.start_soon(moderator.keep_finishing)
                 await upkeep.check()
                 try:
                     yield service
@@ -419,14 +453,49 @@ async def open_service(
         raise failure
 
 
-async def _within(scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
-    with scope:
-        await work()
+async def _write(
+    writing: trio.CancelScope, writer: CacheWriter, following: trio.CancelScope
+) -> None:
+    with writing:
+        await writer.run()
+    following.cancel()
 
 
-def block_store_of(config: Config) -> BlockStore:
-    """The blocks beside the configured cache."""
-    return BlockStore(config.cache.path / "blocks.sqlite3")
+async def _follow(
+    following: trio.CancelScope,
+    blocks: Blocks,
+    forget: Callable[[Covering], None],
+    written: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[None],
+) -> None:
+    with following:
+        await blocks.follow(forget, written, task_status)
+
+
+@asynccontextmanager
+async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
+    """Decide without a service, for the time of the block: what commands do.
+
+    Raises:
+        sqlite3.Error, OSError: the cache folder cannot be used.
+    """
+    store, followers = moderation_store_of(config), _followers_of(config)
+    await trio.to_thread.run_sync(followers.enter)
+    try:
+        yield Moderator(store, followers, remove=disk_cache_of(config).purge)
+    finally:
+        # Its unfinished purges, if any, are now for others to finish.
+        followers.leave()
+        store.close()
+
+
+def moderation_store_of(config: Config) -> ModerationStore:
+    """What is kept of moderation beside the configured cache."""
+    return ModerationStore(config.cache.path / "moderation.sqlite3")
+
+
+def _followers_of(config: Config) -> Followers:
+    return Followers(config.cache.path / "followers")
 
 
 def disk_cache_of(
@@ -440,6 +509,17 @@ def disk_cache_of(
         ttl_seconds=settings.ttl_days * 86400,
         on_evicted=on_evicted,
     )
+
+
+def _blocks(store: ModerationStore, followers: Followers, metrics: Metrics) -> Blocks:
+    blocks = Blocks(store, followers)
+    metrics.gauge("blocks", "Owners, blobs and pairs that are blocked", lambda: len(blocks))
+    metrics.gauge(
+        "purges_pending",
+        "Purges, of any process, that are not finished",
+        lambda: blocks.purges_pending,
+    )
+    return blocks
 
 
 def _disk_cache(config: Config, metrics: Metrics) -> DiskCache:

@@ -324,14 +324,18 @@ class Client:
     ) -> None:
         await trio.aclose_forcefully(self.stream)
 
-    async def send(self, target: str, *headers: tuple[str, str], method: str = "GET") -> None:
-        """Send a request without a body."""
+    async def send(
+        self, target: str, *headers: tuple[str, str], method: str = "GET", body: bytes = b""
+    ) -> None:
+        """Send a request."""
+        length = [("Content-Length", str(len(body)))] if body else []
         request = h11.Request(
-            method=method, target=target, headers=[("Host", "proxy.test"), *headers]
+            method=method, target=target, headers=[("Host", "proxy.test"), *length, *headers]
         )
         if self._connection.our_state is h11.DONE:
             self._connection.start_next_cycle()
         data = self._connection.send(request)
+        data += self._connection.send(h11.Data(body)) if body else b""
         data += self._connection.send(h11.EndOfMessage())
         await self.stream.send_all(data)
 

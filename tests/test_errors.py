@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[int, str]] = {
     "ForbiddenDestination": (502, "failed to fetch blob from PDS"),
     "CidMismatch": (502, "blob does not match its CID"),
     "Busy": (503, "busy"),
+    "ModerationUnreadable": (503, "busy"),
     "UpstreamTimeout": (504, "request timed out"),
 }
 

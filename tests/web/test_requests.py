@@ -79,7 +79,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background[Stage
 
 
 FILES = re.compile(
-    r"cache/(?:blocks\.sqlite3(?:-journal)?"
+    r"cache/(?:moderation\.sqlite3(?:-wal|-shm)?|followers/[0-9a-f]{16}"
     r"|images/plc/[a-z2-7]{2}/[a-z2-7]{24}/[a-z_]+-[0-9a-f]{10}"
     r"/(?:b[a-z2-7]{58}@(?:auto|jpeg|png|webp|avif)\.(?:jpg|png|webp|avif|gif)|\.[0-9a-f]+-[0-9]+\.tmp)"
     r"|images/\.probe-[0-9a-f]+-[0-9]+\.tmp)"
