@@ -97,6 +97,7 @@ Positive = Annotated[int, NotBool, Field(ge=1)]
 Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
+OperatorName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 MediaRange = Annotated[str, StringConstraints(pattern=r"^[a-z]+/(\*|[a-z0-9.+-]+)$")]
 
 
@@ -114,6 +115,7 @@ class ServerSection(Section):
     cdn_url: OptionalUrl = ""
     admin_token: SecretStr = SecretStr("")
     shutdown_timeout: Duration = 10
+    admin_tokens: dict[OperatorName, Annotated[SecretStr, Field(min_length=1)]] = {}
 
 
 class IdentitySection(Section):
