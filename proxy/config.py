@@ -126,6 +126,7 @@ Nameserver = Annotated[str, AfterValidator(_nameserver)]
 Collection = Annotated[
     str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z0-9-]+){2,}$", max_length=317)
 ]
+OperatorName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 MediaRange = Annotated[str, StringConstraints(pattern=r"^[a-z]+/(\*|[a-z0-9.+-]+)$")]
 
 
@@ -143,6 +144,7 @@ class ServerSection(Section):
     cdn_url: OptionalUrl = ""
     admin_token: SecretStr = SecretStr("")
     shutdown_timeout: Duration = 10
+    admin_tokens: dict[OperatorName, Annotated[SecretStr, Field(min_length=1)]] = {}
 
 
 class IdentitySection(Section):

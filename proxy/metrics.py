@@ -55,6 +55,7 @@ class Metrics:
             "cache_writes_dropped_total", "Cache writes that found the channel full"
         )
         self.worker_deaths = counter("worker_deaths_total", "Image workers that died", "reason")
+        self.decisions = counter("decisions_total", "Blocks, liftings and purges decided", "action")
         self.blocked = counter("blocked_total", "Requests for what is blocked")
         self.policy_answers = counter(
             "policy_answers_total", "Questions to the policy service", "answer"

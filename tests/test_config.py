@@ -35,6 +35,7 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "cdn_url": "",
         "admin_token": SecretStr(""),
         "shutdown_timeout": 10,
+        "admin_tokens": {},
     },
     "identity": {
         "plc_url": "https://plc.directory",
@@ -181,6 +182,7 @@ INVALID: dict[str, tuple[list[object], str]] = {
     ),
     "server.cdn_url": (["cdn.example", "javascript:alert(1)"], "http:// or https://"),
     "server.admin_token": ([5, True], "string"),
+    "server.admin_tokens": (["s3cret", 5, ["s3cret"]], "dictionary"),
     "server.shutdown_timeout": (
         [-1, "soon", float("inf"), float("nan"), True],
         "greater than or equal to 0|number",
@@ -270,6 +272,17 @@ def nested(key: str, value: object) -> Layer:
     return layer
 
 
+@pytest.mark.parametrize("tokens", [{"Alice": "x"}, {"a b": "x"}, {"": "x"}, {"alice": ""}])
+def test_a_name_that_a_log_line_cannot_hold_or_an_empty_token_is_refused(
+    tokens: dict[str, str],
+) -> None:
+    """Catches a token that every request without one has."""
+    with pytest.raises(ConfigError) as caught:
+        load(overrides={"server": {"admin_tokens": tokens}})
+    (message,) = caught.value.mistakes
+    assert message.startswith("server.admin_tokens")
+
+
 @pytest.mark.parametrize(("key", "value", "right"), CASES, ids=lambda part: ascii(part)[:40])
 def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right: str) -> None:
     """Catches the seed's way, a warning and the default; and a message one has to guess from."""
@@ -312,6 +325,7 @@ VALID: list[tuple[str, str, object]] = [
     ("server.base_url", "http://localhost:8080/below/", "http://localhost:8080/below"),
     ("server.cdn_url", "https://cdn.example", "https://cdn.example"),
     ("server.admin_token", "s3cret", SecretStr("s3cret")),
+    ("server.admin_tokens.alice", "s3cret", SecretStr("s3cret")),
     ("server.shutdown_timeout", "0", 0),
     ("identity.plc_url", "http://127.0.0.1:2582", "http://127.0.0.1:2582"),
     ("identity.ttl", "0", 0),
@@ -386,7 +400,7 @@ def test_every_key_can_be_set_in_the_environment(key: str, text: str, value: obj
 
 def test_every_key_was_set_in_the_environment() -> None:
     """Catches a new key that the test above does not know."""
-    assert {key for key, _text, _value in VALID} == set(INVALID)
+    assert {key.removesuffix(".alice") for key, _text, _value in VALID} == set(INVALID)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

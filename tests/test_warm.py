@@ -145,7 +145,7 @@ async def test_what_is_blocked_is_neither_fetched_nor_a_failure(
     """Catches a run that fails for what its operator has refused."""
     did, cids = account(world, 3)
     async with world.service() as service:
-        await service.block(Selection(did, cids[1]))
+        await service.moderator.block(Selection(did, cids[1]), by="test")
         warmer = warmer_of(service)
         await warm_account(service, did, warmer, nowhere(tmp_path))
     assert (warmer.tally.made, warmer.tally.skipped, warmer.tally.failed) == (2, 1, 0)

@@ -155,7 +155,7 @@ async def test_what_is_blocked_looks_like_what_is_not_there(world: World) -> Non
     async with serving(world) as client:
         assert (await client.get(f"/avatar/{did}")).status == 302
         absent = await client.get(f"/avatar/{nobody}")
-        await client.service.block(Selection(did, avatar))
+        await client.service.moderator.block(Selection(did, avatar), by="test")
         refused = await client.get(f"/avatar/{did}")
         assert (refused.status, refused.headers, refused.body) == (
             404, absent.headers, absent.body,
@@ -163,7 +163,7 @@ async def test_what_is_blocked_looks_like_what_is_not_there(world: World) -> Non
         assert (await client.get(f"/banner/{did}")).status == 302
         pictures = json.loads((await client.get(f"/lookup?q={did}")).text)["pictures"]
         assert [picture["cid"] for picture in pictures] == [banner]
-        await client.service.block(Selection(did))
+        await client.service.moderator.block(Selection(did), by="test")
         assert (await client.get(f"/banner/{did}")).status == 404
         assert json.loads((await client.get(f"/lookup?q={did}")).text)["pictures"] == []
 
