@@ -96,7 +96,7 @@ def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> 
 
 
 def entries(did: Did, document: dict[str, Any], section: str, id: str) -> Iterator[dict[str, Any]]:
-    """What a section of a DID document has by an id, which may be written with the DID before it."""
+    """What a section of a DID document has by an id, with or without the DID before it."""
     listed = document.get(section)
     for entry in listed if isinstance(listed, list) else ():
         if isinstance(entry, dict) and entry.get("id") in (id, f"{did}{id}"):
