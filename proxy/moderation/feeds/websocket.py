@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import trio
 import trio_websocket
-from wsproto.utilities import ProtocolError
 
 from proxy.egress.circuit import retry_after
 from proxy.egress.endpoint import Origin
@@ -163,9 +162,10 @@ async def open_socket(server: Server, target: str, *, max_message: int) -> Async
                 # Raised below, outside the nursery, which would wrap it in a group.
                 failure = error
             nursery.cancel_scope.cancel()
-    except* ProtocolError as group:
-        # The reader task met a state that its library does not expect.
-        failure = failure or SocketFailed("closed", f"WebSocket: {group.exceptions[0]}")
+    except* Exception as group:
+        # Only the library's reader is left in the nursery; what it cannot read ends it in errors
+        # of wsproto, of h11, or its own.
+        failure = failure or _unreadable(server.origin, group.exceptions[0])
     finally:
         # The library leaves it open where a message was too large.
         await trio.aclose_forcefully(stream)
@@ -204,18 +204,18 @@ async def _upgraded(
             )
     except trio.TooSlowError:
         raise SocketFailed("timeout", f"{origin}: no upgrade in time") from None
-    except trio_websocket.ConnectionRejected as error:
-        headers = dict(error.headers or ())
-        wait = headers.get(b"retry-after", b"").decode("latin-1")
-        raise SocketFailed(
-            "refused",
-            f"{origin}: status {error.status_code}",
-            retry_after(wait or None, time.time()),
-        ) from error
     except trio_websocket.ConnectionClosed as error:
         raise _ended(error) from error
     limited.is_done = True
     return connection
+
+
+def _unreadable(origin: Origin, error: Exception) -> SocketFailed:
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        asked = dict(error.headers or ()).get(b"retry-after", b"").decode("latin-1")
+        wait = retry_after(asked or None, time.time())
+        return SocketFailed("refused", f"{origin}: status {error.status_code}", wait)
+    return SocketFailed("closed", f"{origin}: {type(error).__name__}: {error}")
 
 
 def _ended(error: trio_websocket.ConnectionClosed) -> SocketFailed:
