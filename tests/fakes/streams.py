@@ -107,7 +107,7 @@ class Stream(Site):
         """See ``Site.serve``."""
         try:
             async with trio.open_nursery() as nursery:
-                asked = await trio_websocket.wrap_server_stream(nursery, stream)  # type: ignore[arg-type]
+                asked = await trio_websocket.wrap_server_stream(nursery, stream)
                 headers = {name.decode(): value.decode() for name, value in asked.headers}
                 self.requests.append(Request(asked.path, headers))
                 self.changed()

@@ -131,12 +131,12 @@ class _Follower:
         log.warning("feed disconnected", stream=self._feed.stream, reason=reason, error=str(error))
 
     async def _start(self) -> int | None:
+        first = self._feed.first_cursor
         if self._begins_anew:
-            self._cursor = self._saved = self._feed.first_cursor
-            return self._cursor
-        # From what was kept, not from what was taken last: that may not have been carried out.
-        self._cursor = self._saved = await self._cursors.cursor(self._feed.stream)
-        return self._feed.first_cursor if self._cursor is None else self._cursor
+            self._cursor = self._saved = first
+        elif self._cursor is None:
+            self._cursor = self._saved = await self._cursors.cursor(self._feed.stream)
+        return first if self._cursor is None else self._cursor
 
     async def _take_all(self, socket: Socket) -> None:
         save_at = math.inf
