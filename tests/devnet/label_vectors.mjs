@@ -9,7 +9,7 @@ import { createRequire } from 'node:module'
 import path from 'node:path'
 
 const require = createRequire(path.join(process.cwd(), 'package.json'))
-const { Secp256k1Keypair, P256Keypair, formatMultikey } = require('@atproto/crypto')
+const { Secp256k1Keypair, P256Keypair, bytesToMultibase, formatMultikey } = require('@atproto/crypto')
 const { formatLabel, signLabel } = require('@atproto/ozone/dist/mod-service/util.js')
 const { ErrorFrame, MessageFrame } = require('@atproto/xrpc-server')
 
@@ -43,6 +43,7 @@ for (const [curve, Keypair, jwt] of [
     cases.push({
       name: `${name}, ${curve}`,
       key: formatMultikey(jwt, key.publicKeyBytes()),
+      'older key': bytesToMultibase(key.publicKeyBytes(), 'base58btc'),
       frame: hex(new MessageFrame(body, { type: '#labels' }).toBytes()),
     })
   }

@@ -68,6 +68,9 @@ class Told:
         self.purged.append((selection, reason))
         return 1
 
+    def has_purged(self, selection: Selection, reason: str) -> bool:
+        return (selection, reason) in self.purged
+
     async def cursor(self, stream: str) -> int | None:
         await trio.lowlevel.checkpoint()
         return self.cursors.get(stream)

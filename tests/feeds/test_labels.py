@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proxy.cache.base import Selection
 from proxy.identifiers import Cid, Did
 from proxy.moderation.feeds.frames import decode_frame
-from proxy.moderation.feeds.keys import _CURVES, BadKey, parse_multikey
+from proxy.moderation.feeds.keys import _K256, _P256, BadKey, parse_key
 from proxy.moderation.feeds.labels import (
     BadLabel,
     Label,
@@ -57,7 +57,7 @@ def made(**fields: Any) -> Label:
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_a_label_that_the_real_code_signed_does_not_hold(case: dict[str, Any]) -> None:
     label = parse_label(raw_of(case))
-    assert parse_multikey(case["key"]).has_signed(label.signed, label.sig)
+    assert parse_key("Multikey", case["key"]).has_signed(label.signed, label.sig)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -79,7 +79,7 @@ def test_a_label_that_the_real_code_signed_does_not_hold(case: dict[str, Any]) -
 )
 def test_a_label_that_was_changed_holds(case: dict[str, Any], change: dict[str, Any]) -> None:
     label = parse_label({**raw_of(case), **change})
-    assert not parse_multikey(case["key"]).has_signed(label.signed, label.sig)
+    assert not parse_key("Multikey", case["key"]).has_signed(label.signed, label.sig)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -94,23 +94,20 @@ def test_a_field_that_the_specification_does_not_have_counts(case: dict[str, Any
 def test_the_second_signature_that_mathematics_allows_holds(case: dict[str, Any]) -> None:
     """Whoever has (r, s) has (r, n - s) too; the specification allows the lower s alone."""
     label = parse_label(raw_of(case))
-    order = next(order for curve, order in _CURVES.values() if curve.name in CURVE_OF[case["name"]])
+    _curve, order = _K256 if case["name"].endswith("k256") else _P256
     high = order - int.from_bytes(label.sig[32:])
     twin = label.sig[:32] + high.to_bytes(32)
-    assert not parse_multikey(case["key"]).has_signed(label.signed, twin)
+    assert not parse_key("Multikey", case["key"]).has_signed(label.signed, twin)
     for cut in (label.sig[:-1], label.sig + b"\0", label.sig[32:]):
-        assert not parse_multikey(case["key"]).has_signed(label.signed, cut)
-
-
-CURVE_OF = {name: "secp256k1" if name.endswith("k256") else "secp256r1" for name in IDS}
+        assert not parse_key("Multikey", case["key"]).has_signed(label.signed, cut)
 
 
 def test_a_key_of_another_labeler_holds() -> None:
     label = parse_label(raw_of(CASES[0]))
     for case in CASES:
         if case["key"] != CASES[0]["key"]:
-            assert not parse_multikey(case["key"]).has_signed(label.signed, label.sig)
-    assert not parse_multikey(SigningKey().multikey).has_signed(label.signed, label.sig)
+            assert not parse_key("Multikey", case["key"]).has_signed(label.signed, label.sig)
+    assert not parse_key("Multikey", SigningKey().multikey).has_signed(label.signed, label.sig)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +127,18 @@ def test_a_key_of_another_labeler_holds() -> None:
 )
 def test_what_is_no_key_of_atproto_is_one(text: str) -> None:
     with pytest.raises(BadKey):
-        parse_multikey(text)
+        parse_key("Multikey", text)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_a_key_of_an_older_document_is_none(case: dict[str, Any]) -> None:
+    label = parse_label(raw_of(case))
+    curve, other = ("k1", "r1") if case["name"].endswith("k256") else ("r1", "k1")
+    key = parse_key(f"EcdsaSecp256{curve}VerificationKey2019", case["older key"])
+    assert key.has_signed(label.signed, label.sig)
+    for kind in (f"EcdsaSecp256{other}VerificationKey2019", "Multikey", "JsonWebKey2020", ""):
+        with pytest.raises(BadKey):
+            parse_key(kind, case["older key"])
 
 
 # What a label says.

@@ -8,20 +8,21 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from libipld import decode_multibase
 
-MAX_MULTIKEY = 128
-"""Longest key looked at; a compressed point in base58 has 49 characters."""
+MAX_KEY = 128
+"""Longest key looked at; an uncompressed point in base58 has 89 characters."""
 
-# Multicodec varints before a compressed point, and the order of the curve (SEC 2, section 2.4.1;
-# FIPS 186-4, D.1.2.3).
-_CURVES: dict[bytes, tuple[ec.EllipticCurve, int]] = {
-    b"\xe7\x01": (
-        ec.SECP256K1(),
-        0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
-    ),
-    b"\x80\x24": (
-        ec.SECP256R1(),
-        0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
-    ),
+# The curves, and their order (SEC 2, section 2.4.1; FIPS 186-4, D.1.2.3).
+_K256 = (ec.SECP256K1(), 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141)
+_P256 = (ec.SECP256R1(), 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551)
+
+# Multicodec varints before the compressed point of a Multikey.
+_MULTICODECS: dict[bytes, tuple[ec.EllipticCurve, int]] = {b"\xe7\x01": _K256, b"\x80\x24": _P256}
+
+# Types whose name has the curve, before the point alone (atproto, Cryptography, "Public Key
+# Encoding"): older documents have them, and directories of an older version write them still.
+_LEGACY_TYPES: dict[str, tuple[ec.EllipticCurve, int]] = {
+    "EcdsaSecp256k1VerificationKey2019": _K256,
+    "EcdsaSecp256r1VerificationKey2019": _P256,
 }
 
 
@@ -54,23 +55,29 @@ class PublicKey:
         return True
 
 
-def parse_multikey(text: str) -> PublicKey:
-    """The key in the ``publicKeyMultibase`` of a ``Multikey``.
+def parse_key(type: str, text: str) -> PublicKey:
+    """The key of a verification method.
+
+    Args:
+        type: ``Multikey``, or one of the older types.
+        text: its ``publicKeyMultibase``.
 
     Raises:
-        BadKey: another encoding or curve, or not a point of it.
+        BadKey: another type, encoding or curve, or not a point of it.
     """
-    if not text.startswith("z") or len(text) > MAX_MULTIKEY:
+    if not text.startswith("z") or len(text) > MAX_KEY:
         raise BadKey("not base58btc")
     try:
         _base, data = decode_multibase(text)
     except ValueError as error:
         raise BadKey(f"not base58btc: {error}") from None
-    curve = _CURVES.get(data[:2])
-    if curve is None or len(data) != 35:
-        raise BadKey("neither a compressed k256 nor a compressed p256 key")
+    if type == "Multikey":
+        curve, point = _MULTICODECS.get(data[:2]), data[2:]
+    else:
+        curve, point = _LEGACY_TYPES.get(type), data
+    if curve is None:
+        raise BadKey("neither a k256 nor a p256 key")
     try:
-        point = ec.EllipticCurvePublicKey.from_encoded_point(curve[0], data[2:])
+        return PublicKey(ec.EllipticCurvePublicKey.from_encoded_point(curve[0], point), curve[1])
     except ValueError as error:
         raise BadKey(f"no point of its curve: {error}") from None
-    return PublicKey(point, curve[1])

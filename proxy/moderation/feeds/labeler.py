@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from proxy.identity import entries, parse_document, service_endpoint
 from proxy.metrics import Metrics
 from proxy.moderation.feeds.frames import BadFrame, decode_frame, is_gap, seq_of
 from proxy.moderation.feeds.keeper import LabelKeeper
-from proxy.moderation.feeds.keys import BadKey, PublicKey, parse_multikey
+from proxy.moderation.feeds.keys import BadKey, PublicKey, parse_key
 from proxy.moderation.feeds.labels import BadLabel, Label, parse_label
 from proxy.moderation.feeds.websocket import Server, SocketFailed
 
@@ -72,12 +73,10 @@ def labeler_of(did: Did, document: bytes) -> Identity:
     if endpoint is None:
         raise BadKey(f"{did}: the document names no labeler")
     for method in entries(did, parsed, "verificationMethod", "#atproto_label"):
-        text = method.get("publicKeyMultibase")
-        if method.get("type") == "Multikey" and isinstance(text, str):
-            try:
-                return Identity(endpoint, parse_multikey(text))
-            except BadKey as error:
-                log.warning("labeler's key cannot be used", labeler=did, error=str(error))
+        kind, text = method.get("type"), method.get("publicKeyMultibase")
+        if isinstance(kind, str) and isinstance(text, str):
+            with suppress(BadKey):
+                return Identity(endpoint, parse_key(kind, text))
     return Identity(endpoint, None)
 
 
@@ -185,6 +184,8 @@ class LabelerFeed:
             )
         except (ImageProxyError, BadKey, Forbidden) as error:
             raise SocketFailed("no labeler", str(error)) from error
+        if identity.key is None:
+            log.error("labeler has no key: its labels are dropped", labeler=self._did)
         self._key = identity.key
         self._key_at = trio.current_time()
         return origin
