@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from proxy.moderation.feeds.run import check_feeds
 from tests.fakes import faults
 from tests.fakes.network import honest
 from tests.fakes.sites import cid_of, new_plc_did, record_cid
+from tests.fakes.steps import cancelled_at_every_step
 from tests.fakes.streams import Connection, FakeLabeler, SigningKey, frame, iso
 from tests.fakes.world import World
 from tests.feeds import EPOCH, Told, following
@@ -543,6 +546,55 @@ async def test_a_labeler_on_a_forbidden_address_is_connected_to(
     async with following(world, told, labels=labels(labeler)):
         await trio.sleep(60)
     assert labeler.connections == 0
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_process_that_ends_at_any_moment_leaves_a_block_out_or_standing_for_ever(
+    after: bool, tmp_path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Ends it at steps of its work in turn; the next process has to come to the same."""
+    runs = itertools.count()
+    run: Run
+
+    async def attempt() -> None:
+        nonlocal run
+        run = Run(World(nursery, tmp_path / str(next(runs))))
+        run.prepare()
+        await run.follow()
+
+    async def then() -> None:
+        await run.follow()
+        assert run.told.blocked == run.wanted
+        assert run.told.cursors, "it would begin from the beginning each time"
+
+    assert await cancelled_at_every_step(attempt, after=after, every=7, then=then) > 20
+
+
+class Run:
+    """An account that is labelled, one that is not any more, a post, and a post that is no more."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.told = Told()
+        self.wanted: set[Selection] = set()
+
+    def prepare(self) -> None:
+        self.labeler = labeler = add_labeler(self.world, "labeler.example")
+        down, up = new_plc_did(), new_plc_did()
+        did, uri, (cid,) = posted(self.world, b"one")
+        _did, lifted, _cids = posted(self.world, b"two")
+        labeler.label(up, EPOCH)
+        labeler.label(lifted, EPOCH)
+        labeler.label(down, EPOCH)
+        labeler.label(uri, EPOCH)
+        labeler.label(up, EPOCH + 1, neg=True)
+        labeler.label(lifted, EPOCH + 1, neg=True)
+        self.wanted = {Selection(did=down), Selection(did=did, cid=cid)}
+
+    async def follow(self) -> None:
+        async with following(self.world, self.told, labels=labels(self.labeler)):
+            await self.told.until(lambda: self.told.blocked == self.wanted)
+            await trio.sleep(2 * SAVE_SECONDS)
 
 
 # Configuration.
