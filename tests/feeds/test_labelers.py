@@ -567,7 +567,7 @@ async def test_a_process_that_ends_at_any_moment_leaves_a_block_out_or_standing_
         assert run.told.blocked == run.wanted
         assert run.told.cursors, "it would begin from the beginning each time"
 
-    assert await cancelled_at_every_step(attempt, after=after, every=7, then=then) > 20
+    assert await cancelled_at_every_step(attempt, after=after, every=3, then=then) > 50
 
 
 class Run:
@@ -583,6 +583,8 @@ class Run:
         down, up = new_plc_did(), new_plc_did()
         did, uri, (cid,) = posted(self.world, b"one")
         _did, lifted, _cids = posted(self.world, b"two")
+        # So that the cursor is kept before the posts are known.
+        self.world.pds.faults = [faults.answers(502)] * 2
         labeler.label(up, EPOCH)
         labeler.label(lifted, EPOCH)
         labeler.label(down, EPOCH)
@@ -593,7 +595,8 @@ class Run:
 
     async def follow(self) -> None:
         async with following(self.world, self.told, labels=labels(self.labeler)):
-            await self.told.until(lambda: self.told.blocked == self.wanted)
+            with trio.fail_after(86400):
+                await self.told.until(lambda: self.told.blocked == self.wanted)
             await trio.sleep(2 * SAVE_SECONDS)
 
 
