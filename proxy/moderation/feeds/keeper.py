@@ -32,6 +32,9 @@ LAST_RETRY = 24 * 3600.0
 It never ends: a PDS that does not answer when asked for a record could still give its blobs.
 """
 
+MAX_REASON = 300
+"""Characters of a subject in a reason; a record's URI has less than a hundred."""
+
 CLOCK_SECONDS = 60.0
 """How soon a clock that was set is noticed."""
 
@@ -194,7 +197,7 @@ class LabelKeeper:
 
     async def _carry_out(self, touched: Touched) -> None:
         label = touched.label
-        by, reason = f"labeler:{label.src}", f"{label.val} on {label.uri}"
+        by, reason = f"labeler:{label.src}", f"{label.val} on {label.uri[:MAX_REASON]}"
         for selection in touched.block:
             await self._decisions.block(selection, by=by, reason=reason)
             self._count("blocked")

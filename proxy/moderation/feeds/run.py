@@ -141,7 +141,7 @@ async def run_feeds(
                 one_process.start_soon(_steadily, keeper.run)
             elif has_labels:
                 one_process.start_soon(_steadily, keeper.drop_unwanted)
-            for did in labels.subscribe:
+            for did in dict.fromkeys(labels.subscribe):
                 one_process.start_soon(_steadily, partial(follow_labeler, did))
             if origin is not None:
                 one_process.start_soon(_steadily, partial(follow_accounts, origin))
