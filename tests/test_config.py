@@ -78,6 +78,8 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "fail_open": False,
     },
     "cdn": {"kind": "", "zone": "", "token": SecretStr("")},
+    "labels": {"subscribe": (), "values": ("!takedown",), "scope": "owner"},
+    "accounts": {"url": "", "kind": "jetstream"},
 }
 """The defaults that dashboards, documents and the seed's users know."""
 
@@ -215,12 +217,26 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cdn.kind": (["Cloudflare", "fastly", 1], "'', 'cloudflare' or 'bunny'"),
     "cdn.zone": (["0123", "Z" * 32, "0" * 33, "../../zones/other", 5], "pattern|string"),
     "cdn.token": (["with space", "line\nbreak", "umlaut\u00e4", 5], "visible ASCII|string"),
+    "labels.subscribe": (
+        [["did:plc:short"], ["mod.example"], ["DID:PLC:AR7C4BY46QJDYDHDEVVRNDAC"], [5], 5],
+        "DID|string|tuple",
+    ),
+    "labels.values": ([[""], ["two words"], ["x" * 129], ["caf\u00e9"], [5], 5],
+                      "pattern|at least 1|at most 128|string|tuple"),
+    "labels.scope": (["owners", "", True], "'owner' or 'everywhere'"),
+    "accounts.url": (
+        ["jetstream.example", "https://jetstream.example", "wss://", "wss://a/subscribe",
+         "wss://a?cursor=1", "wss://user@a", "ws:a", "wss://a:99999", 5],
+        "wss://HOST|string",
+    ),
+    "accounts.kind": (["firehose", "", 1], "'jetstream' or 'relay'"),
     "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
     "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
     "presets.avatar.quality": ([0, 101, True], "equal to|number"),
     "presets.avatar.animated": (["perhaps", 2], "boolean"),
 }  # fmt: skip
+LISTS = ("blob.allowed_types", "labels.subscribe", "labels.values")
 CASES = [(key, value, right) for key, (values, right) in INVALID.items() for value in values]
 
 
@@ -257,7 +273,7 @@ def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right
     (message,) = caught.value.mistakes
     assert message.startswith(key)
     shown = "***" if "token" in key else repr(value[0] if isinstance(value, list) else value)
-    if key != "blob.allowed_types" or isinstance(value, list):
+    if key not in LISTS or isinstance(value, list):
         assert f" = {shown}: " in message
     assert re.search(right, message.partition(": ")[2])
     assert "command line" in message
@@ -326,6 +342,18 @@ VALID: list[tuple[str, str, object]] = [
     ("cdn.kind", "", ""),
     ("cdn.zone", "0123456789abcdef" * 2, "0123456789abcdef" * 2),
     ("cdn.token", "s3cret-_~!", SecretStr("s3cret-_~!")),
+    ("labels.subscribe", "", ()),
+    (
+        "labels.subscribe",
+        "did:plc:ar7c4by46qjdydhdevvrndac, did:web:mod.example",
+        ("did:plc:ar7c4by46qjdydhdevvrndac", "did:web:mod.example"),
+    ),
+    ("labels.values", "!takedown,!suspend", ("!takedown", "!suspend")),
+    ("labels.scope", "everywhere", "everywhere"),
+    ("accounts.url", "", ""),
+    ("accounts.url", "wss://jetstream.example", "wss://jetstream.example"),
+    ("accounts.url", "ws://10.0.0.5:6008", "ws://10.0.0.5:6008"),
+    ("accounts.kind", "relay", "relay"),
     ("presets.avatar.width", "8192", 8192),
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),
