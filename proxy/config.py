@@ -28,7 +28,11 @@ from pydantic import (
     model_validator,
 )
 
+from proxy.egress.endpoint import Origin, parse_origin
+from proxy.egress.errors import Forbidden
+from proxy.errors import InvalidDid
 from proxy.formats import Format
+from proxy.identifiers import Did, parse_did
 from proxy.presets import DEFAULT_PRESETS, NotBool, Preset, with_variants
 
 ENV_PREFIX = "IMAGE_PROXY_"
@@ -64,6 +68,31 @@ def _url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http:// or https:// URL without query or fragment")
     return text.rstrip("/")
+
+
+def _stream_url(text: str) -> str:
+    if text:
+        try:
+            _stream_origin(text)
+        except Forbidden as error:
+            raise ValueError(f"must be wss://HOST or ws://HOST:PORT: {error}") from None
+    return text
+
+
+def _stream_origin(text: str) -> Origin:
+    scheme, separator, rest = text.partition("://")
+    schemes = {"wss": "https", "ws": "http"}
+    # Another scheme is refused as it is.
+    return parse_origin(
+        schemes.get(scheme, "other") + separator + rest, allow_http=True, allow_private_hosts=True
+    )
+
+
+def _did(text: str) -> Did:
+    try:
+        return parse_did(text)
+    except InvalidDid:
+        raise ValueError("must be a DID such as did:plc:ar7c4by46qjdydhdevvrndac") from None
 
 
 def _required_url(text: str) -> str:
@@ -127,6 +156,8 @@ Collection = Annotated[
     str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z0-9-]+){2,}$", max_length=317)
 ]
 OperatorName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
+LabelerDid = Annotated[Did, AfterValidator(_did)]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[!-+\--~]+$", max_length=128)]
 MediaRange = Annotated[str, StringConstraints(pattern=r"^[a-z]+/(\*|[a-z0-9.+-]+)$")]
 
 
@@ -267,6 +298,26 @@ class CdnSection(Section):
         return self
 
 
+class LabelsSection(Section):
+    """[labels]"""
+
+    subscribe: Annotated[tuple[LabelerDid, ...], BeforeValidator(_items)] = ()
+    values: Annotated[tuple[LabelValue, ...], BeforeValidator(_comma_separated)] = ("!takedown",)
+    scope: Literal["owner", "everywhere"] = "owner"
+
+
+class AccountsSection(Section):
+    """[accounts]"""
+
+    url: Annotated[str, AfterValidator(_stream_url)] = ""
+    kind: Literal["jetstream", "relay"] = "jetstream"
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the stream is; None: nowhere."""
+        return _stream_origin(self.url) if self.url else None
+
+
 MAX_PRESET_NAME = 64
 
 PresetName = Annotated[
@@ -287,6 +338,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     cache: CacheSection = CacheSection()
     policy: PolicySection = PolicySection()
     cdn: CdnSection = CdnSection()
+    labels: LabelsSection = LabelsSection()
+    accounts: AccountsSection = AccountsSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
 
     @field_validator("presets")

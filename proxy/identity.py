@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -106,24 +106,35 @@ def parse_document(did: Did, document: bytes) -> dict[str, Any]:
 def pds_of(did: Did, document: bytes) -> str:
     """The PDS that a DID document names: pure, total.
 
-    atproto, DID specification: the first service with id ``#atproto_pds`` and type
-    ``AtprotoPersonalDataServer``.
-
     Raises:
         DidUnresolvable: not a document of this DID.
         NoPdsEndpoint: no such service, or its endpoint is no string.
     """
-    services = parse_document(did, document).get("service")
-    for service in services if isinstance(services, list) else ():
-        if (
-            isinstance(service, dict)
-            and service.get("id") in ("#atproto_pds", f"{did}#atproto_pds")
-            and service.get("type") == "AtprotoPersonalDataServer"
-        ):
-            endpoint = service.get("serviceEndpoint")
-            if isinstance(endpoint, str) and endpoint:
-                return endpoint
-    raise NoPdsEndpoint(f"{did}: the document names no PDS")
+    parsed = parse_document(did, document)
+    endpoint = service_endpoint(did, parsed, "#atproto_pds", "AtprotoPersonalDataServer")
+    if endpoint is None:
+        raise NoPdsEndpoint(f"{did}: the document names no PDS")
+    return endpoint
+
+
+def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> str | None:
+    """The endpoint of a service, or None: pure, total.
+
+    atproto, DID specification: the first service with the id (``#atproto_pds``, say) and the type.
+    """
+    for service in entries(did, document, "service", id):
+        endpoint = service.get("serviceEndpoint")
+        if service.get("type") == type and isinstance(endpoint, str) and endpoint:
+            return endpoint
+    return None
+
+
+def entries(did: Did, document: dict[str, Any], section: str, id: str) -> Iterator[dict[str, Any]]:
+    """What a section of a DID document has by an id, with or without the DID before it."""
+    listed = document.get(section)
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, dict) and entry.get("id") in (id, f"{did}{id}"):
+            yield entry
 
 
 def times_of(config: Config) -> Times:
@@ -175,10 +186,15 @@ class DidResolver:
         self._remembered.forget(did)
 
     async def _ask(self, did: Did) -> Identity:
-        document = await self._document(did)
+        document = await self.document(did)
         return Identity(pds_of(did, document), handle_of(did, document))
 
-    async def _document(self, did: Did) -> bytes:
+    async def document(self, did: Did) -> bytes:
+        """The DID document as its source has it now; nothing is remembered.
+
+        Raises:
+            DidNotFound, DidUnresolvable, UpstreamTimeout, Busy: as ``Resolver.resolve``.
+        """
         try:
             answer = await self._get(did)
         except Saturated as error:

@@ -65,6 +65,15 @@ class Metrics:
         self.revalidations = counter(
             "revalidations_total", "Cached blobs that their PDS was asked for", "finding"
         )
+        self.feed_events = counter(
+            "feed_events_total", "What labels and account events led to", "feed", "outcome"
+        )
+        self.feed_disconnects = counter(
+            "feed_disconnects_total", "Connections to feeds that ended or failed", "feed", "reason"
+        )
+        self.feed_connections = Gauge(
+            "imageproxy_feed_connections", "Open connections to feeds", ["feed"], registry=registry
+        )
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when the metrics are."""

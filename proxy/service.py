@@ -46,6 +46,7 @@ from proxy.fetch import Fetcher, PdsFetcher
 from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
 from proxy.handles import HandleResolver
+from proxy.identifiers import Did
 from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
 from proxy.metrics import Metrics
 from proxy.moderation.blocks import Blocks
@@ -53,6 +54,7 @@ from proxy.moderation.cdn.apis import api_of
 from proxy.moderation.cdn.queue import SCHEMA as CDN_SCHEMA
 from proxy.moderation.cdn.queue import CdnQueue
 from proxy.moderation.cdn.sender import CdnSender
+from proxy.moderation.feeds.run import check_feeds, run_feeds
 from proxy.moderation.followers import Followers
 from proxy.moderation.moderator import Invalidate, Moderator
 from proxy.moderation.permission import Permission
@@ -409,11 +411,13 @@ async def open_service(
 
     Raises:
         TypeError: one of the four is None.
+        ConfigError: feeds are configured, and what they need is not installed.
     """
     parts = {"cache": cache, "fetcher": fetcher, "processor": processor, "resolver": resolver}
     for name, part in parts.items():
         if part is None:
             raise TypeError(f"{name} must not be None")
+    check_feeds(config)
     metrics = Metrics()
     disk = claims = None
     store, followers = moderation_store_of(config), _followers_of(config)
@@ -484,9 +488,9 @@ async def open_service(
                 if disk is not None:
                     nursery.start_soon(disk.keep_indexed)
                 nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
-                documents = DidResolver(config, gateway, nursery)
+                dids = DidResolver(config, gateway, nursery)
                 if resolver is ...:
-                    resolver = documents
+                    resolver = dids
                 pds = PdsFetcher(config, gateway)
                 if fetcher is ...:
                     fetcher = pds
@@ -514,12 +518,25 @@ async def open_service(
                     fetcher=fetcher,
                     processor=processor,
                     claims=claims,
-                    actors=_actors(config, gateway, nursery, documents, resolver),
+                    actors=_actors(config, gateway, nursery, dids, resolver),
                     metrics=metrics,
                     nursery=nursery,
                 )
                 await outlasting.start(_follow, following, blocks, service.forget, writer.begun)
                 nursery.start_soon(moderator.keep_finishing)
+                if disk is not None:
+                    feeds = partial(
+                        run_feeds,
+                        config,
+                        decisions=moderator,
+                        cursors=moderator,
+                        is_cached=partial(_is_cached, disk),
+                        resolver=dids,
+                        gateway=gateway,
+                        networks=networks,
+                        metrics=metrics,
+                    )
+                    nursery.start_soon(feeds)
                 await upkeep.check()
                 try:
                     yield service
@@ -573,6 +590,10 @@ async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
         followers.leave()
         store.close()
         await disk.aclose()
+
+
+async def _is_cached(disk: DiskCache, did: Did) -> bool:
+    return await disk.has(Selection(did=did))
 
 
 def _invalidate(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Invalidate | None:

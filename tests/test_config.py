@@ -86,6 +86,8 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "fail_open": False,
     },
     "cdn": {"kind": "", "zone": "", "token": SecretStr("")},
+    "labels": {"subscribe": (), "values": ("!takedown",), "scope": "owner"},
+    "accounts": {"url": "", "kind": "jetstream"},
 }
 """The defaults that dashboards, documents and the seed's users know."""
 
@@ -238,6 +240,19 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "negotiate.formats": (
         [["jpeg"], ["gif"], ["AVIF"], [""], [5], 5], "'avif' or 'webp'|tuple",
     ),
+    "labels.subscribe": (
+        [["did:plc:short"], ["mod.example"], ["DID:PLC:AR7C4BY46QJDYDHDEVVRNDAC"], [5], 5],
+        "DID|string|tuple",
+    ),
+    "labels.values": ([[""], ["two words"], ["x" * 129], ["caf\u00e9"], [5], 5],
+                      "pattern|at least 1|at most 128|string|tuple"),
+    "labels.scope": (["owners", "", True], "'owner' or 'everywhere'"),
+    "accounts.url": (
+        ["jetstream.example", "https://jetstream.example", "wss://", "wss://a/subscribe",
+         "wss://a?cursor=1", "wss://user@a", "ws:a", "wss://a:99999", 5],
+        "wss://HOST|string",
+    ),
+    "accounts.kind": (["firehose", "", 1], "'jetstream' or 'relay'"),
     "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
     "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
@@ -250,6 +265,8 @@ INVALID: dict[str, tuple[list[object], str]] = {
 }  # fmt: skip
 LISTS = (
     "blob.allowed_types",
+    "labels.subscribe",
+    "labels.values",
     "identity.nameservers",
     "negotiate.formats",
     "actors.collections",
@@ -378,6 +395,18 @@ VALID: list[tuple[str, str, object]] = [
     ("cdn.token", "s3cret-_~!", SecretStr("s3cret-_~!")),
     ("negotiate.formats", "", ()),
     ("negotiate.formats", "avif, webp", ("avif", "webp")),
+    ("labels.subscribe", "", ()),
+    (
+        "labels.subscribe",
+        "did:plc:ar7c4by46qjdydhdevvrndac, did:web:mod.example",
+        ("did:plc:ar7c4by46qjdydhdevvrndac", "did:web:mod.example"),
+    ),
+    ("labels.values", "!takedown,!suspend", ("!takedown", "!suspend")),
+    ("labels.scope", "everywhere", "everywhere"),
+    ("accounts.url", "", ""),
+    ("accounts.url", "wss://jetstream.example", "wss://jetstream.example"),
+    ("accounts.url", "ws://10.0.0.5:6008", "ws://10.0.0.5:6008"),
+    ("accounts.kind", "relay", "relay"),
     ("presets.avatar.width", "8192", 8192),
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),
