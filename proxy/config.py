@@ -73,13 +73,18 @@ def _url(text: str) -> str:
 def _stream_url(text: str) -> str:
     if text:
         try:
-            _stream_origin(text)
+            stream_origin(text)
         except Forbidden as error:
             raise ValueError(f"must be wss://HOST or ws://HOST:PORT: {error}") from None
     return text
 
 
-def _stream_origin(text: str) -> Origin:
+def stream_origin(text: str) -> Origin:
+    """Where ``wss://HOST`` or ``ws://HOST:PORT`` leads.
+
+    Raises:
+        Forbidden: it is none of these.
+    """
     scheme, separator, rest = text.partition("://")
     schemes = {"wss": "https", "ws": "http"}
     # Another scheme is refused as it is.
@@ -315,7 +320,7 @@ class AccountsSection(Section):
     @property
     def origin(self) -> Origin | None:
         """Where the stream is; None: nowhere."""
-        return _stream_origin(self.url) if self.url else None
+        return stream_origin(self.url) if self.url else None
 
 
 MAX_PRESET_NAME = 64

@@ -78,13 +78,26 @@ class Warmer:
             for _ in range(self._at_once):
                 nursery.start_soon(self._work_on, todo)
 
+    async def warm_from(self, blobs: trio.MemoryReceiveChannel[BlobKey]) -> None:
+        """As ``warm``, with what comes while the channel is open."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._at_once):
+                nursery.start_soon(self._take_from, blobs)
+
     async def _work_on(self, todo: Iterator[BlobKey]) -> None:
         for blob in todo:
-            await self._pace.wait()
             await self._warm(blob)
-            self._on_done()
+
+    async def _take_from(self, blobs: trio.MemoryReceiveChannel[BlobKey]) -> None:
+        async for blob in blobs:
+            await self._warm(blob)
 
     async def _warm(self, blob: BlobKey) -> None:
+        await self._pace.wait()
+        await self._make(blob)
+        self._on_done()
+
+    async def _make(self, blob: BlobKey) -> None:
         presets = self._service.config.presets
         keys = [image_key(presets, name, blob.did, blob.cid) for name in self._presets]
         missing = [key for key in keys if not await self._service.is_cached(key)]
