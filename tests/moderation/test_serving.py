@@ -9,12 +9,25 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
+from proxy.config import load_config
 from tests.fakes.world import tiny_jpeg
 from tests.moderation import checkpoint
 from tests.moderation.race import race
-from tests.processes import SERVE, Client, Server, imageproxy, run, serve, until, upstream
+from tests.nginx import nginx_program, run_nginx
+from tests.processes import (
+    SERVE,
+    Client,
+    Server,
+    Upstream,
+    imageproxy,
+    run,
+    serve,
+    until,
+    upstream,
+)
 
 TOKEN = "a-token-of-the-operator"
 WORKERS = [*SERVE, "--workers", "2"]
@@ -45,29 +58,47 @@ async def admin(port: int, method: str, route: str, value: object) -> int:
         return (await client.reply()).status
 
 
+async def race_rounds(internet: Upstream, port: int, admin_port: int) -> None:
+    """Race requests at ``port`` against blocks, of owners, of blobs, and of pairs."""
+    for number in range(ROUNDS):
+        did, cid = internet.add_blob(tiny_jpeg((number, 2, 3)))
+        targets = targets_of(did, cid)
+        selection = [{"did": did}, {"cid": cid}, {"did": did, "cid": cid}][number % 3]
+        block = partial(admin, admin_port, "POST", "blocks", selection)
+
+        outcome = await race(
+            port,
+            itertools.cycle(targets),
+            block,
+            requests=REQUESTS // ROUNDS,
+            connections=CONNECTIONS,
+        )
+        assert outcome.call == 200
+        assert outcome.leaked == []
+        assert outcome.before[200] > REQUESTS // ROUNDS // 10, "there was something to get"
+        assert outcome.after[404] > REQUESTS // ROUNDS // 10, "and it was asked for after"
+        assert set(outcome.before) <= {200, 304, 404}
+
+
 async def test_after_the_call_has_answered_no_request_gets_a_byte(tmp_path: Path) -> None:
     """Catches an answer before every worker obeys, and a hit between its check and its end."""
     async with upstream() as internet:
         environment = internet.environment(tmp_path, SERVER__ADMIN_TOKEN=TOKEN)
         async with serve(WORKERS, environment, workers=2) as server:
-            for number in range(ROUNDS):
-                did, cid = internet.add_blob(tiny_jpeg((number, 2, 3)))
-                targets = targets_of(did, cid)
-                selection = [{"did": did}, {"cid": cid}, {"did": did, "cid": cid}][number % 3]
-                block = partial(admin, server.port, "POST", "blocks", selection)
+            await race_rounds(internet, server.port, server.port)
 
-                outcome = await race(
-                    server.port,
-                    itertools.cycle(targets),
-                    block,
-                    requests=REQUESTS // ROUNDS,
-                    connections=CONNECTIONS,
-                )
-                assert outcome.call == 200
-                assert outcome.leaked == []
-                assert outcome.before[200] > REQUESTS // ROUNDS // 10, "there was something to get"
-                assert outcome.after[404] > REQUESTS // ROUNDS // 10, "and it was asked for after"
-                assert set(outcome.before) <= {200, 304, 404}
+
+@pytest.mark.nginx
+async def test_nor_through_nginx_which_serves_hits_from_disk(tmp_path: Path) -> None:
+    """Catches a file that a late write of the other worker brings back for nginx to serve."""
+    nginx_program()
+    async with upstream() as internet:
+        environment = internet.environment(tmp_path / "cache", SERVER__ADMIN_TOKEN=TOKEN)
+        async with serve(WORKERS, environment, workers=2) as server:
+            bind = {"IMAGE_PROXY_SERVER__BIND": f"127.0.0.1:{server.port}"}
+            config = load_config(environment=environment | bind)
+            async with run_nginx(tmp_path / "nginx", config) as front:
+                await race_rounds(internet, front.port, server.port)
 
 
 async def test_the_command_line_is_obeyed_by_every_worker_when_it_returns(tmp_path: Path) -> None:
