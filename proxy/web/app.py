@@ -17,8 +17,8 @@ from proxy.web import connection
 from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
 from proxy.web.answers import Answer, plain_answer, varying
-from proxy.web.asgi import Receive, Respond, Scope, Send, header, serve
-from proxy.web.negotiate import choose, is_negotiable
+from proxy.web.asgi import Receive, Respond, Scope, Send, serve
+from proxy.web.negotiate import accept_of, choose, is_negotiable
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
 
@@ -66,7 +66,7 @@ class ImageProxyApp(QuartTrio):
         path = scope["path"]
         if not formats or not is_negotiable(self._config.presets, path):
             return self.responder.image
-        chosen = choose(header(scope, b"accept"), formats)
+        chosen = choose(accept_of(scope["headers"]), formats)
 
         async def respond(path: str, if_none_match: str | None) -> Answer:
             if chosen is not None:

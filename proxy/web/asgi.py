@@ -30,7 +30,7 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) ->
         answer: Answer | None = None
         with work:
             if scope["method"] in METHODS:
-                answer = await respond(scope["path"], header(scope, b"if-none-match"))
+                answer = await respond(scope["path"], _header(scope, b"if-none-match"))
             else:
                 answer = method_not_allowed(METHODS)
         if answer is not None:
@@ -52,7 +52,7 @@ async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:
     await send({"type": "http.response.body", "body": answer.body if with_body else b""})
 
 
-def header(scope: Scope, wanted: bytes) -> str | None:
+def _header(scope: Scope, wanted: bytes) -> str | None:
     """A header's value; of repeated ones, their list (RFC 9110, section 5.3)."""
     values = [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
     return ", ".join(values) if values else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from werkzeug.datastructures import MIMEAccept
@@ -41,6 +41,12 @@ def _choose(accept: str, formats: tuple[Format, ...]) -> Format | None:
         return None
     quality = named.get(best.content_type, 0.0)
     return best if quality > 0 and quality >= accepted.quality("image/jpeg") else None
+
+
+def accept_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The value of ``Accept``; of repeated ones, their list (RFC 9110, section 5.3)."""
+    values = [value.decode("latin-1") for name, value in headers if name == b"accept"]
+    return ", ".join(values) if values else None
 
 
 def is_negotiable(presets: Mapping[str, Preset], path: str) -> bool:
