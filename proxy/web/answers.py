@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from proxy.errors import ImageProxyError
@@ -34,6 +34,10 @@ class Answer:
     status: int
     headers: Headers
     body: bytes = b""
+
+
+Later = Callable[[], Awaitable[Answer]]
+"""An answer that has to be waited for."""
 
 
 def image_answer(key: ImageKey, image: Image) -> Answer:
