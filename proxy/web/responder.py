@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import structlog
 import trio
@@ -26,6 +25,9 @@ from proxy.web.conditional import none_match
 
 PARSED = 4096
 """Paths whose parse is kept, the most recent: about 1 KB each, and right ones alone."""
+
+LOGGED = 300
+"""Characters of a path in the log."""
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +73,7 @@ class Responder:
         return None
 
     def image(self, path: str, if_none_match: str | None) -> Answer | Later:
-        """Answer a GET for ``/img/...``, percent-decoded once: now, where nothing is to wait for."""
+        """Answer a GET for ``/img/...``, percent-decoded once: at once where nothing must wait."""
         asked = _Asked(path, trio.current_time(), preset="none")
         try:
             service = self._service()
@@ -114,27 +116,37 @@ class Responder:
         return self.service
 
     def _answered(self, asked: _Asked, answer: Answer, state: str = "none") -> Answer:
-        fields = self._note(asked, answer, state)
-        log.info("request", cache=state, bytes=len(answer.body), **fields)
+        ms = self._count(asked, answer, state)
+        log.info(
+            "request",
+            cache=state,
+            bytes=len(answer.body),
+            path=asked.path[:LOGGED],
+            status=answer.status,
+            ms=ms,
+        )
         return answer
 
     def _failed(self, asked: _Asked, failure: Exception) -> Answer:
         error = _as_ours(failure)
         answer = error_answer(error)
-        fields = self._note(asked, answer, "none")
-        log.warning("request", error=type(error).__name__, cause=str(error), **fields)
+        ms = self._count(asked, answer, "none")
+        log.warning(
+            "request",
+            error=type(error).__name__,
+            cause=str(error),
+            path=asked.path[:LOGGED],
+            status=answer.status,
+            ms=ms,
+        )
         return answer
 
-    def _note(self, asked: _Asked, answer: Answer, state: str) -> dict[str, Any]:
-        """What every request's line has; metrics for images."""
+    def _count(self, asked: _Asked, answer: Answer, state: str) -> float:
+        """Note an image in the metrics; the milliseconds that the request took, for its line."""
         seconds = trio.current_time() - asked.began
         if self.service is not None and asked.preset is not None:
             self.service.metrics.answered(asked.preset, answer.status, state, seconds)
-        return {
-            "path": asked.path[:300],
-            "status": answer.status,
-            "ms": round(seconds * 1000, 1),
-        }
+        return round(seconds * 1000, 1)
 
 
 async def _get_image(service: Service, key: ImageKey) -> tuple[Answer, str]:
