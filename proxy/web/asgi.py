@@ -34,9 +34,10 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) ->
         answer = respond(scope["path"], if_none_match)
     else:
         answer = method_not_allowed(METHODS)
-    with_body = scope["method"] != "HEAD"
+    is_head = scope["method"] == "HEAD"
     if isinstance(answer, Answer) and not may_have_body:
-        await _send(send, answer, with_body=with_body)
+        for message in _messages(answer, is_head):
+            await send(message)
         return
     async with trio.open_nursery() as nursery:
         work = trio.CancelScope()
@@ -44,7 +45,8 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) ->
         with work:
             found = answer if isinstance(answer, Answer) else await answer()
         if not work.cancelled_caught:
-            await _send(send, found, with_body=with_body)
+            for message in _messages(found, is_head):
+                await send(message)
         nursery.cancel_scope.cancel()
 
 
@@ -70,12 +72,14 @@ async def _drop_body(receive: Receive, work: trio.CancelScope) -> None:
     work.cancel()
 
 
-async def _send(send: Send, answer: Answer, *, with_body: bool) -> None:
+def _messages(answer: Answer, is_head: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     headers = list(_encoded(answer.headers))
     if answer.status != 304:
         headers.append((b"content-length", b"%d" % len(answer.body)))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body if with_body else b""})
+    return (
+        {"type": "http.response.start", "status": answer.status, "headers": headers},
+        {"type": "http.response.body", "body": b"" if is_head else answer.body},
+    )
 
 
 @lru_cache(ENCODED)
