@@ -21,6 +21,7 @@ from proxy.config import Config, ConfigError, Layer, load_config
 from proxy.errors import ImageProxyError, InvalidRequest
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
+from proxy.nginx import server_block
 from proxy.service import Service, block_store_of, disk_cache_of, open_service
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
 
@@ -321,6 +322,14 @@ def blocks_remove(context: _Context, did: str | None, cid: str | None) -> None:
     lifted = trio.run(block_store_of(context.load()).remove, _selection(did, cid))
     click.echo("lifted" if lifted else "there was no such block")
     sys.exit(0 if lifted else 1)
+
+
+@cli.command()
+@_with_config
+def nginx(context: _Context) -> None:
+    """Print an nginx server block that serves hits straight from this cache."""
+    settings = context.load()
+    click.echo(server_block(settings, settings.cache.path.absolute() / "images"), nl=False)
 
 
 def main() -> None:

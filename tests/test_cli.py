@@ -20,6 +20,7 @@ from proxy.cli import cli, parse_warm_line
 from proxy.config import Config, Layer, load_config
 from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
 from proxy.formats import Format
+from proxy.nginx import server_block
 from proxy.presets import DEFAULT_PRESETS
 from proxy.service import block_store_of, disk_cache_of
 from proxy.urls import BlobKey, ImageKey, image_key, image_url
@@ -573,3 +574,22 @@ def test_the_commands_are_the_documented_ones(run: Run) -> None:
             assert shown.exit_code == 0
             assert all(f"\n  {command} " in shown.stdout for command in commands)
     assert run("--version").exit_code == 0
+
+
+# nginx
+
+
+def test_nginx_prints_the_block_of_this_configuration_and_nothing_else(
+    run: Run, settings: Config, tmp_path: Path
+) -> None:
+    """Catches a block of the defaults, and a word before it that nginx would choke on."""
+    result = run("nginx")
+    assert result.exit_code == 0
+    assert result.stdout == server_block(settings, tmp_path / "cache" / "images")
+    assert f'root "{tmp_path}/cache/images";' in result.stdout
+
+
+def test_nginx_prints_no_block_of_a_configuration_that_is_wrong(run: Run) -> None:
+    """Catches a half-written file in the place of nginx' working one."""
+    result = run("nginx", env={"IMAGE_PROXY_CACHE__MAX_GB": "much"})
+    assert (result.exit_code, result.stdout) == (2, "")
