@@ -79,8 +79,8 @@ class Responder:
             service = self._service()
             key = self._image_key(path)
             asked.preset = key.preset
-            service.check_block(key.blob)
             if not none_match(if_none_match, key.etag):
+                service.check_block(key.blob)
                 return self._answered(asked, not_modified(key.etag))
             image = service.hit(key)
             if image is None:
@@ -95,8 +95,8 @@ class Responder:
         try:
             service = self._service()
             key = parse_blob_path(path)
-            service.check_block(key)
             if not none_match(if_none_match, f'"{key.cid}"'):
+                service.check_block(key)
                 return self._answered(asked, not_modified(f'"{key.cid}"'))
             return partial(self._answer_later, asked, partial(_get_blob, service, key))
         except Exception as failure:
