@@ -223,10 +223,11 @@ async def proxy(folder: Path, name: str, manifest: Manifest, **extra: str) -> As
 
 
 @asynccontextmanager
-async def peer(folder: Path, answers: Path) -> AsyncIterator[Server]:
+async def peer(folder: Path, answers: Path, *extra: str) -> AsyncIterator[Server]:
+    """``bench.peer`` for the time of the block."""
     port = free_port()
     log = folder / "peer.log"
-    arguments = ("--bind", f"{LOOPBACK}:{port}", "--answers", str(answers))
+    arguments = ("--bind", f"{LOOPBACK}:{port}", "--answers", str(answers), *extra)
     async with running("bench.peer", *arguments, log=log) as process:
         yield Server(process, port, log)
 
