@@ -24,7 +24,7 @@ from rich.progress import Progress, TaskID
 
 from bench import plot, report
 from bench.client import Answer, Connection, Result, closed_loop, storm
-from bench.images import PRESET, Images
+from bench.images import PRESET, SOURCE, Images
 from bench.peer import write_answers
 from bench.pictures import Size
 from bench.processes import (
@@ -48,9 +48,6 @@ MEMORY = "hits: memory"
 DISK = "hits: disk"
 MISSES = "misses"
 HITS = (PEER, MEMORY, DISK)
-
-SOURCE = Size(2000, 1500)
-"""About 0.9 MB, as phones upload them."""
 
 SPARE_FILES = 256
 """Open files that a process needs beside the connections of a storm."""
