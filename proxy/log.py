@@ -25,16 +25,12 @@ def configure_logging() -> None:
             else [structlog.processors.format_exc_info, _as_json]
         ),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=(
-            structlog.PrintLoggerFactory(sys.stderr)
-            if terminal
-            else structlog.BytesLoggerFactory(sys.stderr.buffer)
-        ),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
 
 
-def _as_json(_logger: object, level: str, event: structlog.typing.EventDict) -> bytes:
+def _as_json(_logger: object, level: str, event: structlog.typing.EventDict) -> str:
     """One line; what is no JSON in it is written as ``repr`` has it.
 
     Level and time are added here, which costs less than structlog's processors for them: it is
@@ -43,7 +39,7 @@ def _as_json(_logger: object, level: str, event: structlog.typing.EventDict) -> 
     event["level"] = level
     event["timestamp"] = datetime.now(UTC)
     try:
-        return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z)
+        return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
     except orjson.JSONEncodeError:  # half a surrogate pair, such as file names may have
         event["timestamp"] = event["timestamp"].isoformat()
-        return json.dumps(event, default=repr).encode()
+        return json.dumps(event, default=repr)
