@@ -16,9 +16,9 @@ from proxy.service import open_service
 from proxy.web import connection
 from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
-from proxy.web.answers import Answer, plain_answer, varying
+from proxy.web.answers import Answer, plain_answer
 from proxy.web.asgi import Receive, Respond, Scope, Send, serve
-from proxy.web.negotiate import accept_of, choose, is_negotiable
+from proxy.web.negotiate import accept_of, choose, is_negotiable, negotiated
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
 
@@ -67,16 +67,7 @@ class ImageProxyApp(QuartTrio):
         if not formats or not is_negotiable(self._config.presets, path):
             return self.responder.image
         chosen = choose(accept_of(scope["headers"]), formats)
-
-        async def respond(path: str, if_none_match: str | None) -> Answer:
-            if chosen is not None:
-                answer = await self.responder.image(f"{path}@{chosen.value}", if_none_match)
-                # What this format cannot hold, another may.
-                if answer.status != 400:
-                    return varying(answer)
-            return varying(await self.responder.image(path, if_none_match))
-
-        return respond
+        return negotiated(self.responder.image, chosen)
 
     def drain(self) -> None:
         """Say on ``/readyz`` that this process will end."""

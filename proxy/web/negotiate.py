@@ -1,4 +1,4 @@
-"""Which format a client gets that asks for none: ``Accept``, by RFC 9110, section 12.5.1. Pure."""
+"""Which format a client gets that asks for none: ``Accept``, by RFC 9110, section 12.5.1."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from werkzeug.http import parse_accept_header
 
 from proxy.formats import Format
 from proxy.presets import Preset
+from proxy.web.answers import Answer, Later, varying
+from proxy.web.asgi import Respond
 
 REMEMBERED = 256
 """Headers whose choice is kept; browsers in use send a few dozen."""
@@ -61,3 +63,30 @@ def is_negotiable(presets: Mapping[str, Preset], path: str) -> bool:
             return preset is not None and not preset.animated and "@" not in blob
         case _:
             return False
+
+
+def negotiated(respond: Respond, chosen: Format | None) -> Respond:
+    """``respond`` for a URL without a format: as it answers the URL of the chosen one.
+
+    What that format cannot hold comes as the source has it.
+    """
+
+    def answer_now(path: str, if_none_match: str | None) -> Answer | Later:
+        target = path if chosen is None else f"{path}@{chosen.value}"
+        first = respond(target, if_none_match)
+        if isinstance(first, Answer) and (first.status != 400 or chosen is None):
+            return varying(first)
+
+        async def later() -> Answer:
+            answer = await _landed(first)
+            if answer.status == 400 and chosen is not None:
+                answer = await _landed(respond(path, if_none_match))
+            return varying(answer)
+
+        return later
+
+    return answer_now
+
+
+async def _landed(answer: Answer | Later) -> Answer:
+    return answer if isinstance(answer, Answer) else await answer()
