@@ -94,6 +94,13 @@ class _Remembered:
     """While its source fails, when it is asked next."""
 
 
+def directory_of(config: Config) -> tuple[Origin, str]:
+    """The directory's origin, and the path that its own paths follow."""
+    url = urlsplit(config.identity.plc_url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return Origin(url.scheme, url.hostname or "", port), url.path
+
+
 class DidResolver:
     """Resolves did:plc and did:web, remembering answers.
 
@@ -114,13 +121,7 @@ class DidResolver:
     ) -> None:
         self._settings = config.identity
         self._fetch = config.fetch
-        directory = urlsplit(config.identity.plc_url)
-        self._directory = Origin(
-            directory.scheme,
-            directory.hostname or "",
-            directory.port or (443 if directory.scheme == "https" else 80),
-        )
-        self._directory_path = directory.path
+        self._directory, self._directory_path = directory_of(config)
         self._gateway = gateway
         self._clock = clock
         self._remembered: OrderedDict[Did, _Remembered] = OrderedDict()
