@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import hypercorn.run
@@ -12,6 +13,7 @@ import hypercorn.trio
 import trio
 from hypercorn.utils import LifespanFailureError
 
+from proxy import systemd
 from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
 from proxy.web.app import ImageProxyApp, create_app
 
@@ -52,7 +54,18 @@ def worker_app() -> ImageProxyApp:
     # When the first worker has ended, Hypercorn sends SIGTERM to those that still have requests
     # in flight, and so do service managers; it tells its workers to stop in another way.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return create_app()
+    app = create_app()
+
+    # After the application's own: by then it serves, on a socket that listens already.
+    @app.before_serving
+    async def ready() -> None:
+        systemd.notify(systemd.READY)
+
+    @app.after_serving
+    async def stopping() -> None:
+        systemd.notify(systemd.STOPPING)
+
+    return app
 
 
 def hypercorn_config(config: Config) -> hypercorn.Config:
@@ -76,10 +89,18 @@ async def _serve_here(config: Config, settings: hypercorn.Config) -> None:
     async def stop_signal() -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
+                systemd.notify(systemd.STOPPING)
                 app.drain()
                 return
 
-    await hypercorn.trio.serve(app, settings, shutdown_trigger=stop_signal, mode="asgi")
+    async with trio.open_nursery() as nursery:
+        serving = partial(
+            hypercorn.trio.serve, app, settings, shutdown_trigger=stop_signal, mode="asgi"
+        )
+        await nursery.start(serving)
+        # Hypercorn listens for a moment also where the application could not start.
+        if app.responder.service is not None:
+            systemd.notify(systemd.READY)
 
 
 def _why_not(config: Config, error: OSError | ExceptionGroup[Exception]) -> str:
