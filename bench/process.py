@@ -3,6 +3,7 @@
     python -m bench.process            # JPEG and WebP, the six first presets, five rounds
     python -m bench.process --quick    # three photographs, two rounds
     python -m bench.process --efforts  # the effort settings of WebP and AVIF (docs/encoders.md)
+    python -m bench.process --together # six presets of one picture at once against one by one
 
 Each engine is one process with one thread of work; the engines take turns on every picture, so
 that a busy machine slows them alike. The time of a picture is its fastest round; the ratio's spread
@@ -37,6 +38,8 @@ from bench import plot, process_inputs, report
 from bench.process_worker import geometry
 from bench.processes import BenchError
 from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.process.heap import keep_freed_memory
+from proxy.process.pipeline import Recipe, render_each
 
 PRESETS = ("avatar", "avatar_small", "banner", "content_preview", "content_full",
            "embed_thumbnail")  # fmt: skip
@@ -311,6 +314,62 @@ def efforts(console: Console, sources: Sequence[Path], rounds: int) -> None:
     console.print(table)
 
 
+TOGETHER: dict[str, dict[str, int]] = {
+    "JPEG": {},
+    "PNG": {"compress_level": 6},
+    "WEBP": {"quality": 85, "method": 4},
+    "AVIF": {"quality": 75, "speed": 8},
+}
+"""How sources of each format are stored; JPEGs are the photographs themselves."""
+
+
+def together(console: Console, sources: Sequence[Path], rounds: int) -> None:
+    """Six presets of a picture in one job against six jobs, by the format of the source."""
+    keep_freed_memory()  # as every worker does
+    recipes = [Recipe(preset=DEFAULT_PRESETS[name], output=None) for name in PRESETS]
+    ways = [[[recipe] for recipe in recipes], [recipes]]
+    table = report.table(
+        f"CPU time of six presets of one picture: {report.SPREAD} of the rounds",
+        ("source", "one by one, ms", "together, ms", "together / one by one"),
+    )
+    with report.progress(len(TOGETHER) * (rounds + 1)) as bar:
+        for format_, options in TOGETHER.items():
+            pictures = [_stored_as(source, format_, options) for source in sources]
+            means: list[list[float]] = []
+            for number in range(rounds + 1):
+                bar.update(bar.task_ids[0], description=format_)
+                # The ways take turns on every picture, and each is first as often as second.
+                order = (0, 1) if number % 2 else (1, 0)
+                spent = [
+                    {way: _cpu_ms(picture, ways[way]) for way in order} for picture in pictures
+                ]
+                means.append([fmean(times[way] for times in spent) for way in (0, 1)])
+                bar.advance(bar.task_ids[0])
+            apart, at_once = zip(*means[1:], strict=True)  # the first round warms caches
+            ratios = [b / a for a, b in zip(apart, at_once, strict=True)]
+            figures = (report.spread(apart), report.spread(at_once), report.spread(ratios, ".3f"))
+            table.add_row(format_, *figures)
+    console.print(table)
+
+
+def _cpu_ms(picture: bytes, jobs: Sequence[Sequence[Recipe]]) -> float:
+    before = time.process_time()
+    for job in jobs:
+        for made in render_each(picture, job, max_pixels=50_000_000):
+            if isinstance(made, Exception):
+                raise made
+    return (time.process_time() - before) * 1000
+
+
+def _stored_as(source: Path, format_: str, options: Mapping[str, int]) -> bytes:
+    if not options:
+        return source.read_bytes()
+    out = BytesIO()
+    with Image.open(source) as image:
+        image.save(out, format_, **options)
+    return out.getvalue()
+
+
 def start(console: Console) -> list[Engine]:
     """Every engine that can be had here; what is missing is said."""
     commands: dict[str, Callable[[], list[str]]] = {
@@ -332,6 +391,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.process", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three photographs, two rounds")
     parser.add_argument("--efforts", action="store_true", help="WebP and AVIF effort settings")
+    parser.add_argument("--together", action="store_true", help="six presets of one picture")
     parser.add_argument("--rounds", type=int, default=0, help="of each picture; default 5")
     parser.add_argument("--formats", nargs="+", choices=sorted(GOALS), default=["jpeg", "webp"])
     parser.add_argument("--plot", type=Path, default=PLOT, help=f"default {PLOT}")
@@ -345,6 +405,9 @@ def main() -> int:
     report.print_settings(console, settings)
     if options.efforts:
         efforts(console, sources, rounds)
+        return 0
+    if options.together:
+        together(console, sources, rounds)
         return 0
     engines = start(console)
     try:

@@ -25,7 +25,15 @@ from proxy.doctor.probes import examine
 from proxy.errors import ImageProxyError, InvalidRequest
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
-from proxy.service import Service, block_store_of, disk_cache_of, open_service
+from proxy.moderation.cdn.queue import CdnQueue, Pending
+from proxy.nginx import server_block
+from proxy.service import (
+    Service,
+    block_store_of,
+    disk_cache_of,
+    moderation_database_of,
+    open_service,
+)
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
 
 T = TypeVar("T")
@@ -343,12 +351,31 @@ def blocks() -> None:
 
 
 @blocks.command("list")
+@click.option("--pending-cdn", is_flag=True, help="What the CDN has yet to forget, instead.")
 @_with_config
-def blocks_list(context: _Context) -> None:
+def blocks_list(context: _Context, pending_cdn: bool) -> None:
     """Print the blocks, oldest first."""
-    for block in trio.run(block_store_of(context.load()).list):
-        at = datetime.fromtimestamp(block.created_at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    settings = context.load()
+    if pending_cdn:
+        database = moderation_database_of(settings)
+        for pending in CdnQueue(database).all() if database.path.exists() else ():
+            click.echo(f"{_when(pending.queued_at)}  {_describe(pending)}")
+        return
+    for block in trio.run(block_store_of(settings).list):
+        at = _when(block.created_at)
         click.echo(f"{at}  {block.did or '*'}  {block.cid or '*'}  {block.reason}".rstrip())
+
+
+def _describe(pending: Pending) -> str:
+    blob = f"{pending.blob.did}  {pending.blob.cid}"
+    if not pending.failures:
+        return f"{blob}  waits"
+    at = _when(pending.failed_at)
+    return f"{blob}  failed {pending.failures} x, last at {at}: {pending.error}"
+
+
+def _when(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @blocks.command("add")
@@ -378,6 +405,14 @@ def blocks_remove(context: _Context, did: str | None, cid: str | None) -> None:
     lifted = trio.run(block_store_of(context.load()).remove, _selection(did, cid))
     click.echo("lifted" if lifted else "there was no such block")
     sys.exit(0 if lifted else 1)
+
+
+@cli.command()
+@_with_config
+def nginx(context: _Context) -> None:
+    """Print an nginx server block that serves hits straight from this cache."""
+    settings = context.load()
+    click.echo(server_block(settings, disk_cache_of(settings).images), nl=False)
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ mistakes; all of them are reported at once.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -22,6 +23,7 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
 
 from proxy.presets import DEFAULT_PRESETS, NotBool, Preset
@@ -77,6 +79,13 @@ def _bind(text: str) -> str:
 def _path(value: object) -> object:
     if value == "":
         raise ValueError("must not be empty")
+    return value
+
+
+def _token(value: SecretStr) -> SecretStr:
+    # It goes into a header, and what may not go there would come back in the error.
+    if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+        raise ValueError("must be visible ASCII characters")
     return value
 
 
@@ -162,6 +171,7 @@ class CacheSection(Section):
     path: Annotated[Path, BeforeValidator(_path)] = Path("./cache")
     max_gb: Seconds = 10
     ttl_days: Duration = 30
+    revalidate_days: Duration = 7
     cleanup_interval_minutes: Duration = 60
     memory_mb: Duration = 64
     write_queue: Positive = 256
@@ -170,6 +180,32 @@ class CacheSection(Section):
     def max_bytes(self) -> int:
         """Bytes; a gigabyte is 1024 ** 3 of them, as in the seed."""
         return int(self.max_gb * 1024**3)
+
+
+class PolicySection(Section):
+    """[policy]"""
+
+    url: OptionalUrl = ""
+    timeout: Seconds = 2
+    ttl: Duration = 300
+    max_entries: Positive = 100_000
+    fail_open: bool = False
+
+
+class CdnSection(Section):
+    """[cdn]"""
+
+    kind: Literal["", "cloudflare", "bunny"] = ""
+    zone: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")] = ""
+    token: Annotated[SecretStr, AfterValidator(_token)] = SecretStr("")
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.kind and not self.token.get_secret_value():
+            raise ValueError(f"kind {self.kind!r} needs a token")
+        if self.kind == "cloudflare" and not self.zone:
+            raise ValueError("kind 'cloudflare' needs a zone")
+        return self
 
 
 PresetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
@@ -184,7 +220,15 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     process: ProcessSection = ProcessSection()
     blob: BlobSection = BlobSection()
     cache: CacheSection = CacheSection()
+    policy: PolicySection = PolicySection()
+    cdn: CdnSection = CdnSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
+
+    @model_validator(mode="after")
+    def _has_public_url(self) -> Self:
+        if self.cdn.kind and not (self.server.cdn_url or self.server.base_url):
+            raise ValueError("server.cdn_url: must not be empty where there is a cdn.kind")
+        return self
 
 
 Layer = dict[str, Any]
@@ -315,6 +359,8 @@ def _explain(
     location: tuple[int | str, ...], message: str, value: object, sources: list[_Source]
 ) -> str:
     """One line that names key, value, its origin and what is accepted."""
+    if not location:  # it concerns two sections, and names the key itself
+        return message.removeprefix("Value error, ")
     key = ".".join(str(part) for part in location if part != "[key]")
     origin = next(
         (source.name for source in reversed(sources) if _holds(source.values, location)), ""

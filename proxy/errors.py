@@ -116,6 +116,10 @@ class BlobBlocked(BlobNotFound):
     """The operator blocked this owner, blob or pair; from outside it looks absent."""
 
 
+class TakenDown(BlobNotFound):
+    """The policy service took it down; from outside it looks absent."""
+
+
 class UndecodableImage(ImageProxyError):
     """A supported format that does not decode: corrupt or truncated by its owner."""
 
@@ -164,6 +168,10 @@ class Busy(ImageProxyError):
 
     status = 503
     message = "busy"
+
+
+class PolicyUnavailable(Busy):
+    """Nobody permitted it: the policy service does not answer, and ``policy.fail_open`` is off."""
 
 
 class UpstreamTimeout(ImageProxyError):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 from urllib.parse import quote
 
 from proxy.config import Config
-from proxy.egress.endpoint import parse_origin
+from proxy.egress.endpoint import Origin, parse_origin
 from proxy.egress.errors import EgressError, Forbidden, Saturated, TimedOut, TooLarge
 from proxy.egress.gateway import Gateway
-from proxy.egress.get import Answer
 from proxy.errors import (
     BlobNotFound,
     Busy,
@@ -57,18 +58,10 @@ class PdsFetcher:
 
     async def fetch(self, pds: str, blob: BlobKey) -> bytes:
         """See ``Fetcher.fetch``."""
-        try:
-            answer = await self._get(pds, blob)
-        except Saturated as error:
-            raise Busy(str(error)) from error
-        except TimedOut as error:
-            raise UpstreamTimeout(str(error)) from error
-        except TooLarge as error:
-            raise ImageTooLarge(str(error)) from error
-        except Forbidden as error:
-            raise ForbiddenDestination(str(error)) from error
-        except EgressError as error:
-            raise FetchFailed(f"{pds}: {error}") from error
+        with _mapped_errors(pds):
+            answer = await self._gateway.get(
+                self._origin(pds), _target(blob), max_bytes=self._settings.max_source_bytes
+            )
         if is_absent(answer.status, answer.body):
             raise BlobNotFound(f"{pds}: status {answer.status}")
         if answer.status != 200:
@@ -77,15 +70,62 @@ class PdsFetcher:
             raise CidMismatch(f"{pds}: sha-256 {answer.sha256.hex()}")
         return answer.body
 
-    async def _get(self, pds: str, blob: BlobKey) -> Answer:
-        origin = parse_origin(
+    async def exists(self, pds: str, blob: BlobKey) -> bool:
+        """Whether the PDS still gives ``blob`` out, asked without taking it.
+
+        Bluesky's PDS answers a HEAD as a GET, but why it refuses stands in the body, which a HEAD
+        has not (RFC 9110, section 9.3.2): what it refuses, and what a PDS without HEAD refuses
+        altogether, is asked for again by a GET, of which no more than a refusal is read.
+
+        Raises:
+            FetchFailed, UpstreamTimeout, Busy: it cannot be told.
+        """
+        with _mapped_errors(pds):
+            origin = self._origin(pds)
+            answer = await self._gateway.head(origin, _target(blob))
+            if _may_answer_otherwise(answer.status):
+                answer = await self._gateway.head(origin, _target(blob), method="GET")
+        if answer.status == 200:
+            return True
+        if is_absent(answer.status, answer.body):
+            return False
+        raise FetchFailed(f"{pds}: status {answer.status}")
+
+    def _origin(self, pds: str) -> Origin:
+        return parse_origin(
             pds,
             allow_http=self._settings.allow_http,
             allow_private_hosts=self._settings.allow_private_hosts,
         )
-        did = quote(blob.did, safe=":")
-        target = f"/xrpc/com.atproto.sync.getBlob?did={did}&cid={blob.cid}"
-        return await self._gateway.get(origin, target, max_bytes=self._settings.max_source_bytes)
+
+
+def _target(blob: BlobKey) -> str:
+    did = quote(blob.did, safe=":")
+    return f"/xrpc/com.atproto.sync.getBlob?did={did}&cid={blob.cid}"
+
+
+@contextmanager
+def _mapped_errors(pds: str) -> Iterator[None]:
+    try:
+        yield
+    except Saturated as error:
+        raise Busy(str(error)) from error
+    except TimedOut as error:
+        raise UpstreamTimeout(str(error)) from error
+    except TooLarge as error:
+        raise ImageTooLarge(str(error)) from error
+    except Forbidden as error:
+        raise ForbiddenDestination(str(error)) from error
+    except EgressError as error:
+        raise FetchFailed(f"{pds}: {error}") from error
+
+
+def _may_answer_otherwise(status: int) -> bool:
+    """Whether a GET may bring what a HEAD with this status did not. Pure, total.
+
+    429 asks for fewer requests, not for another one.
+    """
+    return (400 <= status < 500 and status != 429) or status == 501
 
 
 def is_absent(status: int, body: bytes) -> bool:

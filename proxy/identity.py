@@ -8,12 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import trio
 
 from proxy.config import Config
-from proxy.egress.endpoint import Origin, parse_origin
+from proxy.egress.endpoint import configured_origin, parse_origin
 from proxy.egress.errors import EgressError, Forbidden, Saturated, TimedOut
 from proxy.egress.gateway import Gateway
 from proxy.egress.get import Answer
@@ -34,6 +33,9 @@ MAX_DOCUMENT = 256 * 1024
 
 MAX_REMEMBERED = 100_000
 """Documents remembered; about 30 MB when full."""
+
+MIGRATION_AGE = 60.0
+"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
 
 class Resolver(Protocol):
@@ -94,13 +96,6 @@ class _Remembered:
     """While its source fails, when it is asked next."""
 
 
-def directory_of(config: Config) -> tuple[Origin, str]:
-    """The directory's origin, and the path that its own paths follow."""
-    url = urlsplit(config.identity.plc_url)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    return Origin(url.scheme, url.hostname or "", port), url.path
-
-
 class DidResolver:
     """Resolves did:plc and did:web, remembering answers.
 
@@ -121,7 +116,7 @@ class DidResolver:
     ) -> None:
         self._settings = config.identity
         self._fetch = config.fetch
-        self._directory, self._directory_path = directory_of(config)
+        self._directory, self._directory_path = configured_origin(config.identity.plc_url)
         self._gateway = gateway
         self._clock = clock
         self._remembered: OrderedDict[Did, _Remembered] = OrderedDict()

@@ -56,6 +56,14 @@ class Metrics:
         )
         self.worker_deaths = counter("worker_deaths_total", "Image workers that died", "reason")
         self.blocked = counter("blocked_total", "Requests for what is blocked")
+        self.policy_answers = counter(
+            "policy_answers_total", "Questions to the policy service", "answer"
+        )
+
+        self.cdn_requests = counter("cdn_requests_total", "Requests to purge the CDN", "outcome")
+        self.revalidations = counter(
+            "revalidations_total", "Cached blobs that their PDS was asked for", "finding"
+        )
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when the metrics are."""

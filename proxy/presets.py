@@ -12,7 +12,7 @@ from proxy.formats import Format
 MAX_SIDE = 8192
 """Longest side a preset may have, in pixels: larger results are no previews."""
 
-ENCODER_REVISION = 2
+ENCODER_REVISION = 3
 """Raise it when the encoder's settings change: every ETag and cache entry changes with it."""
 
 

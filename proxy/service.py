@@ -21,10 +21,10 @@ from proxy.cache.memory import MemoryCache
 from proxy.cache.upkeep import Upkeep
 from proxy.cache.writer import CacheWriter
 from proxy.config import Config
+from proxy.database import Database
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
 from proxy.errors import (
-    BlobBlocked,
     BlobNotFound,
     Busy,
     CidMismatch,
@@ -42,15 +42,19 @@ from proxy.errors import (
 from proxy.fetch import Fetcher, PdsFetcher
 from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
-from proxy.identity import DidResolver, Resolver
+from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
 from proxy.metrics import Metrics
+from proxy.moderation.cdn.apis import api_of
+from proxy.moderation.cdn.queue import SCHEMA as CDN_SCHEMA
+from proxy.moderation.cdn.queue import CdnQueue
+from proxy.moderation.cdn.sender import CdnSender
+from proxy.moderation.permission import Permission
+from proxy.moderation.policy import Policy
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
+from proxy.turns import Turn
 from proxy.urls import BlobKey, ImageKey, image_key
-
-MIGRATION_AGE = 60.0
-"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
 MEMORY_SECONDS = 3600.0
 """How long a result is served from memory before its file is looked at again."""
@@ -116,6 +120,7 @@ class Service:
         config: Config,
         *,
         blocks: BlockStore,
+        permission: Permission,
         cache: Cache,
         memory: MemoryCache,
         writer: CacheWriter,
@@ -130,6 +135,7 @@ class Service:
         self.config = config
         self.metrics = metrics
         self.blocks = blocks
+        self.permission = permission
         self.upkeep = upkeep
         self._cache = cache
         self._memory = memory
@@ -157,7 +163,7 @@ class Service:
 
     async def get(self, key: ImageKey) -> Image:
         """The image of a key that was checked; otherwise as ``get_image``."""
-        self.check_block(key.blob)
+        await self.permission.permit(key.blob)
         entry = self._memory.get(key) or self._writer.pending(key)
         if entry is not None:
             return _image(key, entry, "hit", {})
@@ -165,7 +171,7 @@ class Service:
         # could land unseen, and the same work would be done twice.
         async with self._images.join(key, partial(self._make, key)) as landed:
             made = landed.value
-        self.check_block(key.blob)
+        self.permission.check(key.blob)
         state = made.state
         if state == "miss" and not landed.started_it:
             state = "coalesced"
@@ -180,22 +186,14 @@ class Service:
             UnsupportedImage: its type is not among ``blob.allowed_types``.
             ImageProxyError: as for images.
         """
-        self.check_block(blob)
+        await self.permission.permit(blob)
         async with self._blobs.join(blob, partial(self._obtain, blob)) as landed:
             data = landed.value.data
-        self.check_block(blob)
+        self.permission.check(blob)
         content_type = content_type_of(data)
         if not any(fnmatchcase(content_type, allowed) for allowed in self._allowed_types):
             raise UnsupportedImage(f"{content_type} is not among blob.allowed_types")
         return Blob(data, content_type, f'"{blob.cid}"')
-
-    def check_block(self, blob: BlobKey) -> None:
-        """Raise ``BlobBlocked`` for what the operator blocked."""
-        try:
-            self.blocks.check(blob)
-        except BlobBlocked:
-            self.metrics.blocked.inc()
-            raise
 
     async def block(self, selection: Selection, reason: str = "") -> int:
         """Block and purge; from its return on nothing of it is served. How many were purged."""
@@ -233,7 +231,7 @@ class Service:
                     return _Made(cached, "coalesced")
             made = await self._transform(key, flight)
             # Nothing awaits from here on: what was transformed is not lost to a cancellation.
-            if self._purges == purges and not self.blocks.is_blocked(key.blob):
+            if self._purges == purges and not self.permission.refuses(key.blob):
                 self._memory.put(key, made.entry)
                 # The claim goes with the write: who waits for it then finds the file.
                 self._writer.offer(key, made.entry, stack.pop_all().close)
@@ -383,13 +381,30 @@ async def open_service(
     pool = None
     if processor is ...:
         processor = pool = _processing_pool(config, metrics)
-    gateway = Gateway(config, *(networks or guarded_networks(config)))
+    networks = networks or guarded_networks(config)
+    gateway = Gateway(config, *networks)
     metrics.gauge("fetch_queue_depth", "Fetches that wait", lambda: gateway.statistics().waiting)
+    policy = None
+    if config.policy.url:
+        policy = Policy(
+            config,
+            *networks,
+            on_taken_down=lambda blob: service.purge(Selection(blob.did, blob.cid)),
+            on_answer=lambda answer: metrics.policy_answers.labels(answer).inc(),
+        )
+    cdn = cdn_sender_of(
+        config,
+        moderation_database_of(config),
+        networks[1],
+        lambda outcome: metrics.cdn_requests.labels(outcome).inc(),
+    )
+    metrics.gauge("cdn_pending", "Blobs that the CDN has yet to forget", lambda: cdn.pending)
+    permission = Permission(blocks, policy, on_refused=metrics.blocked.inc)
     upkeep = Upkeep(cache)
     writer = CacheWriter(
         cache,
         queue_size=config.cache.write_queue,
-        may_write=lambda key: not blocks.is_blocked(key.blob),
+        may_write=lambda key: not permission.refuses(key.blob),
         on_written=upkeep.works,
         on_error=partial(_write_failed, metrics, upkeep),
         on_dropped=metrics.writes_dropped.inc,
@@ -408,8 +423,11 @@ async def open_service(
             async with trio.open_nursery() as nursery:
                 if pool is not None:
                     await nursery.start(pool.run)
+                if policy is not None:
+                    await nursery.start(policy.run)
                 nursery.start_soon(gateway.run)
                 nursery.start_soon(blocks.follow)
+                nursery.start_soon(cdn.run)
                 nursery.start_soon(upkeep.keep_checking)
                 if disk is not None:
                     nursery.start_soon(disk.keep_indexed)
@@ -421,6 +439,7 @@ async def open_service(
                 service = Service(
                     config,
                     blocks=blocks,
+                    permission=permission,
                     cache=cache,
                     memory=_memory_cache(config),
                     writer=writer,
@@ -454,6 +473,24 @@ async def _within(scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) 
 def block_store_of(config: Config) -> BlockStore:
     """The blocks beside the configured cache."""
     return BlockStore(config.cache.path / "blocks.sqlite3")
+
+
+def moderation_database_of(config: Config) -> Database:
+    """What moderation keeps beside the configured cache."""
+    return Database(config.cache.path / "moderation.sqlite3", CDN_SCHEMA, synchronous="FULL")
+
+
+def cdn_sender_of(
+    config: Config,
+    database: Database,
+    network: Network,
+    on_request: Callable[[str], None] = lambda outcome: None,
+) -> CdnSender:
+    """Who purges the configured CDN, over ``network``."""
+    turn = Turn(config.cache.path / "turns" / "cdn")
+    return CdnSender(
+        config, CdnQueue(database), api_of(config), network, turn, on_request=on_request
+    )
 
 
 def disk_cache_of(

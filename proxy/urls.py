@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from proxy.errors import InvalidPreset, InvalidRequest
-from proxy.formats import Format, parse_output
+from proxy.formats import OUTPUTS, Format, parse_output
 from proxy.identifiers import Cid, Did, parse_cid, parse_did
 from proxy.presets import Preset
 
@@ -92,3 +92,18 @@ def image_url(key: ImageKey, base: str = "") -> str:
     suffix = "" if key.format is None else f"@{key.format.value}"
     did = quote(key.blob.did, safe=":")
     return f"{base.rstrip('/')}/img/{key.preset}/plain/{did}/{key.blob.cid}{suffix}"
+
+
+def blob_url(blob: BlobKey, base: str = "") -> str:
+    """The URL of an original below ``base``."""
+    return f"{base.rstrip('/')}/blob/{quote(blob.did, safe=':')}/{blob.cid}"
+
+
+def public_urls(presets: Mapping[str, Preset], blob: BlobKey, base: str) -> list[str]:
+    """Every URL of a blob below ``base``: each preset in each format, and the original."""
+    images = (
+        image_url(ImageKey(preset, blob, output, settings.fingerprint(output)), base)
+        for preset, settings in presets.items()
+        for output in (None, *OUTPUTS)
+    )
+    return [*images, blob_url(blob, base)]

@@ -207,17 +207,19 @@ class Server(Process):
         """The ids of the processes that said that they serve."""
         return {int(pid) for pid in re.findall(r"\[(\d+)\] \[INFO\] Running on", self.text)}
 
-    async def get(self, target: str, *headers: tuple[str, str], method: str = "GET") -> Reply:
+    async def get(
+        self, target: str, *headers: tuple[str, str], method: str = "GET", body: bytes = b""
+    ) -> Reply:
         """One request over a connection of its own."""
         async with Client(self.port) as client:
-            await client.send(target, *headers, method=method)
+            await client.send(target, *headers, method=method, body=body)
             return await client.reply()
 
 
 @asynccontextmanager
 async def run(arguments: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[Process]:
     """``python`` with ``arguments``, ended with the block together with its own children."""
-    async with _opened(arguments, environment, Process) as process:
+    async with _opened([sys.executable, *arguments], environment, Process) as process:
         yield process
 
 
@@ -226,8 +228,17 @@ async def serve(
     arguments: Sequence[str], environment: Mapping[str, str], *, workers: int = 1
 ) -> AsyncIterator[Server]:
     """``python`` with ``arguments`` that make a server of it, once it serves."""
-    async with _opened(arguments, environment, Server) as server:
+    async with _opened([sys.executable, *arguments], environment, Server) as server:
         await server.started(workers)
+        yield server
+
+
+@asynccontextmanager
+async def listening(command: Sequence[str], port: int) -> AsyncIterator[Server]:
+    """A server that is none of ours, once it listens on ``port``."""
+    async with _opened(command, {}, Server) as server:
+        server.port = port
+        await until_accepted(port)
         yield server
 
 
@@ -250,10 +261,10 @@ P = TypeVar("P", bound=Process)
 
 @asynccontextmanager
 async def _opened(
-    arguments: Sequence[str], environment: Mapping[str, str], kind: Callable[[trio.Process], P]
+    command: Sequence[str], environment: Mapping[str, str], kind: Callable[[trio.Process], P]
 ) -> AsyncIterator[P]:
     process = await trio.lowlevel.open_process(
-        [sys.executable, *arguments],
+        command,
         cwd=ROOT,
         env=own_environment(environment),
         stdin=subprocess.DEVNULL,
@@ -324,15 +335,22 @@ class Client:
     ) -> None:
         await trio.aclose_forcefully(self.stream)
 
-    async def send(self, target: str, *headers: tuple[str, str], method: str = "GET") -> None:
-        """Send a request without a body."""
+    async def send(
+        self, target: str, *headers: tuple[str, str], method: str = "GET", body: bytes = b""
+    ) -> None:
+        """Send a request."""
+        length = [("Content-Length", str(len(body)))] if body else []
+        lines = [("Host", "proxy.test"), *length, *headers]
         request = h11.Request(
-            method=method, target=target, headers=[("Host", "proxy.test"), *headers]
+            method=method,
+            target=target,
+            headers=[(name.encode(), value.encode("latin-1")) for name, value in lines],
         )
         if self._connection.our_state is h11.DONE:
             self._connection.start_next_cycle()
-        data = self._connection.send(request)
-        data += self._connection.send(h11.EndOfMessage())
+        data = b""
+        for event in (request, h11.Data(body), h11.EndOfMessage()):
+            data += self._connection.send(event) or b""
         await self.stream.send_all(data)
 
     async def reply(self) -> Reply:
@@ -358,6 +376,7 @@ class Client:
                         raise AssertionError(f"no answer: {event}")
         assert response is not None
         headers = {name.decode(): value.decode("latin-1") for name, value in response.headers}
+        assert len(headers) == len(response.headers), f"a header came twice: {response.headers}"
         return Reply(response.status_code, headers, body)
 
     async def _receive(self) -> bytes:
@@ -375,6 +394,19 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             if met if isinstance(met, bool) else await met:
                 return
             await trio.sleep(0.005)
+
+
+async def until_accepted(port: int) -> None:
+    """Wait until somebody listens there."""
+
+    async def accepted() -> bool:
+        try:
+            async with Client(port):
+                return True
+        except ConnectionRefusedError:
+            return False
+
+    await until(accepted)
 
 
 async def until_refused(port: int) -> None:

@@ -20,8 +20,10 @@ from proxy.cli import BAR, bar, cli, parse_warm_line
 from proxy.config import Config, Layer, load_config
 from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
 from proxy.formats import Format
+from proxy.moderation.cdn.queue import CdnQueue
+from proxy.nginx import server_block
 from proxy.presets import DEFAULT_PRESETS
-from proxy.service import block_store_of, disk_cache_of
+from proxy.service import block_store_of, disk_cache_of, moderation_database_of
 from proxy.urls import BlobKey, ImageKey, image_key, image_url
 
 from .cache import blob_cid, entry, key, owner
@@ -410,6 +412,24 @@ def test_lifting_what_is_not_blocked_fails(run: Run) -> None:
     assert (result.exit_code, result.stdout) == (1, "there was no such block\n")
 
 
+def test_what_the_cdn_has_yet_to_forget_is_listed_with_what_went_wrong(
+    run: Run, settings: Config
+) -> None:
+    assert run("blocks", "list", "--pending-cdn").stdout == ""
+    assert not (settings.cache.path / "moderation.sqlite3").exists()
+    times = iter([1_800_000_000.0, 1_800_000_001.0, 1_800_000_062.0])
+    queue = CdnQueue(moderation_database_of(settings), clock=lambda: next(times))
+    queue.add([BlobKey(owner(1), blob_cid(1))])
+    queue.add([BlobKey(owner(2), blob_cid(2))])
+    queue.failed(queue.first(1), "status 403: 10000 Authentication error")
+    run("blocks", "add", "--did", owner(9))
+    assert run("blocks", "list", "--pending-cdn").stdout.splitlines() == [
+        f"2027-01-15 08:00:00  {owner(1)}  {blob_cid(1)}  failed 1 x,"
+        " last at 2027-01-15 08:01:02: status 403: 10000 Authentication error",
+        f"2027-01-15 08:00:01  {owner(2)}  {blob_cid(2)}  waits",
+    ]
+
+
 # fetch and warm, with nothing to be asked for
 
 
@@ -617,3 +637,22 @@ def test_doctor_ends_with_1_when_something_fails_and_says_how_to_put_it_right(
     assert lines[1].startswith("      fix: ")
     assert any(line.startswith("ok    DNS: ") for line in lines)
     assert any(line.startswith("fail  PLC directory: ") for line in lines)
+
+
+# nginx
+
+
+def test_nginx_prints_the_block_of_this_configuration_and_nothing_else(
+    run: Run, settings: Config, tmp_path: Path
+) -> None:
+    """Catches a block of the defaults, and a word before it that nginx would choke on."""
+    result = run("nginx")
+    assert result.exit_code == 0
+    assert result.stdout == server_block(settings, tmp_path / "cache" / "images")
+    assert f'root "{tmp_path}/cache/images";' in result.stdout
+
+
+def test_nginx_prints_no_block_of_a_configuration_that_is_wrong(run: Run) -> None:
+    """Catches a half-written file in the place of nginx' working one."""
+    result = run("nginx", env={"IMAGE_PROXY_CACHE__MAX_GB": "much"})
+    assert (result.exit_code, result.stdout) == (2, "")

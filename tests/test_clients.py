@@ -242,6 +242,59 @@ async def test_a_host_header_without_the_port(
     assert client_world.network.tls_names == (["pds.example"] if scheme == "https" else [])
 
 
+# Heads.
+
+
+async def test_a_head_that_waits_for_the_body_it_announces(client_world: World, site: Site) -> None:
+    async with running_gateway(client_world) as gateway:
+        for _ in range(2):
+            answer = await gateway.head(origin_of(site), "/a")
+            assert (answer.status, answer.headers["content-length"], answer.body) == (
+                200,
+                str(len(BODY)),
+                b"",
+            )
+        assert [request.method for request in site.requests] == ["HEAD", "HEAD"]
+        # The default client keeps its connection, though no byte of a body ever came.
+        assert site.connections == (1 if client_world.client == "httpx2" else 2)
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 503])
+async def test_a_head_that_takes_a_refusal_for_a_broken_answer(
+    client_world: World, site: Site, status: int
+) -> None:
+    site.pages["/a"] = Response(status, b"not here", (("Retry-After", "0"),))
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.head(origin_of(site), "/a")
+        assert (answer.status, answer.body) == (status, b"")
+
+
+async def test_a_get_for_the_head_alone_that_takes_the_body_along(
+    client_world: World, site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    site.fault = faults.hang_after_head
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.head(origin_of(site), "/a", method="GET")
+        assert (answer.status, answer.body) == (200, b"")
+        # Nothing else would stop the server from sending on.
+        assert client_world.open_wires == 0
+        site.pages["/a"] = Response(400, b'{"error":"RepoTakendown"}')
+        site.fault = honest
+        answer = await gateway.head(origin_of(site), "/a", method="GET")
+        assert (answer.status, answer.body) == (400, b'{"error":"RepoTakendown"}')
+
+
+async def test_a_redirected_head_that_becomes_a_get(client_world: World, site: Site) -> None:
+    site.faults = [faults.redirects("/b", 303)]
+    answers_at(site, "/b")
+    async with running_gateway(client_world) as gateway:
+        assert (await gateway.head(origin_of(site), "/a")).status == 200
+    assert [(request.method, request.target) for request in site.requests] == [
+        ("HEAD", "/a"),
+        ("HEAD", "/b"),
+    ]
+
+
 # Redirects.
 
 

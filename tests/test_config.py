@@ -64,10 +64,19 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "path": Path("./cache"),
         "max_gb": 10,
         "ttl_days": 30,
+        "revalidate_days": 7,
         "cleanup_interval_minutes": 60,
         "memory_mb": 64,
         "write_queue": 256,
     },
+    "policy": {
+        "url": "",
+        "timeout": 2,
+        "ttl": 300,
+        "max_entries": 100_000,
+        "fail_open": False,
+    },
+    "cdn": {"kind": "", "zone": "", "token": SecretStr("")},
 }
 """The defaults that dashboards, documents and the seed's users know."""
 
@@ -192,9 +201,18 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cache.path": (["", 5], "empty|path"),
     "cache.max_gb": ([0, -5, float("inf"), "10GB", True], "greater than 0|finite|number"),
     "cache.ttl_days": ([-1, float("nan"), "30d"], "greater than or equal to 0|finite|number"),
+    "cache.revalidate_days": ([-1, float("inf"), "7d"], "greater than or equal to 0|finite|number"),
     "cache.cleanup_interval_minutes": ([-1, "1h"], "greater than or equal to 0|number"),
     "cache.memory_mb": ([-1, float("inf")], "greater than or equal to 0|finite"),
     "cache.write_queue": ([0, -1, 1.5], "greater than or equal to 1|integer"),
+    "policy.url": (["policy.example", "ftp://policy.example"], "http:// or https://"),
+    "policy.timeout": ([0, -1, float("inf"), True], "greater than 0|finite|number"),
+    "policy.ttl": ([-1, "5m"], "greater than or equal to 0|number"),
+    "policy.max_entries": ([0, 1.5], "greater than or equal to 1|integer"),
+    "policy.fail_open": (["perhaps", 2], "boolean"),
+    "cdn.kind": (["Cloudflare", "fastly", 1], "'', 'cloudflare' or 'bunny'"),
+    "cdn.zone": (["0123", "Z" * 32, "0" * 33, "../../zones/other", 5], "pattern|string"),
+    "cdn.token": (["with space", "line\nbreak", "umlaut\u00e4", 5], "visible ASCII|string"),
     "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
     "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
@@ -282,9 +300,18 @@ VALID: list[tuple[str, str, object]] = [
     ("cache.path", "/srv/images", Path("/srv/images")),
     ("cache.max_gb", "0.001", 0.001),
     ("cache.ttl_days", "0", 0),
+    ("cache.revalidate_days", "0.5", 0.5),
     ("cache.cleanup_interval_minutes", "0", 0),
     ("cache.memory_mb", "0", 0),
     ("cache.write_queue", "1", 1),
+    ("policy.url", "http://127.0.0.1:7000/v1/", "http://127.0.0.1:7000/v1"),
+    ("policy.timeout", "0.5", 0.5),
+    ("policy.ttl", "0", 0),
+    ("policy.max_entries", "1", 1),
+    ("policy.fail_open", "true", True),
+    ("cdn.kind", "", ""),
+    ("cdn.zone", "0123456789abcdef" * 2, "0123456789abcdef" * 2),
+    ("cdn.token", "s3cret-_~!", SecretStr("s3cret-_~!")),
     ("presets.avatar.width", "8192", 8192),
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),
@@ -569,6 +596,47 @@ def test_a_secret_is_in_no_message_and_in_no_repr(tmp_path: Path) -> None:
         assert message.startswith("server.admin_token = ***: ")
         assert "s3cret" not in message
         assert "53271" not in message
+
+
+@pytest.mark.parametrize(
+    "toml", ['[cdn]\ntoken = "s3cret but spaced"', '[cdn]\nkind = "bad"\ntoken = "s3cret"']
+)
+def test_a_cdns_token_is_in_no_message_either(toml: str, tmp_path: Path) -> None:
+    assert "s3cret" not in "".join(mistakes(toml, folder=tmp_path))
+    config = load('[cdn]\ntoken = "s3cret"', folder=tmp_path)
+    assert "s3cret" not in f"{config!r} {config} {config.model_dump_json()}"
+
+
+ZONE = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    ("cdn", "url", "missing"),
+    [
+        ({"kind": "bunny"}, "https://a.example", "token"),
+        ({"kind": "cloudflare", "zone": ZONE}, "https://a.example", "token"),
+        ({"kind": "cloudflare", "token": "t"}, "https://a.example", "zone"),
+        ({"kind": "bunny", "token": "t"}, "", "server.cdn_url"),
+        ({"kind": "cloudflare", "zone": ZONE, "token": "t"}, "", "server.cdn_url"),
+    ],
+)
+def test_a_cdn_that_cannot_be_asked_stops_the_start(cdn: Layer, url: str, missing: str) -> None:
+    """Catches a take-down that waits for ever because nobody said where it is to be sent."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(environment={}, overrides={"cdn": cdn, "server": {"base_url": url}})
+    (message,) = caught.value.mistakes
+    assert missing in message
+    assert message.startswith(("cdn", "server.cdn_url"))
+
+
+@pytest.mark.parametrize("key", ["base_url", "cdn_url"])
+def test_either_public_url_is_enough_for_a_cdn(key: str) -> None:
+    load(
+        overrides={
+            "cdn": {"kind": "bunny", "token": "t"},
+            "server": {key: "https://cdn.example"},
+        }
+    )
 
 
 def test_the_variable_for_the_file_is_used_where_none_is_given(tmp_path: Path) -> None:

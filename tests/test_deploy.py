@@ -128,7 +128,7 @@ def state_folder() -> Iterator[Path]:
     probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
     if probe.returncode:
         skip_unless_required("no mount namespaces here")
-    with TemporaryDirectory(dir="/var/tmp", prefix="imageproxy-") as folder:  # noqa: S108
+    with TemporaryDirectory(dir="/var/tmp", prefix="imageproxy-") as folder:
         yield Path(folder)
         assert os.listdir(folder) == [], "what was written is in the namespace alone"
 

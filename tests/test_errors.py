@@ -32,6 +32,7 @@ ROWS: dict[str, tuple[int, str]] = {
     "BlobNotFound": (404, "blob not found"),
     "DidNotFound": (404, "blob not found"),
     "BlobBlocked": (404, "blob not found"),
+    "TakenDown": (404, "blob not found"),
     "UndecodableImage": (422, "image could not be decoded"),
     "DidUnresolvable": (502, "failed to resolve DID"),
     "ForbiddenDomain": (502, "failed to resolve DID"),
@@ -40,6 +41,7 @@ ROWS: dict[str, tuple[int, str]] = {
     "ForbiddenDestination": (502, "failed to fetch blob from PDS"),
     "CidMismatch": (502, "blob does not match its CID"),
     "Busy": (503, "busy"),
+    "PolicyUnavailable": (503, "busy"),
     "UpstreamTimeout": (504, "request timed out"),
 }
 
@@ -82,6 +84,7 @@ def test_an_error_without_a_cause_still_says_something_in_a_log(
         (errors.ForbiddenDestination, errors.FetchFailed),
         (errors.ForbiddenDomain, errors.DidUnresolvable),
         (errors.BlobBlocked, errors.BlobNotFound),
+        (errors.TakenDown, errors.BlobNotFound),
     ],
 )
 def test_what_is_refused_looks_like_what_failed(

@@ -328,3 +328,103 @@ async def test_a_blob_too_large_by_its_header_is_read_first(client_world: World)
     client_world.pds.fault = head_alone
     async with fetching(client_world, max_source_mb=1) as fetcher:
         assert type(await failure(fetcher, client_world.pds.url, blob)) is ImageTooLarge
+
+
+# Whether a blob is still there.
+
+
+def refuses_head(status: int) -> Fault:
+    """A server that answers nothing but GETs."""
+
+    async def play(conversation: Conversation) -> None:
+        if conversation.request.method == "HEAD":
+            await conversation.send(f"HTTP/1.1 {status} No\r\nContent-Length: 9\r\n\r\n".encode())
+        else:
+            await honest(conversation)
+
+    return play
+
+
+async def test_a_blob_that_is_there_is_asked_for_by_more_than_a_head(client_world: World) -> None:
+    world = client_world
+    blob = BlobKey(*world.add_blob(b"data"))
+    async with fetching(world) as fetcher:
+        assert await fetcher.exists(world.pds.url, blob)
+    assert [request.method for request in world.pds.requests] == ["HEAD"]
+
+
+@pytest.mark.parametrize("end", ["takendown", "deactivated", "gone", "blob down", "blob gone"])
+async def test_a_refused_head_whose_reason_nobody_asks_for(client_world: World, end: str) -> None:
+    world = client_world
+    did, cid = world.add_blob(b"data")
+    account = world.pds.accounts[did]
+    match end:
+        case "takendown":
+            account.status = "takendown"
+        case "deactivated":
+            account.status = "deactivated"
+        case "gone":
+            del world.pds.accounts[did]
+        case "blob down":
+            account.blobs[cid].takendown = True
+        case "blob gone":
+            del account.blobs[cid]
+    async with fetching(world) as fetcher:
+        assert not await fetcher.exists(world.pds.url, BlobKey(did, cid))
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
+async def test_a_pds_without_head_whose_every_blob_counts_as_gone(
+    client_world: World, status: int
+) -> None:
+    world = client_world
+    blob = BlobKey(*world.add_blob(b"data"))
+    world.pds.fault = refuses_head(status)
+    async with fetching(world) as fetcher:
+        assert await fetcher.exists(world.pds.url, blob)
+        del world.pds.accounts[blob.did].blobs[blob.cid]
+        assert not await fetcher.exists(world.pds.url, blob)
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (faults.answers(500, b""), FetchFailed),
+        (faults.answers(429, b""), FetchFailed),
+        (faults.answers(403, b""), FetchFailed),
+        (faults.answers(204, b""), FetchFailed),
+        (faults.answers(400, b'{"error":"InvalidRequest","message":"Bad CID"}'), FetchFailed),
+        (faults.reset, FetchFailed),
+        (faults.hang, UpstreamTimeout),
+    ],
+)
+async def test_a_pds_in_trouble_that_is_taken_to_have_lost_its_blobs(
+    client_world: World,
+    fault: Fault,
+    expected: type[ImageProxyError],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = client_world
+    blob = BlobKey(*world.add_blob(b"data"))
+    world.pds.fault = fault
+    async with fetching(world) as fetcher:
+        with pytest.raises(expected):
+            await fetcher.exists(world.pds.url, blob)
+
+
+async def test_a_host_that_asks_for_fewer_requests_and_gets_two(client_world: World) -> None:
+    world = client_world
+    blob = BlobKey(*world.add_blob(b"data"))
+    world.pds.fault = faults.answers(429, b"")
+    async with fetching(world) as fetcher:
+        with pytest.raises(FetchFailed):
+            await fetcher.exists(world.pds.url, blob)
+    assert len(world.pds.requests) == 1
+
+
+async def test_an_endpoint_that_may_not_be_fetched_from_but_may_be_asked(world: World) -> None:
+    blob = BlobKey(*world.add_blob(b"data"))
+    async with fetching(world) as fetcher:
+        with pytest.raises(ForbiddenDestination):
+            await fetcher.exists("https://127.0.0.1", blob)
+    assert world.network.asked == []

@@ -1,16 +1,16 @@
 """Against Bluesky's own PLC directory and PDS: what the fakes cannot prove.
 
-Skipped where these cannot run, unless ``IMAGEPROXY_REQUIRE_PDS=1`` says that they must.
+Skipped where these cannot run, unless ``tests.required`` says that they must.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,30 @@ import pytest
 import trio
 from PIL import Image
 
+from proxy.cache.base import Selection
 from proxy.config import Config
-from proxy.identifiers import Did
+from proxy.egress.gateway import Gateway
+from proxy.egress.guard import GuardedNetwork
+from proxy.errors import BlobNotFound
+from proxy.fetch import PdsFetcher
+from proxy.identifiers import Cid, Did
+from proxy.identity import DidResolver
+from proxy.moderation.revalidate import Revalidator
 from proxy.presets import DEFAULT_PRESETS
+from proxy.service import open_service
+from proxy.urls import image_key
 from proxy.web.app import create_app
 from tests import devnet as real
 from tests.devnet import Account, Devnet, DevnetUnavailable, blob_cid
 from tests.fakes.network import Request
 from tests.fakes.sites import GET_BLOB, FakePds, FakePlc, cid_of, new_plc_did
 from tests.fakes.world import tiny_png
+from tests.moderation.fakes import FakeCheckTimes, FakeDecisions
 from tests.processes import in_background
+from tests.required import skip_unless_required
 from tests.web import Client, running
 
 pytestmark = pytest.mark.pds
-
-REQUIRED = "IMAGEPROXY_REQUIRE_PDS"
 
 SIZES = {
     "avatar": (1000, 1000),
@@ -58,9 +67,7 @@ def devnet() -> Iterator[Devnet]:
         with in_background(real.run_devnet) as background:
             yield background.value
     except DevnetUnavailable as error:
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{REQUIRED} is set, and there is no PDS: {error}", pytrace=False)
-        pytest.skip(f"no PDS here: {error}")
+        skip_unless_required(f"no PDS here: {error}")
 
 
 _handles = itertools.count(1)
@@ -68,10 +75,11 @@ _handles = itertools.count(1)
 
 @dataclass
 class Owner:
-    """An account with blobs that a record refers to."""
+    """An account with blobs that a record each refers to, the last one by the CID."""
 
     devnet: Devnet
     account: Account
+    records: dict[str, str] = field(default_factory=dict)
 
     @property
     def did(self) -> Did:
@@ -80,7 +88,8 @@ class Owner:
     async def publish(self, data: bytes, mime: str) -> str:
         """Upload, refer to it in a post, and return the CID."""
         blob = await real.upload_blob(self.devnet, self.account, data, mime)
-        await real.create_post(self.devnet, self.account, [blob])
+        uri = await real.create_post(self.devnet, self.account, [blob])
+        self.records[blob_cid(blob)] = uri
         return blob_cid(blob)
 
 
@@ -250,7 +259,10 @@ async def delete(owner: Owner, cid: str) -> None:
     await real.delete_account(owner.devnet, owner.did)
 
 
-@pytest.mark.parametrize("end", [take_account_down, take_blob_down, deactivate, delete])
+ENDS = [take_account_down, take_blob_down, deactivate, delete]
+
+
+@pytest.mark.parametrize("end", ENDS)
 async def test_what_its_pds_took_down_is_a_404_not_a_502(
     end: Callable[[Owner, str], Any], owner: Owner, tmp_path: Path
 ) -> None:
@@ -270,6 +282,104 @@ async def test_a_blob_that_is_restored_is_served_again(owner: Owner, tmp_path: P
     await real.takedown_blob(owner.devnet, owner.did, cid, applied=False)
     async with proxy_of(owner.devnet, tmp_path) as client:
         assert (await client.get(img(owner.did, cid))).status == 200
+
+
+class Wiretap:
+    """The network, and every byte that came over it."""
+
+    def __init__(self) -> None:
+        self._network = GuardedNetwork(allow_private_hosts=True)
+        self.received = bytearray()
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        return _Tapped(await self._network.connect(host, port), self.received)
+
+    async def start_tls(self, stream: trio.abc.Stream, host: str) -> trio.abc.Stream:
+        raise NotImplementedError
+
+
+class _Tapped(trio.abc.Stream):
+    def __init__(self, stream: trio.abc.Stream, received: bytearray) -> None:
+        self._stream = stream
+        self._received = received
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._stream.receive_some(max_bytes)
+        self._received += data
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def nothing(owner: Owner, cid: str) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def delete_the_record(owner: Owner, cid: str) -> None:
+    await real.delete_record(owner.devnet, owner.account, owner.records[cid])
+
+
+@pytest.mark.parametrize("end", [*ENDS, delete_the_record, nothing])
+async def test_what_its_pds_took_down_is_noticed_without_a_byte_of_it(
+    end: Callable[[Owner, str], Any], owner: Owner, tmp_path: Path, client_name: str
+) -> None:
+    """And is not served again; whatever is still there stays, and is due no more."""
+    data = encoded(picture(300, 200), "PNG")
+    did, cid = owner.did, Cid(await owner.publish(data, "image/png"))
+    config = Config.model_validate(
+        {
+            "identity": {"plc_url": owner.devnet.plc_url},
+            "fetch": {"allow_http": True, "allow_private_hosts": True, "client": client_name},
+            "process": {"isolation": "thread"},
+            "cache": {"path": tmp_path / "cache"},
+        }
+    )
+    wiretap = Wiretap()
+    async with open_service(config, networks=(wiretap, wiretap)) as service:
+        key = image_key(config.presets, "avatar_thumbnail", did, cid)
+        assert (await service.get(key)).cache == "miss"
+        assert (await service.get(key)).cache == "hit"
+        await end(owner, cid)
+        assert (await service.get(key)).cache == "hit"
+        wiretap.received.clear()
+
+        times = FakeCheckTimes(time.time)
+        times.times[key.blob] = time.time() - 7 * 86400
+
+        async def purge(selection: Selection) -> int:
+            return (await service.purge(selection)).entries
+
+        decisions = FakeDecisions(purge)
+        async with trio.open_nursery() as nursery:
+            gateway = Gateway(config, wiretap, wiretap)
+            nursery.start_soon(gateway.run)
+            revalidator = Revalidator(
+                age=7 * 86400,
+                times=times,
+                resolver=DidResolver(config, gateway, nursery),
+                exists=PdsFetcher(config, gateway).exists,
+                decisions=decisions,
+            )
+            await revalidator.sweep()
+            nursery.cancel_scope.cancel()
+        assert data[:8] not in wiretap.received
+        assert len(wiretap.received) < len(data)
+
+        if end is nothing:
+            assert decisions.purged == []
+            assert times.times[key.blob] == pytest.approx(time.time(), abs=60)
+            assert (await service.get(key)).cache == "hit"
+        else:
+            assert [selection for selection, _ in decisions.purged] == [Selection(did, cid)]
+            with pytest.raises(BlobNotFound):
+                await service.get(key)
 
 
 async def test_a_blob_of_text_is_a_400_whatever_type_its_owner_claims(
@@ -360,6 +470,11 @@ async def compare_pds(devnet: Devnet, fake: FakePds, did: str, cid: str) -> None
         assert response.body == expected.content
     else:
         assert json.loads(response.body) == expected.json()
+    # The fake sends the same head, without the body.
+    head = await asked(devnet.pds_url + target, "HEAD")
+    assert (head.status_code, head.content) == (expected.status_code, b"")
+    for name in ("content-type", "content-length"):
+        assert head.headers.get(name) == expected.headers.get(name), (target, name)
 
 
 async def test_the_fake_directory_answers_as_the_real_one(owner: Owner) -> None:
@@ -386,7 +501,7 @@ async def test_the_fake_directory_answers_as_the_real_one(owner: Owner) -> None:
     }
 
 
-async def asked(url: str) -> httpx2.Response:
+async def asked(url: str, method: str = "GET") -> httpx2.Response:
     async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
         with trio.fail_after(30):
-            return await client.get(url)
+            return await client.request(method, url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
 import trio
@@ -13,14 +13,18 @@ from proxy.config import Config
 from proxy.errors import Busy, UndecodableImage
 from proxy.formats import Format
 from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.process import pool as pool_module
-from proxy.process.pipeline import Rendered
+from proxy.process import threads as threads_module
+from proxy.process.admission import Admission, Claim
+from proxy.process.batch import Batch, Call
+from proxy.process.memory import Estimate
+from proxy.process.pipeline import Outcome, Recipe, Rendered
 from proxy.process.pool import (
     PoolStatistics,
     Processed,
     ProcessingPool,
     cpus_of_this_process,
 )
+from proxy.process.wire import MOST_RECIPES
 from tests.fakes.world import tiny_jpeg
 
 PRESET = DEFAULT_PRESETS["avatar_thumbnail"]
@@ -44,21 +48,22 @@ class FakeRender:
         self.running = 0
         self.most_running = 0
         self.sources: list[bytes] = []
+        self.recipes: list[Sequence[Recipe]] = []
 
     def __call__(
-        self, source: bytes, preset: Preset, output: Format | None, *, max_pixels: int
-    ) -> Rendered:
+        self, source: bytes, recipes: Sequence[Recipe], *, max_pixels: int
+    ) -> Iterator[Outcome]:
         with self._lock:
             self.running += 1
             self.most_running = max(self.most_running, self.running)
             self.sources.append(source)
-        # So that no failing test leaves a thread behind.
-        self._permits.acquire(timeout=30)
+            self.recipes.append(recipes)
+        for _ in recipes:
+            # So that no failing test leaves a thread behind.
+            self._permits.acquire(timeout=30)
+            yield self.error or Rendered(b"made of " + source, Format.JPEG)
         with self._lock:
             self.running -= 1
-        if self.error is not None:
-            raise self.error
-        return Rendered(b"made of " + source, Format.JPEG)
 
     def finish(self, count: int = 1) -> None:
         self._permits.release(count)
@@ -67,9 +72,24 @@ class FakeRender:
 @pytest.fixture
 def render(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRender]:
     fake = FakeRender()
-    monkeypatch.setattr(pool_module, "render", fake)
+    monkeypatch.setattr(threads_module, "render_each", fake)
     yield fake
     fake.finish(1000)
+
+
+Start = Callable[[Config], Awaitable[ProcessingPool]]
+
+
+@pytest.fixture
+def start(nursery: trio.Nursery) -> Start:
+    """Opens pools that run until the test ends."""
+
+    async def start(config: Config) -> ProcessingPool:
+        pool = ProcessingPool(config)
+        await nursery.start(pool.run)
+        return pool
+
+    return start
 
 
 class Transforms:
@@ -84,19 +104,19 @@ class Transforms:
         self.errors: list[Exception] = []
         self.cancelled = 0
 
-    def ask(self, source: bytes) -> trio.CancelScope:
+    def ask(self, source: bytes, preset: Preset = PRESET) -> trio.CancelScope:
         scope = trio.CancelScope()
-        self._nursery.start_soon(self._ask, source, scope)
+        self._nursery.start_soon(self._ask, source, preset, scope)
         return scope
 
-    async def _ask(self, source: bytes, scope: trio.CancelScope) -> None:
+    async def _ask(self, source: bytes, preset: Preset, scope: trio.CancelScope) -> None:
         def on_start() -> None:
             self.started.append(source)
             self._progress.set()
 
         try:
             with scope:
-                result = await self._pool.process(source, PRESET, None, on_start=on_start)
+                result = await self._pool.process(source, preset, None, on_start=on_start)
                 self.results.append(result)
             self.cancelled += scope.cancelled_caught
         except Exception as error:
@@ -113,9 +133,9 @@ class Transforms:
 
 
 async def test_a_pool_without_a_limiter_of_its_own_takes_every_cpu(
-    nursery: trio.Nursery, render: FakeRender
+    nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
-    pool = ProcessingPool(config(threads=2))
+    pool = await start(config(threads=2))
     transforms = Transforms(nursery, pool)
     for number in range(6):
         transforms.ask(b"%d" % number)
@@ -132,9 +152,9 @@ async def test_a_pool_without_a_limiter_of_its_own_takes_every_cpu(
 
 
 async def test_transforms_are_served_last_in_first_out(
-    nursery: trio.Nursery, render: FakeRender
+    nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
-    transforms = Transforms(nursery, ProcessingPool(config(threads=1)))
+    transforms = Transforms(nursery, await start(config(threads=1)))
     sources = [b"%d" % number for number in range(5)]
     for source in sources:
         transforms.ask(source)
@@ -144,16 +164,16 @@ async def test_transforms_are_served_last_in_first_out(
     assert render.sources == transforms.started == sources
 
 
-async def test_a_default_of_no_threads_means_none(render: FakeRender) -> None:
+async def test_a_default_of_no_threads_means_none(render: FakeRender, start: Start) -> None:
     render.finish()
-    assert (await ProcessingPool(config(threads=0)).process(b"x", PRESET, None)).data
+    assert (await (await start(config(threads=0))).process(b"x", PRESET, None)).data
     assert cpus_of_this_process() >= 1
 
 
 async def test_who_leaves_while_waiting_leaves_a_token_taken_or_is_served_all_the_same(
-    nursery: trio.Nursery, render: FakeRender
+    nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
-    pool = ProcessingPool(config(threads=1))
+    pool = await start(config(threads=1))
     transforms = Transforms(nursery, pool)
     transforms.ask(b"running")
     await transforms.until(lambda: transforms.started == [b"running"])
@@ -172,9 +192,9 @@ async def test_who_leaves_while_waiting_leaves_a_token_taken_or_is_served_all_th
 
 
 async def test_a_cancelled_transform_gives_its_cpu_away_while_it_still_runs(
-    nursery: trio.Nursery, render: FakeRender
+    nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
-    pool = ProcessingPool(config(threads=1))
+    pool = await start(config(threads=1))
     transforms = Transforms(nursery, pool)
     scope = transforms.ask(b"running")
     await transforms.until(lambda: transforms.started == [b"running"])
@@ -192,9 +212,11 @@ async def test_a_cancelled_transform_gives_its_cpu_away_while_it_still_runs(
     assert render.most_running == 1
 
 
-async def test_a_wait_for_a_turn_has_no_end(nursery: trio.Nursery, render: FakeRender) -> None:
+async def test_a_wait_for_a_turn_has_no_end(
+    nursery: trio.Nursery, render: FakeRender, start: Start
+) -> None:
     # No wait at all, so that no test has to sleep: only a free thread is a turn.
-    pool = ProcessingPool(config(threads=1, queue_wait=0))
+    pool = await start(config(threads=1, queue_wait=0))
     transforms = Transforms(nursery, pool)
     transforms.ask(b"running")
     await transforms.until(lambda: transforms.started == [b"running"])
@@ -213,9 +235,9 @@ async def test_a_wait_for_a_turn_has_no_end(nursery: trio.Nursery, render: FakeR
 
 @pytest.mark.parametrize("error", [UndecodableImage("cut"), ZeroDivisionError()])
 async def test_a_failure_keeps_its_thread(
-    nursery: trio.Nursery, render: FakeRender, error: Exception
+    nursery: trio.Nursery, render: FakeRender, error: Exception, start: Start
 ) -> None:
-    pool = ProcessingPool(config(threads=1))
+    pool = await start(config(threads=1))
     transforms = Transforms(nursery, pool)
     render.error = error
     transforms.ask(b"broken")
@@ -230,9 +252,9 @@ async def test_a_failure_keeps_its_thread(
 
 
 async def test_a_transform_says_that_it_began_before_it_has_a_turn_or_not_at_all(
-    nursery: trio.Nursery, render: FakeRender
+    nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
-    transforms = Transforms(nursery, ProcessingPool(config(threads=1)))
+    transforms = Transforms(nursery, await start(config(threads=1)))
     transforms.ask(b"first")
     transforms.ask(b"second")
     await transforms.until(lambda: transforms.started != [])
@@ -245,8 +267,186 @@ async def test_a_transform_says_that_it_began_before_it_has_a_turn_or_not_at_all
         assert result.process_seconds >= 0
 
 
-async def test_the_pool_runs_another_pipeline_than_the_rest(nursery: trio.Nursery) -> None:
-    pool = ProcessingPool(config())
+async def test_the_pool_runs_another_pipeline_than_the_rest(
+    nursery: trio.Nursery, start: Start
+) -> None:
+    pool = await start(config())
     made = await pool.process(tiny_jpeg(), PRESET, Format.WEBP)
     assert made.format is Format.WEBP
     assert made.data[8:12] == b"WEBP"
+
+
+# Calls for one source
+
+
+PRESETS = [DEFAULT_PRESETS[name] for name in ("avatar", "banner", "content_preview")]
+BLOB = b"a blob that several presets are asked of"
+
+
+async def test_presets_that_are_asked_for_together_take_a_turn_each(
+    nursery: trio.Nursery, render: FakeRender, start: Start
+) -> None:
+    pool = await start(config(threads=2))
+    transforms = Transforms(nursery, pool)
+    for preset in PRESETS:
+        transforms.ask(BLOB, preset)
+    await transforms.until(lambda: len(transforms.started) == 3)
+    assert pool.statistics() == PoolStatistics(running=1, waiting=0)
+    # Each is answered when it is done, not when all are.
+    for finished in range(1, 4):
+        render.finish()
+        await transforms.until(lambda finished=finished: len(transforms.results) == finished)  # type: ignore[misc]
+    assert render.sources == [BLOB]
+    assert sorted(presets_of(render.recipes[0])) == sorted(widths(PRESETS))
+    assert pool.statistics() == IDLE
+    for result in transforms.results:
+        assert result.queue_seconds >= 0
+        assert result.process_seconds >= 0
+
+
+def presets_of(recipes: Sequence[Recipe]) -> list[int]:
+    return widths([recipe.preset for recipe in recipes])
+
+
+def widths(presets: Sequence[Preset]) -> list[int]:
+    return [preset.width for preset in presets]
+
+
+async def test_a_preset_that_comes_while_another_waits_waits_behind_it(
+    nursery: trio.Nursery, render: FakeRender, start: Start
+) -> None:
+    pool = await start(config(threads=1))
+    transforms = Transforms(nursery, pool)
+    transforms.ask(b"running")
+    await transforms.until(lambda: transforms.started == [b"running"])
+    for source, preset in ((BLOB, PRESETS[0]), (b"other", PRESET), (BLOB, PRESETS[1])):
+        transforms.ask(source, preset)
+        await trio.testing.wait_all_tasks_blocked()
+    assert pool.statistics() == PoolStatistics(running=1, waiting=3)
+    render.finish()
+    await transforms.until(lambda: len(transforms.started) == 3)
+    # From here on it is too late to join.
+    transforms.ask(BLOB, PRESETS[2])
+    render.finish(4)
+    await transforms.until(lambda: len(transforms.results) == 5)
+    assert render.sources == [b"running", BLOB, b"other", BLOB]
+    assert [presets_of(recipes) for recipes in render.recipes[1::2]] == [
+        widths(PRESETS[:2]),
+        widths(PRESETS[2:]),
+    ]
+
+
+async def test_who_leaves_a_job_that_waits_takes_the_others_along_or_is_rendered_all_the_same(
+    nursery: trio.Nursery, render: FakeRender, start: Start
+) -> None:
+    pool = await start(config(threads=1))
+    transforms = Transforms(nursery, pool)
+    transforms.ask(b"running")
+    await transforms.until(lambda: transforms.started == [b"running"])
+    scopes = []
+    for preset in PRESETS:
+        scopes.append(transforms.ask(BLOB, preset))
+        await trio.testing.wait_all_tasks_blocked()
+    abandoned = [transforms.ask(b"nobody's", preset) for preset in PRESETS]
+    await trio.testing.wait_all_tasks_blocked()
+    for scope in (scopes[0], *abandoned):
+        scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert transforms.cancelled == 4
+    assert pool.statistics() == PoolStatistics(running=1, waiting=2)
+    render.finish(3)
+    await transforms.until(lambda: len(transforms.results) == 3)
+    assert render.sources == [b"running", BLOB]
+    assert presets_of(render.recipes[1]) == widths(PRESETS[1:])
+    assert pool.statistics() == IDLE
+    assert pool._admission.statistics().admitted == 0
+
+
+async def test_who_leaves_a_job_that_runs_stops_it(
+    nursery: trio.Nursery, render: FakeRender, start: Start
+) -> None:
+    transforms = Transforms(nursery, await start(config(threads=1)))
+    scopes = [transforms.ask(BLOB, preset) for preset in PRESETS]
+    await transforms.until(lambda: len(transforms.started) == 3)
+    for scope in scopes:
+        scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    render.finish(3)
+    await transforms.until(lambda: len(transforms.results) == 3)
+    assert transforms.cancelled == 0
+
+
+async def test_who_joins_has_the_patience_of_who_came_first(
+    nursery: trio.Nursery, render: FakeRender, start: Start, mock_clock: trio.testing.MockClock
+) -> None:
+    transforms = Transforms(nursery, await start(config(threads=1, queue_wait=5)))
+    transforms.ask(b"running")
+    await transforms.until(lambda: transforms.started == [b"running"])
+    transforms.ask(BLOB, PRESETS[0])
+    await trio.testing.wait_all_tasks_blocked()
+    mock_clock.jump(3)
+    transforms.ask(BLOB, PRESETS[1])
+    await trio.testing.wait_all_tasks_blocked()
+    mock_clock.jump(3)
+    await transforms.until(lambda: len(transforms.errors) == 1)
+    assert type(transforms.errors[0]) is Busy
+    render.finish(2)
+    await transforms.until(lambda: len(transforms.results) == 2)
+    assert presets_of(render.recipes[1]) == widths(PRESETS[1:2])
+
+
+async def test_a_failure_that_waits_for_a_turn_reaches_one_call_alone(
+    nursery: trio.Nursery, render: FakeRender
+) -> None:
+    pool = ProcessingPool(config(threads=1))
+    async with trio.open_nursery() as running:
+        await running.start(pool.run)
+        transforms = Transforms(nursery, pool)
+        transforms.ask(b"running")
+        await transforms.until(lambda: transforms.started == [b"running"])
+        for preset in PRESETS:
+            transforms.ask(BLOB, preset)
+        await trio.testing.wait_all_tasks_blocked()
+        render.finish()
+        running.cancel_scope.cancel()
+    await transforms.until(lambda: len(transforms.errors) == 3)
+    # A copy each: one instance would collect the tracebacks of all.
+    assert [type(error) for error in transforms.errors] == [Busy] * 3
+    assert len({id(error) for error in transforms.errors}) == 3
+    assert len(transforms.results) == 1
+    with pytest.raises(Busy):
+        await pool.process(BLOB, PRESET, None)
+
+
+def call(source: bytes, memory: int, kept: int = 10, pixels: int = 1) -> Call:
+    recipe = Recipe(preset=PRESET, output=None)
+    return Call(source, recipe, Estimate(pixels, memory, kept, 1), lambda: None)
+
+
+async def test_a_job_grows_beyond_the_budget_or_beyond_what_it_was_estimated_for() -> None:
+    admission = Admission(100, 1000)
+    batch = Batch(call(BLOB, 60), admission, 5)
+    assert not batch.take(call(BLOB, 95))
+    assert not batch.take(call(b"another", 10))
+    # After a picture that was larger than its header said.
+    assert not batch.take(call(BLOB, 10, pixels=2))
+    assert batch.take(call(BLOB, 80))
+    assert batch.claim.amount == 90
+    for _ in range(MOST_RECIPES - 2):
+        assert batch.take(call(BLOB, 10))
+    assert not batch.take(call(BLOB, 10))
+    assert len(batch.begin().orders) == MOST_RECIPES
+
+
+async def test_a_job_that_was_admitted_grows_into_the_room_of_others() -> None:
+    admission = Admission(100, 1000)
+    batch = Batch(call(BLOB, 40), admission, 5)
+    async with admission.room(batch.claim), admission.room(Claim(45, b"")):
+        assert batch.take(call(BLOB, 40))
+        assert admission.statistics().admitted_bytes == 95
+        assert not batch.take(call(BLOB, 50))
+        assert admission.statistics().admitted_bytes == 95
+        # Who began may not be joined, however much room there is.
+        batch.begin()
+        assert not batch.take(call(BLOB, 1))
+    assert admission.statistics().admitted_bytes == 0

@@ -34,9 +34,11 @@ from proxy.errors import (
 )
 from proxy.formats import Format
 from proxy.identifiers import Cid, Did
+from proxy.identity import MIGRATION_AGE
 from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.process.decode import Decoded, Original
 from proxy.process.pool import Processed
-from proxy.service import MIGRATION_AGE, Image, Service, open_service
+from proxy.service import Image, Service, open_service
 from proxy.urls import BlobKey, ImageKey, image_key
 from tests.fakes import faults
 from tests.fakes.network import Fault
@@ -370,6 +372,33 @@ async def test_six_presets_of_one_blob_are_six_fetches(
         assert {image.cache for image in requests.images} == {"miss"}
     assert world.pds.blob_requests == 1
     assert len(processor.calls) == 6
+
+
+async def test_six_presets_of_one_blob_are_six_decodes(
+    world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decodes: list[int] = []
+    load = Original._load
+
+    def count(original: Original, fraction: int, keep: bool) -> Decoded:
+        decodes.append(fraction)
+        return load(original, fraction, keep)
+
+    monkeypatch.setattr(Original, "_load", count)
+    did, cid = world.add_blob(tiny_png(size=(80, 60)))
+    gate = trio.Event()
+    world.pds.fault = faults.gated(gate)
+    async with world.service(cache=FakeCache()) as service:
+        requests = Requests(nursery, service)
+        for preset in SIX:
+            requests.ask(did, cid, preset)
+        await settled()
+        gate.set()
+        with trio.fail_after(30):
+            for preset in SIX:
+                await service.get_image(preset, did, cid)
+        assert requests.errors == []
+    assert decodes == [1]
 
 
 async def test_a_preset_that_comes_while_another_transforms_fetches_again(

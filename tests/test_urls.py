@@ -18,7 +18,16 @@ from proxy.errors import (
 )
 from proxy.formats import OUTPUTS, Format
 from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.urls import BlobKey, ImageKey, image_key, image_url, parse_blob_path, parse_image_path
+from proxy.urls import (
+    BlobKey,
+    ImageKey,
+    blob_url,
+    image_key,
+    image_url,
+    parse_blob_path,
+    parse_image_path,
+    public_urls,
+)
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
 WEB = "did:web:example.com"
@@ -42,6 +51,13 @@ def test_what_is_written_is_read_as_the_same_image(
     """Catches URLs built here that are refused here: the server decodes the path once."""
     key = image_key(DEFAULT_PRESETS, preset, did, cid, format_ and format_.value)
     assert parse(unquote(image_url(key))) == key
+
+
+@pytest.mark.parametrize("did", [DID, WEB, PORT])
+def test_what_is_written_is_read_as_the_same_original(did: str) -> None:
+    blob = parse(unquote(image_url(image_key(DEFAULT_PRESETS, "avatar", did, CID)))).blob
+    assert parse_blob_path(unquote(blob_url(blob))) == blob
+    assert public_urls({}, blob, "https://a.example/") == [blob_url(blob, "https://a.example")]
 
 
 def test_a_path_has_the_shape_of_coves_and_of_blueskys_cdn() -> None:

@@ -55,6 +55,14 @@ class Purged:
     blobs: frozenset[BlobKey] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A cached blob, and when its PDS was last known to have it (seconds since the epoch)."""
+
+    blob: BlobKey
+    checked: float
+
+
 class Cache(Protocol):
     """Keeps results by key. Every method may raise ``OSError`` when its store fails."""
 

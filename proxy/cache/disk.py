@@ -11,7 +11,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from proxy.cache.base import Entry, Purged, Selection
+from proxy.cache.base import Due, Entry, Purged, Selection
 from proxy.cache.folder import CacheFolder, Evicted
 from proxy.cache.index import Totals
 from proxy.urls import BlobKey, ImageKey
@@ -125,13 +125,12 @@ class DiskCache:
         """Whether anything of what is selected is kept."""
         return await self._in_thread(lambda: self._folder.has(selection))
 
-    async def due_for_check(self, before: float, limit: int) -> list[BlobKey]:
-        """Blobs whose PDS was last asked before that time (seconds since the epoch).
+    async def due_for_check(self, before: float, limit: int, *, after: float = 0.0) -> list[Due]:
+        """Blobs last seen at their PDS later than ``after`` and until ``before``, oldest first.
 
-        Args:
-            limit: of entries that are looked at.
+        Times are seconds since the epoch. A blob comes once for each of its entries.
         """
-        return await self._in_thread(lambda: self._folder.due_for_check(before, limit))
+        return await self._in_thread(lambda: self._folder.due_for_check(before, limit, after))
 
     async def mark_checked(self, blob: BlobKey) -> None:
         """Note that its PDS has the blob now."""

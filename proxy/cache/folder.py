@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.cache.base import Entry, Purged, Selection
+from proxy.cache.base import Due, Entry, Purged, Selection
 from proxy.cache.index import File, Index, Record, Rows, Totals
 from proxy.cache.layout import (
     IMAGES,
@@ -492,11 +492,12 @@ class CacheFolder:
 
     # Whether PDSes still have what is kept
 
-    def due_for_check(self, before: float, limit: int) -> list[BlobKey]:
-        """Blobs that their PDS was last asked for before that time, at most ``limit`` entries."""
+    def due_for_check(self, before: float, limit: int, after: float) -> list[Due]:
+        """Blobs last seen at their PDS later than ``after`` and until ``before``, oldest first."""
         with self._index.reading() as rows:
-            due = rows.checked_until(before, limit)
-        return list(dict.fromkeys(_blobs(record.file for record in due)))
+            found = rows.checked_between(after, before, limit)
+        blobs = ((blob_of(file.folder, file.name), checked) for file, checked in found)
+        return [Due(blob, checked) for blob, checked in blobs if blob is not None]
 
     def mark_checked(self, blob: BlobKey) -> None:
         """Note that its PDS has the blob."""

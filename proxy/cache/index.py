@@ -157,9 +157,14 @@ class Rows:
             "SELECT folder, count(*), sum(size) FROM entries GROUP BY folder"
         )
 
-    def checked_until(self, time: float, limit: int) -> list[Record]:
-        """Entries whose PDS was last asked then or earlier, oldest first."""
-        return list(self._records("checked <= ? ORDER BY checked LIMIT ?", (time, limit)))
+    def checked_between(self, after: float, until: float, limit: int) -> list[tuple[File, float]]:
+        """Files whose blob was last seen at its PDS in that time, and when, oldest first."""
+        rows = self._connection.execute(
+            "SELECT folder, name, checked FROM entries WHERE checked > ? AND checked <= ?"
+            " ORDER BY checked LIMIT ?",
+            (after, until, limit),
+        )
+        return [(File(folder, name), checked) for folder, name, checked in rows.fetchall()]
 
     def set_checked(self, selection: Selection, time: float) -> None:
         """Note that the PDS has what is selected."""

@@ -30,11 +30,11 @@ from proxy.doctor.judgement import (
     judge_room,
     judge_sandbox,
 )
+from proxy.egress.endpoint import configured_origin
 from proxy.egress.errors import EgressError
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.get import Answer
 from proxy.egress.network import Network
-from proxy.identity import directory_of
 from proxy.process import memory
 from proxy.process.pool import cpus_of_this_process
 from proxy.process.sandbox import Limits
@@ -64,7 +64,7 @@ async def examine(
         free = (await trio.to_thread.run_sync(shutil.disk_usage, config.cache.path)).free
         yield judge_room(free, await _kept(config), config.cache.max_bytes)
         yield judge_access_times(await trio.to_thread.run_sync(access_times_of, config.cache.path))
-    host = directory_of(config)[0].host
+    host = configured_origin(config.identity.plc_url)[0].host
     yield judge_dns(host, await why_not_resolved(host))
     answer, why = await ask_directory(config, networks)
     status, skew = (answer.status, skew_of(answer, time.time())) if answer else (None, None)
@@ -130,7 +130,7 @@ async def ask_directory(
     config: Config, networks: tuple[Network, Network] | None = None
 ) -> tuple[Answer | None, str]:
     """The directory's answer, as the service would get it; or None, and why there is none."""
-    origin, path = directory_of(config)
+    origin, path = configured_origin(config.identity.plc_url)
     gateway = Gateway(config, *(networks or guarded_networks(config)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)

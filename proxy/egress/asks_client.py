@@ -13,7 +13,7 @@ import anyio
 import asks  # type: ignore[import-untyped]
 import trio
 
-from proxy.egress.client import Reply
+from proxy.egress.client import Method, Reply
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, EgressError, NoAnswer
 from proxy.egress.network import Network
@@ -22,19 +22,19 @@ CHUNK = 64 * 1024
 
 
 class AsksClient:
-    """GETs by asks, each over a connection of its own."""
+    """Requests by asks, each over a connection of its own."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
 
     @asynccontextmanager
-    async def get(
-        self, origin: Origin, target: str, headers: Mapping[str, str]
+    async def request(
+        self, method: Method, origin: Origin, target: str, headers: Mapping[str, str]
     ) -> AsyncIterator[Reply]:
-        """See ``HttpClient.get``."""
+        """See ``HttpClient.request``."""
         session = _Session(self._network, origin)
         try:
-            response = await session.ask(target, headers)
+            response = await session.ask(method, target, headers)
             headers = {str(k).lower(): str(v) for k, v in response.headers.items()}
             yield Reply(response.status_code, headers, _body(response.body))
         finally:
@@ -58,12 +58,12 @@ class _Session(asks.Session):  # type: ignore[misc]
         self._socket: _Socket | None = None
         self.stream: trio.abc.Stream | None = None
 
-    async def ask(self, target: str, headers: Mapping[str, str]) -> Any:
-        """The head of the answer to a GET."""
+    async def ask(self, method: Method, target: str, headers: Mapping[str, str]) -> Any:
+        """The head of the answer."""
         try:
             with _mapped_errors():
                 return await self.request(
-                    "GET",
+                    method,
                     f"{self._origin}{target}",
                     headers={"Host": self._origin.authority, **headers},
                     stream=True,

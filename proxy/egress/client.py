@@ -1,4 +1,4 @@
-"""One small interface over two HTTP clients: a GET whose answer is read as it comes.
+"""One small interface over two HTTP clients: a request whose answer is read as it comes.
 
 Neither client follows redirects, decompresses, or opens a connection that did not come from the
 ``Network`` it was given.
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from proxy.egress.endpoint import Origin
+
+Method = Literal["GET", "HEAD"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,12 @@ class Reply:
 
 
 class HttpClient(Protocol):
-    """Sends GETs over connections that a ``Network`` opened."""
+    """Sends requests over connections that a ``Network`` opened."""
 
-    def get(
-        self, origin: Origin, target: str, headers: Mapping[str, str]
+    def request(
+        self, method: Method, origin: Origin, target: str, headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[Reply]:
-        """GET ``target`` (path and query) from ``origin``.
+        """Ask ``origin`` for ``target`` (path and query).
 
         The connection is given back or closed when the block ends; a cancelled block closes it.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from urllib.parse import urlsplit
 
 from proxy.egress.addresses import forbidden
 from proxy.egress.errors import Forbidden
@@ -69,6 +70,13 @@ def parse_origin(text: str, *, allow_http: bool, allow_private_hosts: bool = Fal
     if path not in ("", "/") or query is not None or fragment is not None:
         raise Forbidden(f"endpoint with more than an origin: {text[:200]!a}")
     return origin
+
+
+def configured_origin(url: str) -> tuple[Origin, str]:
+    """The origin and the path of a URL that the operator wrote, which the configuration checked."""
+    parts = urlsplit(url)
+    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    return Origin(parts.scheme, parts.hostname or "", port), parts.path
 
 
 def parse_url(

@@ -1,10 +1,10 @@
-"""How a GET to the outside fails. Internal: callers map these to ``proxy.errors``."""
+"""How a request to the outside fails. Internal: callers map these to ``proxy.errors``."""
 
 from __future__ import annotations
 
 
 class EgressError(Exception):
-    """A GET that brought no usable answer; the text names the cause, for the log."""
+    """A request that brought no usable answer; the text names the cause, for the log."""
 
 
 class Forbidden(EgressError):

@@ -1,4 +1,4 @@
-"""The way out: what the rest of the service calls to GET something from the outside."""
+"""The way out: what the rest of the service calls to ask something of the outside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trio
 from proxy.config import Config
 from proxy.egress.channel import ChannelStatistics, FetchChannel
 from proxy.egress.circuit import Circuits, retry_after
-from proxy.egress.client import HttpClient
+from proxy.egress.client import HttpClient, Method
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
 from proxy.egress.get import Answer, Rules, guarded_get
@@ -25,7 +25,7 @@ IDLE_SECONDS = 30.0
 
 
 class Gateway:
-    """Bounded, guarded GETs.
+    """Bounded, guarded GETs and HEADs.
 
     Args:
         config: its ``fetch`` section.
@@ -73,6 +73,20 @@ class Gateway:
         Raises:
             EgressError: see ``proxy.egress.errors``.
         """
+        return await self._ask("GET", origin, target, max_bytes, trusted)
+
+    async def head(self, origin: Origin, target: str, *, method: Method = "HEAD") -> Answer:
+        """Ask for the head of an answer alone; otherwise as ``get``.
+
+        Args:
+            method: ``GET`` for servers that refuse a HEAD: the body of a 200 is left unread, of
+                other answers the first bytes come along.
+        """
+        return await self._ask(method, origin, target, None, False)
+
+    async def _ask(
+        self, method: Method, origin: Origin, target: str, max_bytes: int | None, trusted: bool
+    ) -> Answer:
         rules = Rules(
             max_bytes=max_bytes,
             max_redirects=self._fetch.max_redirects,
@@ -80,7 +94,7 @@ class Gateway:
             allow_private_hosts=self._fetch.allow_private_hosts,
         )
         first = self._directory if trusted else self._strangers
-        work = partial(guarded_get, first, self._strangers, origin, target, rules)
+        work = partial(guarded_get, first, self._strangers, origin, target, rules, method=method)
         host = origin.authority
         is_probe = self._circuits.check(host, trio.current_time())
         try:

@@ -1,4 +1,4 @@
-"""One guarded GET: redirects followed hop by hop, limits held, the body hashed as it comes."""
+"""One guarded GET or HEAD: redirects hop by hop, limits held, the body hashed as it comes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import trio
 
-from proxy.egress.client import HttpClient, Reply
+from proxy.egress.client import HttpClient, Method, Reply
 from proxy.egress.endpoint import Origin, redirect_target
 from proxy.egress.errors import BadAnswer, ConnectFailed, NoAnswer, TimedOut, TooLarge
 
@@ -28,13 +29,17 @@ ERROR_BODY = 4096
 """Bytes read of an answer that is not a 200: enough for an XRPC error."""
 
 
+EMPTY = hashlib.sha256(b"").digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer.
+    """An answer.
 
     Attributes:
         status: three digits, never a followed redirect.
-        body: at most the caller's limit; of an answer that is not a 200, its first 4096 bytes.
+        body: at most the caller's limit, and empty where that is None; of an answer that is not a
+            200, its first 4096 bytes.
         sha256: digest of ``body``, 32 bytes.
     """
 
@@ -46,24 +51,30 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a GET may do.
+    """What a request may do.
 
     Attributes:
-        max_bytes: of the body.
+        max_bytes: of the body. None: the body of a 200 is not read, and the connection closed.
         max_redirects: hops after the first request.
         allow_http, allow_private_hosts: see the configuration.
     """
 
-    max_bytes: int
+    max_bytes: int | None
     max_redirects: int
     allow_http: bool
     allow_private_hosts: bool
 
 
 async def guarded_get(
-    first: HttpClient, others: HttpClient, origin: Origin, target: str, rules: Rules
+    first: HttpClient,
+    others: HttpClient,
+    origin: Origin,
+    target: str,
+    rules: Rules,
+    *,
+    method: Method = "GET",
 ) -> Answer:
-    """GET ``target`` from ``origin``.
+    """Ask ``origin`` for ``target``.
 
     Args:
         first: sends the first request. It differs from ``others`` only for the operator's own
@@ -75,9 +86,9 @@ async def guarded_get(
     """
     client = first
     for _hop in range(rules.max_redirects + 1):
-        async with _opened(client, origin, target) as reply:
+        async with _opened(client, method, origin, target) as reply:
             if reply.status not in REDIRECTS:
-                return await _read(reply, rules.max_bytes)
+                return await _read(reply, method, rules.max_bytes)
             location = reply.headers.get("location")
         if location is None:
             raise BadAnswer(f"{origin}: status {reply.status} without a Location")
@@ -93,24 +104,33 @@ async def guarded_get(
 
 
 @asynccontextmanager
-async def _opened(client: HttpClient, origin: Origin, target: str) -> AsyncIterator[Reply]:
+async def _opened(
+    client: HttpClient, method: Method, origin: Origin, target: str
+) -> AsyncIterator[Reply]:
     """The reply's head, with one retry of a failure before the first byte (RFC 9110, 9.2.2)."""
     headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+    ask = partial(client.request, method, origin, target, headers)
     async with AsyncExitStack() as stack:
         try:
-            reply = await stack.enter_async_context(client.get(origin, target, headers))
+            reply = await stack.enter_async_context(ask())
         except (ConnectFailed, NoAnswer):
-            reply = await stack.enter_async_context(client.get(origin, target, headers))
+            reply = await stack.enter_async_context(ask())
         yield reply
 
 
-async def _read(reply: Reply, max_bytes: int) -> Answer:
+async def _read(reply: Reply, method: Method, max_bytes: int | None) -> Answer:
+    if method == "HEAD":
+        # RFC 9110, section 9.3.2: it has no body. Reading to its end frees the connection.
+        await first_bytes(reply.body, ERROR_BODY)
+        return Answer(reply.status, reply.headers, b"", EMPTY)
     encoding = reply.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise BadAnswer(f"the body is encoded ({encoding[:32]!a}); identity was asked for")
     if reply.status != 200:
-        body = await _first_bytes(reply.body, ERROR_BODY)
+        body = await first_bytes(reply.body, ERROR_BODY)
         return Answer(reply.status, reply.headers, body, hashlib.sha256(body).digest())
+    if max_bytes is None:
+        return Answer(reply.status, reply.headers, b"", EMPTY)
     length = _declared_length(reply.headers)
     if length is not None and length > max_bytes:
         raise TooLarge(f"Content-Length {length} is over {max_bytes}")
@@ -127,7 +147,13 @@ async def _read(reply: Reply, max_bytes: int) -> Answer:
     return Answer(reply.status, reply.headers, bytes(received), digest.digest())
 
 
-async def _first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
+async def first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
+    """At most ``limit`` bytes of a body.
+
+    Raises:
+        BadAnswer: it broke off before.
+        TimedOut: it came slower than ``MIN_BYTES_PER_SECOND``.
+    """
     found = bytearray()
     async with aclosing(_at_least(MIN_BYTES_PER_SECOND, body)) as chunks:
         async for chunk in chunks:

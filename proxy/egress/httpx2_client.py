@@ -6,12 +6,12 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import httpcore2
 import trio
 
-from proxy.egress.client import Reply
+from proxy.egress.client import Method, Reply
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, ConnectFailed, NoAnswer
 from proxy.egress.network import Network
@@ -20,7 +20,7 @@ CHUNK = 64 * 1024
 
 
 class Httpx2Client:
-    """GETs with kept-alive connections.
+    """Requests over kept-alive connections.
 
     Args:
         network: opens every connection.
@@ -39,15 +39,20 @@ class Httpx2Client:
         )
 
     @asynccontextmanager
-    async def get(
-        self, origin: Origin, target: str, headers: Mapping[str, str]
+    async def request(
+        self,
+        method: Method | Literal["POST"],
+        origin: Origin,
+        target: str,
+        headers: Mapping[str, str],
+        content: bytes | None = None,
     ) -> AsyncIterator[Reply]:
-        """See ``HttpClient.get``."""
+        """See ``HttpClient.request``; this client also POSTs, with ``content`` as the body."""
         url = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=target)
         pairs = [("Host", origin.authority), *headers.items()]
         with _mapped_errors():
             _received.set(0)
-            async with self._pool.stream("GET", url, headers=pairs) as response:
+            async with self._pool.stream(method, url, headers=pairs, content=content) as response:
                 yield Reply(
                     response.status,
                     {
@@ -68,7 +73,7 @@ class Httpx2Client:
         await self._pool.aclose()
 
 
-# Bytes of the answer to this task's last GET: whether one broke before the first can't be told
+# Bytes of the answer to this task's last request: whether one broke before the first can't be told
 # from the pool's errors. The pool reads in the task that asks, so a context variable follows it.
 _received: ContextVar[int] = ContextVar("received", default=0)
 

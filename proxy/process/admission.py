@@ -23,10 +23,17 @@ class AdmissionStatistics:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiter:
+class Claim:
+    """What a piece of work asks for; used once.
+
+    Attributes:
+        amount: bytes that it may take; more than the budget counts as all of it.
+        source: what it holds while it waits; the same object counts once.
+    """
+
     amount: int
     source: bytes
-    turn: trio.Event = field(default_factory=trio.Event)
+    _turn: trio.Event = field(default_factory=trio.Event)
 
 
 class Admission:
@@ -38,9 +45,9 @@ class Admission:
     """
 
     def __init__(self, budget: int, waiting_room: int) -> None:
-        self._budget = budget
+        self.budget = budget
         self._waiting_room = waiting_room
-        self._waiters: deque[_Waiter] = deque()
+        self._waiters: deque[Claim] = deque()
         # How many wait with each source: several presets of one blob hold it together.
         self._sources: Counter[int] = Counter()
         self._admitted = 0
@@ -55,54 +62,62 @@ class Admission:
 
     def has_room(self, amount: int) -> bool:
         """Whether ``amount`` bytes would be admitted at once."""
-        return not self._waiters and self._fits(min(amount, self._budget))
+        return not self._waiters and self._fits(min(amount, self.budget))
 
     @asynccontextmanager
-    async def room(self, amount: int, source: bytes) -> AsyncIterator[None]:
+    async def room(self, claim: Claim) -> AsyncIterator[None]:
         """Wait for room, and keep it for the time of the block.
 
         Cancellation while waiting leaves nothing behind.
 
-        Args:
-            amount: bytes that the block may take; more than the budget counts as all of it.
-            source: what is held while waiting; the same object counts once.
-
         Raises:
             Busy: the waiting room is full.
         """
-        amount = min(amount, self._budget)
-        if self._waiters or not self._fits(amount):
-            await self._wait(_Waiter(amount, source))
+        claim.amount = min(claim.amount, self.budget)
+        if self._waiters or not self._fits(claim.amount):
+            await self._wait(claim)
         else:
-            self._take(amount)
+            self._take(claim)
         try:
             yield
         finally:
-            self._admitted -= 1
-            self._admitted_bytes -= amount
-            self._admit()
+            self._release(claim)
 
-    async def _wait(self, waiter: _Waiter) -> None:
-        self._enqueue(waiter)
+    def resize(self, claim: Claim, amount: int) -> bool:
+        """Let ``claim`` ask for another amount, and keep its place among those that wait.
+
+        Returns:
+            Whether it does. Once admitted it gets no more than there is room for.
+        """
+        amount = min(amount, self.budget)
+        if claim._turn.is_set():
+            if not self._fits(amount - claim.amount):
+                return False
+            self._admitted_bytes += amount - claim.amount
+        claim.amount = amount
+        self._admit()
+        return True
+
+    async def _wait(self, claim: Claim) -> None:
+        self._enqueue(claim)
         try:
-            await waiter.turn.wait()
+            await claim._turn.wait()
         except trio.Cancelled:
-            if waiter.turn.is_set():
-                self._admitted -= 1
-                self._admitted_bytes -= waiter.amount
+            if claim._turn.is_set():
+                self._release(claim)
             else:
-                self._waiters.remove(waiter)
-                self._let_go(waiter.source)
-            # It may have been what stood in the way of those behind it.
-            self._admit()
+                self._waiters.remove(claim)
+                self._let_go(claim.source)
+                # It may have been what stood in the way of those behind it.
+                self._admit()
             raise
 
-    def _enqueue(self, waiter: _Waiter) -> None:
-        more = 0 if self._sources[id(waiter.source)] else len(waiter.source)
+    def _enqueue(self, claim: Claim) -> None:
+        more = 0 if self._sources[id(claim.source)] else len(claim.source)
         if self._waiting_bytes + more > self._waiting_room:
             raise Busy(f"{self._waiting_bytes} bytes wait for a transform already")
-        self._waiters.append(waiter)
-        self._sources[id(waiter.source)] += 1
+        self._waiters.append(claim)
+        self._sources[id(claim.source)] += 1
         self._waiting_bytes += more
 
     def _let_go(self, source: bytes) -> None:
@@ -113,14 +128,19 @@ class Admission:
 
     def _admit(self) -> None:
         while self._waiters and self._fits(self._waiters[0].amount):
-            waiter = self._waiters.popleft()
-            self._let_go(waiter.source)
-            self._take(waiter.amount)
-            waiter.turn.set()
+            claim = self._waiters.popleft()
+            self._let_go(claim.source)
+            self._take(claim)
 
-    def _take(self, amount: int) -> None:
+    def _take(self, claim: Claim) -> None:
         self._admitted += 1
-        self._admitted_bytes += amount
+        self._admitted_bytes += claim.amount
+        claim._turn.set()
+
+    def _release(self, claim: Claim) -> None:
+        self._admitted -= 1
+        self._admitted_bytes -= claim.amount
+        self._admit()
 
     def _fits(self, amount: int) -> bool:
-        return self._admitted_bytes + amount <= self._budget
+        return self._admitted_bytes + amount <= self.budget

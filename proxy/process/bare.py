@@ -12,12 +12,13 @@ import zlib
 
 from proxy.formats import Format
 from proxy.process import containers
+from proxy.process.bare_avif import bare_avif
 
 
 def is_bare(format_: Format, data: bytes) -> bool:
     """Whether ``data`` is an sRGB still without metadata, profile, or hidden bytes.
 
-    Conservative: False for every format other than JPEG, PNG and WebP.
+    Conservative: False for every format other than JPEG, PNG, WebP and AVIF.
     """
     match format_:
         case Format.JPEG:
@@ -26,6 +27,8 @@ def is_bare(format_: Format, data: bytes) -> bool:
             return _bare_png(data)
         case Format.WEBP:
             return _bare_webp(data)
+        case Format.AVIF:
+            return bare_avif(data)
         case _:
             return False
 

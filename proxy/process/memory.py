@@ -7,7 +7,7 @@ the kinds of each format, rounded up; ``tests/process/test_memory.py`` holds the
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -41,6 +41,10 @@ RESULT_BYTES: dict[Format, int] = {
 }
 """Bytes for each pixel of a result, while it is encoded."""
 
+KEPT_BYTES = 6
+"""Bytes for each pixel of a source that is kept decoded for the next result, while one is made:
+RGBA and a palette's indices, or a JPEG at every fraction of its size."""
+
 COPIES = 3
 """Of the source's bytes: as received, without its metadata, and joined for the decoder."""
 
@@ -58,11 +62,13 @@ class Estimate:
     Attributes:
         pixels: of the source; a decoder that finds more is not what was estimated.
         memory: bytes, at most.
+        kept: bytes more where the decoded picture is kept for another result.
         result: bytes of the result's file, at most.
     """
 
     pixels: int
     memory: int
+    kept: int
     result: int
 
 
@@ -78,7 +84,7 @@ def estimate(
     """
     format_ = formats.sniff(source)
     if format_ is None:
-        return Estimate(max_pixels, FIXED + COPIES * len(source), len(source) + MIB)
+        return Estimate(max_pixels, FIXED + COPIES * len(source), 0, len(source) + MIB)
     target = output or formats.output_for(format_, animated=preset.animated)
     # A GIF that is passed on as it is: its first frame is decoded all the same.
     target = target if target in RESULT_BYTES else Format.JPEG
@@ -91,7 +97,13 @@ def estimate(
         turned = Size(size.height, size.width)
         result = min(result, max(_area(place(preset, canvas).size) for canvas in (size, turned)))
     memory = FIXED + COPIES * len(source) + _of_pixels(format_, target, pixels, result)
-    return Estimate(pixels, memory, len(source) + RESULT_FILE * result + MIB)
+    return Estimate(pixels, memory, KEPT_BYTES * pixels, len(source) + RESULT_FILE * result + MIB)
+
+
+def together(estimates: Sequence[Estimate]) -> int:
+    """Bytes that results of one source take when they are made one after the other."""
+    most = max(estimate.memory for estimate in estimates)
+    return most if len(estimates) == 1 else most + max(estimate.kept for estimate in estimates)
 
 
 def budget(config: Config) -> int:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Protocol
 
 import trio
 
 from proxy.config import Config
-from proxy.errors import Busy, ImageTooLarge, ResultTooLarge
+from proxy.errors import Busy, ImageTooLarge, ResultTooLarge, UndecodableImage
 from proxy.formats import Format
 from proxy.presets import Preset
 from proxy.process import memory
 from proxy.process.admission import Admission
+from proxy.process.batch import Batch, Call, Interrupted, Job
 from proxy.process.memory import Estimate
-from proxy.process.pipeline import Rendered, render
+from proxy.process.pipeline import Outcome, Recipe
 from proxy.process.sandbox import Limits
-from proxy.process.wire import Recipe
-from proxy.process.workers import BUSY_SECONDS, HELD, TIME_LIMIT, DeathReason, Workers
+from proxy.process.threads import Threads
+from proxy.process.wire import MOST_RECIPES
+from proxy.process.workers import BUSY_SECONDS, HELD, TIME_LIMIT, DeathReason, Worker, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,8 @@ class Processed:
 
     Attributes:
         data, format: the encoded picture.
-        queue_seconds: waiting for a turn.
-        process_seconds: decoding, resampling and encoding.
+        queue_seconds: waiting for a turn, and for the results that the turn was shared with.
+        process_seconds: decoding, unless such a result had done it, resampling and encoding.
     """
 
     data: bytes
@@ -42,7 +44,7 @@ class Processed:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """Transforms that run, and that wait for a turn."""
+    """Jobs that run, and transforms that wait for a turn."""
 
     running: int
     waiting: int
@@ -81,6 +83,9 @@ def cpus_of_this_process() -> int:
 class ProcessingPool:
     """Runs the pipeline at most ``process.threads`` times at once, each driven from a thread.
 
+    Calls for the same source, the same object, that come together or while one of them waits for
+    its turn share that turn: the source is decoded once for them, and nothing else of it shows.
+
     Args:
         config: with ``process.isolation``: in worker processes, or in those threads themselves.
         on_death: is told why a worker died.
@@ -96,29 +101,31 @@ class ProcessingPool:
         self._max_pixels = settings.max_pixels
         budget = memory.budget(config)
         self._admission = Admission(budget, memory.waiting_room(config))
-        self._workers: Workers | None = None
+        self._turns: Workers | Threads = Threads(self._threads)
         if settings.isolation == "sandbox":
             # Time enough to be replaced between two jobs.
-            cpu = int(BUSY_SECONDS + 2 * TIME_LIMIT)
-            self._workers = Workers(self._threads, Limits(budget + HELD, cpu), on_death)
+            cpu = int(BUSY_SECONDS + (MOST_RECIPES + 1) * TIME_LIMIT)
+            self._turns = Workers(self._threads, Limits(budget + HELD, cpu), on_death)
+        self._nursery: trio.Nursery | None = None
+        self._waiting: set[Batch] = set()
 
     def statistics(self) -> PoolStatistics:
         """A snapshot, for metrics and tests."""
-        limiter = self._limiter.statistics()
-        waiting = limiter.tasks_waiting + self._admission.statistics().waiting
-        if self._workers is not None:
-            waiting += self._workers.waiting
-        return PoolStatistics(int(limiter.borrowed_tokens), waiting)
+        running = int(self._limiter.statistics().borrowed_tokens)
+        return PoolStatistics(running, sum(len(batch) for batch in self._waiting))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the workers running, for as long as ``process`` is to be called.
+        """Keep workers and jobs running, for as long as ``process`` is to be called.
 
-        Cancellation lets transforms that have begun end, and leaves no process behind.
+        Cancellation lets jobs that have begun end, and leaves no process behind; calls that wait
+        for a turn get ``Busy``.
         """
-        if self._workers is None:
+        async with trio.open_nursery() as nursery:
+            if isinstance(self._turns, Workers):
+                await nursery.start(self._turns.run)
+            self._nursery = nursery
             task_status.started()
-        else:
-            await self._workers.run(task_status)
+            await trio.sleep_forever()
 
     async def process(
         self,
@@ -129,12 +136,12 @@ class ProcessingPool:
         on_start: Callable[[], None] = lambda: None,
     ) -> Processed:
         """See ``Processor.process``."""
+        came = trio.current_time()
         estimate = partial(memory.estimate, source, preset, output, max_pixels=self._max_pixels)
         found = estimate()
-        recipe = Recipe(preset=preset, output=output)
-        job = _Job(source, recipe, on_start, trio.current_time())
+        ask = partial(self._ask, source, Recipe(preset=preset, output=output), on_start, came)
         try:
-            return await self._admit(job, found)
+            return await ask(found)
         except ResultTooLarge:
             raise
         except ImageTooLarge:
@@ -142,54 +149,85 @@ class ProcessingPool:
             unlimited = estimate(trusting=False)
             if found.memory >= unlimited.memory:
                 raise
-            return await self._admit(job, unlimited)
+            return await ask(unlimited)
 
-    async def _admit(self, job: _Job, estimate: Estimate) -> Processed:
+    async def _ask(
+        self,
+        source: bytes,
+        recipe: Recipe,
+        on_start: Callable[[], None],
+        came: float,
+        estimate: Estimate,
+    ) -> Processed:
+        while True:
+            call = Call(source, recipe, estimate, on_start)
+            with call.patience:
+                outcome = await call.outcome(self._batch_for(call))
+                if isinstance(outcome, Interrupted):
+                    continue
+                if isinstance(outcome, Exception):
+                    raise outcome
+                queued, took = call.began - came, call.ended - call.began
+                return Processed(outcome.data, outcome.format, queued, took)
+            raise Busy(f"no turn in the processing pool within {self._queue_wait:g} s")
+
+    def _batch_for(self, call: Call) -> Batch:
+        """One that has taken it."""
+        for batch in self._waiting:
+            if batch.take(call):
+                return batch
+        if self._nursery is None:
+            raise RuntimeError("nothing runs the processing pool")
+        batch = Batch(call, self._admission, self._queue_wait)
+        try:
+            # It goes to work at the next step of Trio's loop: until then calls can join it.
+            self._nursery.start_soon(self._drive, batch)
+        except RuntimeError as error:  # the nursery has closed
+            raise Busy("the processing pool has ended") from error
+        self._waiting.add(batch)
+        return batch
+
+    async def _drive(self, batch: Batch) -> None:
+        """A batch's job, from its wait for a turn to its last answer."""
+        error: Exception = Busy("the processing pool has ended")
+        try:
+            with batch.scope:
+                await self._work(batch)
+        except UndecodableImage as death:
+            # The worker died over one recipe. The others are not to pay for it.
+            batch.answer(death)
+            error = Interrupted()
+        except Exception as failure:
+            # Kept for the calls, who tell our errors from defects; the pool lives on.
+            error = failure
+        finally:
+            self._waiting.discard(batch)
+            batch.fail(error)
+
+    async def _work(self, batch: Batch) -> None:
         # A free turn is taken without a wait, also where no wait is allowed.
         free = self._admission.statistics().admitted < self._threads
-        free = free and self._admission.has_room(estimate.memory)
-        with trio.move_on_after(math.inf if free else self._queue_wait) as patience:
-            # A thread cannot be stopped half-way: Trio cancels the wait for a turn alone, and
-            # returns the result of a transform that has begun.
-            async with self._admission.room(estimate.memory, job.source):
-                return await self._run(job, estimate, patience)
-        raise Busy(f"no turn in the processing pool within {self._queue_wait:g} s")
-
-    async def _run(self, job: _Job, estimate: Estimate, patience: trio.CancelScope) -> Processed:
-        started = job.began
-
-        def start() -> None:
-            nonlocal started
-            patience.deadline = math.inf
-            started = trio.current_time()
-            job.on_start()
-
-        if self._workers is None:
-
-            def work() -> Rendered:
-                # The first thing in the thread: only now is it certain that a turn was had.
-                trio.from_thread.run_sync(start)
-                pixels = estimate.pixels
-                return render(job.source, job.recipe.preset, job.recipe.output, max_pixels=pixels)
-
-            rendered = await trio.to_thread.run_sync(work, limiter=self._limiter)
-        else:
-            async with self._workers.one() as worker:
-                # Who has a worker has a turn: there are as many threads.
-                start()
-                with trio.CancelScope(shield=True):
-                    rendered = await trio.to_thread.run_sync(
-                        worker.run, job.source, job.recipe, estimate, limiter=self._limiter
-                    )
-        ended = trio.current_time()
-        return Processed(rendered.data, rendered.format, started - job.began, ended - started)
+        if not free or not self._admission.has_room(batch.claim.amount):
+            batch.wait()
+        async with self._admission.room(batch.claim), self._turns.one() as turn:
+            # Who has it has a thread too: there are as many.
+            self._waiting.discard(batch)
+            job = batch.begin()
+            if not job.orders:
+                return
+            with trio.CancelScope(shield=True):
+                last = await trio.to_thread.run_sync(
+                    _each, turn, job, batch.answer, limiter=self._limiter
+                )
+        # Only now: who asks again at once finds the turn free.
+        batch.answer(last)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A call of ``process``, and when it came."""
-
-    source: bytes
-    recipe: Recipe
-    on_start: Callable[[], None]
-    began: float
+def _each(turn: Worker | Threads, job: Job, answer: Callable[[Outcome], None]) -> Outcome:
+    """Give outcomes away as soon as they are there, and return the last. Runs in a thread."""
+    outcomes = turn.run(job)
+    for outcome in islice(outcomes, len(job.orders) - 1):
+        trio.from_thread.run_sync(answer, outcome)
+        del outcome  # an error holds what its frames held, pixels too
+    (last,) = outcomes
+    return last

@@ -1,8 +1,9 @@
 """What the service and a worker say to each other over their socket: lengths first, then bytes.
 
-A job is two lengths, a number of pixels, a JSON object, and the source. An answer is a status, a
-format, a length, and that many bytes: a picture, or the cause of an error. The service trusts no
-answer: a worker may have been taken over by the picture it decoded.
+A job is two lengths, a number of pixels, a JSON array of recipes, and the source. An answer follows
+for each recipe, in their order: its place among them, a status, a format, a length, and that many
+bytes: a picture, or the cause of an error. The service trusts no answer: a worker may have been
+taken over by the picture it decoded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from proxy.errors import (
     ImageProxyError,
@@ -22,10 +23,15 @@ from proxy.errors import (
     UnsupportedImage,
 )
 from proxy.formats import Format
-from proxy.presets import Preset
+from proxy.process.pipeline import Recipe
 
 JOB: Final = struct.Struct(">IIQ")
-ANSWER: Final = struct.Struct(">BBI")
+ANSWER: Final = struct.Struct(">BBBI")
+
+RECIPES: Final = TypeAdapter(tuple[Recipe, ...])
+
+MOST_RECIPES = 16
+"""Of one job. All the presets of a blob are fewer, in one format."""
 
 FORMATS: Final = tuple(Format)
 """A format is sent as its index here."""
@@ -54,13 +60,6 @@ ERRORS: Final[dict[Status, type[ImageProxyError]]] = {
 }
 
 
-class Recipe(BaseModel, frozen=True):
-    """What is to become of a source; the same few again and again."""
-
-    preset: Preset
-    output: Format | None
-
-
 class Ready(BaseModel, frozen=True):
     """What a worker says first.
 
@@ -75,17 +74,18 @@ class Ready(BaseModel, frozen=True):
 class Head:
     """The first bytes of an answer; ``length`` bytes follow."""
 
+    place: int
     status: Status
     format: Format
     length: int
 
     def pack(self) -> bytes:
-        return ANSWER.pack(self.status, FORMATS.index(self.format), self.length)
+        return ANSWER.pack(self.place, self.status, FORMATS.index(self.format), self.length)
 
     @classmethod
     def unpack(cls, data: bytes) -> Head:
-        """Raises ValueError for what no honest worker sends, other than a wrong length."""
-        status, format_, length = ANSWER.unpack(data)
+        """Raises ValueError for a status or a format that there is not."""
+        place, status, format_, length = ANSWER.unpack(data)
         if format_ >= len(FORMATS):
             raise ValueError(f"no format {format_}")
-        return cls(Status(status), FORMATS[format_], length)
+        return cls(place, Status(status), FORMATS[format_], length)

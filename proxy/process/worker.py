@@ -11,7 +11,7 @@ import signal
 import socket
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
@@ -25,15 +25,15 @@ from proxy.formats import OUTPUTS, Format
 from proxy.presets import Preset
 from proxy.process import sandbox
 from proxy.process.heap import keep_freed_memory
-from proxy.process.pipeline import Rendered, render
-from proxy.process.wire import ERRORS, JOB, MAX_CAUSE, Head, Ready, Recipe, Status
+from proxy.process.pipeline import Outcome, Recipe, Rendered, render, render_each
+from proxy.process.wire import ERRORS, JOB, MAX_CAUSE, RECIPES, Head, Ready, Status
 
 pillow_heif: ModuleType | None = None
 with suppress(ImportError):
     import pillow_heif
 
-Work = Callable[[bytes, Recipe, int], Rendered]
-"""Makes a result of a source, a recipe, and the most pixels that the source may have."""
+Work = Callable[[bytes, Sequence[Recipe], int], Iterator[Outcome]]
+"""Makes results of a source, recipes, and the most pixels that the source may have."""
 
 _STATUSES = {error: status for status, error in ERRORS.items()}
 
@@ -62,20 +62,20 @@ def serve(connection: socket.socket, limits: sandbox.Limits, work: Work) -> None
     ready = Ready(missing=sandbox.confine(limits)).model_dump_json().encode()
     trim = _trimmer()
     with suppress(OSError):
-        _send(connection, Status.READY, ready)
+        _send(connection, 0, Status.READY, ready)
         while head := _receive(connection, JOB.size):
-            recipe_length, source_length, max_pixels = JOB.unpack(head)
-            recipe = _recipe(_receive(connection, recipe_length))
-            _answer(connection, work, _receive(connection, source_length), recipe, max_pixels)
+            recipes_length, source_length, max_pixels = JOB.unpack(head)
+            recipes = _recipes(_receive(connection, recipes_length))
+            _answer_each(connection, work(_receive(connection, source_length), recipes, max_pixels))
             if max_pixels > _TRIM_ABOVE:
                 trim()
     # Not by way of the interpreter's end, which does things that are forbidden now.
     os._exit(0)
 
 
-def render_job(source: bytes, recipe: Recipe, max_pixels: int) -> Rendered:
+def render_job(source: bytes, recipes: Sequence[Recipe], max_pixels: int) -> Iterator[Outcome]:
     """The pipeline."""
-    return render(source, recipe.preset, recipe.output, max_pixels=max_pixels)
+    return render_each(source, recipes, max_pixels=max_pixels)
 
 
 def warm_up() -> None:
@@ -112,26 +112,30 @@ _STUMPS = (
 
 
 @lru_cache(maxsize=64)
-def _recipe(data: bytes) -> Recipe:
-    return Recipe.model_validate_json(data)
+def _recipes(data: bytes) -> tuple[Recipe, ...]:
+    return RECIPES.validate_json(data)
 
 
-def _answer(
-    connection: socket.socket, work: Work, source: bytes, recipe: Recipe, max_pixels: int
-) -> None:
-    try:
-        rendered = work(source, recipe, max_pixels)
-    except ImageProxyError as error:
-        _send(connection, _STATUSES.get(type(error), Status.DEFECT), _cut(error.cause))
-    except MemoryError:
-        _send(connection, Status.TOO_LARGE, b"MemoryError")
-    except Exception as error:
-        # Without the lines themselves: their files cannot be read any more.
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        cause = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-        _send(connection, Status.DEFECT, _cut(cause))
-    else:
-        _send(connection, Status.DONE, rendered.data, rendered.format)
+def _answer_each(connection: socket.socket, outcomes: Iterator[Outcome]) -> None:
+    for place, outcome in enumerate(outcomes):
+        _answer(connection, place, outcome)
+        del outcome  # an error holds what its frames held, pixels too
+
+
+def _answer(connection: socket.socket, place: int, outcome: Outcome) -> None:
+    match outcome:
+        case Rendered(data, format_):
+            _send(connection, place, Status.DONE, data, format_)
+        case ImageProxyError() as error:
+            status = _STATUSES.get(type(error), Status.DEFECT)
+            _send(connection, place, status, _cut(error.cause))
+        case MemoryError():
+            _send(connection, place, Status.TOO_LARGE, b"MemoryError")
+        case error:
+            # Without the lines themselves: their files cannot be read any more.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            cause = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            _send(connection, place, Status.DEFECT, _cut(cause))
 
 
 def _cut(cause: str) -> bytes:
@@ -139,9 +143,13 @@ def _cut(cause: str) -> bytes:
 
 
 def _send(
-    connection: socket.socket, status: Status, data: bytes, format_: Format = Format.JPEG
+    connection: socket.socket,
+    place: int,
+    status: Status,
+    data: bytes,
+    format_: Format = Format.JPEG,
 ) -> None:
-    connection.sendall(Head(status, format_, len(data)).pack())
+    connection.sendall(Head(place, status, format_, len(data)).pack())
     connection.sendall(data)
 
 

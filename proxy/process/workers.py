@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -21,14 +21,24 @@ import trio
 from proxy import formats
 from proxy.errors import Busy, UndecodableImage
 from proxy.formats import Format
+from proxy.process.batch import Job
 from proxy.process.memory import Estimate
-from proxy.process.pipeline import Rendered
+from proxy.process.pipeline import Outcome, Recipe, Rendered
 from proxy.process.sandbox import Limits
-from proxy.process.wire import ANSWER, ERRORS, JOB, MAX_CAUSE, Head, Ready, Recipe, Status
+from proxy.process.wire import (
+    ANSWER,
+    ERRORS,
+    JOB,
+    MAX_CAUSE,
+    RECIPES,
+    Head,
+    Ready,
+    Status,
+)
 
 TIME_LIMIT = 30.0
-"""Seconds for one job. The slowest that the default presets allow, 26 megapixels of noise as WebP,
-takes half of it on a busy core."""
+"""Seconds for one recipe of a job. The slowest that the default presets allow, 26 megapixels of
+noise as WebP, takes half of it on a busy core."""
 
 START_LIMIT = 30.0
 """Seconds for a worker to start: a third of one on an idle machine."""
@@ -155,30 +165,26 @@ class Worker:
         worn = self._jobs >= JOBS or self._busy_seconds >= BUSY_SECONDS
         return worn or not self._answered
 
-    def run(self, source: bytes, recipe: Recipe, estimate: Estimate) -> Rendered:
-        """Have a picture transformed; blocks for at most ``TIME_LIMIT`` and a moment.
+    def run(self, job: Job) -> Iterator[Outcome]:
+        """Have a picture transformed: an outcome for each recipe, in their order.
+
+        Blocks for at most ``TIME_LIMIT`` and a moment for each. An outcome that is an error is one
+        of the picture's, or ``WorkerDefect``.
 
         Raises:
-            UnsupportedImage, ImageTooLarge, UndecodableImage: from the picture.
-            WorkerDied: and this worker with it.
-            WorkerDefect: a defect of ours.
+            WorkerDied: over the recipe whose turn it was, and this worker with it.
         """
         self._jobs += 1
         self._answered = False
-        self._limit_memory(estimate.memory)
+        self._limit_memory(job.memory)
         began = time.monotonic()
         try:
-            self._send(source, recipe, estimate.pixels, began + TIME_LIMIT)
-            head, data = self._answer(began + TIME_LIMIT, estimate.result)
+            deadline = began + TIME_LIMIT
+            self._send(job, deadline)
+            for place, (recipe, estimate) in enumerate(job.orders):
+                yield self._outcome(place, recipe, estimate, deadline)
+                deadline = time.monotonic() + TIME_LIMIT
             self._answered = True
-            cause = "" if head.status is Status.DONE else _printable(data)
-            if head.status is Status.DONE:
-                return _checked(head.format, data, recipe)
-            if head.status is Status.DEFECT:
-                raise WorkerDefect(cause)
-            if head.status not in ERRORS:
-                raise ValueError(f"said {head.status.name}")
-            raise ERRORS[head.status](cause)
         except TimeoutError as error:
             self._kill()
             raise WorkerDied("hang", f"no answer within {TIME_LIMIT:g} s") from error
@@ -222,12 +228,25 @@ class Worker:
                 soft = min(held.data + amount, hard)
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (soft, hard))
 
-    def _send(self, source: bytes, recipe: Recipe, max_pixels: int, deadline: float) -> None:
-        data = _packed(recipe)
+    def _send(self, job: Job, deadline: float) -> None:
+        data = _packed(tuple(recipe for recipe, _ in job.orders))
         self._set_time(deadline)
-        self._connection.sendall(JOB.pack(len(data), len(source), max_pixels) + data)
+        self._connection.sendall(JOB.pack(len(data), len(job.source), job.pixels) + data)
         self._set_time(deadline)
-        self._connection.sendall(source)
+        self._connection.sendall(job.source)
+
+    def _outcome(self, place: int, recipe: Recipe, estimate: Estimate, deadline: float) -> Outcome:
+        head, data = self._answer(deadline, estimate.result)
+        if head.place != place:
+            raise ValueError(f"answered {head.place} where it was the turn of {place}")
+        if head.status is Status.DONE:
+            return _checked(head.format, data, recipe)
+        cause = _printable(data)
+        if head.status is Status.DEFECT:
+            return WorkerDefect(cause)
+        if head.status not in ERRORS:
+            raise ValueError(f"said {head.status.name}")
+        return ERRORS[head.status](cause)
 
     def _answer(self, deadline: float, most: int) -> tuple[Head, bytes]:
         """Raises OSError at its end, TimeoutError, and ValueError for what is no answer."""
@@ -252,8 +271,8 @@ class Worker:
 
 
 @lru_cache(maxsize=64)
-def _packed(recipe: Recipe) -> bytes:
-    return recipe.model_dump_json().encode()
+def _packed(recipes: tuple[Recipe, ...]) -> bytes:
+    return RECIPES.dump_json(recipes)
 
 
 def _checked(format_: Format, data: bytes, recipe: Recipe) -> Rendered:

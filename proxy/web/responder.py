@@ -51,12 +51,12 @@ class Responder:
             service = self._service()
             key = parse_image_path(service.config.presets, path)
             preset = key.preset
-            service.check_block(key.blob)
             if none_match(if_none_match, key.etag):
                 image = await service.get(key)
                 state = image.cache
                 answer = image_answer(key, image)
             else:
+                await service.permission.permit(key.blob)
                 answer = not_modified(key.etag)
         except Exception as failure:
             error = _as_ours(failure)
@@ -71,10 +71,10 @@ class Responder:
         try:
             service = self._service()
             key = parse_blob_path(path)
-            service.check_block(key)
             if none_match(if_none_match, f'"{key.cid}"'):
                 answer = blob_answer(key, await service.get_blob(key))
             else:
+                await service.permission.permit(key)
                 answer = not_modified(f'"{key.cid}"')
         except Exception as failure:
             error = _as_ours(failure)

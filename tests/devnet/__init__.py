@@ -37,6 +37,7 @@ __all__ = [
     "create_post",
     "deactivate_account",
     "delete_account",
+    "delete_record",
     "ensure_installed",
     "run_devnet",
     "set_profile",
@@ -271,6 +272,13 @@ async def create_post(devnet: Devnet, account: Account, blobs: Sequence[Blob]) -
     made = await _post(devnet, "com.atproto.repo.createRecord", body, _bearer(account))
     uri: str = made["uri"]
     return uri
+
+
+async def delete_record(devnet: Devnet, account: Account, uri: str) -> None:
+    """Deletes a record, and with it the blobs that no other record refers to."""
+    collection, rkey = uri.split("/")[-2:]
+    body = {"repo": account.did, "collection": collection, "rkey": rkey}
+    await _post(devnet, "com.atproto.repo.deleteRecord", body, _bearer(account))
 
 
 async def set_profile(

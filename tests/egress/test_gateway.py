@@ -51,7 +51,7 @@ async def test_connections_past_their_idle_time_are_closed_though_nobody_asks_ag
 ) -> None:
     """Catches a pool that looks at its idle connections only when it is next used."""
     client = Httpx2Client(world.network, max_idle=5, idle_seconds=0.02)
-    async with client.get(HOST, "/", {}) as reply:
+    async with client.request("GET", HOST, "/", {}) as reply:
         assert [chunk async for chunk in reply.body] == [b"here"]
     # The pool reads the system's clock.
     with trio.fail_after(5):
@@ -64,7 +64,7 @@ async def test_connections_within_their_idle_time_stay_open(world: World, site: 
     """Catches a sweep that closes what the next fetch would have used."""
     client = Httpx2Client(world.network, max_idle=5, idle_seconds=1000)
     for _ in range(2):
-        async with client.get(HOST, "/", {}) as reply:
+        async with client.request("GET", HOST, "/", {}) as reply:
             assert [chunk async for chunk in reply.body] == [b"here"]
         await client.close_expired()
     assert site.connections == 1

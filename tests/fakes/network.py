@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, urlsplit
 
 import h11
@@ -27,6 +27,8 @@ class Request:
 
     target: str
     headers: dict[str, str]
+    method: str = "GET"
+    body: bytes = b""
 
     @property
     def path(self) -> str:
@@ -118,7 +120,9 @@ Fault = Callable[[Conversation], Awaitable[None]]
 async def honest(conversation: Conversation) -> None:
     """No fault at all."""
     conversation.keep_alive = True
-    await conversation.send(conversation.response.encoded())
+    is_head = conversation.request.method == "HEAD"
+    response = conversation.response
+    await conversation.send(response.head() if is_head else response.encoded())
 
 
 class Site:
@@ -189,15 +193,18 @@ class Site:
 
 async def _receive(stream: trio.abc.Stream, connection: h11.Connection) -> Request | None:
     request: Request | None = None
+    body = bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
             connection.receive_data(bytes(await stream.receive_some()))
         elif isinstance(event, h11.Request):
             headers = {name.decode(): value.decode("latin-1") for name, value in event.headers}
-            request = Request(event.target.decode(), headers)
+            request = Request(event.target.decode(), headers, event.method.decode())
+        elif isinstance(event, h11.Data):
+            body += event.data
         elif isinstance(event, h11.EndOfMessage):
-            return request
+            return request and replace(request, body=bytes(body))
         elif isinstance(event, h11.ConnectionClosed):
             return None
 

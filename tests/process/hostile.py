@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import os
 import resource
@@ -10,13 +11,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from proxy.errors import UndecodableImage
 from proxy.formats import Format
 from proxy.process import sandbox
-from proxy.process.pipeline import Rendered
-from proxy.process.wire import Recipe
+from proxy.process.pipeline import Outcome, Recipe, Rendered
 from proxy.process.worker import render_job, serve
 
 BOOTSTRAP = (
@@ -38,33 +39,57 @@ def main(descriptor: int, memory: int, cpu: int) -> None:
     serve(_connection, sandbox.Limits(memory, cpu), work)
 
 
-def work(source: bytes, recipe: Recipe, max_pixels: int) -> Rendered:
-    """Do as the source says: a name, a colon, and the rest."""
+def work(source: bytes, recipes: Sequence[Recipe], max_pixels: int) -> Iterator[Outcome]:
+    """Do as the source says, for each recipe: a name, a colon, and the rest.
+
+    ``at:1:`` before it: only for the second recipe.
+    """
     name, _, rest = source.partition(b":")
-    match name:
-        case b"crash":
-            ctypes.string_at(0)
-        case b"abort":
-            os.abort()
-        case b"hang":
-            while True:
-                pass
-        case b"take":
-            bytearray(int(rest))
-        case b"raw":
-            _connection.sendall(rest)
-            os._exit(0)
-        case b"more":
-            _connection.sendall(rest)
-        case b"thread":
-            raise UndecodableImage(_in_a_thread())
-        case b"defect":
-            raise ZeroDivisionError("a defect")
-        case b"probe":
-            raise UndecodableImage(attempt(PROBES[rest.decode()]))
-        case _:
-            return render_job(source, recipe, max_pixels)
-    return Rendered(JPEG, Format.JPEG)
+    if name not in DEEDS and name != b"at":
+        yield from render_job(source, recipes, max_pixels)
+        return
+    for place in range(len(recipes)):
+        here, there = name, rest
+        if name == b"at":
+            number, _, deed = rest.partition(b":")
+            here, _, there = (
+                deed.partition(b":") if place == int(number) else (b"nothing", b"", b"")
+            )
+        try:
+            DEEDS[here](there)
+            yield Rendered(JPEG, Format.JPEG)
+        except Exception as error:
+            yield error
+
+
+def _spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def _end_with(said: bytes) -> None:
+    _connection.sendall(said)
+    os._exit(0)
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+DEEDS: dict[bytes, Callable[[bytes], object]] = {
+    b"nothing": lambda rest: None,
+    b"crash": lambda rest: ctypes.string_at(0),
+    b"abort": lambda rest: os.abort(),
+    b"hang": lambda rest: _spin(math.inf),
+    b"spin": lambda rest: _spin(float(rest)),
+    b"take": lambda rest: bytearray(int(rest)),
+    b"raw": _end_with,
+    b"more": lambda rest: _connection.sendall(rest),
+    b"thread": lambda rest: _fail(UndecodableImage(_in_a_thread())),
+    b"defect": lambda rest: _fail(ZeroDivisionError("a defect")),
+    b"probe": lambda rest: _fail(UndecodableImage(attempt(PROBES[rest.decode()]))),
+}
 
 
 def attempt(probe: Callable[[], object]) -> str:

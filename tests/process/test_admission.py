@@ -18,7 +18,7 @@ from proxy.errors import Busy, ImageTooLarge
 from proxy.formats import OUTPUTS, Format
 from proxy.presets import DEFAULT_PRESETS, Preset, Size
 from proxy.process import memory
-from proxy.process.admission import Admission, AdmissionStatistics
+from proxy.process.admission import Admission, AdmissionStatistics, Claim
 from proxy.process.pool import ProcessingPool
 from tests.process import sources
 
@@ -36,10 +36,12 @@ class Visitors:
         self.entered: list[str] = []
         self._leave: dict[str, trio.Event] = {}
 
-    async def come(self, name: str, amount: int, source: bytes = b"") -> trio.CancelScope:
+    async def come(
+        self, name: str, amount: int, source: bytes = b"", *, claim: Claim | None = None
+    ) -> trio.CancelScope:
         scope = trio.CancelScope()
         self._leave[name] = trio.Event()
-        self._nursery.start_soon(self._visit, name, amount, source, scope)
+        self._nursery.start_soon(self._visit, name, claim or Claim(amount, source), scope)
         await trio.testing.wait_all_tasks_blocked()
         return scope
 
@@ -48,9 +50,9 @@ class Visitors:
             self._leave[name].set()
         await trio.testing.wait_all_tasks_blocked()
 
-    async def _visit(self, name: str, amount: int, source: bytes, scope: trio.CancelScope) -> None:
+    async def _visit(self, name: str, claim: Claim, scope: trio.CancelScope) -> None:
         with scope:
-            async with self._admission.room(amount, source):
+            async with self._admission.room(claim):
                 self.inside.append(name)
                 self.entered.append(name)
                 try:
@@ -146,7 +148,7 @@ async def test_a_full_waiting_room_is_busy_at_once(nursery: trio.Nursery) -> Non
     await visitors.come("first", 100)
     await visitors.come("waits", 10, bytes(30))
     with pytest.raises(Busy):
-        async with admission.room(1, bytes(21)):
+        async with admission.room(Claim(1, bytes(21))):
             pass
     await visitors.come("fits", 10, bytes(20))
     assert admission.statistics().waiting_bytes == 50
@@ -170,10 +172,37 @@ async def test_presets_of_one_blob_wait_with_it_together(nursery: trio.Nursery) 
     assert admission.statistics() == IDLE
 
 
+async def test_who_asks_for_another_amount_keeps_its_place(nursery: trio.Nursery) -> None:
+    """Catches a claim that goes to the end of the queue, or is admitted for what it was."""
+    admission = Admission(100, 1000)
+    visitors = Visitors(nursery, admission)
+    await visitors.come("first", 80)
+    await visitors.come("second", 10)
+    claim = Claim(30, b"")
+    await visitors.come("third", 30, claim=claim)
+    assert visitors.inside == ["first", "second"]
+    await visitors.come("fourth", 5)
+    # Smaller, it fits, and so do those behind it.
+    assert admission.resize(claim, 5)
+    await trio.testing.wait_all_tasks_blocked()
+    assert set(visitors.inside) == {"first", "second", "third", "fourth"}
+    assert not admission.resize(claim, 6)
+    await visitors.go("fourth")
+    assert admission.resize(claim, 10)
+    assert admission.statistics().admitted_bytes == 100
+    late = Claim(1, b"")
+    await visitors.come("late", 1, claim=late)
+    assert admission.resize(late, 10**9)
+    await visitors.go("first", "second", "third")
+    assert admission.statistics() == AdmissionStatistics(1, 100, 0, 0)
+    await visitors.go("late")
+    assert admission.statistics() == IDLE
+
+
 async def test_an_error_in_the_block_gives_its_room_back() -> None:
     admission = Admission(100, 50)
     with pytest.raises(ZeroDivisionError):
-        async with admission.room(100, b""):
+        async with admission.room(Claim(100, b"")):
             raise ZeroDivisionError
     assert admission.statistics() == IDLE
 
@@ -293,21 +322,33 @@ async def test_a_picture_larger_than_its_header_says_gets_the_room_it_needs(isol
         nonlocal began
         began += 1
 
+    made: dict[Format, bytes] = {}
+
+    async def process(output: Format) -> None:
+        made[output] = (await pool.process(source, CONTAIN, output, on_start=on_start)).data
+
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.run)
-        made = await pool.process(source, CONTAIN, None, on_start=on_start)
+        async with trio.open_nursery() as asking:
+            for output in (Format.JPEG, Format.PNG):
+                asking.start_soon(process, output)
         nursery.cancel_scope.cancel()
-    assert began == 2
-    with Image.open(BytesIO(made.data)) as image:
-        assert image.size == (300, 200)
+    assert began == 4
+    for data in made.values():
+        with Image.open(BytesIO(data)) as image:
+            assert image.size == (300, 200)
 
 
-async def test_a_picture_over_the_limit_is_refused_after_one_attempt() -> None:
+async def test_a_picture_over_the_limit_is_refused_after_one_attempt(
+    nursery: trio.Nursery,
+) -> None:
     """Catches a second attempt where more room cannot help."""
     config = Config.model_validate({"process": {"isolation": "thread", "max_megapixels": 0.001}})
+    pool = ProcessingPool(config)
+    await nursery.start(pool.run)
     began = []
     with pytest.raises(ImageTooLarge):
-        await ProcessingPool(config).process(
+        await pool.process(
             sources.png(sources.photo(64, 48)), CONTAIN, None, on_start=lambda: began.append(1)
         )
     assert began == [1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proxy.formats import Format
+from proxy.formats import Format, sniff
 from proxy.presets import Preset
 from proxy.process.bare import is_bare
 from proxy.process.pipeline import render
@@ -128,16 +128,22 @@ def coarse(format_: str) -> bytes:
             return sources.webp(PHOTO, quality=40)
         case "webp_alpha":
             return sources.webp(sources.with_alpha(PHOTO), quality=40, alpha_quality=10)
+        case "avif":
+            return sources.avif(PHOTO, quality=20)
+        case "avif_alpha":
+            return sources.avif(sources.with_alpha(PHOTO), quality=20)
         case _:
             return sources.png(sources.pixel_art(160, 120), optimize=True)
 
 
-@pytest.mark.parametrize("format_", ["jpeg", "progressive", "webp", "webp_alpha", "png"])
+@pytest.mark.parametrize(
+    "format_", ["jpeg", "progressive", "webp", "webp_alpha", "png", "avif", "avif_alpha"]
+)
 def test_a_bare_source_that_fits_is_never_made_larger_or_worse(format_: str) -> None:
     """Catches a second lossy generation that even takes more bytes."""
     source = coarse(format_)
-    output = Format.WEBP if format_.startswith("webp") else None
-    assert render(source, FITS, output, max_pixels=10**6).data == source
+    kind = {"webp": Format.WEBP, "avif": Format.AVIF}.get(format_.partition("_")[0])
+    assert render(source, FITS, kind, max_pixels=10**6).data == source
 
 
 def test_a_bare_source_that_the_preset_makes_smaller_is_transformed() -> None:
@@ -215,15 +221,21 @@ def test_pictures_without_notes_are_bare() -> None:
         (Format.WEBP, sources.webp(PHOTO)),
         (Format.WEBP, sources.webp(PHOTO, lossless=True)),
         (Format.WEBP, sources.webp(sources.with_alpha(PHOTO))),
+        (Format.AVIF, sources.avif(PHOTO)),
+        (Format.AVIF, sources.avif(PHOTO, subsampling="4:4:4", quality=100)),
+        (Format.AVIF, sources.avif(PHOTO, range="limited", speed=5)),
+        (Format.AVIF, sources.avif(small)),
+        (Format.AVIF, sources.avif(sources.with_alpha(PHOTO))),
     ):
         assert is_bare(format_, data)
 
 
-@pytest.mark.parametrize("make", [sources.jpeg, sources.png, sources.webp])
+@pytest.mark.parametrize("make", [sources.jpeg, sources.png, sources.webp, sources.avif])
 def test_no_part_of_a_file_is_bare(make: Callable[[sources.Pixels], bytes]) -> None:
     """Catches a parser that takes the end of the data for the end of the file, or leaves it."""
     data = make(sources.photo(24, 16))
-    format_ = {b"\xff": Format.JPEG, b"\x89": Format.PNG, b"R": Format.WEBP}[data[:1]]
+    format_ = sniff(data)
+    assert format_ is not None
     assert is_bare(format_, data)
     for length in range(len(data)):
         assert not is_bare(format_, data[:length])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import threading
@@ -20,8 +21,9 @@ from proxy.config import Config, load_config
 from proxy.formats import OUTPUTS, Format
 from proxy.presets import Preset
 from proxy.process import memory
+from proxy.process.batch import Job
+from proxy.process.pipeline import Recipe, Rendered, render_each
 from proxy.process.sandbox import Limits
-from proxy.process.wire import Recipe
 from proxy.process.workers import Worker
 from tests.process import sources
 from tests.processes import SERVE, serve, upstream
@@ -123,12 +125,44 @@ def test_an_honest_picture_needs_no_more_than_its_estimate(
     source = make()
     jobs = [(SMALLER, None), (NEARLY, Format.WEBP), *((SAME, output) for output in OUTPUTS)]
     for preset, output in jobs:
+        estimate = memory.estimate(source, preset, output, max_pixels=50_000_000)
+        assert estimate.pixels in (WIDTH * HEIGHT, 50_000_000)
         # A fresh one: what the last job left could be used again.
         with worker() as fresh:
-            estimate = memory.estimate(source, preset, output, max_pixels=50_000_000)
-            assert estimate.pixels in (WIDTH * HEIGHT, 50_000_000)
-            made = fresh.run(source, Recipe(preset=preset, output=output), estimate)
+            recipe = Recipe(preset=preset, output=output)
+            (made,) = fresh.run(Job(source, ((recipe, estimate),)))
+            assert isinstance(made, Rendered), made
             assert len(made.data) < estimate.result
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+def test_what_is_kept_for_the_next_result_is_what_is_counted(make: Callable[[], bytes]) -> None:
+    """Catches a decoder with all of its frames that stays as long as the picture does."""
+    source = make()
+    # A JPEG is kept at four sizes, the others at one.
+    presets = [SMALLER.model_copy(update={"width": width}) for width in (1500, 800, 400, 200, 199)]
+    recipes = [Recipe(preset=preset, output=Format.JPEG) for preset in presets]
+    for outcome in render_each(source, recipes, max_pixels=10**8):
+        assert isinstance(outcome, Rendered), outcome
+    del outcome
+    before = freed_and_held()
+    outcomes = render_each(source, recipes, max_pixels=10**8)
+    for _ in recipes[1:]:
+        next(outcomes)
+    kept = freed_and_held() - before
+    print(f"kept: {kept / WIDTH / HEIGHT:.1f} bytes a pixel")
+    assert kept < memory.KEPT_BYTES * WIDTH * HEIGHT + memory.COPIES * len(source)
+    # Catches a measurement that sees nothing.
+    assert kept > WIDTH * HEIGHT
+    next(outcomes)
+    assert freed_and_held() - before < WIDTH * HEIGHT + memory.COPIES * len(source)
+
+
+def freed_and_held() -> int:
+    """Bytes that this process holds, once what is free within it went back to the system."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return resident(os.getpid())
 
 
 def test_the_ceiling_is_the_documented_one() -> None:

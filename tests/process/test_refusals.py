@@ -16,7 +16,7 @@ from PIL import Image
 from proxy.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
 from proxy.formats import Format
 from proxy.presets import Preset
-from proxy.process import pipeline
+from proxy.process import decode
 from proxy.process.pipeline import render
 
 from . import sources
@@ -73,7 +73,7 @@ def test_a_format_off_the_list_is_unsupported_and_reaches_no_decoder(
     def never(*_: object) -> Image.Image:
         pytest.fail("a decoder was asked")
 
-    monkeypatch.setattr(pipeline, "_open", never)
+    monkeypatch.setattr(decode, "_open", never)
     monkeypatch.setattr(Image, "open", never)
     with pytest.raises(UnsupportedImage):
         render(source, PRESET, None, max_pixels=10**6)
@@ -89,7 +89,7 @@ def test_one_format_inside_the_signature_of_another_is_not_opened() -> None:
 
 def test_heic_without_its_decoder_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a 422 or 500 where only an optional package is missing."""
-    monkeypatch.setattr(pipeline, "_open_heic", None)
+    monkeypatch.setattr(decode, "_open_heic", None)
     with pytest.raises(UnsupportedImage):
         render(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), PRESET, None, max_pixels=10**6)
 
@@ -193,7 +193,7 @@ def test_a_bomb_is_refused_by_its_header(source: bytes, monkeypatch: pytest.Monk
     def never(*_: object) -> None:
         pytest.fail("a decoder saw it, and WebP's allocates the canvas at once")
 
-    monkeypatch.setattr(pipeline, "_open", never)
+    monkeypatch.setattr(decode, "_open", never)
     with pytest.raises(ImageTooLarge):
         render(source, PRESET, None, max_pixels=50_000_000)
 

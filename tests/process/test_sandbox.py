@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +27,8 @@ from proxy.errors import Busy, ImageTooLarge, UndecodableImage, UnsupportedImage
 from proxy.formats import OUTPUTS, Format
 from proxy.presets import Preset
 from proxy.process import sandbox, workers
-from proxy.process.pipeline import render
+from proxy.process.batch import Job
+from proxy.process.pipeline import Outcome, render
 from proxy.process.pool import PoolStatistics, ProcessingPool
 from proxy.process.wire import ANSWER, FORMATS, Status
 from proxy.process.workers import CannotStart, WorkerDefect
@@ -384,8 +385,10 @@ async def test_a_defect_is_no_fault_of_the_picture(hostile_workers: None) -> Non
         assert await pool.do(b"take:1") == hostile.JPEG
 
 
-def answer(status: int, format_: int, data: bytes, length: int | None = None) -> bytes:
-    return ANSWER.pack(status, format_, len(data) if length is None else length) + data
+def answer(
+    status: int, format_: int, data: bytes, length: int | None = None, place: int = 0
+) -> bytes:
+    return ANSWER.pack(place, status, format_, len(data) if length is None else length) + data
 
 
 DONE = Status.DONE
@@ -406,6 +409,7 @@ AS = {format_: FORMATS.index(format_) for format_ in Format}
         answer(Status.UNDECODABLE, 0, b"x" * 99, 2**31),
         answer(Status.UNDECODABLE, 0, b"x" * 2001),
         answer(Status.READY, 0, b'{"missing": []}'),
+        answer(DONE, AS[Format.JPEG], hostile.JPEG, place=1),
     ],
 )
 async def test_what_is_no_answer_is_not_believed(said: bytes, hostile_workers: None) -> None:
@@ -441,6 +445,115 @@ async def test_an_answer_that_nobody_asked_for_answers_nobody(hostile_workers: N
         await trio.sleep(0.2)  # for what it says after that
         assert await pool.do(b"take:1") == hostile.JPEG
         assert pool.deaths == {"protocol": 1}
+
+
+# Several results of one picture
+
+
+async def three_of(pool: Running, source: bytes) -> tuple[list[bytes], list[Exception]]:
+    """What becomes of three calls for ``source`` that come together."""
+    results: list[bytes] = []
+    errors: list[Exception] = []
+
+    async def ask() -> None:
+        try:
+            results.append(await pool.do(source))
+        except Exception as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(ask)
+    return results, errors
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many recipes each job had."""
+    counted: list[int] = []
+    run = workers.Worker.run
+
+    def count(worker: workers.Worker, job: Job) -> Iterator[Outcome]:
+        counted.append(len(job.orders))
+        return run(worker, job)
+
+    monkeypatch.setattr(workers.Worker, "run", count)
+    return counted
+
+
+async def test_presets_of_one_source_come_from_one_job(jobs: list[int]) -> None:
+    """Catches a source that is sent once for each preset, and an answer for another preset."""
+    source = sources.jpeg(sources.photo(640, 480))
+    made: dict[int, bytes] = {}
+    async with running(threads=2) as pool:
+
+        async def ask(width: int) -> None:
+            preset = Preset(width=width, fit="contain", quality=80)
+            made[width] = (await pool.process(source, preset, None)).data
+
+        async with trio.open_nursery() as nursery:
+            for width in range(100, 700, 100):
+                nursery.start_soon(ask, width)
+        assert pool.deaths == Counter()
+    assert jobs == [6]
+    for width, data in made.items():
+        preset = Preset(width=width, fit="contain", quality=80)
+        assert data == render(source, preset, None, max_pixels=10**6).data
+
+
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [
+        (b"crash", "crash"),
+        (b"hang", "hang"),
+        (b"raw:garbage, and a lot of it", "protocol"),
+        # A good answer, but it was the turn of the next recipe.
+        (b"raw:" + answer(DONE, AS[Format.JPEG], hostile.JPEG, place=0), "protocol"),
+        (b"raw:" + answer(DONE, AS[Format.JPEG], hostile.JPEG, 2**31, place=1), "protocol"),
+    ],
+    ids=["crash", "hang", "garbage", "order", "length"],
+)
+async def test_a_worker_that_dies_over_one_recipe_costs_that_one_alone(
+    deed: bytes,
+    reason: str,
+    jobs: list[int],
+    hostile_workers: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches results that are lost because of who asked beside them."""
+    monkeypatch.setattr(workers, "TIME_LIMIT", 1)
+    async with running(threads=1) as pool:
+        results, errors = await three_of(pool, b"at:1:" + deed)
+        assert results == [hostile.JPEG] * 2
+        assert [type(error) for error in errors] == [UndecodableImage]
+        assert pool.deaths == {reason: 1}
+    assert jobs == [3, 1]
+
+
+async def test_an_error_of_one_recipe_is_not_that_of_the_next(
+    jobs: list[int], hostile_workers: None
+) -> None:
+    """Catches a job that ends with its first error."""
+    async with running(threads=1) as pool:
+        results, errors = await three_of(pool, b"at:1:defect:")
+        assert results == [hostile.JPEG] * 2
+        assert [type(error) for error in errors] == [WorkerDefect]
+        assert pool.deaths == Counter()
+    assert jobs == [3]
+
+
+async def test_the_time_limit_is_for_each_recipe(
+    jobs: list[int], hostile_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches many good results that together take longer than one may."""
+    monkeypatch.setattr(workers, "TIME_LIMIT", 2)
+    async with running(threads=1) as pool:
+        results, errors = await three_of(pool, b"spin:0.9")
+        assert (results, errors) == ([hostile.JPEG] * 3, [])
+    assert jobs == [3]
+
+
+# What a worker says and how it ends
 
 
 async def test_causes_are_short_and_printable(hostile_workers: None) -> None:

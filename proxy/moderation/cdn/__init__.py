@@ -1,0 +1,1 @@
+"""What the CDN before this service has to forget: a durable queue, and who works through it."""

@@ -1,0 +1,189 @@
+"""Works through the queue: sends each blob's public URLs to the CDN until it has taken them."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import structlog
+import trio
+
+from proxy.config import Config
+from proxy.egress.errors import EgressError
+from proxy.egress.get import USER_AGENT, first_bytes
+from proxy.egress.httpx2_client import Httpx2Client
+from proxy.egress.network import Network
+from proxy.moderation.cdn.apis import Api, Failure, Reply
+from proxy.moderation.cdn.queue import CdnQueue, Pending
+from proxy.turns import Turn, in_turn
+from proxy.urls import BlobKey, public_urls
+
+T = TypeVar("T")
+
+POLL_SECONDS = 1.0
+"""How often new blobs are looked for; other processes queue them too."""
+
+GROUP = 50
+"""Blobs that are sent together. One that has failed is sent alone: it may be what is refused."""
+
+DEADLINE = 30.0
+"""Seconds for one answer."""
+
+MAX_ANSWER = 64 * 1024
+"""Bytes that are read of one."""
+
+FIRST_PAUSE, MAX_PAUSE = 1.0, 300.0
+"""Seconds before a failed request is repeated: doubled each time, up to the second."""
+
+log = structlog.get_logger(__name__)
+
+
+def pause_after(failures: int, wait: float, chance: float) -> float:
+    """Seconds to wait after so many failures in a row. Pure.
+
+    Args:
+        wait: what the CDN asks for at least.
+        chance: 0 to 1; spreads processes that failed together.
+    """
+    backoff = min(FIRST_PAUSE * 2.0 ** min(failures - 1, 30), MAX_PAUSE)
+    return max(wait, backoff * (0.5 + chance / 2))
+
+
+class CdnSender:
+    """Queues what is to be purged, and sees to it.
+
+    Args:
+        config: its presets and public URLs.
+        api: the CDN; None: there is none, and nothing is queued.
+        network: what the CDN is reached over.
+        turn: one process at a time sends.
+        on_request: called with ``"ok"`` or ``"failed"`` for each request to the CDN.
+
+    Attributes:
+        pending: blobs that waited when this process last looked; 0 while it is another's turn.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        queue: CdnQueue,
+        api: Api | None,
+        network: Network,
+        turn: Turn,
+        *,
+        on_request: Callable[[str], None] = lambda outcome: None,
+    ) -> None:
+        self._presets = config.presets
+        self._base = config.server.cdn_url or config.server.base_url
+        self._queue = queue
+        self._api = api
+        self._client = Httpx2Client(network, max_idle=1, idle_seconds=30)
+        self._turn = turn
+        self._on_request = on_request
+        self._limiter = trio.CapacityLimiter(1)
+        self.pending = 0
+
+    async def invalidate(self, blobs: Sequence[BlobKey]) -> None:
+        """Queue the URLs of ``blobs``: at return they are kept, and sent soon after.
+
+        Raises:
+            sqlite3.Error, OSError: they could not be kept.
+        """
+        if self._api is not None and blobs:
+            await self._in_thread(partial(self._queue.add, blobs))
+
+    async def run(self) -> None:
+        """Send until cancelled, whenever it is this process's turn; at once, if there is no CDN.
+
+        Cancellation leaves in the queue what was not confirmed: it is sent again.
+        """
+        if self._api is None:
+            return
+        api = self._api
+        try:
+            await in_turn(self._turn, partial(self._keep_sending, api))
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._client.aclose()
+
+    async def _keep_sending(self, api: Api) -> None:
+        refusals = 0
+        while True:
+            try:
+                group = await self._next_group()
+                if not group:
+                    await trio.sleep(POLL_SECONDS)
+                elif await self._send(api, group):
+                    refusals = 0
+                else:
+                    refusals += 1
+                    pause = pause_after(refusals, 0, random.random())  # noqa: S311
+                    await self._pause_unless_there_are_others(pause)
+            except (sqlite3.Error, OSError) as error:
+                log.error("the CDN's queue cannot be used", error=str(error))
+                await trio.sleep(POLL_SECONDS)
+
+    async def _next_group(self) -> list[Pending]:
+        group, self.pending = await self._in_thread(
+            lambda: (self._queue.first(GROUP), self._queue.count())
+        )
+        if group and group[0].failures:
+            return group[:1]
+        return [pending for pending in group if not pending.failures]
+
+    async def _send(self, api: Api, group: Sequence[Pending]) -> bool:
+        """Whether the CDN took them all; what it refuses goes behind the others.
+
+        What would meet any other URL as well is tried again here, for as long as it takes.
+        """
+        urls = [
+            url for pending in group for url in public_urls(self._presets, pending.blob, self._base)
+        ]
+        for start in range(0, len(urls), api.batch):
+            failures = 0
+            while failure := await self._post(api, urls[start : start + api.batch]):
+                failures += 1
+                log.error("the CDN was not purged", error=failure.reason, blobs=len(group))
+                await self._in_thread(partial(self._queue.failed, group, failure.reason))
+                if failure.is_refusal:
+                    return False
+                await trio.sleep(pause_after(failures, failure.wait, random.random()))  # noqa: S311
+        await self._in_thread(partial(self._queue.purged, group))
+        log.info("the CDN was purged", blobs=len(group), urls=len(urls))
+        return True
+
+    async def _post(self, api: Api, urls: Sequence[str]) -> Failure | None:
+        failure = await self._try_to_post(api, urls)
+        self._on_request("ok" if failure is None else "failed")
+        return failure
+
+    async def _try_to_post(self, api: Api, urls: Sequence[str]) -> Failure | None:
+        post = api.post(urls)
+        headers = {"User-Agent": USER_AGENT, "Accept": "application/json", **post.headers}
+        try:
+            with trio.fail_after(DEADLINE):
+                async with self._client.request(
+                    "POST", api.origin, post.target, headers, post.content
+                ) as reply:
+                    body = await first_bytes(reply.body, MAX_ANSWER)
+        except trio.TooSlowError:
+            return Failure(f"no answer within {DEADLINE:g} s")
+        except EgressError as error:
+            return Failure(str(error))
+        return api.failure(Reply(reply.status, reply.headers, body), time.time())
+
+    async def _pause_unless_there_are_others(self, seconds: float) -> None:
+        """A refusal concerns one blob alone: what is queued meanwhile need not wait for it."""
+        with trio.move_on_after(seconds):
+            while True:
+                await trio.sleep(POLL_SECONDS)
+                first = await self._in_thread(partial(self._queue.first, 1))
+                if first and not first[0].failures:
+                    return
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)

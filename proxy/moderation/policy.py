@@ -1,0 +1,169 @@
+"""The policy service: somebody else's word on each blob, asked before it is served.
+
+``GET {policy.url}/{did}/{cid}`` answers 200 to permit and 410 to take down. Anything else is no
+answer, and what nobody permitted is not served, unless ``policy.fail_open`` says so.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from urllib.parse import quote
+
+import structlog
+import trio
+
+from proxy.config import Config
+from proxy.egress.endpoint import configured_origin
+from proxy.egress.errors import EgressError
+from proxy.egress.gateway import Gateway
+from proxy.egress.network import Network
+from proxy.errors import PolicyUnavailable, TakenDown
+from proxy.flight import Flight, SingleFlight
+from proxy.urls import BlobKey
+
+MAX_ANSWER = 64 * 1024
+"""Bytes of an answer that are read past: only its status counts."""
+
+log = structlog.get_logger(__name__)
+
+
+class Verdict(StrEnum):
+    """What the policy service says of a blob."""
+
+    PERMITTED = "permitted"
+    TAKEN_DOWN = "taken_down"
+
+
+def verdict_of(status: int) -> Verdict | None:
+    """What an HTTP status says, or None: no answer. Pure, total."""
+    return {200: Verdict.PERMITTED, 410: Verdict.TAKEN_DOWN}.get(status)
+
+
+class Verdicts:
+    """What was answered lately. Pure; time is an argument.
+
+    Args:
+        ttl: seconds that an answer counts.
+        max_entries: answers remembered, the latest; about 400 bytes each.
+    """
+
+    def __init__(self, *, ttl: float, max_entries: int) -> None:
+        self._ttl = ttl
+        self._max_entries = max_entries
+        # The oldest first: they are also the first whose time is over.
+        self._answers: OrderedDict[BlobKey, tuple[Verdict, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, blob: BlobKey, now: float) -> Verdict | None:
+        """The answer on ``blob``, while it counts."""
+        verdict, at = self._answers.get(blob, (None, 0.0))
+        return verdict if now - at < self._ttl else None
+
+    def put(self, blob: BlobKey, verdict: Verdict, now: float) -> None:
+        """Remember an answer."""
+        self._answers[blob] = (verdict, now)
+        self._answers.move_to_end(blob)
+        while len(self._answers) > self._max_entries:
+            self._answers.popitem(last=False)
+
+
+class Policy:
+    """Asks the policy service, once at a time for each blob, and remembers its answers.
+
+    Args:
+        config: its ``policy`` section has the URL.
+        strangers, trusted: networks; the service itself is on the second, what it redirects to
+            on the first.
+        on_taken_down: called with each answer that takes a blob down, before it counts: purges
+            what is cached, which others serve too. It may raise ``sqlite3.Error`` or ``OSError``.
+        on_answer: called with each verdict, and with ``"failure"`` where there is none.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        strangers: Network,
+        trusted: Network,
+        *,
+        on_taken_down: Callable[[BlobKey], Awaitable[object]],
+        on_answer: Callable[[str], None] = lambda answer: None,
+    ) -> None:
+        self._settings = settings = config.policy
+        self._origin, self._path = configured_origin(settings.url)
+        # A way out of its own: questions wait for no blob, and one host may have every worker.
+        fetch = config.fetch.model_copy(
+            update={"timeout": settings.timeout, "per_host": config.fetch.workers}
+        )
+        self._gateway = Gateway(config.model_copy(update={"fetch": fetch}), strangers, trusted)
+        self._on_taken_down = on_taken_down
+        self._on_answer = on_answer
+        self._verdicts = Verdicts(ttl=settings.ttl, max_entries=settings.max_entries)
+        self._flights: SingleFlight[BlobKey, Verdict | None] | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; who asks before or then gets ``PolicyUnavailable``."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._gateway.run)
+            self._flights = SingleFlight(nursery)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def known(self, blob: BlobKey) -> Verdict | None:
+        """The verdict where it is known, or None: it has to be asked for. Microseconds."""
+        return self._verdicts.get(blob, trio.current_time())
+
+    async def permit(self, blob: BlobKey) -> None:
+        """Return once ``blob`` is known to be permitted, or nobody says so and that is enough.
+
+        Cancellation leaves the question to others who wait for it, or ends it.
+
+        Raises:
+            TakenDown: the service takes it down.
+            PolicyUnavailable: no answer, and ``policy.fail_open`` is off.
+        """
+        verdict = self.known(blob) or await self._ask(blob)
+        if verdict is Verdict.TAKEN_DOWN:
+            raise TakenDown(f"{blob.did} {blob.cid} is taken down by the policy service")
+        if verdict is None and not self._settings.fail_open:
+            raise PolicyUnavailable(f"{blob.did} {blob.cid}: no answer of the policy service")
+
+    async def _ask(self, blob: BlobKey) -> Verdict | None:
+        if self._flights is None:
+            return None
+
+        async def ask(_flight: Flight[Verdict | None]) -> Verdict | None:
+            return await self._answer(blob)
+
+        async with self._flights.join(blob, ask) as landed:
+            return landed.value
+
+    async def _answer(self, blob: BlobKey) -> Verdict | None:
+        target = f"{self._path}/{quote(blob.did, safe=':')}/{blob.cid}"
+        verdict = None
+        try:
+            answer = await self._gateway.get(
+                self._origin, target, max_bytes=MAX_ANSWER, trusted=True
+            )
+            verdict = verdict_of(answer.status)
+            problem = f"status {answer.status}"
+        except EgressError as error:
+            problem = str(error)
+        self._on_answer(verdict or "failure")
+        if verdict is None:
+            log.error("no answer of the policy service", did=blob.did, cid=blob.cid, cause=problem)
+            return None
+        self._verdicts.put(blob, verdict, trio.current_time())
+        if verdict is Verdict.TAKEN_DOWN:
+            await self._purge(blob)
+        return verdict
+
+    async def _purge(self, blob: BlobKey) -> None:
+        try:
+            await self._on_taken_down(blob)
+        except (sqlite3.Error, OSError) as error:
+            log.error("what is taken down cannot be purged", cid=blob.cid, error=str(error))

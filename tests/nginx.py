@@ -1,0 +1,91 @@
+"""A real nginx with a block of ours in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from proxy.config import Config
+from proxy.nginx import server_block
+from proxy.service import disk_cache_of
+from tests.processes import Server, listening
+from tests.required import skip_unless_required
+
+MAIN = """
+daemon off;
+{user}
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/temp;
+    proxy_temp_path {folder}/temp;
+    fastcgi_temp_path {folder}/temp;
+    uwsgi_temp_path {folder}/temp;
+    scgi_temp_path {folder}/temp;
+    # What others may have set for all servers, and the block must undo.
+    types {{ text/html jpg; }}
+    default_type text/html;
+    gzip on;
+    open_file_cache max=1000 inactive=600s;
+    open_file_cache_valid 600s;
+    include {folder}/site.conf;
+}}
+"""
+
+
+def nginx_program() -> str:
+    """Its path; without it the test is skipped, or fails where nginx is required."""
+    path = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"
+    program = shutil.which("nginx", path=path)
+    if program is None:
+        skip_unless_required("no nginx here; on Debian: apt install nginx-light")
+    return program
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def images_of(config: Config) -> Path:
+    """The folder that nginx looks for files in."""
+    return disk_cache_of(config).images
+
+
+def block_for(config: Config, port: int) -> str:
+    """The server block of ``config``, listening on a port of 127.0.0.1."""
+    return server_block(config, images_of(config), listen=[f"127.0.0.1:{port}"])
+
+
+def check(folder: Path, block: str) -> str:
+    """What ``nginx -t`` says of a block, mistakes and warnings."""
+    done = subprocess.run(
+        [*_command(folder, block), "-t"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) == ("test is successful" in done.stderr), done.stderr
+    return "\n".join(line for line in done.stderr.splitlines() if "[" in line)
+
+
+def run_nginx(folder: Path, config: Config) -> AbstractAsyncContextManager[Server]:
+    """nginx with the block of ``config``, ended with the block of ``async with``."""
+    port = free_port()
+    return listening(_command(folder, block_for(config, port)), port)
+
+
+def _command(folder: Path, block: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    # Its workers must be able to enter the temporary folder of the tests.
+    user = "user root;" if os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user))
+    (folder / "site.conf").write_text(block)
+    return [nginx_program(), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]

@@ -1,0 +1,126 @@
+"""Chores of a shared folder: one process at a time, and the next one when it is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.turns import TURN_SECONDS, Turn, in_turn
+from tests.fakes.steps import cancelled_at_every_step
+
+HOLD = """
+import sys
+from pathlib import Path
+from proxy.turns import Turn
+turn = Turn(Path(sys.argv[1]))
+print(turn.take(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_turn_outlasts_the_process_that_was_killed_with_it(tmp_path: Path) -> None:
+    """Catches a turn that is a file's existence, or a time: a SIGKILL would stop the chore."""
+    path = tmp_path / "turns" / "cdn"
+    neighbour = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert neighbour.stdout is not None
+        assert neighbour.stdout.readline().strip() == "True"
+        turn = Turn(path)
+        assert not turn.take()
+    finally:
+        os.kill(neighbour.pid, signal.SIGKILL)
+        neighbour.communicate()
+    assert turn.take()
+    assert turn.take()
+    turn.give_up()
+
+
+def test_a_turn_that_was_given_up_is_free_and_turns_of_other_chores_always(tmp_path: Path) -> None:
+    first, second, other = (Turn(tmp_path / name) for name in ("a", "a", "b"))
+    assert first.take()
+    assert not second.take()
+    assert other.take()
+    first.give_up()
+    first.give_up()
+    assert second.take()
+    second.give_up()
+    other.give_up()
+
+
+async def test_a_chore_runs_twice_or_never_after_the_first_one_ended(
+    nursery: trio.Nursery, tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    """Catches a chore beside the one that runs, and a waiting one that misses its turn."""
+    events: list[str] = []
+    scope = trio.CancelScope()
+    began = {"first": trio.Event(), "second": trio.Event()}
+
+    async def chore(name: str) -> None:
+        events.append(name)
+        began[name].set()
+        await trio.sleep_forever()
+
+    async def first() -> None:
+        with scope:
+            await in_turn(Turn(tmp_path / "chore"), partial(chore, "first"))
+
+    nursery.start_soon(first)
+    await began["first"].wait()
+    nursery.start_soon(in_turn, Turn(tmp_path / "chore"), partial(chore, "second"))
+    mock_clock.jump(TURN_SECONDS)
+    await trio.testing.wait_all_tasks_blocked()
+    assert events == ["first"]
+    scope.cancel()
+    while not began["second"].is_set():
+        mock_clock.jump(TURN_SECONDS)
+        await trio.testing.wait_all_tasks_blocked(0.001)
+    assert events == ["first", "second"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_folder_that_cannot_be_written_ends_the_service(
+    nursery: trio.Nursery, tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    (tmp_path / "turns").write_text("no folder")
+    began = trio.Event()
+
+    async def chore() -> None:
+        began.set()
+        await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(in_turn, Turn(tmp_path / "turns" / "chore"), chore)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert not began.is_set()
+    (tmp_path / "turns").unlink()
+    with trio.fail_after(1000):
+        while not began.is_set():
+            mock_clock.jump(TURN_SECONDS)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_cancelled_wait_keeps_the_turn(tmp_path: Path, after: bool) -> None:
+    """Catches a lock that was taken in a thread while the task was cancelled."""
+
+    async def attempt() -> None:
+        await in_turn(Turn(tmp_path / "chore"), trio.lowlevel.checkpoint)
+
+    def check() -> None:
+        turn = Turn(tmp_path / "chore")
+        assert turn.take()
+        turn.give_up()
+
+    await cancelled_at_every_step(attempt, check, after=after)
