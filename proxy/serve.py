@@ -7,6 +7,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hypercorn.run
 import hypercorn.trio
@@ -15,6 +16,7 @@ from hypercorn.utils import LifespanFailureError
 
 from proxy import systemd
 from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
+from proxy.siblings import FOLDER_VARIABLE
 from proxy.web.app import ImageProxyApp, create_app
 
 KEEP_ALIVE_SECONDS = 75
@@ -43,7 +45,10 @@ def serve(config: Config, file: Path | None, overrides: Layer) -> int:
         os.environ.update(environment_for(overrides))
         settings.application_path = "proxy.serve:worker_app()"
         settings.workers = config.server.workers
-        return hypercorn.run.run(settings)
+        # Only this user may enter it.
+        with TemporaryDirectory(prefix="imageproxy-") as folder:
+            os.environ[FOLDER_VARIABLE] = folder
+            return hypercorn.run.run(settings)
     except (OSError, ExceptionGroup) as error:
         print(f"imageproxy: {_why_not(config, error)}", file=sys.stderr)
         return 1

@@ -516,8 +516,9 @@ def _disk_cache(config: Config, metrics: Metrics, blocks: BlockStore) -> DiskCac
         may_keep=lambda key: not blocks.is_blocked(key.blob),
         on_evicted=lambda reason, count: metrics.evictions.labels(reason).inc(count),
     )
-    metrics.gauge("cache_entries", "Entries on disk", lambda: disk.statistics().entries)
-    metrics.gauge("cache_bytes", "Bytes on disk", lambda: disk.statistics().bytes)
+    kept = disk.statistics
+    metrics.gauge("cache_entries", "Entries on disk", lambda: kept().entries, shared=True)
+    metrics.gauge("cache_bytes", "Bytes on disk", lambda: kept().bytes, shared=True)
     return disk
 
 

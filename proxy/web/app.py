@@ -9,10 +9,12 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from proxy import metrics
+from proxy.aggregate import Snapshot, merge, render
 from proxy.config import Config, load_config
 from proxy.egress.network import Network
 from proxy.log import configure_logging
 from proxy.service import open_service
+from proxy.siblings import siblings
 from proxy.web import connection
 from proxy.web.admin import admin_routes
 from proxy.web.answers import Answer, plain_answer
@@ -38,6 +40,7 @@ class ImageProxyApp(QuartTrio):
         self.responder = Responder()
         self._config = config
         self._networks = networks
+        self._siblings = siblings(self._snapshot)
         self._stopping = trio.Event()
         self._stopped = trio.Event()
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = config.server.shutdown_timeout + 1
@@ -62,11 +65,25 @@ class ImageProxyApp(QuartTrio):
         """Say on ``/readyz`` that this process will end."""
         self.responder.draining = True
 
+    async def metrics(self) -> bytes:
+        """The Prometheus text format, of all worker processes of this server."""
+        if self._siblings is None:
+            return render(self._snapshot())
+        return render(merge(await self._siblings.snapshots()))
+
+    def _snapshot(self) -> Snapshot:
+        service = self.responder.service
+        return service.metrics.snapshot() if service else Snapshot(())
+
     async def _start(self) -> None:
         # The lifespan's nursery; the service opens its own within.
         await self.nursery.start(self._run_service)
+        if self._siblings is not None:
+            await self.nursery.start(self._siblings.run)
 
     async def _stop(self) -> None:
+        if self._siblings is not None:
+            self._siblings.stop()
         self._stopping.set()
         await self._stopped.wait()
 
@@ -124,9 +141,7 @@ def create_app(
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        service = responder.service
-        text = service.metrics.render() if service else b""
-        return Response(text, content_type=metrics.CONTENT_TYPE)
+        return Response(await app.metrics(), content_type=metrics.CONTENT_TYPE)
 
     @app.errorhandler(HTTPException)
     async def as_text(error: HTTPException) -> Response:

@@ -180,7 +180,7 @@ VALUES = {
     },
     "format": {"jpeg", "png", "webp", "avif", "gif"},
     "stage": {"fetch", "process"},
-    "reason": {"ttl", "size"},
+    "reason": {"ttl", "size", "crash", "hang", "protocol"},
 }
 """Every value that a label may have."""
 
