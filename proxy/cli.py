@@ -437,10 +437,11 @@ def _selection(did: str | None, cid: str | None) -> Selection:
 
 
 def _with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T:
-    """Run ``work`` with the disk cache alone."""
+    """Run ``work`` with the disk cache alone, once its index knows every file."""
 
     async def run() -> T:
         async with aclosing(disk_cache_of(settings)) as disk:
+            await disk.make_indexed()
             return await work(disk)
 
     return trio.run(run)
