@@ -15,16 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import click
 import pytest
 import trio
 import yaml
 
-from proxy.cli import cli
 from proxy.config import Config, load_config
 from proxy.nginx import server_block
 from proxy.process.memory import ceiling
 from proxy.service import disk_cache_of
+from tests.commands import assert_is_command
 from tests.fakes.world import tiny_jpeg
 from tests.processes import ROOT, SERVE, Client, run, serve, until, upstream
 from tests.required import skip_unless_required
@@ -39,19 +38,6 @@ def need(program: str) -> str:
     if found is None:
         skip_unless_required(f"{program} is not installed")
     return found
-
-
-def assert_is_command(arguments: list[str]) -> None:
-    """Fail for what the command line would not take. Nothing is run."""
-    command: click.Command = cli
-    context: click.Context | None = None
-    rest = arguments
-    while isinstance(command, click.Group):
-        context = command.make_context(command.name, list(rest), parent=context)
-        _, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        assert found is not None
-        command = found
-    command.make_context(command.name, list(rest), parent=context)
 
 
 # systemd
