@@ -208,6 +208,14 @@ class CdnSection(Section):
         return self
 
 
+class TraceSection(Section):
+    """[trace]"""
+
+    endpoint: OptionalUrl = ""
+    sample: Annotated[float, NotBool, Field(ge=0, le=1, allow_inf_nan=False)] = 1
+    propagate: bool = False
+
+
 PresetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
@@ -222,6 +230,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     cache: CacheSection = CacheSection()
     policy: PolicySection = PolicySection()
     cdn: CdnSection = CdnSection()
+    trace: TraceSection = TraceSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
 
     @model_validator(mode="after")

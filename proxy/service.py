@@ -53,8 +53,12 @@ from proxy.moderation.policy import Policy
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
+from proxy.spans import NoSpans, Spans
 from proxy.turns import Turn
 from proxy.urls import BlobKey, ImageKey, image_key
+
+LAST_EXPORT_SECONDS = 2.0
+"""Seconds that spans may take on their way out when everything else has stopped."""
 
 MEMORY_SECONDS = 3600.0
 """How long a result is served from memory before its file is looked at again."""
@@ -130,10 +134,12 @@ class Service:
         processor: Processor,
         claims: Claims | None,
         metrics: Metrics,
+        spans: Spans,
         nursery: trio.Nursery,
     ) -> None:
         self.config = config
         self.metrics = metrics
+        self.spans = spans
         self.blocks = blocks
         self.permission = permission
         self.upkeep = upkeep
@@ -233,6 +239,7 @@ class Service:
             # Nothing awaits from here on: what was transformed is not lost to a cancellation.
             if self._purges == purges and not self.permission.refuses(key.blob):
                 self._memory.put(key, made.entry)
+                stack.callback(self.spans.begin("write"))
                 # The claim goes with the write: who waits for it then finds the file.
                 self._writer.offer(key, made.entry, stack.pop_all().close)
             return made
@@ -252,12 +259,9 @@ class Service:
         self.metrics.process_duration.labels(key.preset, processed.format.value).observe(
             processed.process_seconds
         )
-        timings = {
-            **source.timings,
-            "queue": processed.queue_seconds,
-            "process": processed.process_seconds,
-        }
-        return _Made(Entry(processed.data, processed.format), "miss", timings)
+        own = {"queue": processed.queue_seconds, "process": processed.process_seconds}
+        self.spans.past(own)
+        return _Made(Entry(processed.data, processed.format), "miss", {**source.timings, **own})
 
     async def _process(
         self, source: _Source, preset: Preset, key: ImageKey, flight: Flight[_Made]
@@ -309,16 +313,18 @@ class Service:
 
     async def _resolve_and_fetch(self, blob: BlobKey) -> _Source:
         began = trio.current_time()
-        pds = await self._resolver.resolve(blob.did)
+        with self.spans.span("resolve"):
+            pds = await self._resolver.resolve(blob.did)
         resolved = trio.current_time()
-        try:
-            data = await self._fetcher.fetch(pds, blob)
-        except BlobNotFound:
-            # Accounts migrate: an older document may name a PDS that they have left.
-            current = await self._resolver.resolve(blob.did, max_age=MIGRATION_AGE)
-            if current == pds:
-                raise
-            data = await self._fetcher.fetch(current, blob)
+        with self.spans.span("fetch"):
+            try:
+                data = await self._fetcher.fetch(pds, blob)
+            except BlobNotFound:
+                # Accounts migrate: an older document may name a PDS that they have left.
+                current = await self._resolver.resolve(blob.did, max_age=MIGRATION_AGE)
+                if current == pds:
+                    raise
+                data = await self._fetcher.fetch(current, blob)
         return _Source(data, {"resolve": resolved - began, "fetch": trio.current_time() - resolved})
 
 
@@ -372,6 +378,7 @@ async def open_service(
         if part is None:
             raise TypeError(f"{name} must not be None")
     metrics = Metrics()
+    spans = _spans(config)
     blocks = block_store_of(config)
     await blocks.load()
     disk = claims = None
@@ -417,7 +424,9 @@ async def open_service(
             closed.callback(claims.close)
             closed.push_async_callback(disk.aclose)
         writing = trio.CancelScope(shield=True)
-        outlasting.start_soon(_within, writing, writer.run)
+        outlasting.start_soon(_write_to_the_end, writing, writer, spans)
+        exporting = trio.CancelScope(shield=True)
+        outlasting.start_soon(_within, exporting, spans.run)
         try:
             # Stops first, all at once: whatever makes results.
             async with trio.open_nursery() as nursery:
@@ -435,7 +444,7 @@ async def open_service(
                 if resolver is ...:
                     resolver = DidResolver(config, gateway, nursery)
                 if fetcher is ...:
-                    fetcher = PdsFetcher(config, gateway)
+                    fetcher = PdsFetcher(config, gateway, spans.outgoing)
                 service = Service(
                     config,
                     blocks=blocks,
@@ -449,6 +458,7 @@ async def open_service(
                     processor=processor,
                     claims=claims,
                     metrics=metrics,
+                    spans=spans,
                     nursery=nursery,
                 )
                 await upkeep.check()
@@ -461,13 +471,30 @@ async def open_service(
         finally:
             writer.close()
             writing.deadline = trio.current_time() + config.server.shutdown_timeout
+            exporting.deadline = writing.deadline + LAST_EXPORT_SECONDS
     if failure is not None:
         raise failure
+
+
+async def _write_to_the_end(scope: trio.CancelScope, writer: CacheWriter, spans: Spans) -> None:
+    await _within(scope, writer.run)
+    spans.close()
 
 
 async def _within(scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
     with scope:
         await work()
+
+
+def _spans(config: Config) -> Spans:
+    if not config.trace.endpoint:
+        return NoSpans()
+    try:
+        # Imported late: it is an extra.
+        from proxy.tracing import tracing_of
+    except ImportError as error:
+        raise RuntimeError(f"trace.endpoint needs the extra otel: {error}") from error
+    return tracing_of(config.trace)
 
 
 def block_store_of(config: Config) -> BlockStore:

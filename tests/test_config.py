@@ -77,6 +77,7 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "fail_open": False,
     },
     "cdn": {"kind": "", "zone": "", "token": SecretStr("")},
+    "trace": {"endpoint": "", "sample": 1, "propagate": False},
 }
 """The defaults that dashboards, documents and the seed's users know."""
 
@@ -213,6 +214,9 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cdn.kind": (["Cloudflare", "fastly", 1], "'', 'cloudflare' or 'bunny'"),
     "cdn.zone": (["0123", "Z" * 32, "0" * 33, "../../zones/other", 5], "pattern|string"),
     "cdn.token": (["with space", "line\nbreak", "umlaut\u00e4", 5], "visible ASCII|string"),
+    "trace.endpoint": (["collector:4318", "ftp://a", 5], "URL|string"),
+    "trace.sample": ([-0.1, 1.1, "all", True], "equal to|number"),
+    "trace.propagate": (["perhaps", 2], "boolean"),
     "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
     "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
@@ -312,6 +316,9 @@ VALID: list[tuple[str, str, object]] = [
     ("cdn.kind", "", ""),
     ("cdn.zone", "0123456789abcdef" * 2, "0123456789abcdef" * 2),
     ("cdn.token", "s3cret-_~!", SecretStr("s3cret-_~!")),
+    ("trace.endpoint", "http://127.0.0.1:4318/v1/traces", "http://127.0.0.1:4318/v1/traces"),
+    ("trace.sample", "0.01", 0.01),
+    ("trace.propagate", "true", True),
     ("presets.avatar.width", "8192", 8192),
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),

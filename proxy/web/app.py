@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 import trio
 from quart import Response
@@ -21,6 +23,7 @@ from proxy.web.answers import Answer, plain_answer
 from proxy.web.asgi import Receive, Scope, Send, serve
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
+from proxy.web.traced import traced
 
 RESTART_PAUSE = 1.0
 """Seconds before a crashed service starts again."""
@@ -41,6 +44,10 @@ class ImageProxyApp(QuartTrio):
         self._config = config
         self._networks = networks
         self._siblings = siblings(self._snapshot)
+        self._served = (
+            ("/img/", "/img/{preset}/plain/{did}/{cid}", self.responder.image),
+            ("/blob/", "/blob/{did}/{cid}", self.responder.blob),
+        )
         self._stopping = trio.Event()
         self._stopped = trio.Event()
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = config.server.shutdown_timeout + 1
@@ -55,10 +62,13 @@ class ImageProxyApp(QuartTrio):
             # No path at all, or one that the framework fails to parse.
             return await serve(scope, receive, send, _not_a_path)
         if scope["type"] == "http" and self._config.server.enabled:
-            if scope["path"].startswith("/img/"):
-                return await serve(scope, receive, send, self.responder.image)
-            if scope["path"].startswith("/blob/"):
-                return await serve(scope, receive, send, self.responder.blob)
+            for prefix, route, respond in self._served:
+                if scope["path"].startswith(prefix):
+                    if self._config.trace.endpoint and self.responder.service is not None:
+                        app = partial(serve, respond=respond)
+                        spans = self.responder.service.spans
+                        return await traced(spans, route, scope, receive, send, app)
+                    return await serve(scope, receive, send, respond)
         return await super().asgi_app(scope, receive, send)  # type: ignore[arg-type]
 
     def drain(self) -> None:
