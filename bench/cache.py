@@ -244,10 +244,10 @@ def _purge(stock: Stock, plan: Plan) -> tuple[float, float]:
         times = []
         for selection in selections:
             began = time.perf_counter()
-            purged = roomy.purge(selection)
+            purged = roomy.purge([selection])
             times.append(time.perf_counter() - began)
-            if purged.entries != expected:
-                raise BenchError(f"{purged.entries} entries were purged, not {expected}")
+            if purged != expected:
+                raise BenchError(f"{purged} entries were purged, not {expected}")
         found.append(median(times))
     roomy.close()
     return found[0], found[1]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import logging
+import os
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import wraps
@@ -17,7 +20,7 @@ import click
 import trio
 
 from proxy import serve as serving
-from proxy.cache.base import Purged, Selection
+from proxy.cache.base import Selection
 from proxy.cache.disk import DiskCache
 from proxy.config import Config, ConfigError, Layer, load_config
 from proxy.doctor.judgement import Level, failed
@@ -26,12 +29,14 @@ from proxy.errors import ImageProxyError, InvalidRequest
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
 from proxy.moderation.cdn.queue import CdnQueue, Pending
+from proxy.moderation.moderator import Moderator
 from proxy.nginx import server_block
 from proxy.service import (
     Service,
-    block_store_of,
     disk_cache_of,
     moderation_database_of,
+    moderation_store_of,
+    open_moderator,
     open_service,
 )
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
@@ -281,12 +286,13 @@ def bar(amount: int, most: int, columns: int) -> str:
 @cache.command("purge")
 @click.option("--did")
 @click.option("--cid")
+@click.option("--reason", default="")
 @_with_config
-def cache_purge(context: _Context, did: str | None, cid: str | None) -> None:
-    """Remove the entries of an owner, a blob, or a pair."""
-    selection = _selection(did, cid)
-    purged = _with_cache(context.load(), lambda disk: disk.purge(selection))
-    click.echo(f"{purged.entries} removed")
+def cache_purge(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
+    """Remove the entries of an owner, a blob, or a pair, running servers' too."""
+    settings, selection = context.load(), _selection(did, cid)
+    removed = _decide(settings, lambda it: it.purge(selection, by=_user(), reason=reason))
+    click.echo(f"{removed} removed")
 
 
 @cache.command("cleanup")
@@ -354,55 +360,66 @@ def blocks() -> None:
 @click.option("--pending-cdn", is_flag=True, help="What the CDN has yet to forget, instead.")
 @_with_config
 def blocks_list(context: _Context, pending_cdn: bool) -> None:
-    """Print the blocks, oldest first."""
+    """Print the blocks, oldest first: when, owner, blob, by whom, why."""
     settings = context.load()
     if pending_cdn:
         database = moderation_database_of(settings)
         for pending in CdnQueue(database).all() if database.path.exists() else ():
-            click.echo(f"{_when(pending.queued_at)}  {_describe(pending)}")
+            click.echo(f"{_at(pending.queued_at)}  {_describe(pending)}")
         return
-    for block in trio.run(block_store_of(settings).list):
-        at = _when(block.created_at)
-        click.echo(f"{at}  {block.did or '*'}  {block.cid or '*'}  {block.reason}".rstrip())
+    for block in moderation_store_of(settings).blocks():
+        what = f"{block.did or '*'}  {block.cid or '*'}"
+        click.echo(f"{_at(block.created_at)}  {what}  {block.by}  {_line(block.reason)}".rstrip())
 
 
 def _describe(pending: Pending) -> str:
     blob = f"{pending.blob.did}  {pending.blob.cid}"
     if not pending.failures:
         return f"{blob}  waits"
-    at = _when(pending.failed_at)
+    at = _at(pending.failed_at)
     return f"{blob}  failed {pending.failures} x, last at {at}: {pending.error}"
-
-
-def _when(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @blocks.command("add")
 @click.option("--did")
 @click.option("--cid")
-@click.option("--reason", default="")
+@click.option("--reason", default="", help="Of those in the file, for lines without one.")
+@click.option(
+    "--file",
+    "file_list",
+    type=click.File("r", encoding="utf-8", errors="replace"),
+    help="Many: a line is DID, CID, or DID CID, then # and a reason; - is standard input.",
+)
 @_with_config
-def blocks_add(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
-    """Block, and purge what is cached of it."""
+def blocks_add(
+    context: _Context, did: str | None, cid: str | None, reason: str, file_list: TextIO | None
+) -> None:
+    """Block, and purge what is cached of it. At return every running server obeys."""
     settings = context.load()
-    selection = _selection(did, cid)
-
-    async def work(disk: DiskCache) -> Purged:
-        await block_store_of(settings).add(selection, reason)
-        return await disk.purge(selection)
-
-    purged = _with_cache(settings, work)
-    click.echo(f"blocked; {purged.entries} cached entries removed")
+    if file_list is None:
+        selection = _selection(did, cid)
+        removed = _decide(settings, lambda it: it.block(selection, by=_user(), reason=reason))
+        click.echo(f"blocked; {removed} cached entries removed")
+        return
+    if did is not None or cid is not None:
+        raise click.UsageError("give --file, or --did and --cid")
+    entries = list(_read_blocks(file_list, reason))
+    with click.progressbar(length=len(entries), label="blocking", file=sys.stderr) as bar:
+        removed = _decide(
+            settings, lambda it: it.block_all(entries, by=_user(), on_kept=bar.update)
+        )
+    click.echo(f"{len(entries)} blocked; {removed} cached entries removed")
 
 
 @blocks.command("remove")
 @click.option("--did")
 @click.option("--cid")
+@click.option("--reason", default="")
 @_with_config
-def blocks_remove(context: _Context, did: str | None, cid: str | None) -> None:
-    """Lift a block."""
-    lifted = trio.run(block_store_of(context.load()).remove, _selection(did, cid))
+def blocks_remove(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
+    """Lift a block, whoever asked for it."""
+    settings, selection = context.load(), _selection(did, cid)
+    lifted = _decide(settings, lambda it: it.lift_any(selection, by=_user(), reason=reason))
     click.echo("lifted" if lifted else "there was no such block")
     sys.exit(0 if lifted else 1)
 
@@ -415,9 +432,78 @@ def nginx(context: _Context) -> None:
     click.echo(server_block(settings, disk_cache_of(settings).images), nl=False)
 
 
+@blocks.command("audit")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
+@_with_config
+def blocks_audit(context: _Context, limit: int) -> None:
+    """Print the last decisions, oldest first: when, who, what, entries removed, why."""
+    for each in moderation_store_of(context.load()).audit(limit):
+        removed = "-" if each.removed is None else str(each.removed)
+        what = f"{each.action}  {each.did or '*'}  {each.cid or '*'}"
+        line = f"{_at(each.at)}  {each.by}  {what}  {removed}  {_line(each.reason)}"
+        click.echo(line.rstrip())
+
+
+def parse_block_line(line: str) -> tuple[Selection, str] | None:
+    """What a line of a list blocks, and why; None where it has only a comment.
+
+    Raises:
+        InvalidRequest: the line follows none of the forms.
+    """
+    what, _, reason = line.partition("#")
+    match what.split():
+        case []:
+            return None
+        case [did, cid]:
+            selection = Selection(parse_did(did), parse_cid(cid))
+        case [did] if did.startswith("did:"):
+            selection = Selection(did=parse_did(did))
+        case [cid]:
+            selection = Selection(cid=parse_cid(cid))
+        case _:
+            raise InvalidRequest(line)
+    return selection, reason.strip()
+
+
+def _read_blocks(lines: Iterable[str], reason: str) -> Iterator[tuple[Selection, str]]:
+    for number, line in enumerate(lines, 1):
+        try:
+            found = parse_block_line(line)
+        except InvalidRequest as error:
+            raise click.UsageError(f"line {number}: {error.public_message}") from None
+        if found is not None:
+            yield found[0], found[1] or reason
+
+
+def _decide(settings: Config, work: Callable[[Moderator], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with open_moderator(settings) as moderator:
+            return await work(moderator)
+
+    return trio.run(run)
+
+
+def _user() -> str:
+    """Who decides, as the audit tells."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # an account without a name
+        return f"cli:{os.getuid()}"
+
+
+def _at(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _line(text: str) -> str:
+    """On one line, and without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def main() -> None:
     """The console script."""
-    configure_logging()
+    # A command says what it did; what serves configures its own.
+    configure_logging(logging.WARNING)
     try:
         cli()
     except (OSError, sqlite3.Error) as error:

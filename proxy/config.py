@@ -26,6 +26,10 @@ from pydantic import (
     model_validator,
 )
 
+from proxy.egress.endpoint import Origin, parse_origin
+from proxy.egress.errors import Forbidden
+from proxy.errors import InvalidDid
+from proxy.identifiers import Did, parse_did
 from proxy.presets import DEFAULT_PRESETS, NotBool, Preset
 
 ENV_PREFIX = "IMAGE_PROXY_"
@@ -63,6 +67,31 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _stream_url(text: str) -> str:
+    if text:
+        try:
+            _stream_origin(text)
+        except Forbidden as error:
+            raise ValueError(f"must be wss://HOST or ws://HOST:PORT: {error}") from None
+    return text
+
+
+def _stream_origin(text: str) -> Origin:
+    scheme, separator, rest = text.partition("://")
+    schemes = {"wss": "https", "ws": "http"}
+    # Another scheme is refused as it is.
+    return parse_origin(
+        schemes.get(scheme, "other") + separator + rest, allow_http=True, allow_private_hosts=True
+    )
+
+
+def _did(text: str) -> Did:
+    try:
+        return parse_did(text)
+    except InvalidDid:
+        raise ValueError("must be a DID such as did:plc:ar7c4by46qjdydhdevvrndac") from None
+
+
 def _required_url(text: str) -> str:
     if text == "":
         raise ValueError("must not be empty")
@@ -93,10 +122,18 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _dids(value: object) -> object:
+    # The environment has no other way to say "none".
+    return () if value == "" else _comma_separated(value)
+
+
 Positive = Annotated[int, NotBool, Field(ge=1)]
 Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
+OperatorName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
+LabelerDid = Annotated[Did, AfterValidator(_did)]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[!-+\--~]+$", max_length=128)]
 MediaRange = Annotated[str, StringConstraints(pattern=r"^[a-z]+/(\*|[a-z0-9.+-]+)$")]
 
 
@@ -114,6 +151,7 @@ class ServerSection(Section):
     cdn_url: OptionalUrl = ""
     admin_token: SecretStr = SecretStr("")
     shutdown_timeout: Duration = 10
+    admin_tokens: dict[OperatorName, Annotated[SecretStr, Field(min_length=1)]] = {}
 
 
 class IdentitySection(Section):
@@ -208,6 +246,26 @@ class CdnSection(Section):
         return self
 
 
+class LabelsSection(Section):
+    """[labels]"""
+
+    subscribe: Annotated[tuple[LabelerDid, ...], BeforeValidator(_dids)] = ()
+    values: Annotated[tuple[LabelValue, ...], BeforeValidator(_comma_separated)] = ("!takedown",)
+    scope: Literal["owner", "everywhere"] = "owner"
+
+
+class AccountsSection(Section):
+    """[accounts]"""
+
+    url: Annotated[str, AfterValidator(_stream_url)] = ""
+    kind: Literal["jetstream", "relay"] = "jetstream"
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the stream is; None: nowhere."""
+        return _stream_origin(self.url) if self.url else None
+
+
 class TraceSection(Section):
     """[trace]"""
 
@@ -230,6 +288,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     cache: CacheSection = CacheSection()
     policy: PolicySection = PolicySection()
     cdn: CdnSection = CdnSection()
+    labels: LabelsSection = LabelsSection()
+    accounts: AccountsSection = AccountsSection()
     trace: TraceSection = TraceSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
 

@@ -174,6 +174,13 @@ class PolicyUnavailable(Busy):
     """Nobody permitted it: the policy service does not answer, and ``policy.fail_open`` is off."""
 
 
+class ModerationUnreadable(ImageProxyError):
+    """What is blocked cannot be told at the moment, so nothing is served."""
+
+    status = 503
+    message = "busy"
+
+
 class UpstreamTimeout(ImageProxyError):
     """The PDS or the directory took too long."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -59,12 +59,22 @@ class Resolver(Protocol):
 def pds_of(did: Did, document: bytes) -> str:
     """The PDS that a DID document names: pure, total.
 
-    atproto, DID specification: the first service with id ``#atproto_pds`` and type
-    ``AtprotoPersonalDataServer``.
-
     Raises:
         DidUnresolvable: not a document of this DID.
         NoPdsEndpoint: no such service, or its endpoint is no string.
+    """
+    parsed = parse_document(did, document)
+    endpoint = service_endpoint(did, parsed, "#atproto_pds", "AtprotoPersonalDataServer")
+    if endpoint is None:
+        raise NoPdsEndpoint(f"{did}: the document names no PDS")
+    return endpoint
+
+
+def parse_document(did: Did, document: bytes) -> dict[str, Any]:
+    """The DID document in ``document``.
+
+    Raises:
+        DidUnresolvable: not a document of this DID.
     """
     try:
         parsed: Any = json.loads(document)
@@ -72,17 +82,27 @@ def pds_of(did: Did, document: bytes) -> str:
         raise DidUnresolvable(f"{did}: the document is not JSON: {error}") from None
     if not isinstance(parsed, dict) or parsed.get("id") != did:
         raise DidUnresolvable(f"{did}: the document is not of this DID")
-    services = parsed.get("service")
-    for service in services if isinstance(services, list) else ():
-        if (
-            isinstance(service, dict)
-            and service.get("id") in ("#atproto_pds", f"{did}#atproto_pds")
-            and service.get("type") == "AtprotoPersonalDataServer"
-        ):
-            endpoint = service.get("serviceEndpoint")
-            if isinstance(endpoint, str) and endpoint:
-                return endpoint
-    raise NoPdsEndpoint(f"{did}: the document names no PDS")
+    return parsed
+
+
+def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> str | None:
+    """The endpoint of a service, or None: pure, total.
+
+    atproto, DID specification: the first service with the id (``#atproto_pds``, say) and the type.
+    """
+    for service in entries(did, document, "service", id):
+        endpoint = service.get("serviceEndpoint")
+        if service.get("type") == type and isinstance(endpoint, str) and endpoint:
+            return endpoint
+    return None
+
+
+def entries(did: Did, document: dict[str, Any], section: str, id: str) -> Iterator[dict[str, Any]]:
+    """What a section of a DID document has by an id, with or without the DID before it."""
+    listed = document.get(section)
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, dict) and entry.get("id") in (id, f"{did}{id}"):
+            yield entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +171,7 @@ class DidResolver:
 
     async def _ask(self, did: Did) -> str:
         try:
-            pds = pds_of(did, await self._document(did))
+            pds = pds_of(did, await self.document(did))
         except (DidNotFound, NoPdsEndpoint) as error:
             # The source has spoken: this replaces what was known.
             self._remember(did, _Remembered(self._clock(), None, error.fresh()))
@@ -180,7 +200,12 @@ class DidResolver:
         while len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
 
-    async def _document(self, did: Did) -> bytes:
+    async def document(self, did: Did) -> bytes:
+        """The DID document as its source has it now; nothing is remembered.
+
+        Raises:
+            DidNotFound, DidUnresolvable, UpstreamTimeout, Busy: as ``Resolver.resolve``.
+        """
         try:
             answer = await self._get(did)
         except Saturated as error:

@@ -8,8 +8,11 @@ import sys
 import structlog
 
 
-def configure_logging() -> None:
-    """Set structlog up for this process. Call it once, before the first line."""
+def configure_logging(level: int = logging.INFO) -> None:
+    """Set structlog up for this process, for lines of ``level`` and above.
+
+    Call it before the first line.
+    """
     terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
         # Plain tracebacks: the default ones show local variables, tokens among them.
@@ -25,7 +28,7 @@ def configure_logging() -> None:
             *(() if terminal else (structlog.processors.format_exc_info,)),
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -57,6 +57,7 @@ class Metrics:
             "cache_writes_dropped_total", "Cache writes that found the channel full"
         )
         self.worker_deaths = counter("worker_deaths_total", "Image workers that died", "reason")
+        self.decisions = counter("decisions_total", "Blocks, liftings and purges decided", "action")
         self.blocked = counter("blocked_total", "Requests for what is blocked")
         self.policy_answers = counter(
             "policy_answers_total", "Questions to the policy service", "answer"
@@ -66,12 +67,22 @@ class Metrics:
         self.revalidations = counter(
             "revalidations_total", "Cached blobs that their PDS was asked for", "finding"
         )
+        self.feed_events = counter(
+            "feed_events_total", "What labels and account events led to", "feed", "outcome"
+        )
+        self.feed_disconnects = counter(
+            "feed_disconnects_total", "Connections to feeds that ended or failed", "feed", "reason"
+        )
+        self.feed_connections = Gauge(
+            "imageproxy_feed_connections", "Open connections to feeds", ["feed"], registry=registry
+        )
 
         # What has not happened is 0 and not absent: else a first event is no increase.
         for metric, values in (
             (self.rejected, ("fetch", "process")),
             (self.evictions, ("ttl", "size")),
             (self.worker_deaths, ("crash", "hang", "protocol")),
+            (self.decisions, ("block", "lift", "purge")),
         ):
             for value in values:
                 metric.labels(value)

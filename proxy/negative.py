@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from proxy.cache.base import Selection
+from proxy.cache.base import Covering
 from proxy.errors import (
     BlobNotFound,
     CidMismatch,
@@ -60,7 +60,7 @@ class NegativeCache:
         """Forget what was noted of ``blob``."""
         self._failures.pop(blob, None)
 
-    def purge(self, selection: Selection) -> None:
-        """Forget what is selected."""
-        for blob in [blob for blob in self._failures if selection.covers_blob(blob)]:
+    def purge(self, covering: Covering) -> None:
+        """Forget what is covered."""
+        for blob in [blob for blob in self._failures if covering.covers_blob(blob)]:
             del self._failures[blob]

@@ -6,6 +6,7 @@ gone, so what a dead one left behind can be told from the work of one that lives
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -14,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _NEW = ".new"
+
+_NUMBER_BYTES = 8
 
 
 class Presence:
@@ -58,6 +61,31 @@ class Presence:
             (self._folder / self.token).unlink()
         os.close(self._descriptor)
         self._descriptor = None
+
+    def note(self, number: int) -> None:
+        """Leave a number with the mark, for other processes to read.
+
+        Raises:
+            OSError: the mark is not there (any more).
+        """
+        if self._descriptor is None or not self.is_there():
+            raise FileNotFoundError(errno.ENOENT, "the mark is gone", self.token)
+        os.pwrite(self._descriptor, number.to_bytes(_NUMBER_BYTES, "big"), 0)
+
+    def noted(self, token: str) -> int | None:
+        """The number that was left with a mark, 0 before there is one; None: it is gone.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        try:
+            return int.from_bytes((self._folder / token).read_bytes(), "big")
+        except FileNotFoundError:
+            return None
+
+    def is_there(self) -> bool:
+        """Whether the mark was left, and nobody deleted its file."""
+        return self._descriptor is not None and os.fstat(self._descriptor).st_nlink > 0
 
     def living(self) -> frozenset[str]:
         """The tokens of all marks whose process runs, this one's among them.

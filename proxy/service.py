@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,8 +15,7 @@ from typing import Literal
 
 import trio
 
-from proxy.blocks import BlockStore
-from proxy.cache.base import Cache, Entry, Purged, Selection
+from proxy.cache.base import Cache, Covering, Entry, Selection
 from proxy.cache.claims import Claims
 from proxy.cache.disk import DiskCache
 from proxy.cache.memory import MemoryCache
@@ -42,19 +43,26 @@ from proxy.errors import (
 from proxy.fetch import Fetcher, PdsFetcher
 from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
+from proxy.identifiers import Did
 from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
 from proxy.metrics import Metrics
+from proxy.moderation.blocks import Blocks
 from proxy.moderation.cdn.apis import api_of
 from proxy.moderation.cdn.queue import SCHEMA as CDN_SCHEMA
 from proxy.moderation.cdn.queue import CdnQueue
 from proxy.moderation.cdn.sender import CdnSender
+from proxy.moderation.feeds.run import check_feeds, run_feeds
+from proxy.moderation.followers import Followers
+from proxy.moderation.moderator import Invalidate, Moderator
 from proxy.moderation.permission import Permission
 from proxy.moderation.policy import Policy
+from proxy.moderation.revalidate import Revalidator
+from proxy.moderation.store import ModerationStore
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
 from proxy.spans import NoSpans, Spans
-from proxy.turns import Turn
+from proxy.turns import Turn, in_turn
 from proxy.urls import BlobKey, ImageKey, image_key
 
 LAST_EXPORT_SECONDS = 2.0
@@ -107,6 +115,14 @@ class _Made:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(eq=False, slots=True)
+class _Making:
+    """A result under way, and whether it was blocked or purged meanwhile."""
+
+    key: ImageKey
+    is_forgotten: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """A verified original."""
@@ -123,8 +139,9 @@ class Service:
         self,
         config: Config,
         *,
-        blocks: BlockStore,
+        blocks: Blocks,
         permission: Permission,
+        moderator: Moderator,
         cache: Cache,
         memory: MemoryCache,
         writer: CacheWriter,
@@ -142,6 +159,7 @@ class Service:
         self.spans = spans
         self.blocks = blocks
         self.permission = permission
+        self.moderator = moderator
         self.upkeep = upkeep
         self._cache = cache
         self._memory = memory
@@ -153,7 +171,7 @@ class Service:
         # Apart: what is no image can still be a blob that may be downloaded.
         self._fetch_failures = NegativeCache(config.identity.negative_ttl)
         self._image_failures = NegativeCache(config.identity.negative_ttl)
-        self._purges = 0
+        self._under_way: set[_Making] = set()
         self._images: SingleFlight[ImageKey, _Made] = SingleFlight(nursery)
         self._blobs: SingleFlight[BlobKey, _Source] = SingleFlight(nursery)
 
@@ -201,31 +219,34 @@ class Service:
             raise UnsupportedImage(f"{content_type} is not among blob.allowed_types")
         return Blob(data, content_type, f'"{blob.cid}"')
 
-    async def block(self, selection: Selection, reason: str = "") -> int:
-        """Block and purge; from its return on nothing of it is served. How many were purged."""
-        await self.blocks.add(selection, reason)
-        return (await self.purge(selection)).entries
-
     async def written(self) -> None:
         """Wait until the cache-writer has room again, for work that must not be dropped."""
         await self._writer.settled()
 
-    async def purge(self, selection: Selection) -> Purged:
-        """Remove what is cached."""
-        self._purges += 1
-        self._memory.purge(selection)
-        self._fetch_failures.purge(selection)
-        self._image_failures.purge(selection)
-        return await self._writer.purge(selection)
+    def forget(self, covering: Covering) -> None:
+        """Keep nothing of what is covered but on disk, nor what flights under way bring of it."""
+        for making in self._under_way:
+            making.is_forgotten = making.is_forgotten or covering.covers(making.key)
+        self._memory.purge(covering)
+        self._fetch_failures.purge(covering)
+        self._image_failures.purge(covering)
+        self._writer.discard(covering)
 
     @property
     def _allowed_types(self) -> tuple[str, ...]:
         return self.config.blob.allowed_types
 
     async def _make(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
-        # A purge while this is under way must not be undone by it.
-        purges = self._purges
-        cached = await self._recall(key, purges)
+        making = _Making(key)
+        self._under_way.add(making)
+        try:
+            return await self._make_or_find(making, flight)
+        finally:
+            self._under_way.discard(making)
+
+    async def _make_or_find(self, making: _Making, flight: Flight[_Made]) -> _Made:
+        key = making.key
+        cached = await self._recall(making)
         if cached is not None:
             return _Made(cached, "hit")
         self._image_failures.check(key.blob, trio.current_time())
@@ -233,22 +254,22 @@ class Service:
             if self._claims is not None:
                 free, waited = await self._claims.claim(key)
                 stack.callback(free)
-                if waited and (cached := await self._recall(key, purges)) is not None:
+                if waited and (cached := await self._recall(making)) is not None:
                     return _Made(cached, "coalesced")
             made = await self._transform(key, flight)
             # Nothing awaits from here on: what was transformed is not lost to a cancellation.
-            if self._purges == purges and not self.permission.refuses(key.blob):
+            if not (making.is_forgotten or self.permission.refuses(key.blob)):
                 self._memory.put(key, made.entry)
                 stack.callback(self.spans.begin("write"))
                 # The claim goes with the write: who waits for it then finds the file.
                 self._writer.offer(key, made.entry, stack.pop_all().close)
             return made
 
-    async def _recall(self, key: ImageKey, purges: int) -> Entry | None:
-        """What the cache has, kept in memory from now on."""
-        cached = await self._cached(key)
-        if cached is not None and self._purges == purges:
-            self._memory.put(key, cached)
+    async def _recall(self, making: _Making) -> Entry | None:
+        """What the cache has, kept in memory from now on unless it was purged meanwhile."""
+        cached = await self._cached(making.key)
+        if cached is not None and not making.is_forgotten:
+            self._memory.put(making.key, cached)
         return cached
 
     async def _transform(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
@@ -362,7 +383,9 @@ async def open_service(
     It owns two nurseries. The inner one runs the fetch workers, the image workers, the flights
     and the chores; it is cancelled when the block ends, and requests that still wait get
     ``Busy``. The outer one runs the cache-writer, which then writes what it was given, for at
-    most ``server.shutdown_timeout`` seconds, also when the block was cancelled.
+    most ``server.shutdown_timeout`` seconds, also when the block was cancelled; until then it
+    follows what is decided. While that cannot be read, every request ends in
+    ``ModerationUnreadable``.
 
     Args:
         cache, fetcher, processor, resolver: implementations of the Protocols of those names;
@@ -371,19 +394,20 @@ async def open_service(
 
     Raises:
         TypeError: one of the four is None.
-        sqlite3.Error: the blocks are there and cannot be read.
+        ConfigError: feeds are configured, and what they need is not installed.
     """
     parts = {"cache": cache, "fetcher": fetcher, "processor": processor, "resolver": resolver}
     for name, part in parts.items():
         if part is None:
             raise TypeError(f"{name} must not be None")
+    check_feeds(config)
     metrics = Metrics()
     spans = _spans(config)
-    blocks = block_store_of(config)
-    await blocks.load()
     disk = claims = None
+    store, followers = moderation_store_of(config), _followers_of(config)
+    blocks = _blocks(store, followers, metrics)
     if cache is ...:
-        cache = disk = _disk_cache(config, metrics, blocks)
+        cache = disk = _disk_cache(config, metrics, store)
         claims = Claims(config.cache.path / "flights.lock")
     pool = None
     if processor is ...:
@@ -396,7 +420,7 @@ async def open_service(
         policy = Policy(
             config,
             *networks,
-            on_taken_down=lambda blob: service.purge(Selection(blob.did, blob.cid)),
+            on_taken_down=lambda blob: moderator.purge(Selection(blob.did, blob.cid), by="policy"),
             on_answer=lambda answer: metrics.policy_answers.labels(answer).inc(),
         )
     cdn = cdn_sender_of(
@@ -416,15 +440,25 @@ async def open_service(
         on_error=partial(_write_failed, metrics, upkeep),
         on_dropped=metrics.writes_dropped.inc,
     )
+    moderator = Moderator(
+        store,
+        followers,
+        remove=writer.purge,
+        invalidate=_invalidate(config, cdn, disk),
+        is_pending=lambda: blocks.purges_pending > 0,
+        nudge=blocks.nudge,
+        on_decision=lambda action, count: metrics.decisions.labels(action).inc(count),
+    )
     failure: Exception | None = None
 
-    # Stops last: the writer, once it has written what it was given; then the cache is closed.
+    # Stops last: the writer, once it has written what it was given, and who follows what is
+    # blocked, for it must not write that. Then the cache is closed.
     async with AsyncExitStack() as closed, trio.open_nursery() as outlasting:
         if disk is not None and claims is not None:
             closed.callback(claims.close)
             closed.push_async_callback(disk.aclose)
-        writing = trio.CancelScope(shield=True)
-        outlasting.start_soon(_write_to_the_end, writing, writer, spans)
+        writing, following = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
+        outlasting.start_soon(_write, writing, writer, following, spans)
         exporting = trio.CancelScope(shield=True)
         outlasting.start_soon(_within, exporting, spans.run)
         try:
@@ -435,20 +469,33 @@ async def open_service(
                 if policy is not None:
                     await nursery.start(policy.run)
                 nursery.start_soon(gateway.run)
-                nursery.start_soon(blocks.follow)
                 nursery.start_soon(cdn.run)
                 nursery.start_soon(upkeep.keep_checking)
                 if disk is not None:
                     nursery.start_soon(disk.keep_indexed)
                 nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
+                dids = DidResolver(config, gateway, nursery)
                 if resolver is ...:
-                    resolver = DidResolver(config, gateway, nursery)
+                    resolver = dids
+                pds = PdsFetcher(config, gateway, spans.outgoing)
                 if fetcher is ...:
-                    fetcher = PdsFetcher(config, gateway, spans.outgoing)
+                    fetcher = pds
+                if disk is not None and config.cache.revalidate_days:
+                    turn = Turn(config.cache.path / "turns" / "revalidation")
+                    revalidator = Revalidator(
+                        age=config.cache.revalidate_days * 86400,
+                        times=disk,
+                        resolver=resolver,
+                        exists=pds.exists,
+                        decisions=moderator,
+                        on_checked=lambda finding: metrics.revalidations.labels(finding).inc(),
+                    )
+                    nursery.start_soon(in_turn, turn, revalidator.run)
                 service = Service(
                     config,
                     blocks=blocks,
                     permission=permission,
+                    moderator=moderator,
                     cache=cache,
                     memory=_memory_cache(config),
                     writer=writer,
@@ -461,6 +508,21 @@ async def open_service(
                     spans=spans,
                     nursery=nursery,
                 )
+                await outlasting.start(_follow, following, blocks, service.forget, writer.begun)
+                nursery.start_soon(moderator.keep_finishing)
+                if disk is not None:
+                    feeds = partial(
+                        run_feeds,
+                        config,
+                        decisions=moderator,
+                        cursors=moderator,
+                        is_cached=partial(_is_cached, disk),
+                        resolver=dids,
+                        gateway=gateway,
+                        networks=networks,
+                        metrics=metrics,
+                    )
+                    nursery.start_soon(feeds)
                 await upkeep.check()
                 try:
                     yield service
@@ -474,11 +536,6 @@ async def open_service(
             exporting.deadline = writing.deadline + LAST_EXPORT_SECONDS
     if failure is not None:
         raise failure
-
-
-async def _write_to_the_end(scope: trio.CancelScope, writer: CacheWriter, spans: Spans) -> None:
-    await _within(scope, writer.run)
-    spans.close()
 
 
 async def _within(scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
@@ -497,9 +554,73 @@ def _spans(config: Config) -> Spans:
     return tracing_of(config.trace)
 
 
-def block_store_of(config: Config) -> BlockStore:
-    """The blocks beside the configured cache."""
-    return BlockStore(config.cache.path / "blocks.sqlite3")
+async def _write(
+    writing: trio.CancelScope, writer: CacheWriter, following: trio.CancelScope, spans: Spans
+) -> None:
+    with writing:
+        await writer.run()
+    following.cancel()
+    spans.close()
+
+
+async def _follow(
+    following: trio.CancelScope,
+    blocks: Blocks,
+    forget: Callable[[Covering], None],
+    written: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[None],
+) -> None:
+    with following:
+        await blocks.follow(forget, written, task_status)
+
+
+@asynccontextmanager
+async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
+    """Decide without a service, for the time of the block: what commands do.
+
+    Raises:
+        sqlite3.Error, OSError: the cache folder cannot be used.
+    """
+    store, followers = moderation_store_of(config), _followers_of(config)
+    disk = disk_cache_of(config)
+    cdn = cdn_sender_of(config, moderation_database_of(config), guarded_networks(config)[1])
+    await trio.to_thread.run_sync(followers.enter)
+    try:
+        yield Moderator(
+            store, followers, remove=disk.purge, invalidate=_invalidate(config, cdn, disk)
+        )
+    finally:
+        # Its unfinished purges, if any, are now for others to finish.
+        followers.leave()
+        store.close()
+        await disk.aclose()
+
+
+async def _is_cached(disk: DiskCache, did: Did) -> bool:
+    return await disk.has(Selection(did=did))
+
+
+def _invalidate(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Invalidate | None:
+    """What notes for the CDN the blobs that are meant; None where there is no CDN."""
+    if not config.cdn.kind:
+        return None
+
+    async def invalidate(selections: Sequence[Selection]) -> None:
+        pairs = {BlobKey(each.did, each.cid) for each in selections if each.did and each.cid}
+        others = [each for each in selections if not (each.did and each.cid)]
+        cached = await disk.blobs(others) if disk is not None and others else frozenset()
+        await cdn.invalidate([*pairs, *cached])
+
+    return invalidate
+
+
+def moderation_store_of(config: Config) -> ModerationStore:
+    """What is kept of moderation beside the configured cache."""
+    return ModerationStore(config.cache.path / "moderation.sqlite3")
+
+
+def _followers_of(config: Config) -> Followers:
+    return Followers(config.cache.path / "followers")
 
 
 def moderation_database_of(config: Config) -> Database:
@@ -537,10 +658,31 @@ def disk_cache_of(
     )
 
 
-def _disk_cache(config: Config, metrics: Metrics, blocks: BlockStore) -> DiskCache:
+def _blocks(store: ModerationStore, followers: Followers, metrics: Metrics) -> Blocks:
+    blocks = Blocks(store, followers)
+    metrics.gauge(
+        "blocks", "Owners, blobs and pairs that are blocked", lambda: len(blocks), shared=True
+    )
+    metrics.gauge(
+        "purges_pending",
+        "Purges, of any process, that are not finished",
+        lambda: blocks.purges_pending,
+        shared=True,
+    )
+    return blocks
+
+
+def _disk_cache(config: Config, metrics: Metrics, store: ModerationStore) -> DiskCache:
+    def may_keep(key: ImageKey) -> bool:
+        # As committed, by whatever process: no purge that follows a block is waited for here.
+        try:
+            return not store.blocks_now(key.blob)
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, f"blocks cannot be read: {error}") from error
+
     disk = disk_cache_of(
         config,
-        may_keep=lambda key: not blocks.is_blocked(key.blob),
+        may_keep=may_keep,
         on_evicted=lambda reason, count: metrics.evictions.labels(reason).inc(count),
     )
     kept = disk.statistics

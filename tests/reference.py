@@ -7,9 +7,10 @@ prints it into its place; ``tests/test_docs.py`` fails when it is stale.
 
 from __future__ import annotations
 
+import builtins
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BaseModel, SecretStr, StringConstraints
@@ -35,6 +36,7 @@ FORMS = {
     "_url": "an http(s) URL, or empty",
     "_required_url": "an http(s) URL",
     "_bind": "HOST:PORT",
+    "_stream_url": "a ws(s) URL of a host, or empty",
 }
 """What the validators of ``proxy.config`` accept, by their names."""
 
@@ -86,6 +88,8 @@ def default_of(field: FieldInfo) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return "[" + ", ".join(f'"{each}"' for each in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'{key} = "{each}"' for key, each in value.items()) + "}"
     if isinstance(value, Path):
         value = f"./{value}"
     return f'"{value}"' if isinstance(value, str) else f"{value:g}"
@@ -108,7 +112,12 @@ def accepts(field: FieldInfo) -> str:
         return ("a whole number" if kind is int else "a number") + bounds(field.metadata)
     if kind is Path:
         return "a path"
-    return "a list of media ranges" if choices else "text"
+    match get_origin(kind):
+        case builtins.tuple:
+            return "a list of texts"
+        case builtins.dict:
+            return "a table of texts"
+    return "text"
 
 
 def bounds(metadata: list[Any]) -> str:

@@ -35,6 +35,7 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "cdn_url": "",
         "admin_token": SecretStr(""),
         "shutdown_timeout": 10,
+        "admin_tokens": {},
     },
     "identity": {
         "plc_url": "https://plc.directory",
@@ -77,6 +78,8 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "fail_open": False,
     },
     "cdn": {"kind": "", "zone": "", "token": SecretStr("")},
+    "labels": {"subscribe": (), "values": ("!takedown",), "scope": "owner"},
+    "accounts": {"url": "", "kind": "jetstream"},
     "trace": {"endpoint": "", "sample": 1, "propagate": False},
 }
 """The defaults that dashboards, documents and the seed's users know."""
@@ -174,6 +177,7 @@ INVALID: dict[str, tuple[list[object], str]] = {
     ),
     "server.cdn_url": (["cdn.example", "javascript:alert(1)"], "http:// or https://"),
     "server.admin_token": ([5, True], "string"),
+    "server.admin_tokens": (["s3cret", 5, ["s3cret"]], "dictionary"),
     "server.shutdown_timeout": (
         [-1, "soon", float("inf"), float("nan"), True],
         "greater than or equal to 0|number",
@@ -214,6 +218,19 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cdn.kind": (["Cloudflare", "fastly", 1], "'', 'cloudflare' or 'bunny'"),
     "cdn.zone": (["0123", "Z" * 32, "0" * 33, "../../zones/other", 5], "pattern|string"),
     "cdn.token": (["with space", "line\nbreak", "umlaut\u00e4", 5], "visible ASCII|string"),
+    "labels.subscribe": (
+        [["did:plc:short"], ["mod.example"], ["DID:PLC:AR7C4BY46QJDYDHDEVVRNDAC"], [5], 5],
+        "DID|string|tuple",
+    ),
+    "labels.values": ([[""], ["two words"], ["x" * 129], ["caf\u00e9"], [5], 5],
+                      "pattern|at least 1|at most 128|string|tuple"),
+    "labels.scope": (["owners", "", True], "'owner' or 'everywhere'"),
+    "accounts.url": (
+        ["jetstream.example", "https://jetstream.example", "wss://", "wss://a/subscribe",
+         "wss://a?cursor=1", "wss://user@a", "ws:a", "wss://a:99999", 5],
+        "wss://HOST|string",
+    ),
+    "accounts.kind": (["firehose", "", 1], "'jetstream' or 'relay'"),
     "trace.endpoint": (["collector:4318", "ftp://a", 5], "URL|string"),
     "trace.sample": ([-0.1, 1.1, "all", True], "equal to|number"),
     "trace.propagate": (["perhaps", 2], "boolean"),
@@ -223,6 +240,7 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "presets.avatar.quality": ([0, 101, True], "equal to|number"),
     "presets.avatar.animated": (["perhaps", 2], "boolean"),
 }  # fmt: skip
+LISTS = ("blob.allowed_types", "labels.subscribe", "labels.values")
 CASES = [(key, value, right) for key, (values, right) in INVALID.items() for value in values]
 
 
@@ -240,6 +258,17 @@ def nested(key: str, value: object) -> Layer:
     return layer
 
 
+@pytest.mark.parametrize("tokens", [{"Alice": "x"}, {"a b": "x"}, {"": "x"}, {"alice": ""}])
+def test_a_name_that_a_log_line_cannot_hold_or_an_empty_token_is_refused(
+    tokens: dict[str, str],
+) -> None:
+    """Catches a token that every request without one has."""
+    with pytest.raises(ConfigError) as caught:
+        load(overrides={"server": {"admin_tokens": tokens}})
+    (message,) = caught.value.mistakes
+    assert message.startswith("server.admin_tokens")
+
+
 @pytest.mark.parametrize(("key", "value", "right"), CASES, ids=lambda part: ascii(part)[:40])
 def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right: str) -> None:
     """Catches the seed's way, a warning and the default; and a message one has to guess from."""
@@ -248,7 +277,7 @@ def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right
     (message,) = caught.value.mistakes
     assert message.startswith(key)
     shown = "***" if "token" in key else repr(value[0] if isinstance(value, list) else value)
-    if key != "blob.allowed_types" or isinstance(value, list):
+    if key not in LISTS or isinstance(value, list):
         assert f" = {shown}: " in message
     assert re.search(right, message.partition(": ")[2])
     assert "command line" in message
@@ -280,6 +309,7 @@ VALID: list[tuple[str, str, object]] = [
     ("server.base_url", "http://localhost:8080/below/", "http://localhost:8080/below"),
     ("server.cdn_url", "https://cdn.example", "https://cdn.example"),
     ("server.admin_token", "s3cret", SecretStr("s3cret")),
+    ("server.admin_tokens.alice", "s3cret", SecretStr("s3cret")),
     ("server.shutdown_timeout", "0", 0),
     ("identity.plc_url", "http://127.0.0.1:2582", "http://127.0.0.1:2582"),
     ("identity.ttl", "0", 0),
@@ -316,6 +346,18 @@ VALID: list[tuple[str, str, object]] = [
     ("cdn.kind", "", ""),
     ("cdn.zone", "0123456789abcdef" * 2, "0123456789abcdef" * 2),
     ("cdn.token", "s3cret-_~!", SecretStr("s3cret-_~!")),
+    ("labels.subscribe", "", ()),
+    (
+        "labels.subscribe",
+        "did:plc:ar7c4by46qjdydhdevvrndac, did:web:mod.example",
+        ("did:plc:ar7c4by46qjdydhdevvrndac", "did:web:mod.example"),
+    ),
+    ("labels.values", "!takedown,!suspend", ("!takedown", "!suspend")),
+    ("labels.scope", "everywhere", "everywhere"),
+    ("accounts.url", "", ""),
+    ("accounts.url", "wss://jetstream.example", "wss://jetstream.example"),
+    ("accounts.url", "ws://10.0.0.5:6008", "ws://10.0.0.5:6008"),
+    ("accounts.kind", "relay", "relay"),
     ("trace.endpoint", "http://127.0.0.1:4318/v1/traces", "http://127.0.0.1:4318/v1/traces"),
     ("trace.sample", "0.01", 0.01),
     ("trace.propagate", "true", True),
@@ -339,7 +381,7 @@ def test_every_key_can_be_set_in_the_environment(key: str, text: str, value: obj
 
 def test_every_key_was_set_in_the_environment() -> None:
     """Catches a new key that the test above does not know."""
-    assert {key for key, _text, _value in VALID} == set(INVALID)
+    assert {key.removesuffix(".alice") for key, _text, _value in VALID} == set(INVALID)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

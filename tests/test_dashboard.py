@@ -25,6 +25,9 @@ from tests.web.test_operations import FAMILIES
 EMPTY = {
     "imageproxy_policy_answers_total": "no policy service is configured in this run",
     "imageproxy_cdn_requests_total": "no CDN is configured in this run",
+    "imageproxy_revalidations_total": "nothing is a week old in this run",
+    "imageproxy_feed_": "no feed is configured in this run",
+    "imageproxy_labels_waiting": "no feed is configured in this run",
 }
 """Metrics whose queries bring no data here, and why that is right."""
 
@@ -66,7 +69,8 @@ async def test_every_query_of_the_dashboard_and_of_the_alerts_finds_what_the_pro
             assert left != rule["expr"].strip(), "an alert compares"
             # Alerts look back for minutes; this run lasts seconds.
             left = re.sub(r"\[\d+m\]", f"[{WINDOW}]", left)
-            if rule["alert"] != "ImageProxyDefect" and not await asked.query(left):
+            may_be_empty = rule["alert"] == "ImageProxyDefect" or is_empty(left)
+            if not may_be_empty and not await asked.query(left):
                 wrong.append(f"{rule['alert']}: {left}")
         assert wrong == []
         evaluated = {rule["name"]: rule for rule in await asked.rules()}

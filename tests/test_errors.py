@@ -42,6 +42,7 @@ ROWS: dict[str, tuple[int, str]] = {
     "CidMismatch": (502, "blob does not match its CID"),
     "Busy": (503, "busy"),
     "PolicyUnavailable": (503, "busy"),
+    "ModerationUnreadable": (503, "busy"),
     "UpstreamTimeout": (504, "request timed out"),
 }
 

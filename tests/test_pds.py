@@ -354,7 +354,7 @@ async def test_what_its_pds_took_down_is_noticed_without_a_byte_of_it(
         times.times[key.blob] = time.time() - 7 * 86400
 
         async def purge(selection: Selection) -> int:
-            return (await service.purge(selection)).entries
+            return await service.moderator.purge(selection, by="test")
 
         decisions = FakeDecisions(purge)
         async with trio.open_nursery() as nursery:

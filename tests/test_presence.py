@@ -58,6 +58,34 @@ def test_a_process_lives_until_it_is_killed_and_is_then_buried_once(tmp_path: Pa
     assert mark.bury() == frozenset()
 
 
+def test_a_number_left_with_a_mark_is_read_by_others_until_the_mark_is_gone(
+    tmp_path: Path,
+) -> None:
+    """Catches a number that outlives its process, or that only its own process can read."""
+    here, there = Presence(tmp_path), Presence(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        here.note(1)
+    here.enter()
+    assert there.noted(here.token) == 0
+    for number in (1, 2**63 - 1, 2**40, 0):
+        here.note(number)
+        assert there.noted(here.token) == number
+    here.leave()
+    assert there.noted(here.token) is None
+
+
+def test_a_mark_that_was_deleted_is_noticed(tmp_path: Path) -> None:
+    """Catches a process that notes a number where nobody looks."""
+    mark = Presence(tmp_path)
+    assert not mark.is_there()
+    mark.enter()
+    assert mark.is_there()
+    (tmp_path / mark.token).unlink()
+    assert not mark.is_there()
+    with pytest.raises(FileNotFoundError):
+        mark.note(1)
+
+
 def test_two_marks_of_one_process_are_told_apart(tmp_path: Path) -> None:
     """Catches locks that belong to a process: two services in one would bury each other."""
     one, other = Presence(tmp_path), Presence(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from proxy.errors import (
     InvalidDid,
     InvalidFormat,
     InvalidPreset,
+    ModerationUnreadable,
     NoPdsEndpoint,
     ResultTooLarge,
     UndecodableImage,
@@ -38,13 +40,14 @@ from proxy.identity import MIGRATION_AGE
 from proxy.presets import DEFAULT_PRESETS, Preset
 from proxy.process.decode import Decoded, Original
 from proxy.process.pool import Processed
-from proxy.service import Image, Service, open_service
+from proxy.service import Image, Service, open_moderator, open_service
 from proxy.urls import BlobKey, ImageKey, image_key
 from tests.fakes import faults
 from tests.fakes.network import Fault
 from tests.fakes.parts import FakeCache, FakeFetcher, FakeProcessor, FakeResolver
 from tests.fakes.sites import FakePds, cid_of, document, new_plc_did, pds_service
 from tests.fakes.world import World, tiny_jpeg, tiny_png
+from tests.processes import until
 
 SIX = list(DEFAULT_PRESETS)[:6]
 
@@ -650,7 +653,8 @@ async def test_what_was_given_to_the_writer_is_not_on_disk_after_the_service(wor
             for number in range(10):
                 await service.get_image("avatar", *world.add_blob(b"picture %d" % number))
             scope.cancel()
-    files = [path for path in (world.cache_path / "images").rglob("*") if path.is_file()]
+    images = world.cache_path / "images"
+    files = [path for path in images.rglob("*") if path.is_file()]
     assert len(files) == 10
     assert not list((world.cache_path / "writing").iterdir())
 
@@ -688,7 +692,7 @@ async def test_a_request_under_way_at_shutdown_hangs(
         assert list(parts.cache.entries) == [parts.key]
     else:
         assert [type(error) for error in requests.errors] == [Busy]
-    with pytest.raises(Busy):
+    with pytest.raises(ModerationUnreadable):  # nobody tells it any more what is blocked
         await service.get_image("banner", parts.did, parts.cid)
 
 
@@ -878,7 +882,7 @@ async def test_a_block_loses_against_a_request_under_way(
         requests.ask(parts.did, parts.cid)
         await settled()
         async with trio.open_nursery() as blocking:
-            blocking.start_soon(service.block, selection, "a reason")
+            blocking.start_soon(partial(service.moderator.block, selection, by="a test"))
             if place == "writing":  # a write under way is waited for
                 await settled()
                 gate.open()
@@ -892,7 +896,7 @@ async def test_a_block_loses_against_a_request_under_way(
             await service.get_blob(BlobKey(parts.did, parts.cid))
         assert parts.cache.entries == {}
         assert sample(service, "blocked_total") >= 2
-        await service.blocks.remove(selection)
+        assert await service.moderator.lift(selection, by="a test")
         # Nothing of it stayed anywhere.
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
@@ -914,7 +918,7 @@ async def test_a_request_under_way_brings_back_what_a_purge_removed(
         requests.ask(parts.did, parts.cid)
         await settled()
         found = parts.cache.entries.copy()
-        await service.purge(Selection(did=parts.did))
+        await service.moderator.purge(Selection(did=parts.did), by="a test")
         parts.cache.entries.clear()
         if place == "looking up":  # read before the purge, and answered after it
             parts.cache.entries.update(found)
@@ -938,19 +942,49 @@ async def test_a_result_too_large_for_one_format_denies_the_picture_in_every_oth
 
 
 async def test_a_block_by_another_process_lets_a_queued_write_through(
-    world: World, parts: Parts
+    world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
     parts.cache.put_gate.close()
-    async with world.service(**parts.all) as service:
+    config = world.config()
+    async with world.service(config, **parts.all) as service, open_moderator(config) as elsewhere:
         await service.get_image("avatar", parts.did, parts.cid)
         await settled()
         did, cid = parts.add(b"queued")
         await service.get_image("avatar", did, cid)
-        # In force here, but purged there.
-        await service.blocks.add(Selection(did))
+        nursery.start_soon(partial(elsewhere.block, Selection(did), by="a test"))
+        await until(lambda: service.blocks.is_blocked(BlobKey(did, cid)))
         parts.cache.put_gate.open()
         await settled()
     assert list(parts.cache.entries) == [parts.key]
+
+
+async def test_a_purge_by_another_process_leaves_what_is_in_memory_or_queued(
+    world: World, parts: Parts
+) -> None:
+    config = world.config()
+    async with world.service(config, **parts.all) as service, open_moderator(config) as elsewhere:
+        await service.get_image("avatar", parts.did, parts.cid)
+        await settled()
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
+        await elsewhere.purge(Selection(parts.did), by="a test")
+        parts.cache.entries.clear()  # what the other process does on a disk that they share
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+
+
+async def test_a_decision_about_one_owner_keeps_the_results_of_another_out_of_the_cache(
+    world: World, parts: Parts, nursery: trio.Nursery
+) -> None:
+    """A labeler decides many times a second."""
+    parts.fetcher.gate.close()
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        requests.ask(parts.did, parts.cid)
+        await settled()
+        await service.moderator.purge(Selection(new_plc_did()), by="a test")
+        parts.fetcher.gate.open()
+        await settled()
+        assert [image.cache for image in requests.images] == ["miss"]
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
 
 
 async def test_a_write_under_way_or_queued_brings_back_what_was_purged(
@@ -958,14 +992,20 @@ async def test_a_write_under_way_or_queued_brings_back_what_was_purged(
 ) -> None:
     parts.cache.put_gate.close()
     queued = parts.add(b"queued")
+    done: list[int] = []
+
+    async def purge(did: Did) -> None:
+        done.append(await service.moderator.purge(Selection(did), by="a test"))
+
     async with world.service(**parts.all) as service:
         await service.get_image("avatar", parts.did, parts.cid)
         await service.get_image("avatar", *queued)
         for did in (parts.did, queued[0]):
-            nursery.start_soon(service.purge, Selection(did))
-        await settled()
+            nursery.start_soon(purge, did)
+        await until(lambda: service.blocks.purges_pending == 2)
+        assert done == [], "a write that has begun is waited for"
         parts.cache.put_gate.open()
-        await settled()
+        await until(lambda: len(done) == 2)
         assert parts.cache.entries == {}
         assert parts.cache.puts == [parts.key]
         assert (await service.get_image("avatar", *queued)).cache == "miss"
@@ -975,7 +1015,7 @@ async def test_a_block_of_one_owner_hits_another(world: World, parts: Parts) -> 
     other, cid = parts.add(b"a picture")
     assert cid == parts.cid
     async with world.service(**parts.all) as service:
-        await service.block(Selection(parts.did, parts.cid))
+        await service.moderator.block(Selection(parts.did, parts.cid), by="a test")
         assert (await service.get_image("avatar", other, cid)).cache == "miss"
         assert type(await failure(service, "avatar", parts.did, cid)) is BlobBlocked
 

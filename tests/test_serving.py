@@ -149,17 +149,6 @@ async def test_a_port_in_use_is_told_in_one_line_not_in_a_traceback(
             assert "Traceback" not in process.text
 
 
-async def test_blocks_that_cannot_be_read_stop_the_start_instead_of_serving_what_is_blocked(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "blocks.sqlite3").write_text("this is no database")
-    environment = {"IMAGE_PROXY_CACHE_PATH": str(tmp_path)}
-    async with run(SERVE, environment) as process:
-        assert await process.exit_code() == 1
-        assert process.lines[-1].startswith("imageproxy: ")
-        assert "file is not a database" in process.lines[-1]
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_only_after_the_request_in_flight_and_its_write(
     number: signal.Signals, tmp_path: Path
@@ -481,24 +470,6 @@ async def test_a_server_that_is_killed_over_a_fetch_does_not_keep_it_from_the_ot
                 one.send(signal.SIGKILL)
             assert [reply.status for reply in replies] == [200]
             assert made.blobs_asked_for == 2
-
-
-async def test_a_block_holds_in_every_worker_and_after_a_restart(tmp_path: Path) -> None:
-    async with upstream() as internet:
-        did, cid = internet.add_blob(tiny_jpeg())
-        environment = internet.environment(tmp_path, SERVER__ADMIN_TOKEN="secret")
-        arguments = [*SERVE, "--workers", "2"]
-        async with serve(arguments, environment, workers=2) as server:
-            assert (await server.get(img(did, cid))).status == 200
-            async with run(imageproxy("blocks", "add", "--did", did), environment) as process:
-                assert await process.exit_code() == 0
-
-            async def blocked() -> bool:
-                return all([(await server.get(img(did, cid))).status == 404 for _ in range(10)])
-
-            await until(blocked)
-        async with serve(SERVE, environment) as server:
-            assert (await server.get(img(did, cid))).status == 404
 
 
 async def test_fetch_writes_the_picture_and_its_timings(tmp_path: Path) -> None:

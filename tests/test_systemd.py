@@ -55,14 +55,17 @@ async def test_systemd_is_told_once_it_serves_and_when_it_stops(
 async def test_systemd_is_not_told_of_readiness_by_what_cannot_start(
     manager: Listener, tmp_path: Path
 ) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/blocks.sqlite3").write_text("this is no database")
+    """Catches READY as soon as the port is taken: Hypercorn does that in any case."""
+    (tmp_path / "opentelemetry.py").write_text("raise ImportError('not installed')")
     environment = {
         "NOTIFY_SOCKET": str(tmp_path / "notify"),
+        "PYTHONPATH": str(tmp_path),
         "IMAGE_PROXY_CACHE_PATH": str(tmp_path / "cache"),
+        "IMAGE_PROXY_TRACE__ENDPOINT": "http://127.0.0.1:9/v1/traces",
     }
     async with run(SERVE, environment) as process:
         assert await process.exit_code() == 1
+        await process.line_with("imageproxy: .*extra otel: not installed")
     manager.setblocking(False)
     with pytest.raises(BlockingIOError):
         manager.recv(4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,17 +43,47 @@ class Selection:
         return self.did in (None, blob.did) and self.cid in (None, blob.cid)
 
 
-@dataclass(frozen=True, slots=True)
-class Purged:
-    """What a purge removed.
+class Covering(Protocol):
+    """What tells which results are meant: a selection, several, or everything."""
 
-    Attributes:
-        entries: how many, over every preset and format.
-        blobs: that they were results of.
-    """
+    def covers(self, key: ImageKey) -> bool:
+        """Whether a result is meant."""
+        ...
 
-    entries: int = 0
-    blobs: frozenset[BlobKey] = frozenset()
+    def covers_blob(self, blob: BlobKey) -> bool:
+        """Whether a blob is meant."""
+        ...
+
+
+class Selections:
+    """Several selections as one, asked in constant time."""
+
+    def __init__(self, selections: Iterable[Selection]) -> None:
+        self._pairs = frozenset((each.did, each.cid) for each in selections)
+
+    def covers(self, key: ImageKey) -> bool:
+        """See ``Covering``."""
+        return self.covers_blob(key.blob)
+
+    def covers_blob(self, blob: BlobKey) -> bool:
+        """See ``Covering``."""
+        return (
+            (blob.did, None) in self._pairs
+            or (None, blob.cid) in self._pairs
+            or (blob.did, blob.cid) in self._pairs
+        )
+
+
+class Everything:
+    """All there is."""
+
+    def covers(self, key: ImageKey) -> bool:
+        """See ``Covering``."""
+        return True
+
+    def covers_blob(self, blob: BlobKey) -> bool:
+        """See ``Covering``."""
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +105,11 @@ class Cache(Protocol):
         """Keep ``entry``, whole or not at all: cancellation leaves no partial entry."""
         ...
 
-    async def purge(self, selection: Selection) -> Purged:
-        """Remove what is selected, over every preset and format."""
+    async def purge(self, *selections: Selection) -> int:
+        """Remove what any of ``selections`` covers, over every preset and format.
+
+        Returns how many entries there were. There may be 100,000 selections.
+        """
         ...
 
     async def cleanup(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from proxy.cache.base import Due, Entry, Purged, Selection
+from proxy.cache.base import Due, Entry, Selection
 from proxy.cache.folder import CacheFolder, Evicted
 from proxy.cache.index import Totals
 from proxy.urls import BlobKey, ImageKey
@@ -79,9 +79,13 @@ class DiskCache:
         """See ``Cache.put``. What was put survives the end of this process, and a loss of power."""
         self._note(await self._in_thread(lambda: self._folder.put(key, entry)))
 
-    async def purge(self, selection: Selection) -> Purged:
+    async def purge(self, *selections: Selection) -> int:
         """See ``Cache.purge``. Writes of it under way in any process come to nothing."""
-        return await self._in_thread(lambda: self._folder.purge(selection))
+        return await self._in_thread(lambda: self._folder.purge(selections))
+
+    async def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
+        """The blobs that anything is kept of, among those that are selected."""
+        return await self._in_thread(lambda: self._folder.blobs(selections))
 
     async def cleanup(self) -> int:
         """See ``Cache.cleanup``."""

@@ -17,12 +17,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from proxy.cache.base import Due, Entry, Purged, Selection
+from proxy.cache.base import Due, Entry, Selection, Selections
 from proxy.cache.index import File, Index, Record, Rows, Totals
 from proxy.cache.layout import (
     IMAGES,
@@ -46,6 +47,9 @@ disks that take a millisecond or two for each."""
 
 MOST_PASSED_OVER = 1024
 """Candidates for eviction in one go that were read meanwhile; beyond them recency gives way."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,43 +221,52 @@ class CacheFolder:
 
     # Removing
 
-    def purge(self, selection: Selection) -> Purged:
+    def purge(self, selections: Sequence[Selection]) -> int:
         """Remove what is selected; writes of it that are under way come to nothing.
 
-        What the index does not know is looked for among the files.
+        What the index does not know is looked for among the files. How many entries there were.
         """
         self._enter()
-        entries = 0
-        blobs: set[BlobKey] = set()
-        while True:
-            with self._index.writing() as rows:
-                rows.refuse_arrivals(selection)
-                found = rows.selected(selection, BATCH)
-                for record in found:
-                    rows.begin_removal(record)
-                complete = rows.is_complete()
-            self._finish_removals()
-            entries += len(found)
-            blobs.update(_blobs(record.file for record in found))
-            if len(found) < BATCH:
-                break
-        unknown = list(self._unknown(selection, complete))
-        entries += self._remove(unknown)
-        blobs.update(_blobs(unknown))
-        return Purged(entries, frozenset(blobs))
+        removed = sum(self._purge_known(chunk) for chunk in _batches(selections))
+        return removed + self._remove(self._unknown(selections))
 
-    def _unknown(self, selection: Selection, complete: bool) -> Iterator[File]:
-        """Files of what is selected that the index does not know."""
-        if selection.did is not None:
-            root = self._images / owner_folder(selection.did)
-        elif not complete:
-            root = self._images
-        else:
-            return
-        for file in self._files(root):
-            blob = blob_of(file.folder, file.name)
-            if blob is not None and selection.covers_blob(blob):
-                yield file
+    def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
+        """The blobs that anything is kept of, among those that are selected."""
+        found: set[File] = set()
+        with self._index.reading() as rows:
+            for selection in selections:
+                found.update(record.file for record in rows.selected(selection))
+        return frozenset(_blobs((*found, *self._unknown(selections))))
+
+    def _purge_known(self, selections: Sequence[Selection]) -> int:
+        removed = 0
+        while True:
+            begun = 0
+            with self._index.writing() as rows:
+                for selection in selections:
+                    rows.refuse_arrivals(selection)
+                    for record in rows.selected(selection, BATCH - begun):
+                        rows.begin_removal(record)
+                        begun += 1
+            if begun:
+                self._finish_removals()
+            removed += begun
+            if begun < BATCH:
+                return removed
+
+    def _unknown(self, selections: Sequence[Selection]) -> Iterator[File]:
+        """Files of what is selected that the index does not know, while it may lack any."""
+        covering = Selections(selections)
+        roots = {
+            self._images / owner_folder(each.did) for each in selections if each.did is not None
+        }
+        if any(each.did is None for each in selections) and not self.is_indexed():
+            roots = {self._images}
+        for root in roots:
+            for file in self._files(root):
+                blob = blob_of(file.folder, file.name)
+                if blob is not None and covering.covers_blob(blob):
+                    yield file
 
     def cleanup(self) -> Evicted:
         """Remove what is past its TTL or over the limit, and finish what dead processes began."""
@@ -536,8 +549,8 @@ def _blobs(files: Iterable[File]) -> Iterator[BlobKey]:
     return (blob for blob in found if blob is not None)
 
 
-def _batches(files: Iterable[File]) -> Iterator[list[File]]:
-    left = iter(files)
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    left = iter(items)
     while batch := list(itertools.islice(left, BATCH)):
         yield batch
 

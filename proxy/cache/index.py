@@ -142,8 +142,8 @@ class Rows:
         """Entries of that age or older, oldest first."""
         return list(self._records("written <= ? ORDER BY written LIMIT ?", (time, limit)))
 
-    def selected(self, selection: Selection, limit: int) -> list[Record]:
-        """Entries of an owner, a blob, or a pair."""
+    def selected(self, selection: Selection, limit: int = -1) -> list[Record]:
+        """Entries of an owner, a blob, or a pair; a negative limit is none."""
         where, values = _selected(selection)
         return list(self._records(f"{where} LIMIT ?", (*values, limit)))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import trio
 
-from proxy.cache.base import Entry, Selection
+from proxy.cache.base import Covering, Entry
 from proxy.urls import ImageKey
 
 OVERHEAD = 512
@@ -61,9 +61,9 @@ class MemoryCache:
         while self._bytes > self._max_bytes:
             self._remove(next(iter(self._entries)))
 
-    def purge(self, selection: Selection) -> int:
-        """Remove what is selected; how many there were."""
-        selected = [key for key in self._entries if selection.covers(key)]
+    def purge(self, covering: Covering) -> int:
+        """Remove what is covered; how many there were."""
+        selected = [key for key in self._entries if covering.covers(key)]
         for key in selected:
             self._remove(key)
         return len(selected)

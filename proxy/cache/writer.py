@@ -9,7 +9,7 @@ import structlog
 import trio
 from trio_util import AsyncValue
 
-from proxy.cache.base import Cache, Entry, Purged, Selection
+from proxy.cache.base import Cache, Covering, Entry, Selection, Selections
 from proxy.urls import ImageKey
 
 RETRY_PAUSE = 1.0
@@ -90,15 +90,24 @@ class CacheWriter:
         """Wait until less than half of the channel is taken."""
         await self._waiting.wait_value(lambda waiting: waiting * 2 < self._queue_size)
 
-    async def purge(self, selection: Selection) -> Purged:
+    def discard(self, covering: Covering) -> None:
+        """Do not write what is covered and still waits. See ``begun`` for what waits no more."""
+        for key in [key for key in self._pending if covering.covers(key)]:
+            self._pending.pop(key).on_settled()
+
+    async def begun(self) -> None:
+        """Wait for a write that has begun, so that it cannot bring back what is purged next."""
+        async with self._writing:
+            pass
+
+    async def purge(self, *selections: Selection) -> int:
         """Remove what is selected from the cache, and do not write what of it still waits.
 
         A write already begun is waited for, so that it cannot bring an entry back.
         """
-        for key in [key for key in self._pending if selection.covers(key)]:
-            self._pending.pop(key).on_settled()
+        self.discard(Selections(selections))
         async with self._writing:
-            return await self._cache.purge(selection)
+            return await self._cache.purge(*selections)
 
     def close(self) -> None:
         """Take no more writes; ``run`` returns when those it was given are done."""

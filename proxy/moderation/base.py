@@ -7,8 +7,18 @@ from typing import Protocol
 from proxy.cache.base import Selection
 
 
+class NotInForce(TimeoutError):
+    """A decision was kept, and a process that lives has not said that it follows it.
+
+    It goes on being carried out: the process follows as soon as it can, and the purge is tried
+    again until then.
+    """
+
+
 class Decisions(Protocol):
     """Carries decisions out. Every method may raise ``sqlite3.Error`` or ``OSError``: not done.
+
+    ``NotInForce`` is one of the latter: kept, and not yet in force in every process.
 
     ``by`` names who decides, as the audit shows it and as blocks are told apart by it: a block
     that a labeler asked for and one of the operator's stand beside each other.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hmac
 import json
 import sqlite3
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
 import structlog
-from quart import Blueprint, Response, abort, request
+import trio
+from quart import Blueprint, Response, abort, g, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
@@ -17,7 +19,9 @@ from proxy.cache.base import Selection
 from proxy.config import Config
 from proxy.errors import InvalidRequest
 from proxy.identifiers import parse_cid, parse_did
-from proxy.service import Service
+from proxy.moderation.base import NotInForce
+from proxy.moderation.moderator import Moderator
+from proxy.moderation.store import ADMIN, Block, ModerationStore
 from proxy.web.responder import Responder
 
 log = structlog.get_logger(__name__)
@@ -28,54 +32,56 @@ Json = dict[str, Any]
 def admin_routes(config: Config, responder: Responder) -> Blueprint:
     """Routes below ``/admin``; none where no token is configured."""
     routes = Blueprint("admin", __name__, url_prefix="/admin")
-    token = config.server.admin_token.get_secret_value()
-    if not token:
+    tokens = _tokens(config)
+    if not tokens:
         return routes
 
     @routes.before_request
     async def authorize() -> None:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        is_right = hmac.compare_digest(given.strip().encode(), token.encode())
-        if scheme.lower() != "bearer" or not is_right:
+        name = _name_of(given.strip(), tokens)
+        if scheme.lower() != "bearer" or name is None:
             raise Unauthorized(www_authenticate=WWWAuthenticate("bearer"))
+        g.by = name
 
     @routes.after_request
     async def keep_out_of_caches(response: Response) -> Response:
         response.headers["Cache-Control"] = "no-store"
         return response
 
-    def service() -> Service:
+    def moderator() -> Moderator:
         if responder.service is None:
             abort(503)
-        return responder.service
+        return responder.service.moderator
 
     @routes.post("/purge")
     async def purge() -> Json:
-        body = await _body()
-        removed = (await service().purge(_selection(body))).entries
-        log.info("purged", did=body.get("did"), cid=body.get("cid"), removed=removed)
-        return {"removed": removed}
+        selection, reason = await _decision()
+        return {"removed": await moderator().purge(selection, by=g.by, reason=reason)}
 
     @routes.get("/blocks")
-    async def list_blocks() -> Json:
-        return {"blocks": [asdict(block) for block in await service().blocks.list()]}
+    async def list_blocks() -> Response:
+        store = moderator().store
+        # Before the answer begins: where the store cannot be read, it is another one.
+        first = await trio.to_thread.run_sync(store.blocks_after, 0)
+        response = Response(_listing(store, first), content_type="application/json")
+        response.timeout = None  # a million take longer than most answers may
+        return response
 
     @routes.post("/blocks")
     async def add_block() -> Json:
-        body = await _body()
-        reason = body.get("reason", "")
-        if not (isinstance(reason, str) and _is_encodable(reason)):
-            abort(400)
-        removed = await service().block(_selection(body), reason)
-        log.info("blocked", did=body.get("did"), cid=body.get("cid"), removed=removed)
-        return {"removed": removed}
+        selection, reason = await _decision()
+        return {"removed": await moderator().block(selection, by=g.by, reason=reason)}
 
     @routes.delete("/blocks")
     async def lift_block() -> Json:
-        body = await _body()
-        lifted = await service().blocks.remove(_selection(body))
-        log.info("block lifted", did=body.get("did"), cid=body.get("cid"), lifted=lifted)
-        return {"lifted": lifted}
+        selection, reason = await _decision()
+        return {"lifted": await moderator().lift_any(selection, by=g.by, reason=reason)}
+
+    @routes.errorhandler(NotInForce)
+    async def not_in_force(error: NotInForce) -> tuple[Json, int]:
+        log.error("admin request is not in force everywhere", error=str(error))
+        return {"error": str(error)}, 503
 
     @routes.errorhandler(sqlite3.Error)
     @routes.errorhandler(OSError)
@@ -84,6 +90,42 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
         return {"error": "the store could not be written"}, 503
 
     return routes
+
+
+def _tokens(config: Config) -> list[tuple[str, bytes]]:
+    named = [(ADMIN, config.server.admin_token), *config.server.admin_tokens.items()]
+    values = [(name, token.get_secret_value().encode()) for name, token in named]
+    return [(name, token) for name, token in values if token]
+
+
+def _name_of(given: str, tokens: list[tuple[str, bytes]]) -> str | None:
+    """Whose token it is. Each is compared, in constant time."""
+    found = [name for name, token in tokens if hmac.compare_digest(given.encode(), token)]
+    return found[0] if found else None
+
+
+async def _listing(store: ModerationStore, page: list[Block]) -> AsyncIterator[str]:
+    """The JSON of all blocks, of which there may be a million, a page at a time."""
+    yield '{"blocks":['
+    is_first = True
+    while page:
+        for block in page:
+            yield ("" if is_first else ",") + json.dumps(_as_json(block))
+            is_first = False
+        page = await trio.to_thread.run_sync(store.blocks_after, page[-1].id)
+    yield "]}\n"
+
+
+def _as_json(block: Block) -> Json:
+    return {name: value for name, value in asdict(block).items() if name != "id"}
+
+
+async def _decision() -> tuple[Selection, str]:
+    body = await _body()
+    reason = body.get("reason", "")
+    if not (isinstance(reason, str) and _is_encodable(reason)):
+        abort(400)
+    return _selection(body), reason
 
 
 async def _body() -> Json:

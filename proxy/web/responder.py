@@ -38,6 +38,8 @@ class Responder:
             return "draining"
         if self.service is None:
             return "starting"
+        if self.service.blocks.problem is not None:
+            return f"blocks cannot be read: {self.service.blocks.problem}"
         if self.service.upkeep.problem is not None:
             return f"cache unusable: {self.service.upkeep.problem}"
         return None

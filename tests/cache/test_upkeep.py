@@ -12,7 +12,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from proxy.cache.base import Cache, Entry, Purged, Selection
+from proxy.cache.base import Cache, Entry, Selection
 from proxy.cache.upkeep import CHECK_SECONDS, Upkeep
 from proxy.urls import ImageKey
 
@@ -34,7 +34,7 @@ class FakeCache:
     async def put(self, key: ImageKey, entry: Entry) -> None:
         raise NotImplementedError
 
-    async def purge(self, selection: Selection) -> Purged:
+    async def purge(self, *selections: Selection) -> int:
         raise NotImplementedError
 
     async def cleanup(self) -> int:

@@ -81,6 +81,7 @@ class Devnet:
     plc_url: str
     pds_url: str
     admin_password: str
+    pds_did: str = ""
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ async def run_devnet(plc_port: int = 0, pds_port: int = 0) -> AsyncIterator[Devn
         if not line:
             raise DevnetUnavailable("the servers did not start; standard error says why")
         ready = json.loads(line)
-        yield Devnet(ready["plc_url"], ready["pds_url"], ready["admin_password"])
+        yield Devnet(**ready)
     finally:
         with trio.CancelScope(shield=True):
             await process.stdin.aclose()

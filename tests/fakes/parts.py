@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import trio
 
-from proxy.cache.base import Entry, Purged, Selection
+from proxy.cache.base import Entry, Selection, Selections
 from proxy.formats import Format
 from proxy.identifiers import Did
 from proxy.presets import Preset
@@ -77,13 +77,14 @@ class FakeCache:
             raise self.put_errors.pop(0)
         self.entries[key] = entry
 
-    async def purge(self, selection: Selection) -> Purged:
+    async def purge(self, *selections: Selection) -> int:
         """See ``Cache.purge``."""
         await trio.lowlevel.checkpoint()
-        selected = [key for key in self.entries if selection.covers(key)]
+        covering = Selections(selections)
+        selected = [key for key in self.entries if covering.covers(key)]
         for key in selected:
             del self.entries[key]
-        return Purged(len(selected), frozenset(key.blob for key in selected))
+        return len(selected)
 
     async def cleanup(self) -> int:
         """See ``Cache.cleanup``."""

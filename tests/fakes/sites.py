@@ -18,6 +18,7 @@ from proxy.identifiers import Cid, Did, did_web_authority
 from tests.fakes.network import Request, Response, Site
 
 GET_BLOB = "/xrpc/com.atproto.sync.getBlob"
+GET_RECORD = "/xrpc/com.atproto.repo.getRecord"
 JSON = "application/json; charset=utf-8"
 
 Status = Literal["active", "takendown", "deactivated"]
@@ -31,6 +32,12 @@ def new_plc_did() -> Did:
 def cid_of(data: bytes) -> Cid:
     """CIDv1, raw, sha2-256: what a PDS names a blob."""
     return Cid(encode_cid(b"\x01\x55\x12\x20" + hashlib.sha256(data).digest()))
+
+
+def record_cid(value: Any) -> str:
+    """A CID for a record: as long as the real one, but of its JSON."""
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+    return str(encode_cid(b"\x01\x71\x12\x20" + digest))
 
 
 def document(did: str, *services: Any, **more: Any) -> dict[str, Any]:
@@ -79,10 +86,12 @@ class Account:
     did: Did
     status: Status = "active"
     blobs: dict[Cid, Blob] = field(default_factory=dict)
+    records: dict[str, Any] = field(default_factory=dict)
+    """By ``collection/key``."""
 
 
 class FakePds(Site):
-    """A PDS as far as ``com.atproto.sync.getBlob`` goes."""
+    """A PDS as far as ``com.atproto.sync.getBlob`` and ``com.atproto.repo.getRecord`` go."""
 
     def __init__(
         self, host: str = "pds.example", *, port: int = 443, scheme: str = "https"
@@ -104,13 +113,32 @@ class FakePds(Site):
         """How often getBlob was asked for."""
         return self.requests_by_path[GET_BLOB]
 
+    def add_record(self, did: Did, path: str, value: Any) -> str:
+        """Put a record at ``collection/key``; its at:// URI."""
+        self.accounts[did].records[path] = value
+        return f"at://{did}/{path}"
+
     def answer(self, request: Request) -> Response:
         """See ``Site.answer``."""
+        if request.path == GET_RECORD:
+            query = request.query
+            path = f"{query.get('collection')}/{query.get('rkey')}"
+            return self._get_record(query.get("repo", ""), path)
         if request.path != GET_BLOB:
             return super().answer(request)
         response = self._get_blob(request.query.get("did", ""), request.query.get("cid", ""))
         headers = (("Cache-Control", "private"), *response.headers)
         return Response(response.status, response.body, headers)
+
+    def _get_record(self, did: str, path: str) -> Response:
+        account = self.accounts.get(did)
+        if account is None or account.status != "active":
+            return _refusal("InvalidRequest", "Could not locate record")
+        uri = f"at://{did}/{path}"
+        if path not in account.records:
+            return _refusal("RecordNotFound", f"Could not locate record: {uri}")
+        value = account.records[path]
+        return _json(200, {"uri": uri, "cid": record_cid(value), "value": value})
 
     def _get_blob(self, did: str, cid: str) -> Response:
         account = self.accounts.get(did)

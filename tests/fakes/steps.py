@@ -39,18 +39,22 @@ async def cancelled_at_every_step(
     check: Callable[[], None] = lambda: None,
     *,
     after: bool,
+    every: int = 1,
+    then: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
 ) -> int:
-    """Runs ``attempt`` over and over, cancelling each one a step later, until one gets through.
+    """Runs ``attempt`` over and over, cancelling each one later, until one gets through.
 
     Args:
         check: called when everything has come to rest after each.
+        every: how many steps apart; a prime for what would take too long at each.
+        then: awaited after that, and not cancelled.
 
     Returns:
         In how many different places it was cancelled.
     """
     step = 0
     while True:
-        step += 1
+        step += every
         with trio.CancelScope() as scope:
             instrument = _CancelAtStep(scope, step, after)
             trio.lowlevel.add_instrument(instrument)
@@ -60,5 +64,6 @@ async def cancelled_at_every_step(
                 trio.lowlevel.remove_instrument(instrument)
         await trio.testing.wait_all_tasks_blocked()
         check()
+        await then()
         if not scope.cancel_called:
-            return step - 1
+            return (step - 1) // every

@@ -318,6 +318,7 @@ async def test_what_is_taken_down_is_a_404_before_the_cache_and_before_a_304(
     world: World, site: FakePolicy, method: str, mock_clock: Clock
 ) -> None:
     """Catches a policy that is asked on a miss alone, and an answer that differs from a block's."""
+    mock_clock.rate = 1
     did, cid = world.add_blob(tiny_png())
     down, blocked = BlobKey(did, cid), BlobKey(did, world.add_blob(b"blocked", did=did)[1])
     async with serving(world, world.config(policy=settings(ttl=60))) as client:
@@ -326,7 +327,7 @@ async def test_what_is_taken_down_is_a_404_before_the_cache_and_before_a_304(
         blob = await client.get(f"/blob/{did}/{cid}")
         assert (blob.status, (await client.get(img(did, cid))).headers["x-cache"]) == (200, "hit")
         site.take_down(down)
-        await client.service.block(Selection(did, blocked.cid))
+        await client.service.moderator.block(Selection(did, blocked.cid), by="test")
         mock_clock.jump(60)
         fetched = len(world.pds.requests)
         for target, etag in (
@@ -362,7 +363,7 @@ async def test_a_304_waits_for_the_word_too(world: World, site: FakePolicy, targ
 async def test_a_block_decides_without_a_question(world: World, site: FakePolicy) -> None:
     did, cid = world.add_blob(tiny_png())
     async with world.service(world.config(policy=settings())) as service:
-        await service.block(Selection(did))
+        await service.moderator.block(Selection(did), by="test")
         with pytest.raises(BlobBlocked):
             await service.get_image("avatar", did, cid)
     assert site.requests == []
@@ -391,15 +392,16 @@ async def test_a_block_that_comes_while_the_word_is_waited_for_is_not_passed_ove
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             await arrived.wait()
-            await client.service.block(Selection(did))
+            await client.service.moderator.block(Selection(did), by="test")
             goes_on.set()
         assert replies == [404]
 
 
 async def test_a_known_permission_costs_a_hit_no_step(
-    world: World, site: FakePolicy, autojump_clock: Clock
+    world: World, site: FakePolicy, mock_clock: Clock
 ) -> None:
     """Catches a hit that waits: the check of what is known is a plain call."""
+    mock_clock.rate = 50  # no jumps: the purge of what is taken down works in threads
     did, cid = world.add_blob(tiny_png())
     blob = BlobKey(did, cid)
     config = world.config(policy=settings(ttl=60))
@@ -424,9 +426,10 @@ async def test_without_a_policy_service_nothing_has_to_be_asked(world: World) ->
 
 
 async def test_a_take_down_beats_a_fetch_under_way(
-    world: World, site: FakePolicy, autojump_clock: Clock
+    world: World, site: FakePolicy, mock_clock: Clock
 ) -> None:
     """Catches a result that was permitted when it was asked for, served and kept afterwards."""
+    mock_clock.rate = 50  # no jumps: the purge of what is taken down works in threads
     did, cid = world.add_blob(tiny_png())
     arrived, goes_on = trio.Event(), trio.Event()
     honest = world.pds.fault

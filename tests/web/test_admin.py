@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from proxy.cache.base import Selection
 from proxy.identifiers import Cid, Did
+from proxy.moderation.followers import Followers
+from tests.cache import owner
 from tests.fakes.faults import gated
 from tests.fakes.network import honest
 from tests.fakes.sites import cid_of, new_plc_did
@@ -158,7 +163,7 @@ async def test_a_block_purges_before_it_answers_and_holds_until_it_is_lifted(
         assert (await client.get(img(did, cid))).status == 404
         (listed,) = (await told(client, "GET", "blocks"))["blocks"]
         assert listed.pop("created_at") > 1.7e9
-        assert listed == block
+        assert listed == {**block, "by": "admin"}
         assert await told(client, "DELETE", "blocks", {"did": did, "cid": cid}) == {"lifted": True}
         assert await told(client, "DELETE", "blocks", {"did": did, "cid": cid}) == {"lifted": False}
         assert (await client.get(img(did, cid))).headers["x-cache"] == "miss"
@@ -299,17 +304,87 @@ async def test_a_reason_that_cannot_be_kept_is_refused_not_a_500(world: World) -
 
 
 async def test_a_store_that_cannot_be_written_is_a_503_and_the_block_is_not_claimed(
-    world: World,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     did, cid = world.add_blob()
+    monkeypatch.setattr("proxy.database.BUSY_SECONDS", 0)
     async with serving(world, world.config(**WITH_TOKEN)) as client:
-        (world.cache_path / "blocks.sqlite3").mkdir()
+        with closing(sqlite3.connect(world.cache_path / "moderation.sqlite3")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for method, route in (("POST", "blocks"), ("DELETE", "blocks"), ("POST", "purge")):
+                reply = await admin(client, method, route, {"did": did})
+                assert reply.status == 503, route
+                assert str(world.cache_path) not in reply.text
+            assert (await client.get(img(did, cid))).status == 200
+            other.rollback()
+        assert (await admin(client, "POST", "blocks", {"did": did})).status == 200
+
+
+async def test_a_block_that_a_process_does_not_follow_is_told_as_such(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches "blocked" told while some process goes on serving it."""
+    monkeypatch.setattr("proxy.moderation.moderator.PATIENCE_SECONDS", 0.1)
+    did, cid = world.add_blob()
+    stuck = Followers(world.cache_path / "followers")
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        stuck.enter()
+        stuck.note(0)
         reply = await admin(client, "POST", "blocks", {"did": did})
         assert reply.status == 503
-        assert str(world.cache_path) not in reply.text
-        assert (await client.get(img(did, cid))).status == 200
-        (world.cache_path / "blocks.sqlite3").rmdir()
-        assert (await admin(client, "POST", "blocks", {"did": did})).status == 200
+        assert "do not follow yet" in json.loads(reply.body)["error"]
+        # Kept it is, and in force where it can be.
+        assert (await client.get(img(did, cid))).status == 404
+        assert len((await told(client, "GET", "blocks"))["blocks"]) == 1
+        stuck.leave()
+
+
+async def test_tokens_have_names_that_the_audit_tells(world: World) -> None:
+    """Catches a second token that does not open, and decisions that are all one's."""
+    tokens = {"alice": "token of Alice", "bob": "token of Bob"}
+    config = world.config(server={"admin_token": TOKEN, "admin_tokens": tokens})
+    did, cid = world.add_blob()
+    async with serving(world, config) as client:
+        for token, method, body in (
+            (TOKEN, "POST", {"did": did, "reason": "spam"}),
+            (tokens["alice"], "POST", {"did": did, "cid": cid, "reason": "a law"}),
+            (tokens["bob"], "DELETE", {"did": did, "reason": "an appeal"}),
+        ):
+            reply = await client.ask(
+                "/admin/blocks",
+                ("Authorization", f"Bearer {token}"),
+                method=method,
+                body=json.dumps(body).encode(),
+            )
+            assert reply.status == 200
+        (listed,) = (await told(client, "GET", "blocks"))["blocks"]
+        assert (listed["cid"], listed["by"]) == (cid, "alice")
+        audit = client.service.moderator.store.audit(10)
+    assert [(each.by, each.action, each.did, each.cid, each.reason) for each in audit] == [
+        ("admin", "block", did, None, "spam"),
+        ("alice", "block", did, cid, "a law"),
+        ("bob", "lift", did, None, "an appeal"),
+    ]
+
+
+async def test_named_tokens_alone_open_the_routes_too(world: World) -> None:
+    config = world.config(server={"admin_tokens": {"alice": "token of Alice"}})
+    async with serving(world, config) as client:
+        for token, status in (("token of Alice", 200), ("", 401), (TOKEN, 401)):
+            headers = ("Authorization", f"Bearer {token}")
+            assert (await client.get("/admin/blocks", headers)).status == status
+
+
+async def test_a_listing_of_many_pages_is_one_json_document(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a comma too few between pages, and a page that comes twice."""
+    monkeypatch.setattr("proxy.moderation.store.PAGE", 3)
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        entries = [(Selection(did=owner(number)), "") for number in range(10)]
+        await client.service.moderator.block_all(entries, by="a test")
+        listed = (await told(client, "GET", "blocks"))["blocks"]
+    assert [block["did"] for block in listed] == [owner(number) for number in range(10)]
 
 
 async def test_answers_to_the_operator_are_kept_by_no_cache(world: World) -> None:

@@ -114,7 +114,7 @@ async def test_a_matching_etag_is_a_304_without_a_fetch_unless_the_blob_is_block
                 **SECURITY,
             }
         assert world.pds.requests == world.plc.requests == []
-        await client.service.block(Selection(None, cid))
+        await client.service.moderator.block(Selection(None, cid), by="a test")
         reply = await client.get(f"/blob/{did}/{cid}", ("If-None-Match", f'"{cid}"'))
         assert (reply.status, "etag" in reply.headers) == (404, False)
 
@@ -170,4 +170,5 @@ async def test_originals_are_not_kept_on_disk_as_results(world: World) -> None:
     did, cid = world.add_blob()
     async with serving(world) as client:
         assert (await client.get(f"/blob/{did}/{cid}")).status == 200
-    assert [path for path in (world.cache_path / "images").rglob("*") if path.is_file()] == []
+    images = world.cache_path / "images"
+    assert [path for path in images.rglob("*") if path.is_file()] == []

@@ -192,7 +192,7 @@ async def test_a_matching_etag_is_a_304_in_every_form_of_the_rfc_and_touches_no_
         etag = (await client.get(img(did, cid))).headers["etag"]
         world.pds.requests.clear()
         world.plc.requests.clear()
-        await client.service.purge(Selection(did))
+        await client.service.moderator.purge(Selection(did), by="a test")
         for name, value in quoted_variants(etag).items():
             for method in ("GET", "HEAD"):
                 reply = await client.ask(img(did, cid), ("If-None-Match", value), method=method)
@@ -256,7 +256,7 @@ async def test_what_is_blocked_is_a_404_before_the_cache_and_before_a_304(
     selection = {"did": Selection(did), "cid": Selection(None, cid), "pair": Selection(did, cid)}
     async with serving(world) as client:
         served = await client.get(img(did, cid))
-        await client.service.block(selection[by])
+        await client.service.moderator.block(selection[by], by="a test")
         for headers in (
             (),
             (("If-None-Match", served.headers["etag"]),),
@@ -273,7 +273,9 @@ async def test_what_is_blocked_is_a_404_before_the_cache_and_before_a_304(
 async def test_a_blocked_blob_cannot_be_told_from_one_that_does_not_exist(world: World) -> None:
     did, cid = world.add_blob()
     async with serving(world) as client:
-        await client.service.block(Selection(did), "a reason that is nobody's business")
+        await client.service.moderator.block(
+            Selection(did), by="a test", reason="nobody's business"
+        )
         blocked = await client.get(img(did, cid))
         missing = await client.get(img(world.make_account(), cid_of(b"not there")))
     assert (blocked.status, blocked.pairs, blocked.body) == (

@@ -158,8 +158,11 @@ FAMILIES = {
     "imageproxy_cache_write_errors_total": ("counter", set()),
     "imageproxy_cache_writes_dropped_total": ("counter", set()),
     "imageproxy_blocked_total": ("counter", set()),
+    "imageproxy_blocks": ("gauge", set()),
+    "imageproxy_purges_pending": ("gauge", set()),
+    "imageproxy_decisions_total": ("counter", {"action"}),
 }
-"""SPEC section 6."""
+"""SPEC section 6, and what moderation adds."""
 
 VALUES = {
     "preset": {*DEFAULT_PRESETS, "none"},
@@ -181,6 +184,7 @@ VALUES = {
     "format": {"jpeg", "png", "webp", "avif", "gif"},
     "stage": {"fetch", "process"},
     "reason": {"ttl", "size", "crash", "hang", "protocol"},
+    "action": {"block", "lift", "purge"},
 }
 """Every value that a label may have."""
 

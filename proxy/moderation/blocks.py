@@ -1,0 +1,279 @@
+"""What is blocked, as this process knows it: followed, in memory, and nothing when in doubt.
+
+A change is read in a thread and comes into force on the event loop, between two steps of any
+request: none can be checked before it and answered after it without having begun before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+import structlog
+import trio
+
+from proxy.cache.base import Covering, Everything, Selection, Selections
+from proxy.errors import BlobBlocked, ModerationUnreadable
+from proxy.moderation.blockset import BlockSet
+from proxy.moderation.followers import SERVES_NOTHING, Followers
+from proxy.moderation.store import Changes, ModerationStore
+from proxy.moderation.watch import Stamp, Watch
+from proxy.urls import BlobKey
+
+POLL_SECONDS = 0.02
+"""How often other processes' changes are looked for; asking costs microseconds."""
+
+RETRY_SECONDS = 0.5
+"""How often a store that cannot be read is tried again."""
+
+PATIENCE_SECONDS = 5.0
+"""A read takes milliseconds; one that takes so long says that the disk hangs."""
+
+AT_ONCE = 2000
+"""Decisions that come into force in one step of the event loop: some milliseconds of it."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Blocks:
+    """Follows one store.
+
+    Until ``follow`` has begun, and while the store cannot be read, every check raises.
+    """
+
+    def __init__(self, store: ModerationStore, followers: Followers) -> None:
+        self._store = store
+        self._followers = followers
+        self._limiter = trio.CapacityLimiter(1)
+        self._blocked = BlockSet()
+        self._purges: dict[int, list[Selection]] = {}
+        self._unfinished: frozenset[int] = frozenset()
+        self._version = 0
+        self._last = 0
+        self._noted = 0
+        self._watch = Watch(store.path)
+        self._stamp: Stamp | None = None
+        self._must_reopen = False
+        self._was_read = False
+        self._closed_because: str | None = "not read yet"
+        self._reading_since: float | None = None
+        self._nudged = trio.Event()
+
+    def __len__(self) -> int:
+        """How many owners, blobs and pairs are blocked."""
+        return len(self._blocked)
+
+    @property
+    def purges_pending(self) -> int:
+        """Purges of any process that are not finished."""
+        return len(self._unfinished)
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing may be served at the moment, or None."""
+        since = self._reading_since
+        if since is not None and time.monotonic() - since > PATIENCE_SECONDS:
+            return "the disk does not answer"
+        return self._closed_because
+
+    def is_blocked(self, blob: BlobKey) -> bool:
+        """Whether a blob may not be served: it is blocked, or that cannot be told."""
+        return self.problem is not None or self._blocked.covers(blob)
+
+    def check(self, blob: BlobKey) -> None:
+        """Pass what may be served. Microseconds; asks memory.
+
+        Raises:
+            BlobBlocked: the owner, the blob or the pair is blocked.
+            ModerationUnreadable: that cannot be told.
+        """
+        problem = self.problem
+        if problem is not None:
+            raise ModerationUnreadable(f"blocks cannot be read: {problem}")
+        if self._blocked.covers(blob):
+            raise BlobBlocked(f"{blob.did} {blob.cid} is blocked")
+
+    def nudge(self) -> None:
+        """Have a change of this process followed at once."""
+        self._nudged.set()
+
+    async def follow(
+        self,
+        forget: Callable[[Covering], None],
+        written: Callable[[], Awaitable[None]],
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Take over what is decided, by whatever process, until cancelled.
+
+        Started once the store was read for the first time, or could not be. When it ends,
+        nothing may be served any more.
+
+        Args:
+            forget: called, with what was blocked or purged, in the step in which that comes
+                into force: nothing of it may stay in memory or wait to be written.
+            written: awaited before this process says that it follows: a write of a forgotten
+                result that has begun must have ended.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        await self._catch_up(forget, written, nursery)
+                    except (sqlite3.Error, OSError) as error:
+                        if await self._in_thread(self._can_be_none):
+                            self._serve_without(error)
+                        else:
+                            self._close(error)
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
+                    with trio.move_on_after(POLL_SECONDS if self._follows else RETRY_SECONDS):
+                        await self._nudged.wait()
+                    self._nudged = trio.Event()
+        finally:
+            self._closed_because = "stopped"
+            self._watch.close()
+            self._followers.leave()
+            self._store.close()
+
+    @property
+    def _is_open(self) -> bool:
+        return self._closed_because is None
+
+    @property
+    def _follows(self) -> bool:
+        return self._is_open and self._was_read
+
+    async def _catch_up(
+        self,
+        forget: Callable[[Covering], None],
+        written: Callable[[], Awaitable[None]],
+        nursery: trio.Nursery,
+    ) -> None:
+        if not self._follows:
+            await self._read_all(forget)
+        elif self._has_changed():
+            await self._read_changes(forget)
+        else:
+            return
+        nursery.start_soon(self._acknowledge, self._version, written)
+
+    def _has_changed(self) -> bool:
+        if not self._followers.is_there():
+            raise FileNotFoundError(errno.ENOENT, "the mark of this process is gone")
+        before, self._stamp = self._stamp, self._watch.stamp()
+        if before is None or self._stamp.file != before.file:
+            raise FileNotFoundError(errno.ENOENT, "the file was replaced by another")
+        if self._stamp.content != before.content:
+            # A checkpoint, or damage, which a connection that has read before may not see.
+            self._must_reopen = True
+        return self._stamp != before or self._stamp.commits is None
+
+    async def _read_all(self, forget: Callable[[Covering], None]) -> None:
+        await self._in_thread(self._followers.enter)
+        await self._in_thread(self._store.close)
+        if not self._was_read:
+            # Later a file that is missing is one that was lost, with the blocks in it.
+            await self._in_thread(self._store.make)
+        await self._in_thread(self._watch.open)
+        # A million take seconds, for which nobody has to wait: nothing is served yet.
+        snapshot = await self._in_thread(self._store.load)
+        self._blocked = snapshot.blocks
+        self._last = snapshot.last
+        self._unfinished, self._purges = snapshot.purges, {}
+        # From here on others wait for this process; what they decided before is read now.
+        self._noted = snapshot.version
+        self._followers.note(snapshot.version)
+        self._stamp = self._watch.stamp()
+        await self._read_changes(forget)
+        forget(Everything())
+        self._was_read = True
+        self._closed_because = None
+        log.info("blocks read", blocks=len(self._blocked))
+
+    async def _read_changes(self, forget: Callable[[Covering], None]) -> None:
+        if self._must_reopen:
+            self._must_reopen = False
+            await self._in_thread(self._store.close)
+        is_all = False
+        while not is_all:
+            self._reading_since = time.monotonic()
+            try:
+                changes = await self._in_thread(partial(self._store.changes, self._last, AT_ONCE))
+            finally:
+                self._reading_since = None
+            self._put_in_force(changes, forget)
+            is_all = changes.is_all
+
+    def _put_in_force(self, changes: Changes, forget: Callable[[Covering], None]) -> None:
+        meant: list[Selection] = []
+        for change in changes.decided:
+            did, cid = change.selection.did or "", change.selection.cid or ""
+            if change.is_blocked:
+                self._blocked.add(did, cid)
+            else:
+                self._blocked.discard(did, cid)
+            meant.append(change.selection)
+            if change.purge is not None:
+                again = self._purges.setdefault(change.purge, [])
+                if change.is_purge:
+                    again.append(change.selection)
+        # What is only purged is still served, and may have come back from a disk not yet purged.
+        finished = (self._unfinished | self._purges.keys()) - changes.purges
+        is_told = True
+        for purge in finished:
+            found = self._purges.pop(purge, None)
+            is_told = is_told and found is not None
+            meant += found or []
+        self._version, self._last = changes.version, changes.last
+        self._unfinished = changes.purges
+        if not is_told:  # that purge is older than what this process followed
+            forget(Everything())
+        elif meant:
+            forget(Selections(meant))
+
+    async def _acknowledge(self, version: int, written: Callable[[], Awaitable[None]]) -> None:
+        await written()
+        # Since then it may have closed, or said more.
+        if self._is_open and version > self._noted:
+            self._noted = version
+            try:
+                self._followers.note(version)
+            except OSError as error:
+                self._close(error)
+
+    def _can_be_none(self) -> bool:
+        """Whether there is no block here: no store, and nobody can make one."""
+        if self._was_read:
+            return False
+        try:
+            if not self._store.is_there():
+                self._store.make()
+        except (sqlite3.Error, OSError):
+            with suppress(OSError):
+                return not self._store.is_there()
+        return False
+
+    def _serve_without(self, error: Exception) -> None:
+        """A cache folder that cannot be used keeps no picture from its PDS."""
+        if self._closed_because is not None:
+            log.error("blocks cannot be kept: there are none", error=str(error))
+        self._closed_because = None
+
+    def _close(self, error: Exception) -> None:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if reason != self._closed_because:
+            log.error("blocks cannot be read: nothing is served", error=reason)
+        self._closed_because = reason
+        # Where that fails the mark is gone, and nobody waits for this process.
+        with suppress(OSError):
+            self._followers.note(SERVES_NOTHING)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)

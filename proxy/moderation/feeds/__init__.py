@@ -1,0 +1,1 @@
+"""Streams of events that are followed: labels, and what becomes of accounts."""

@@ -1,0 +1,176 @@
+"""All feeds that are configured, in one task that says when they end."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from importlib.util import find_spec
+
+import structlog
+import trio
+
+from proxy.config import Config, ConfigError
+from proxy.egress.endpoint import Origin
+from proxy.egress.gateway import Gateway
+from proxy.egress.network import Network
+from proxy.identifiers import Did
+from proxy.identity import DidResolver
+from proxy.metrics import Metrics
+from proxy.moderation.base import Cursors, Decisions
+from proxy.moderation.feeds.keeper import LabelKeeper
+from proxy.moderation.feeds.records import RecordReader
+from proxy.moderation.feeds.store import FeedStore
+from proxy.turns import Turn, in_turn
+
+NEEDED = ("trio_websocket", "cryptography")
+"""What the extra ``moderation`` brings."""
+
+FORGET_SECONDS = 1.0
+"""How soon a process notices that the document of a DID has changed."""
+
+RESTART_SECONDS = 5.0
+"""Pause after the disk failed, or a defect."""
+
+log = structlog.get_logger(__name__)
+
+
+def check_feeds(config: Config) -> None:
+    """Raise ``ConfigError`` where feeds are configured that cannot be followed here."""
+    keys = [
+        key
+        for key, configured in (
+            ("labels.subscribe", config.labels.subscribe),
+            ("accounts.url", config.accounts.url),
+        )
+        if configured
+    ]
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if keys and missing:
+        raise ConfigError(
+            [
+                f"{key}: needs {' and '.join(missing)}; install atproto-imageproxy[moderation]"
+                for key in keys
+            ]
+        )
+
+
+async def run_feeds(
+    config: Config,
+    *,
+    decisions: Decisions,
+    cursors: Cursors,
+    is_cached: Callable[[Did], Awaitable[bool]],
+    resolver: DidResolver,
+    gateway: Gateway,
+    networks: tuple[Network, Network],
+    metrics: Metrics,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Follow what is configured until cancelled; return where nothing is.
+
+    Of several processes on one cache folder one follows; another takes over when it ends. What
+    was carried out stays; of what was under way nothing is lost, it comes again.
+
+    Args:
+        is_cached: whether there are cached results of an owner.
+        resolver: resolves owners, and forgets the documents that changed.
+        networks: what strangers' hosts, and the operator's own, are reached over.
+        clock: seconds since the epoch.
+    """
+    store = FeedStore(config.cache.path / "feeds.sqlite3")
+    labels, origin = config.labels, config.accounts.origin
+    has_labels = bool(labels.subscribe) or store.exists()
+    if not has_labels and origin is None:
+        return
+    limiter = trio.CapacityLimiter(1)
+    strangers, own = networks
+    keeper = LabelKeeper(
+        labels,
+        store=store,
+        decisions=decisions,
+        records=RecordReader(config, gateway, resolver),
+        metrics=metrics,
+        clock=clock,
+    )
+    metrics.gauge("labels_waiting", "Labels whose record is not known yet", lambda: keeper.waiting)
+
+    async def follow_labeler(did: Did) -> None:
+        # Imported late: what it needs is an extra.
+        from proxy.moderation.feeds.follow import follow
+        from proxy.moderation.feeds.labeler import LabelerFeed
+
+        settings = f"{labels.scope} {' '.join(sorted(labels.values))}"
+        number = await trio.to_thread.run_sync(store.follow, did, settings, limiter=limiter)
+        feed = LabelerFeed(
+            did,
+            f"labels {did} {number}",
+            config,
+            network=strangers,
+            documents=resolver,
+            keeper=keeper,
+            metrics=metrics,
+        )
+        await follow(feed, cursors, metrics)
+
+    async def follow_accounts(origin: Origin) -> None:
+        from proxy.moderation.feeds.follow import follow
+        from proxy.moderation.feeds.owners import AccountFeed
+
+        feed = AccountFeed(
+            config.accounts.kind,
+            origin,
+            network=own,
+            decisions=decisions,
+            is_cached=is_cached,
+            forget=forget,
+            metrics=metrics,
+        )
+        await follow(feed, cursors, metrics)
+
+    async def forget(did: Did) -> None:
+        resolver.forget(did)
+        await trio.to_thread.run_sync(store.add_forgotten, did, limiter=limiter)
+
+    async def follow_all() -> None:
+        async with trio.open_nursery() as one_process:
+            if labels.subscribe:
+                one_process.start_soon(_steadily, keeper.run)
+            elif has_labels:
+                one_process.start_soon(_steadily, keeper.drop_unwanted)
+            for did in dict.fromkeys(labels.subscribe):
+                one_process.start_soon(_steadily, partial(follow_labeler, did))
+            if origin is not None:
+                one_process.start_soon(_steadily, partial(follow_accounts, origin))
+
+    async with trio.open_nursery() as every_process:
+        if origin is not None:
+            every_process.start_soon(_steadily, partial(_keep_forgetting, store, resolver, limiter))
+        await in_turn(Turn(config.cache.path / "turns" / "feeds"), follow_all)
+
+
+async def _keep_forgetting(
+    store: FeedStore, resolver: DidResolver, limiter: trio.CapacityLimiter
+) -> None:
+    """Forget the documents of which the process that follows says that they changed."""
+    last = None
+    while True:
+        last, dids = await trio.to_thread.run_sync(store.forgotten_since, last, limiter=limiter)
+        for did in dids:
+            resolver.forget(did)
+        await trio.sleep(FORGET_SECONDS)
+
+
+async def _steadily(work: Callable[[], Awaitable[None]]) -> None:
+    """``work`` to its end; where it fails, again after a pause: the service goes on meanwhile."""
+    while True:
+        try:
+            await work()
+        except (sqlite3.Error, OSError) as error:
+            log.error("feeds cannot be kept", error=str(error))
+        except Exception:
+            log.exception("feed crashed; it starts again")
+        else:
+            return
+        await trio.sleep(RESTART_SECONDS)

@@ -1,0 +1,67 @@
+"""Which processes follow decisions, and how far each has come.
+
+Each leaves a mark in a shared folder with the version that it has in force. Nothing of that needs
+to outlive a process, so it costs no commit.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from proxy.presence import Presence
+
+SERVES_NOTHING = 2**63 - 1
+"""Noted instead of a version: whatever is decided, this process does not act against it."""
+
+
+class Followers:
+    """This process among those that share ``folder``. Blocks for microseconds.
+
+    Every method may raise ``OSError``: the folder cannot be read or written.
+
+    Attributes:
+        token: names this process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._presence = Presence(folder)
+        self._guard = threading.Lock()
+        self.token = self._presence.token
+
+    def enter(self) -> None:
+        """Be there, serving nothing. The marks of those that have ended are taken away."""
+        with self._guard:
+            self._presence.bury()
+            # Anew: somebody may have deleted the folder.
+            self._presence.leave()
+            self._presence.enter()
+            self._presence.note(SERVES_NOTHING)
+
+    def note(self, version: int) -> None:
+        """Say that ``version`` is in force here, and be waited for when there is a later one."""
+        with self._guard:
+            self._presence.note(version)
+
+    def is_there(self) -> bool:
+        """Whether others know of this process."""
+        return self._presence.is_there()
+
+    def leave(self) -> None:
+        """Be no longer there. Idempotent."""
+        with self._guard:
+            self._presence.leave()
+
+    def living(self) -> frozenset[str]:
+        """The tokens of all that live."""
+        with self._guard:
+            return self._presence.living()
+
+    def late(self, version: int) -> frozenset[str]:
+        """The tokens of those that have not said that ``version`` is in force."""
+        late = set()
+        for token in self.living():
+            noted = self._presence.noted(token)
+            if noted is not None and noted < version:
+                late.add(token)
+        return frozenset(late)

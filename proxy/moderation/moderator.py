@@ -1,0 +1,244 @@
+"""The order of a decision: kept, in force in every process, purged, answered.
+
+The purge is kept with the decision, before anything is removed. What a crash, a cancellation or a
+failing disk interrupts is finished later, by this process or by another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Literal, Protocol, TypeVar
+
+import structlog
+import trio
+from trio_util import periodic
+
+from proxy.cache.base import Selection
+from proxy.moderation.base import NotInForce
+from proxy.moderation.followers import Followers
+from proxy.moderation.store import Action, ModerationStore, Purge
+
+PATIENCE_SECONDS = 5.0
+"""How long processes may take to follow; they look 50 times a second."""
+
+LOOK_SECONDS = 0.005
+
+FINISH_SECONDS = 5.0
+"""How often purges are looked for that nobody is at any more."""
+
+AT_ONCE = 2000
+"""Decisions of a bulk in one transaction, and that other processes follow in one step."""
+
+T = TypeVar("T")
+
+Invalidate = Callable[[Sequence[Selection]], Awaitable[None]]
+
+log = structlog.get_logger(__name__)
+
+
+class Remove(Protocol):
+    """Removes what is selected from the cache; how many entries there were."""
+
+    async def __call__(self, *selections: Selection) -> int:
+        """See ``Cache.purge``."""
+        ...
+
+
+class Moderator:
+    """Carries decisions out; a ``Decisions``, and ``Cursors``.
+
+    Args:
+        store: what is decided is kept there.
+        followers: who must follow it; this process is among them before the first decision.
+        remove: purges the cache.
+        invalidate: called before that, while the cache still knows which blobs of an owner it
+            has: notes what a CDN is to be told. Called again for a purge that is tried again.
+        is_pending: whether, as far as this process knows, any purge is not finished; asked before
+            the store is.
+        nudge: called when a change was kept, for this process to follow it at once.
+        on_decision: called with what was decided, and how often, once it was kept.
+
+    Cancelling a decision leaves it undone or kept; one that is kept is carried out in the end.
+    """
+
+    def __init__(
+        self,
+        store: ModerationStore,
+        followers: Followers,
+        *,
+        remove: Remove,
+        invalidate: Invalidate | None = None,
+        is_pending: Callable[[], bool] = lambda: True,
+        nudge: Callable[[], None] = lambda: None,
+        on_decision: Callable[[Action, int], None] = lambda action, count: None,
+    ) -> None:
+        self.store = store
+        self._followers = followers
+        self._remove = remove
+        self._invalidate = invalidate
+        self._is_pending = is_pending
+        self._nudge = nudge
+        self._on_decision = on_decision
+        self._limiter = trio.CapacityLimiter(4)
+        self._under_way: set[int] = set()
+
+    async def block(self, selection: Selection, *, by: str, reason: str = "") -> int:
+        """See ``Decisions``.
+
+        Raises:
+            sqlite3.Error, OSError: it was not kept.
+            NotInForce: it was, but not every process has said that it follows.
+        """
+        return await self._decide("block", [(selection, reason)], by)
+
+    async def block_all(
+        self,
+        entries: Iterable[tuple[Selection, str]],
+        *,
+        by: str,
+        on_kept: Callable[[int], None] = lambda count: None,
+    ) -> int:
+        """Block many, each with its reason, and purge them in one pass; otherwise as ``block``.
+
+        Args:
+            on_kept: called with how many more were kept.
+        """
+        return await self._decide("block", entries, by, on_kept)
+
+    async def purge(self, selection: Selection, *, by: str, reason: str = "") -> int:
+        """See ``Decisions``. Raises as ``block`` does."""
+        return await self._decide("purge", [(selection, reason)], by)
+
+    async def lift(self, selection: Selection, *, by: str, reason: str = "") -> bool:
+        """See ``Decisions``. Raises as ``block`` does."""
+        return await self._lift(selection, by, reason, whoever=False)
+
+    async def lift_any(self, selection: Selection, *, by: str, reason: str = "") -> bool:
+        """Lift the blocks of exactly ``selection``, whoever asked for them: the operator's word."""
+        return await self._lift(selection, by, reason, whoever=True)
+
+    async def cursor(self, stream: str) -> int | None:
+        """See ``Cursors``."""
+        return await self._in_thread(partial(self.store.cursor, stream))
+
+    async def set_cursor(self, stream: str, cursor: int) -> None:
+        """See ``Cursors``."""
+        await self._in_thread(partial(self.store.set_cursor, stream, cursor))
+
+    async def keep_finishing(self) -> None:
+        """Finish purges that nobody is at any more, now and from time to time, until cancelled."""
+        async with aclosing(periodic(FINISH_SECONDS)) as ticks:
+            async for _ in ticks:
+                if self._is_pending():
+                    # A store that cannot be read is told by those who follow it.
+                    with suppress(sqlite3.Error, OSError):
+                        await self._finish_abandoned()
+
+    async def _decide(
+        self,
+        action: Literal["block", "purge"],
+        entries: Iterable[tuple[Selection, str]],
+        by: str,
+        on_kept: Callable[[int], None] = lambda count: None,
+    ) -> int:
+        version = purge = 0
+        meant: list[Selection] = []
+        rest = iter(entries)
+        try:
+            while chunk := list(itertools.islice(rest, AT_ONCE)):
+                keep = partial(
+                    self.store.record,
+                    action,
+                    chunk,
+                    by=by,
+                    owner=self._followers.token,
+                    purge=purge,
+                )
+                recorded = await self._in_thread(keep)
+                version, purge = recorded.version, recorded.purge
+                self._under_way.add(purge)
+                self._kept(action, chunk, by)
+                meant += [selection for selection, _ in chunk]
+                on_kept(len(chunk))
+            if not meant:
+                return 0
+            return await self._carry_out(purge, meant, version, waits=action == "purge")
+        finally:
+            self._under_way.discard(purge)
+
+    async def _lift(self, selection: Selection, by: str, reason: str, *, whoever: bool) -> bool:
+        work = partial(self.store.lift, selection, by=by, reason=reason, whoever=whoever)
+        lifted, version = await self._in_thread(work)
+        if lifted:
+            self._kept("lift", [(selection, reason)], by)
+            _raise_for(await self._late(version))
+        return lifted
+
+    def _kept(self, action: Action, entries: Sequence[tuple[Selection, str]], by: str) -> None:
+        self._nudge()
+        self._on_decision(action, len(entries))
+        if len(entries) == 1:
+            ((selection, reason),) = entries
+            what: dict[str, object] = {"did": selection.did, "cid": selection.cid, "reason": reason}
+        else:
+            what = {"decisions": len(entries)}
+        log.info("decided", action=action, by=by, **what)
+
+    async def _carry_out(
+        self, purge: int, meant: Sequence[Selection], version: int, *, waits: bool = False
+    ) -> int:
+        """Purge what was kept, once it is in force; ``waits`` until all know that it is done."""
+        late = await self._late(version)
+        if self._invalidate is not None:
+            await self._invalidate(meant)
+        removed = await self._remove(*meant)
+        _raise_for(late)  # and the purge is tried again: what is late may bring something back
+        finished = await self._in_thread(partial(self.store.finish, purge, removed))
+        self._nudge()
+        log.info("purged", decisions=len(meant), removed=removed)
+        if waits:
+            _raise_for(await self._late(finished))
+        return removed
+
+    async def _late(self, version: int) -> frozenset[str]:
+        """Wait for every process to follow; those that have not when patience ends."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            late = await self._in_thread(partial(self._followers.late, version))
+            if not late or time.monotonic() > deadline:
+                return late
+            await trio.sleep(LOOK_SECONDS)
+
+    async def _finish_abandoned(self) -> None:
+        unfinished = await self._in_thread(self.store.unfinished)
+        living = await self._in_thread(self._followers.living)
+        for purge in unfinished:
+            if purge.id in self._under_way:
+                continue
+            is_own = purge.owner == self._followers.token
+            if is_own or purge.owner not in living:
+                await self._finish(purge)
+
+    async def _finish(self, purge: Purge) -> None:
+        self._under_way.add(purge.id)
+        try:
+            if await self._in_thread(partial(self.store.claim, purge, self._followers.token)):
+                meant, version = await self._in_thread(partial(self.store.decisions_of, purge))
+                await self._carry_out(purge.id, meant, version)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("a purge is not finished yet", error=str(error))
+        finally:
+            self._under_way.discard(purge.id)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+def _raise_for(late: frozenset[str]) -> None:
+    if late:
+        raise NotInForce(f"kept, but running processes that do not follow yet: {len(late)}")

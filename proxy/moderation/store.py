@@ -1,0 +1,499 @@
+"""The file that moderation is kept in: blocks, who decided what, purges, and cursors.
+
+Every decision is a row of ``audit``, and those rows are also what other processes follow: a row
+names what changed, and the state of ``blocks`` says to what. All of it blocks; for threads.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from proxy.cache.base import Selection
+from proxy.database import Database
+from proxy.identifiers import Cid, Did
+from proxy.moderation.blockset import BlockSet
+from proxy.urls import BlobKey
+
+Action = Literal["block", "lift", "purge"]
+
+ADMIN = "admin"
+"""Whose the blocks of older versions are: the one token they knew is this one's."""
+
+PAGE = 1000
+"""Rows that a listing reads at once: no reader of it, however slow, holds a transaction open."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS blocks (
+    id INTEGER PRIMARY KEY,   -- in the order they came
+    did TEXT NOT NULL,        -- '': every owner
+    cid TEXT NOT NULL,        -- '': every blob
+    who TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    UNIQUE (did, cid, who)
+);
+CREATE TABLE IF NOT EXISTS audit (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at REAL NOT NULL,
+    who TEXT NOT NULL,
+    action TEXT NOT NULL,
+    did TEXT NOT NULL,
+    cid TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    purge INTEGER             -- its row in purges, which those of one bulk share
+);
+CREATE INDEX IF NOT EXISTS audit_of_purge ON audit (purge) WHERE purge IS NOT NULL;
+CREATE TABLE IF NOT EXISTS purges (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner TEXT NOT NULL,      -- the token of the process at it
+    removed INTEGER           -- NULL: not finished
+);
+CREATE INDEX IF NOT EXISTS purges_pending ON purges (id) WHERE removed IS NULL;
+CREATE TABLE IF NOT EXISTS cursors (
+    stream TEXT PRIMARY KEY,
+    cursor INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS state (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    version INTEGER NOT NULL,   -- raised by all that processes follow
+    has_older INTEGER NOT NULL  -- whether the file of an older version was taken over
+);
+"""
+
+_IS_BLOCKED = """
+SELECT EXISTS (SELECT 1 FROM blocks WHERE did = :did AND cid IN ('', :cid))
+    OR EXISTS (SELECT 1 FROM blocks WHERE did = '' AND cid = :cid)
+"""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block, as it is listed.
+
+    Attributes:
+        id: later blocks have larger ones.
+        created_at: seconds since the epoch.
+    """
+
+    id: int
+    did: Did | None
+    cid: Cid | None
+    by: str
+    reason: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A row of the audit.
+
+    Attributes:
+        at: seconds since the epoch.
+        removed: entries that its purge removed, of a bulk the whole bulk's; None: it has none,
+            or it is not finished.
+    """
+
+    at: float
+    by: str
+    action: Action
+    did: Did | None
+    cid: Cid | None
+    reason: str
+    removed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What was kept.
+
+    Attributes:
+        version: a process that has seen it follows the decision.
+        purge: the number of the purge that is due, 0 for none.
+    """
+
+    version: int
+    purge: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that is in force at one moment.
+
+    Attributes:
+        version, last: see ``Changes``.
+        purges: see ``Changes``.
+    """
+
+    version: int
+    last: int
+    blocks: BlockSet
+    purges: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A decision as it is followed.
+
+    Attributes:
+        is_blocked: whether exactly this owner, blob or pair is blocked now, by anybody.
+        is_purge: whether it was decided to purge and no more.
+        purge: the number of its purge, if it has one.
+    """
+
+    selection: Selection
+    is_blocked: bool
+    is_purge: bool
+    purge: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What came after a snapshot, or after other changes.
+
+    Attributes:
+        version: of the store.
+        last: where to go on.
+        decided: in order.
+        is_all: whether nothing comes after it.
+        purges: the purges that are not finished.
+    """
+
+    version: int
+    last: int
+    decided: tuple[Change, ...]
+    is_all: bool
+    purges: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """A purge that is not finished."""
+
+    id: int
+    owner: str
+
+
+class ModerationStore:
+    """One file, and connections to it. Several threads may use it at once.
+
+    Args:
+        path: the file; made when it is first used, but not by listings of what it has.
+
+    Every method raises ``sqlite3.Error`` or ``OSError`` where the file, or that of an older
+    version beside it, cannot be read or written; nothing has changed then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database = Database(path, _SCHEMA, synchronous="FULL")
+        self._older = path.with_name("blocks.sqlite3")
+        self._looked_for_older = False
+
+    def close(self) -> None:
+        """Close the connections that nobody uses; what is used next opens the file anew."""
+        self._database.close()
+
+    def record(
+        self,
+        action: Literal["block", "purge"],
+        entries: Iterable[tuple[Selection, str]],
+        *,
+        by: str,
+        owner: str,
+        purge: int = 0,
+    ) -> Recorded:
+        """Keep decisions, each with its reason, in one transaction, and that a purge is due.
+
+        Args:
+            owner: the token of the process that will purge.
+            purge: the number of a purge that these join, 0 for one of their own.
+        """
+        now = time.time()
+        rows = [(each.did or "", each.cid or "", reason) for each, reason in entries]
+        with self._writing() as connection:
+            if not purge:
+                row = connection.execute("INSERT INTO purges (owner) VALUES (?)", (owner,))
+                purge = row.lastrowid or 0
+            if action == "block":
+                connection.executemany(
+                    "INSERT INTO blocks (did, cid, who, reason, created_at) VALUES (?, ?, ?, ?, ?)"
+                    " ON CONFLICT DO UPDATE SET reason = excluded.reason",
+                    ((did, cid, by, reason, now) for did, cid, reason in rows),
+                )
+            _audit(connection, now, by, action, rows, purge)
+            return Recorded(_raise_version(connection), purge)
+
+    def lift(
+        self, selection: Selection, *, by: str, reason: str, whoever: bool
+    ) -> tuple[bool, int]:
+        """Lift the block of exactly ``selection`` that ``by`` asked for, or ``whoever`` did.
+
+        Returns whether there was one, and the version to follow.
+        """
+        did, cid = selection.did or "", selection.cid or ""
+        with self._writing() as connection:
+            lifted = connection.execute(
+                "DELETE FROM blocks WHERE did = ? AND cid = ? AND (? OR who = ?)",
+                (did, cid, whoever, by),
+            ).rowcount
+            if not lifted:
+                return False, 0
+            _audit(connection, time.time(), by, "lift", [(did, cid, reason)], None)
+            return True, _raise_version(connection)
+
+    def finish(self, purge: int, removed: int) -> int:
+        """Note that a purge is finished; the version to follow."""
+        with self._writing() as connection:
+            connection.execute("UPDATE purges SET removed = ? WHERE id = ?", (removed, purge))
+            return _raise_version(connection)
+
+    def unfinished(self) -> list[Purge]:
+        """The purges that are not finished, oldest first."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT id, owner FROM purges WHERE removed IS NULL ORDER BY id"
+            ).fetchall()
+        return [Purge(*row) for row in rows]
+
+    def claim(self, purge: Purge, owner: str) -> bool:
+        """Make an unfinished purge ``owner``'s; False where somebody else was faster."""
+        with self._writing() as connection:
+            claimed = connection.execute(
+                "UPDATE purges SET owner = ? WHERE id = ? AND owner = ? AND removed IS NULL",
+                (owner, purge.id, purge.owner),
+            ).rowcount
+        return claimed > 0
+
+    def decisions_of(self, purge: Purge) -> tuple[list[Selection], int]:
+        """What an unfinished purge is to remove, and the version that has it all."""
+        with self._snapshot() as connection:
+            rows = connection.execute(
+                "SELECT did, cid FROM audit WHERE purge = ? ORDER BY id", (purge.id,)
+            ).fetchall()
+            return [_selection(*row) for row in rows], _version(connection)
+
+    def blocks_now(self, blob: BlobKey) -> bool:
+        """Whether a blob is blocked, as of the last commit of any process."""
+        with self._reading() as connection:
+            (found,) = connection.execute(
+                _IS_BLOCKED, {"did": blob.did, "cid": blob.cid}
+            ).fetchone()
+        return bool(found)
+
+    def is_there(self) -> bool:
+        """Whether there is a file, this or that of an older version; OSError: nobody knows."""
+        for path in (self.path, self._older):
+            try:
+                path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            return True
+        return False
+
+    def make(self) -> None:
+        """Make the file if there is none."""
+        with self._reading():
+            pass
+
+    def load(self) -> Snapshot:
+        """All blocks."""
+        blocks = BlockSet()
+        with self._snapshot() as connection:
+            for did, cid in connection.execute("SELECT did, cid FROM blocks"):
+                blocks.add(did, cid)
+            return Snapshot(
+                _version(connection), _last(connection), blocks, _unfinished(connection)
+            )
+
+    def changes(self, after: int, limit: int) -> Changes:
+        """Up to ``limit`` decisions after the one with the number ``after``.
+
+        Raises:
+            sqlite3.Error: also where the file has fewer than that: it is not the one it was.
+        """
+        with self._snapshot() as connection:
+            last = _last(connection)
+            if last < after:
+                raise sqlite3.DatabaseError("the file is older than it was")
+            rows = connection.execute(
+                "SELECT id, did, cid, action, purge, EXISTS ("
+                " SELECT 1 FROM blocks WHERE blocks.did = audit.did AND blocks.cid = audit.cid)"
+                " FROM audit WHERE id > ? ORDER BY id LIMIT ?",
+                (after, limit),
+            ).fetchall()
+            reached = rows[-1][0] if rows else after
+            decided = tuple(
+                Change(_selection(did, cid), bool(blocked), action == "purge", purge)
+                for _, did, cid, action, purge, blocked in rows
+            )
+            return Changes(
+                _version(connection), reached, decided, reached == last, _unfinished(connection)
+            )
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks, oldest first, read in pages."""
+        after = 0
+        while page := self.blocks_after(after):
+            yield from page
+            after = page[-1].id
+
+    def blocks_after(self, after: int) -> list[Block]:
+        """The next page of blocks; nothing is made where there is no file."""
+        if not self.is_there():
+            return []
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT id, did, cid, who, reason, created_at FROM blocks"
+                " WHERE id > ? ORDER BY id LIMIT ?",
+                (after, PAGE),
+            ).fetchall()
+        return [
+            Block(number, did or None, cid or None, who, reason, at)
+            for number, did, cid, who, reason, at in rows
+        ]
+
+    def audit(self, limit: int) -> list[Decision]:
+        """The last decisions, oldest first."""
+        if not self.is_there():
+            return []
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT at, who, action, did, cid, reason, removed"
+                " FROM audit LEFT JOIN purges ON purges.id = purge"
+                " ORDER BY audit.id DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [
+            Decision(at, who, action, did or None, cid or None, reason, removed)
+            for at, who, action, did, cid, reason, removed in reversed(rows)
+        ]
+
+    def cursor(self, stream: str) -> int | None:
+        """See ``Cursors``."""
+        with self._reading() as connection:
+            row = connection.execute(
+                "SELECT cursor FROM cursors WHERE stream = ?", (stream,)
+            ).fetchone()
+        return None if row is None else int(row[0])
+
+    def set_cursor(self, stream: str, cursor: int) -> None:
+        """See ``Cursors``."""
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO cursors VALUES (?, ?)"
+                " ON CONFLICT DO UPDATE SET cursor = excluded.cursor",
+                (stream, cursor),
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        self._take_over()
+        with self._database.reading() as connection:
+            yield connection
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A connection to which the file is as it was at the first statement."""
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        self._take_over()
+        with self._database.writing() as connection:
+            yield connection
+
+    def _take_over(self) -> None:
+        """Bring in the blocks of an older version, once; its file stays where it is.
+
+        A process of that version that still runs goes on obeying its file, so it is not moved.
+        """
+        if self._looked_for_older:
+            return
+        if self._older.exists():
+            with self._database.writing() as connection:
+                row = connection.execute("SELECT has_older FROM state").fetchone()
+                if row is None or not row[0]:
+                    _take_over(connection, _rows_of(self._older))
+        self._looked_for_older = True
+
+
+def _rows_of(older: Path) -> list[tuple[str, str, str, float]]:
+    try:
+        with closing(sqlite3.connect(f"{older.absolute().as_uri()}?mode=rw", uri=True)) as database:
+            return database.execute(
+                "SELECT did, cid, reason, created_at FROM blocks ORDER BY created_at"
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise sqlite3.DatabaseError(f"{older.name}: {error}") from error
+
+
+def _take_over(
+    connection: sqlite3.Connection, rows: Collection[tuple[str, str, str, float]]
+) -> None:
+    connection.executemany(
+        "INSERT INTO blocks (did, cid, who, reason, created_at) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        ((did, cid, ADMIN, reason, at) for did, cid, reason, at in rows),
+    )
+    entries = [(did, cid, reason) for did, cid, reason, _ in rows]
+    _audit(connection, time.time(), ADMIN, "block", entries, None)
+    _raise_version(connection)
+    connection.execute("UPDATE state SET has_older = 1")
+    log.info("blocks of an older version taken over", blocks=len(rows))
+
+
+def _audit(
+    connection: sqlite3.Connection,
+    at: float,
+    by: str,
+    action: Action,
+    rows: Iterable[tuple[str, str, str]],
+    purge: int | None,
+) -> None:
+    connection.executemany(
+        "INSERT INTO audit (at, who, action, did, cid, reason, purge) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        ((at, by, action, did, cid, reason, purge) for did, cid, reason in rows),
+    )
+
+
+def _raise_version(connection: sqlite3.Connection) -> int:
+    row = connection.execute(
+        "INSERT INTO state VALUES (1, 1, 0)"
+        " ON CONFLICT DO UPDATE SET version = version + 1 RETURNING version"
+    ).fetchone()
+    return int(row[0])
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    row = connection.execute("SELECT version FROM state").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def _last(connection: sqlite3.Connection) -> int:
+    (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM audit").fetchone()
+    return int(last)
+
+
+def _unfinished(connection: sqlite3.Connection) -> frozenset[int]:
+    rows = connection.execute("SELECT id FROM purges WHERE removed IS NULL")
+    return frozenset(number for (number,) in rows)
+
+
+def _selection(did: str, cid: str) -> Selection:
+    return Selection(Did(did) if did else None, Cid(cid) if cid else None)
