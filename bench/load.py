@@ -24,6 +24,7 @@ from rich.progress import Progress, TaskID
 
 from bench import plot, report
 from bench.client import Answer, Connection, Result, closed_loop, storm
+from bench.images import PRESET, SOURCE, Images
 from bench.peer import write_answers
 from bench.pictures import Size
 from bench.processes import (
@@ -31,27 +32,22 @@ from bench.processes import (
     Server,
     allow_open_files,
     counts,
-    free_port,
     metric,
+    peer,
+    proxy,
     run,
-    running,
     until,
     upstream,
 )
-from bench.upstream import LOOPBACK, Manifest, account
+from bench.upstream import Manifest
 from proxy.config import Config
 from proxy.process.pool import cpus_of_this_process
-
-PRESET = "avatar_small"
 
 PEER = "hits: peer (bare ASGI)"
 MEMORY = "hits: memory"
 DISK = "hits: disk"
 MISSES = "misses"
 HITS = (PEER, MEMORY, DISK)
-
-SOURCE = Size(2000, 1500)
-"""About 0.9 MB, as phones upload them."""
 
 SPARE_FILES = 256
 """Open files that a process needs beside the connections of a storm."""
@@ -129,27 +125,6 @@ class Round:
         """Its rate as a share of the peer's; NaN where the peer gave no good answer."""
         peer = self.results[PEER].rate
         return self.results[scenario].rate / peer if peer else math.nan
-
-
-class Images:
-    """The paths of images: the hot ones, and cold ones that are handed out once each.
-
-    Each image has an account of its own, so that a miss includes the look-up of its PDS.
-    """
-
-    def __init__(self, cids: list[str], hot: int) -> None:
-        self._cids = cids
-        self.hot = [self.path(number) for number in range(hot)]
-        self._cold = iter(range(hot, len(cids)))
-
-    def path(self, number: int) -> str:
-        """Of an image by number."""
-        return f"/img/{PRESET}/plain/{account(number)}/{self._cids[number]}"
-
-    def cold(self) -> tuple[str, str, str]:
-        """The DID, CID and path of an image that nobody asked for yet."""
-        number = next(self._cold)
-        return account(number), self._cids[number], self.path(number)
 
 
 class Bench:
@@ -237,34 +212,6 @@ class Bench:
 
 
 @asynccontextmanager
-async def _proxy(
-    folder: Path, name: str, manifest: Manifest, **extra: str
-) -> AsyncIterator[Server]:
-    """``python -m proxy serve`` for the time of the block."""
-    port = free_port()
-    log = folder / f"{name}.log"
-    environment = {
-        "IMAGE_PROXY_SERVER__BIND": f"{LOOPBACK}:{port}",
-        "IMAGE_PROXY_IDENTITY__PLC_URL": f"http://{LOOPBACK}:{manifest.port}",
-        "IMAGE_PROXY_FETCH__ALLOW_HTTP": "true",
-        "IMAGE_PROXY_FETCH__ALLOW_PRIVATE_HOSTS": "true",
-        "IMAGE_PROXY_CACHE__PATH": str(folder / f"{name}-cache"),
-        **extra,
-    }
-    async with running("proxy", "serve", log=log, environment=environment) as process:
-        yield Server(process, port, log)
-
-
-@asynccontextmanager
-async def _peer(folder: Path, answers: Path) -> AsyncIterator[Server]:
-    port = free_port()
-    log = folder / "peer.log"
-    arguments = ("--bind", f"{LOOPBACK}:{port}", "--answers", str(answers))
-    async with running("bench.peer", *arguments, log=log) as process:
-        yield Server(process, port, log)
-
-
-@asynccontextmanager
 async def _bench(plan: Plan, folder: Path) -> AsyncIterator[Bench]:
     """All servers, warm, for the time of the block."""
     async with AsyncExitStack() as stack:
@@ -273,9 +220,9 @@ async def _bench(plan: Plan, folder: Path) -> AsyncIterator[Bench]:
         )
         without_memory = {"IMAGE_PROXY_CACHE__MEMORY_MB": "0"}
         servers = {
-            MEMORY: await stack.enter_async_context(_proxy(folder, "memory", manifest)),
+            MEMORY: await stack.enter_async_context(proxy(folder, "memory", manifest)),
             DISK: await stack.enter_async_context(
-                _proxy(folder, "disk", manifest, **without_memory)
+                proxy(folder, "disk", manifest, **without_memory)
             ),
         }
         for server in servers.values():
@@ -283,7 +230,7 @@ async def _bench(plan: Plan, folder: Path) -> AsyncIterator[Bench]:
         bench = Bench(plan, manifest, servers)
         answers = folder / "answers.json"
         await bench.warm(answers)
-        servers[PEER] = await stack.enter_async_context(_peer(folder, answers))
+        servers[PEER] = await stack.enter_async_context(peer(folder, answers))
         await servers[PEER].ready()
         yield bench
 

@@ -1,7 +1,8 @@
 """The peer that hits are compared with: a bare ASGI function that knows its answers by heart.
 
 It runs under the same Hypercorn worker with the same settings and sends the same bytes, headers
-included, so what it does not do is what the proxy adds to a hit.
+included, so what it does not do is what the proxy adds to a hit. Its connections are Hypercorn's,
+unless it is told to have ours.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import trio
 from bench.client import Answer
 from proxy.config import load_config
 from proxy.serve import hypercorn_config
+from proxy.web import connection
 from proxy.web.asgi import Receive, Scope, Send
 
 READY = "/readyz"
@@ -63,7 +65,9 @@ def _read_answers(file: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]
     return answers
 
 
-async def _serve(bind: str, file: Path) -> None:
+async def _serve(bind: str, file: Path, our_connections: bool) -> None:
+    if our_connections:
+        connection.install()
     answers = _read_answers(file)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,5 +93,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bind", required=True, metavar="HOST:PORT")
     parser.add_argument("--answers", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--our-connections", action="store_true", help="not Hypercorn's own")
     arguments = parser.parse_args()
-    trio.run(_serve, arguments.bind, arguments.answers)
+    trio.run(_serve, arguments.bind, arguments.answers, arguments.our_connections)

@@ -59,5 +59,27 @@ def _bars(axes: Any, rates: Mapping[str, Sequence[float]]) -> None:
     middles = [median(rates[name]) for name in names]
     below = [middle - min(rates[name]) for name, middle in zip(names, middles, strict=True)]
     above = [max(rates[name]) - middle for name, middle in zip(names, middles, strict=True)]
-    labels = [f"{name}\n{middle:.0f}" for name, middle in zip(names, middles, strict=True)]
+    labels = [f"{name}\n{_short(middle)}" for name, middle in zip(names, middles, strict=True)]
     axes.barh(labels, middles, xerr=[below, above], capsize=4)
+
+
+def _short(value: float) -> str:
+    return format(value, ".0f" if value >= 10 else ".2f")
+
+
+def draw_groups(file: Path, groups: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Draw a chart of bars for each group, as ``draw`` does; what became of it, in a line.
+
+    Args:
+        groups: values of each round, by name, by what they are.
+    """
+    figure = figure_of(10, 1.5 + 0.6 * sum(len(values) for values in groups.values()))
+    if figure is None:
+        return MISSING
+    heights = [len(values) for values in groups.values()]
+    charts = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (label, values) in zip(charts, groups.items(), strict=True):
+        _bars(axes, values)
+        axes.set_xlabel(label)
+    charts[0].set_title("median, minimum and maximum of the rounds")
+    return save(figure, file)

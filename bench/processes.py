@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,21 +101,39 @@ async def running(
         stdout: ``subprocess.PIPE`` to read it here; if not specified, to ``log`` too.
         environment: ``IMAGE_PROXY_`` variables; those of this process are not passed on.
     """
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+    command = [sys.executable, "-m", module, *arguments]
+    async with started(command, log=log, stdout=stdout, environment=environment) as process:
+        yield process
+
+
+@asynccontextmanager
+async def started(
+    command: Sequence[str],
+    *,
+    log: Path,
+    stdout: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[trio.Process]:
+    """Any program for the time of the block; as ``running``."""
     with log.open("ab") as output:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", module, *arguments],
+            command,
             stdin=subprocess.PIPE,
             stdout=output if stdout is None else stdout,
             stderr=output,
             cwd=ROOT,
-            env={**inherited, **(environment or {})},
+            env={**inherited(), **(environment or {})},
         )
     try:
         yield process
     finally:
         with trio.CancelScope(shield=True):
             await _end(process)
+
+
+def inherited() -> dict[str, str]:
+    """This process's environment, without what would configure a proxy."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
 
 
 async def _end(process: trio.Process) -> None:
@@ -187,6 +205,33 @@ class Server:
             return (await get(self.port, "/readyz")).status == 200
         except OSError:
             return False
+
+
+@asynccontextmanager
+async def proxy(folder: Path, name: str, manifest: Manifest, **extra: str) -> AsyncIterator[Server]:
+    """``python -m proxy serve`` for the time of the block."""
+    port = free_port()
+    log = folder / f"{name}.log"
+    environment = {
+        "IMAGE_PROXY_SERVER__BIND": f"{LOOPBACK}:{port}",
+        "IMAGE_PROXY_IDENTITY__PLC_URL": f"http://{LOOPBACK}:{manifest.port}",
+        "IMAGE_PROXY_FETCH__ALLOW_HTTP": "true",
+        "IMAGE_PROXY_FETCH__ALLOW_PRIVATE_HOSTS": "true",
+        "IMAGE_PROXY_CACHE__PATH": str(folder / f"{name}-cache"),
+        **extra,
+    }
+    async with running("proxy", "serve", log=log, environment=environment) as process:
+        yield Server(process, port, log)
+
+
+@asynccontextmanager
+async def peer(folder: Path, answers: Path, *extra: str) -> AsyncIterator[Server]:
+    """``bench.peer`` for the time of the block."""
+    port = free_port()
+    log = folder / "peer.log"
+    arguments = ("--bind", f"{LOOPBACK}:{port}", "--answers", str(answers), *extra)
+    async with running("bench.peer", *arguments, log=log) as process:
+        yield Server(process, port, log)
 
 
 async def until(reached: Callable[[], Awaitable[bool]], what: str) -> None:

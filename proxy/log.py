@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
 
+import orjson
 import structlog
 
 
@@ -14,21 +17,34 @@ def configure_logging(level: int = logging.INFO) -> None:
     Call it before the first line.
     """
     terminal = sys.stderr.isatty()
-    renderer: structlog.typing.Processor = (
-        # Plain tracebacks: the default ones show local variables, tokens among them.
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        if terminal
-        else structlog.processors.JSONRenderer()
-    )
+    # Plain tracebacks: the default ones show local variables, tokens among them.
+    console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *(() if terminal else (structlog.processors.format_exc_info,)),
-            renderer,
-        ],
+        processors=(
+            [
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                console,
+            ]
+            if terminal
+            else [structlog.processors.format_exc_info, _as_json]
+        ),
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _as_json(_logger: object, level: str, event: structlog.typing.EventDict) -> str:
+    """One line; what is no JSON in it is written as ``repr`` has it.
+
+    Level and time are added here, which costs less than structlog's processors for them: it is
+    a part of every hit.
+    """
+    event["level"] = level
+    event["timestamp"] = datetime.now(UTC)
+    try:
+        return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
+    except orjson.JSONEncodeError:  # half a surrogate pair, such as file names may have
+        event["timestamp"] = event["timestamp"].isoformat()
+        return json.dumps(event, default=repr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import (
     CollectorRegistry,
@@ -86,6 +87,15 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+
+        # A label look-up of the client costs more than counting does.
+        self._request_counter = cache(self.requests.labels)
+        self._request_timer = cache(self.request_duration.labels)
+
+    def answered(self, preset: str, status: int, state: str, seconds: float) -> None:
+        """Count an image request, and what it took."""
+        self._request_counter(preset, status, state).inc()
+        self._request_timer(state).observe(seconds)
 
     def gauge(
         self, name: str, text: str, value: Callable[[], float], *, shared: bool = False

@@ -188,9 +188,9 @@ class Service:
     async def get(self, key: ImageKey) -> Image:
         """The image of a key that was checked; otherwise as ``get_image``."""
         await self.permission.permit(key.blob)
-        entry = self._memory.get(key) or self._writer.pending(key)
-        if entry is not None:
-            return _image(key, entry, "hit", {})
+        image = self.hit(key)
+        if image is not None:
+            return image
         # Looked up within the flight: between a look-up before it and joining it, a flight
         # could land unseen, and the same work would be done twice.
         async with self._images.join(key, partial(self._make, key)) as landed:
@@ -202,6 +202,17 @@ class Service:
         if state == "coalesced":
             self.metrics.coalesced.inc()
         return _image(key, made.entry, state, made.timings)
+
+    def hit(self, key: ImageKey) -> Image | None:
+        """The image where nothing has to be waited for: from memory, or on its way to disk.
+
+        Raises:
+            ImageProxyError: it is known that it may not be served.
+        """
+        if not self.permission.check(key.blob):
+            return None
+        entry = self._memory.get(key) or self._writer.pending(key)
+        return None if entry is None else _image(key, entry, "hit", {})
 
     async def get_blob(self, blob: BlobKey) -> Blob:
         """A verified original.

@@ -522,8 +522,9 @@ async def test_an_answer_waits_for_the_disk(
     config = world.config(cache={"memory_mb": 0}, server={"shutdown_timeout": 7})
     async with world.service(config, **parts.all) as service:
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
-        # What waits to be written is a hit all the same.
+        # What waits to be written is a hit all the same, for which nobody has to wait.
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
+        assert service.hit(parts.key) is not None
         assert parts.cache.entries == {}
         left = trio.current_time()
     # And a disk that never answers does not hold the shutdown.

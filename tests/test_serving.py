@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -99,6 +100,39 @@ async def test_every_documented_way_to_start_serves_and_ends_with_0(
             server.send(signal.SIGTERM)
             assert await server.exit_code() == 0
             assert "Traceback" not in server.text
+
+
+async def test_each_request_has_one_line_with_the_same_fields_whatever_way_it_went(
+    tmp_path: Path,
+) -> None:
+    """Catches a short way that leaves no trace in the log."""
+    async with upstream() as internet:
+        did, cid = internet.add_blob(tiny_jpeg())
+        async with serve(SERVE, internet.environment(tmp_path)) as server:
+            miss = await server.get(img(did, cid))
+            await server.get(img(did, cid))
+            await server.get(img(did, cid), ("If-None-Match", "*"))
+            await server.get("/img/" + "a" * 400)
+            server.send(signal.SIGTERM)
+            assert await server.exit_code() == 0
+    lines = [json.loads(line) for line in server.text.splitlines() if line.startswith("{")]
+    requests = [line for line in lines if line["event"] == "request"]
+    answered = [(each.get("cache"), each.get("bytes"), each["status"]) for each in requests]
+    length = len(miss.body)
+    assert answered == [
+        ("miss", length, 200),
+        ("hit", length, 200),
+        ("none", 0, 304),
+        (None, None, 400),
+    ]
+    common = {"event", "level", "timestamp", "path", "status", "ms"}
+    for each in requests[:3]:
+        assert each.keys() == common | {"cache", "bytes"}
+        assert (each["path"], each["level"]) == (img(did, cid), "info")
+    refused = requests[3]
+    assert refused.keys() == common | {"error", "cause"}
+    assert (refused["level"], refused["error"]) == ("warning", "InvalidRequest")
+    assert len(refused["path"]) == 300
 
 
 async def test_head_has_no_body_on_the_wire_and_no_answer_names_the_server_software(

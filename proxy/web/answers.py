@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from proxy.errors import ImageProxyError
 from proxy.formats import Format
-from proxy.service import Blob, Image
+from proxy.identifiers import Cid
+from proxy.service import Blob, CacheState, Image
 from proxy.urls import BlobKey, ImageKey
 
 Headers = tuple[tuple[str, str], ...]
@@ -23,6 +25,9 @@ SECURITY: Headers = (
     ("Content-Security-Policy", "default-src 'none'; sandbox"),
 )
 
+RESULTS = 4096
+"""Results whose headers are kept, the most recent: about 1 KB each."""
+
 RETRY_AFTER = "2"
 """Seconds: a full channel of fetches drains in about that."""
 
@@ -36,19 +41,27 @@ class Answer:
     body: bytes = b""
 
 
+Later = Callable[[], Awaitable[Answer]]
+"""An answer that has to be waited for."""
+
+
 def image_answer(key: ImageKey, image: Image) -> Answer:
     """200 with a result."""
-    extension = Format(image.content_type.removeprefix("image/")).extension
-    headers = (
-        ("Content-Type", image.content_type),
+    headers = _image_headers(key.blob.cid, image.content_type, image.etag, image.cache)
+    return Answer(200, headers + _server_timing(image.timings), image.data)
+
+
+@lru_cache(RESULTS)
+def _image_headers(cid: Cid, content_type: str, etag: str, state: CacheState) -> Headers:
+    extension = Format(content_type.removeprefix("image/")).extension
+    return (
+        ("Content-Type", content_type),
         ("Cache-Control", IMMUTABLE),
-        ("ETag", image.etag),
-        ("X-Cache", image.cache),
-        ("Content-Disposition", f'inline; filename="{key.blob.cid}.{extension}"'),
+        ("ETag", etag),
+        ("X-Cache", state),
+        ("Content-Disposition", f'inline; filename="{cid}.{extension}"'),
         *SECURITY,
-        *_server_timing(image.timings),
     )
-    return Answer(200, headers, image.data)
 
 
 def blob_answer(key: BlobKey, blob: Blob) -> Answer:

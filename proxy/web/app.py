@@ -40,7 +40,7 @@ class ImageProxyApp(QuartTrio):
 
     def __init__(self, config: Config, networks: tuple[Network, Network] | None = None) -> None:
         super().__init__("proxy", static_folder=None)
-        self.responder = Responder()
+        self.responder = Responder(config.presets)
         self._config = config
         self._networks = networks
         self._siblings = siblings(self._snapshot)
@@ -166,7 +166,7 @@ def create_app(
     return app
 
 
-async def _not_a_path(_path: str, _if_none_match: str | None) -> Answer:
+def _not_a_path(_path: str, _if_none_match: str | None) -> Answer:
     return plain_answer(400, "bad request")
 
 

@@ -1,17 +1,23 @@
-"""Hypercorn's connections, so that no client can end the server or keep it from ending."""
+"""Hypercorn's connections: no client ends the server, and an answer takes one write."""
 
 from __future__ import annotations
 
+import h11
 import hypercorn.trio.run
 import structlog
 import trio
+from hypercorn.events import Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
+
+MAX_JOINED = 256 * 1024
+"""Bytes of a body up to which copying it behind its head costs less than another write."""
 
 log = structlog.get_logger(__name__)
 
 
 class Connection(TCPServer):
-    """As Hypercorn's, but for two things.
+    """As Hypercorn's, but for three things.
 
     An exception ends this connection alone. Hypercorn lets it end the server, and one request
     brings it about: an upgrade to a WebSocket with a byte behind it (its issue 225), or one to
@@ -20,7 +26,38 @@ class Connection(TCPServer):
     It also ends while its client does not read. Hypercorn shields what it sends from
     cancellation, so that one such client would keep the process from ending; closing the socket
     ends what the shield does not let be cancelled.
+
+    And the head of an answer is sent together with the first of its body. Hypercorn sends each by
+    itself, and then nothing, which takes its turn too; together these cost more than all that a
+    hit from memory does before. ASGI wants it so: "the protocol server must not start sending
+    the response to the client until it has received at least one http.response.body event".
     """
+
+    _expects_head = False
+    _head = b""
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send what Hypercorn's protocols give out, and do what else they ask for."""
+        if isinstance(event, Updated) and not event.idle:
+            self._expects_head = True
+        elif isinstance(event, RawData):
+            if self._expects_head and self._is_before_body():
+                self._expects_head = False
+                self._head = event.data
+                return
+            head, self._head = self._head, b""
+            if head and len(event.data) > MAX_JOINED:
+                await super().protocol_send(RawData(head))
+            elif not (head or event.data):
+                return
+            else:
+                event = RawData(head + event.data)
+        await super().protocol_send(event)
+
+    def _is_before_body(self) -> bool:
+        """Whether a final response has begun, in HTTP/1."""
+        protocol = self.protocol.protocol
+        return isinstance(protocol, H11Protocol) and protocol.connection.our_state is h11.SEND_BODY
 
     async def run(self) -> None:
         """Serve one client to its end."""

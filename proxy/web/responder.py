@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
 import structlog
 import trio
 
 from proxy.errors import Busy, ImageProxyError
+from proxy.presets import Preset
 from proxy.service import Service
-from proxy.urls import parse_blob_path, parse_image_path
+from proxy.urls import BlobKey, ImageKey, parse_blob_path, parse_image_path
 from proxy.web.answers import (
     Answer,
+    Later,
     blob_answer,
     error_answer,
     image_answer,
@@ -17,18 +23,42 @@ from proxy.web.answers import (
 )
 from proxy.web.conditional import none_match
 
+PARSED = 4096
+"""Paths whose parse is kept, the most recent: about 1 KB each, and right ones alone."""
+
+LOGGED = 300
+"""Characters of a path in the log."""
+
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request, for its log line and its metrics.
+
+    Attributes:
+        began: on Trio's clock.
+        preset: None for a blob.
+    """
+
+    path: str
+    began: float
+    preset: str | None = None
 
 
 class Responder:
     """Answers requests from a service. Never raises, but for cancellation.
+
+    Args:
+        presets: those of the configuration.
 
     Attributes:
         service: None while there is none: starting, ended, or crashed and about to start again.
         draining: this process will end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, presets: Mapping[str, Preset]) -> None:
+        self._image_key = lru_cache(PARSED)(partial(parse_image_path, presets))
         self.service: Service | None = None
         self.draining = False
 
@@ -44,70 +74,101 @@ class Responder:
             return f"cache unusable: {self.service.upkeep.problem}"
         return None
 
-    async def image(self, path: str, if_none_match: str | None) -> Answer:
-        """Answer a GET for ``/img/...``, percent-decoded once."""
-        began = trio.current_time()
-        preset = state = "none"
-        error: ImageProxyError | None = None
+    def image(self, path: str, if_none_match: str | None) -> Answer | Later:
+        """Answer a GET for ``/img/...``, percent-decoded once: at once where nothing must wait."""
+        asked = _Asked(path, trio.current_time(), preset="none")
         try:
             service = self._service()
-            key = parse_image_path(service.config.presets, path)
-            preset = key.preset
-            if none_match(if_none_match, key.etag):
-                image = await service.get(key)
-                state = image.cache
-                answer = image_answer(key, image)
-            else:
-                await service.permission.permit(key.blob)
-                answer = not_modified(key.etag)
+            key = self._image_key(path)
+            asked.preset = key.preset
+            if not none_match(if_none_match, key.etag):
+                return self._unmodified(asked, service, key.blob, key.etag)
+            image = service.hit(key)
+            if image is None:
+                return partial(self._answer_later, asked, partial(_get_image, service, key))
+            return self._answered(asked, image_answer(key, image), image.cache)
         except Exception as failure:
-            error = _as_ours(failure)
-            answer = error_answer(error)
-        self._note(path, answer, error, trio.current_time() - began, preset, state)
-        return answer
+            return self._failed(asked, failure)
 
-    async def blob(self, path: str, if_none_match: str | None) -> Answer:
-        """Answer a GET for ``/blob/...``, percent-decoded once."""
-        began = trio.current_time()
-        error: ImageProxyError | None = None
+    def blob(self, path: str, if_none_match: str | None) -> Answer | Later:
+        """Answer a GET for ``/blob/...``; as ``image``."""
+        asked = _Asked(path, trio.current_time())
         try:
             service = self._service()
             key = parse_blob_path(path)
-            if none_match(if_none_match, f'"{key.cid}"'):
-                answer = blob_answer(key, await service.get_blob(key))
-            else:
-                await service.permission.permit(key)
-                answer = not_modified(f'"{key.cid}"')
+            if not none_match(if_none_match, f'"{key.cid}"'):
+                return self._unmodified(asked, service, key, f'"{key.cid}"')
+            return partial(self._answer_later, asked, partial(_get_blob, service, key))
         except Exception as failure:
-            error = _as_ours(failure)
-            answer = error_answer(error)
-        self._note(path, answer, error, trio.current_time() - began)
-        return answer
+            return self._failed(asked, failure)
+
+    def _unmodified(
+        self, asked: _Asked, service: Service, blob: BlobKey, etag: str
+    ) -> Answer | Later:
+        """304, where the blob may be served."""
+        if service.permission.check(blob):
+            return self._answered(asked, not_modified(etag))
+        return partial(self._answer_later, asked, partial(_confirm, service, blob, etag))
+
+    async def _answer_later(
+        self, asked: _Asked, work: Callable[[], Awaitable[tuple[Answer, str]]]
+    ) -> Answer:
+        try:
+            return self._answered(asked, *await work())
+        except Exception as failure:
+            return self._failed(asked, failure)
 
     def _service(self) -> Service:
         if self.service is None:
             raise Busy("the service is not running")
         return self.service
 
-    def _note(
-        self,
-        path: str,
-        answer: Answer,
-        error: ImageProxyError | None,
-        seconds: float,
-        preset: str | None = None,
-        state: str = "none",
-    ) -> None:
-        """One log line a request; metrics for images."""
-        if self.service is not None and preset is not None:
-            metrics = self.service.metrics
-            metrics.requests.labels(preset, str(answer.status), state).inc()
-            metrics.request_duration.labels(state).observe(seconds)
-        fields = {"path": path[:300], "status": answer.status, "ms": round(seconds * 1000, 1)}
-        if error is None:
-            log.info("request", cache=state, bytes=len(answer.body), **fields)
-        else:
-            log.warning("request", error=type(error).__name__, cause=str(error), **fields)
+    def _answered(self, asked: _Asked, answer: Answer, state: str = "none") -> Answer:
+        ms = self._count(asked, answer, state)
+        log.info(
+            "request",
+            cache=state,
+            bytes=len(answer.body),
+            path=asked.path[:LOGGED],
+            status=answer.status,
+            ms=ms,
+        )
+        return answer
+
+    def _failed(self, asked: _Asked, failure: Exception) -> Answer:
+        error = _as_ours(failure)
+        answer = error_answer(error)
+        ms = self._count(asked, answer, "none")
+        log.warning(
+            "request",
+            error=type(error).__name__,
+            cause=str(error),
+            path=asked.path[:LOGGED],
+            status=answer.status,
+            ms=ms,
+        )
+        return answer
+
+    def _count(self, asked: _Asked, answer: Answer, state: str) -> float:
+        """Note an image in the metrics; the milliseconds that the request took, for its line."""
+        seconds = trio.current_time() - asked.began
+        if self.service is not None and asked.preset is not None:
+            self.service.metrics.answered(asked.preset, answer.status, state, seconds)
+        return round(seconds * 1000, 1)
+
+
+async def _get_image(service: Service, key: ImageKey) -> tuple[Answer, str]:
+    image = await service.get(key)
+    return image_answer(key, image), image.cache
+
+
+async def _get_blob(service: Service, key: BlobKey) -> tuple[Answer, str]:
+    return blob_answer(key, await service.get_blob(key)), "none"
+
+
+async def _confirm(service: Service, blob: BlobKey, etag: str) -> tuple[Answer, str]:
+    await service.permission.permit(blob)
+    return not_modified(etag), "none"
 
 
 def _as_ours(failure: Exception) -> ImageProxyError:

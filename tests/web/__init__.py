@@ -47,7 +47,11 @@ class Reply:
 
 
 class Exchange:
-    """One request to an application, and what has come of it."""
+    """One request to an application, and what has come of it.
+
+    Attributes:
+        receives: how often the application asked for the body or the client's leaving.
+    """
 
     def __init__(self, app: ImageProxyApp, scope: dict[str, Any], body: bytes) -> None:
         self._app = app
@@ -56,6 +60,7 @@ class Exchange:
         self._gone = trio.Event()
         self._start: dict[str, Any] | None = None
         self._received = b""
+        self.receives = 0
 
     def leave(self) -> None:
         """Be a client that closes its connection."""
@@ -72,6 +77,7 @@ class Exchange:
         return Reply(self._start["status"], headers, pairs, self._received)
 
     async def _receive(self) -> dict[str, Any]:
+        self.receives += 1
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -107,6 +113,7 @@ class Client:
         *headers: tuple[str, str],
         method: str = "GET",
         body: bytes = b"",
+        http_version: str = "1.1",
     ) -> Exchange:
         """A request that has not begun.
 
@@ -117,7 +124,7 @@ class Client:
         scope = {
             "type": "http",
             "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "http_version": "1.1",
+            "http_version": http_version,
             "method": method,
             "scheme": "http",
             "path": unquote(raw.decode("ascii")),

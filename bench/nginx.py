@@ -1,0 +1,120 @@
+"""nginx, with the block that ``imageproxy nginx`` prints, and as a plain file server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from bench.processes import ROOT, BenchError, Server, free_port, inherited, started
+from bench.upstream import LOOPBACK
+
+# Of both, so that their difference is the block. It answers more than wrk can ask for: one process.
+_MAIN = """
+daemon off;
+{user}
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr;
+events {{ }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    client_body_temp_path {folder}/temp;
+    proxy_temp_path {folder}/temp;
+    fastcgi_temp_path {folder}/temp;
+    uwsgi_temp_path {folder}/temp;
+    scgi_temp_path {folder}/temp;
+    types {{ image/jpeg jpg; }}
+{site}
+}}
+"""
+
+_PLAIN = """
+server {{
+    listen {listen};
+    root {images};
+    location / {{
+        try_files $uri =404;
+    }}
+}}
+"""
+
+_LISTEN = re.compile(r"(?m)^ *listen [^;]*;\n")
+
+
+def nginx_program() -> str | None:
+    """Its path, where it is installed."""
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
+
+
+async def block_of(cache: Path, proxy: Server) -> str:
+    """What ``imageproxy nginx`` prints for a cache folder and the proxy behind it.
+
+    Raises:
+        BenchError: the command fails.
+    """
+    settings = {
+        "IMAGE_PROXY_CACHE__PATH": str(cache),
+        "IMAGE_PROXY_SERVER__BIND": f"{LOOPBACK}:{proxy.port}",
+    }
+    done = await trio.run_process(
+        [sys.executable, "-m", "proxy", "nginx"],
+        capture_stdout=True,
+        check=False,
+        cwd=ROOT,
+        env={**inherited(), **settings},
+        stderr=subprocess.STDOUT,
+    )
+    text = done.stdout.decode()
+    if done.returncode != 0:
+        raise BenchError(f"imageproxy nginx ended with {done.returncode}\n{text}")
+    return text
+
+
+@asynccontextmanager
+async def with_block(folder: Path, block: str) -> AsyncIterator[Server]:
+    """nginx with a block, which listens on a port of this machine in place of what it says."""
+    port = free_port()
+    listen = iter([f"    listen {LOOPBACK}:{port};\n"])
+    site = _LISTEN.sub(lambda _: next(listen, ""), block)
+    async with _nginx(folder, site, port) as server:
+        yield server
+
+
+@asynccontextmanager
+async def alone(folder: Path, images: Path) -> AsyncIterator[Server]:
+    """nginx as a server of the files below a folder, and of nothing else."""
+    port = free_port()
+    site = _PLAIN.format(listen=f"{LOOPBACK}:{port}", images=images)
+    async with _nginx(folder, site, port) as server:
+        yield server
+
+
+@asynccontextmanager
+async def _nginx(folder: Path, site: str, port: int) -> AsyncIterator[Server]:
+    program = nginx_program()
+    if program is None:
+        raise BenchError("no nginx here; on Debian: apt install nginx-light")
+    file = _configure(folder, site)
+    log = folder / "nginx.log"
+    command = [program, "-p", str(folder), "-c", str(file), "-e", "stderr"]
+    async with started(command, log=log) as process:
+        yield Server(process, port, log)
+
+
+def _configure(folder: Path, site: str) -> Path:
+    folder.mkdir()
+    # Its workers must be able to enter the temporary folder of the benchmark.
+    user = "user root;" if os.geteuid() == 0 else ""
+    file = folder / "nginx.conf"
+    file.write_text(_MAIN.format(folder=folder, user=user, site=site))
+    return file

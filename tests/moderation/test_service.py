@@ -1,0 +1,151 @@
+"""A whole service that moderates: every source of decisions reaches what is served, and the CDN."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.cache.base import Selection
+from proxy.errors import BlobBlocked, BlobNotFound
+from proxy.formats import OUTPUTS
+from proxy.identifiers import Cid, Did
+from proxy.presets import DEFAULT_PRESETS
+from proxy.service import Service, open_moderator
+from proxy.urls import BlobKey, public_urls
+from tests.fakes.cdns import TOKEN, FakeBunny
+from tests.fakes.streams import FakeJetstream, FakeLabeler
+from tests.fakes.world import World
+from tests.processes import until
+
+BASE = "https://img.example"
+CDN: dict[str, Any] = {
+    "cdn": {"kind": "bunny", "token": TOKEN},
+    "server": {"cdn_url": BASE},
+}
+
+
+@pytest.fixture
+def bunny(world: World) -> FakeBunny:
+    bunny = FakeBunny()
+    world.directory_network.add(bunny)
+    return bunny
+
+
+@asynccontextmanager
+async def holding(
+    world: World, *pictures: tuple[Did, Cid], **sections: dict[str, Any]
+) -> AsyncIterator[Service]:
+    """A service that has these pictures on disk."""
+    async with world.service(world.config(**sections)) as service:
+        for did, cid in pictures:
+            await service.get_image("avatar_thumbnail", did, cid)
+        await until(lambda: len(files(world)) == len(pictures))
+        yield service
+
+
+def files(world: World) -> list[Path]:
+    return [path for path in (world.cache_path / "images").rglob("*") if path.is_file()]
+
+
+def urls_of(*pictures: tuple[Did, Cid]) -> set[str]:
+    return {url for each in pictures for url in public_urls(DEFAULT_PRESETS, BlobKey(*each), BASE)}
+
+
+async def test_a_block_of_an_owner_tells_the_cdn_every_url_of_what_was_cached(
+    world: World, bunny: FakeBunny
+) -> None:
+    """Catches a CDN that goes on serving what this service does not."""
+    did = world.make_account()
+    pictures = [world.add_blob(did=did), world.add_blob(b"\x89PNG\r\n\x1a\nother", did=did)]
+    other = world.add_blob()
+    async with holding(world, pictures[0], other, **CDN) as service:
+        await service.moderator.block(Selection(did=did), by="test")
+        await until(lambda: set(bunny.purged) == urls_of(pictures[0]))
+        assert len(files(world)) == 1
+    assert len(bunny.purged) == (len(OUTPUTS) + 1) * len(DEFAULT_PRESETS) + 1
+
+
+async def test_a_block_of_a_blob_reaches_the_cdn_for_every_owner_who_has_it(
+    world: World, bunny: FakeBunny
+) -> None:
+    """Catches an invalidation that asks the cache once it is empty."""
+    first, second = world.add_blob(), world.add_blob()
+    assert first[1] == second[1]
+    async with holding(world, first, second, **CDN) as service:
+        await service.moderator.block(Selection(cid=first[1]), by="test")
+        await until(lambda: set(bunny.purged) == urls_of(first, second))
+
+
+async def test_what_a_command_blocks_a_running_service_tells_the_cdn(
+    world: World, bunny: FakeBunny
+) -> None:
+    """Catches a command line that has no part in the queue."""
+    picture = world.add_blob()
+    async with holding(world, picture, **CDN) as service:
+        async with open_moderator(service.config) as moderator:
+            await moderator.block(Selection(*picture), by="cli:test")
+        await until(lambda: set(bunny.purged) == urls_of(picture))
+        with pytest.raises(BlobBlocked):
+            await service.get_image("avatar_thumbnail", *picture)
+
+
+async def test_a_blob_that_its_pds_no_longer_gives_out_goes_within_the_age(world: World) -> None:
+    """Catches what was taken down there, and is served from here for as long as it is used."""
+    gone, stays = world.add_blob(), world.add_blob()
+    cache = {"revalidate_days": 0.5 / 86400}
+    async with holding(world, gone, stays, cache={"path": world.cache_path, **cache}) as service:
+        del world.pds.accounts[gone[0]].blobs[gone[1]]
+        await until(lambda: len(files(world)) == 1)
+        with pytest.raises(BlobNotFound):
+            await service.get_image("avatar_thumbnail", *gone)
+        assert (await service.get_image("avatar_thumbnail", *stays)).cache == "hit"
+        purged = service.moderator.store.audit(10)
+        assert [(each.by, each.did) for each in purged] == [("revalidation", gone[0])]
+
+
+async def test_an_account_that_is_deleted_is_purged_and_nobody_else(world: World) -> None:
+    """Catches a feed that is configured, and not followed."""
+    jetstream = FakeJetstream()
+    world.directory_network.add(jetstream)
+    gone, stays = world.add_blob(), world.add_blob()
+    accounts = {"url": jetstream.url.replace("https", "wss")}
+    async with holding(world, gone, stays, accounts=accounts):
+        await until(lambda: bool(jetstream.open))
+        fields = {"active": False, "status": "deleted", "did": gone[0], "seq": 1, "time": ""}
+        event = {"did": gone[0], "time_us": time.time_ns() // 1000, "kind": "account"}
+        jetstream.send({**event, "account": fields})
+        await until(lambda: len(files(world)) == 1)
+
+
+async def test_a_takedown_by_a_labeler_blocks_until_it_is_taken_back(world: World) -> None:
+    """Catches a label that is verified, and leads to nothing."""
+    labeler = FakeLabeler()
+    world.network.add(labeler)
+    world.plc.documents[labeler.did] = labeler.document
+    picture = world.add_blob()
+    async with holding(world, picture, labels={"subscribe": [labeler.did]}) as service:
+        await until(lambda: bool(labeler.open))
+        labeler.label(picture[0], time.time())
+        await until(lambda: files(world) == [])
+        with pytest.raises(BlobBlocked):
+            await service.get_image("avatar_thumbnail", *picture)
+        labeler.label(picture[0], time.time() + 1, neg=True)
+
+        async def is_served() -> bool:
+            try:
+                await service.get_image("avatar_thumbnail", *picture)
+            except BlobBlocked:
+                return False
+            return True
+
+        await until(is_served)
+        asked = service.moderator.store.audit(10)
+        assert [(each.action, each.by) for each in asked] == [
+            ("block", f"labeler:{labeler.did}"),
+            ("lift", f"labeler:{labeler.did}"),
+        ]

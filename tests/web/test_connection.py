@@ -1,0 +1,211 @@
+"""What is written to a client, and when: one write for an answer, nothing held back for long."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import h11
+import hypercorn
+import pytest
+import trio
+import trio.testing
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from proxy.web.connection import MAX_JOINED, Connection
+from tests.web import PATIENCE
+
+App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+
+GET = b"GET / HTTP/1.1\r\nHost: proxy.test\r\n\r\n"
+
+settled = trio.testing.wait_all_tasks_blocked
+
+
+class Noted(trio.abc.HalfCloseableStream):
+    """A socket that notes what is written, piece by piece."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.socket = stream.socket
+        self.writes: list[bytes] = []
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Talk:
+    """A client, and the server's end of its connection."""
+
+    def __init__(self, client: trio.SocketStream, server: Noted) -> None:
+        self.client = client
+        self.server = server
+        self._protocol = h11.Connection(h11.CLIENT)
+        self.heads: list[h11.Response] = []
+
+    async def answer(self, method: str = "GET") -> bytes:
+        """The body of the next answer to a request that was sent."""
+        self._protocol.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+        self._protocol.send(h11.EndOfMessage())
+        body = b""
+        with trio.fail_after(PATIENCE):
+            while True:
+                event = self._protocol.next_event()
+                if event is h11.NEED_DATA:
+                    self._protocol.receive_data(await self.client.receive_some())
+                elif isinstance(event, h11.Response):
+                    self.heads.append(event)
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                elif isinstance(event, h11.EndOfMessage):
+                    self._protocol.start_next_cycle()
+                    return body
+
+
+@asynccontextmanager
+async def talking(app: App) -> AsyncIterator[Talk]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, trio.open_nursery() as nursery:
+        client = await trio.open_tcp_stream(*listener.socket.getsockname()[:2])
+        server = Noted(await listener.accept())
+        wrapped = ASGIWrapper(app)  # type: ignore[arg-type]
+        context = WorkerContext(None)
+        connection = Connection(
+            wrapped,
+            hypercorn.Config(),
+            context,
+            ConnectionState({}),
+            server,  # type: ignore[arg-type]
+        )
+        nursery.start_soon(connection.run)
+        async with client:
+            yield Talk(client, server)
+        nursery.cancel_scope.cancel()
+
+
+def app_of(*pieces: bytes, status: int = 200) -> App:
+    """One that sends the head of an answer, and then its body in pieces."""
+
+    async def app(_scope: dict[str, Any], _receive: Any, send: Any) -> None:
+        length = str(sum(map(len, pieces))).encode()
+        headers = [] if status == 304 else [(b"content-length", length)]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for piece in pieces[:-1]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": pieces[-1]})
+
+    return app
+
+
+async def test_an_answer_is_one_write_on_each_request_of_a_connection() -> None:
+    """Catches a head that travels alone, and a write of nothing that takes its turn too."""
+    async with talking(app_of(b"body")) as talk:
+        for number in range(1, 4):
+            await talk.client.send_all(GET)
+            assert await talk.answer() == b"body"
+            assert len(talk.server.writes) == number
+            assert talk.server.writes[-1].endswith(b"\r\n\r\nbody")
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 304)])
+async def test_an_answer_without_a_body_is_one_write_and_is_not_held_back(
+    method: str, status: int
+) -> None:
+    """Catches a head that waits for a body that never comes."""
+    async with talking(app_of(b"", status=status)) as talk:
+        await talk.client.send_all(GET.replace(b"GET", method.encode()))
+        assert await talk.answer(method) == b""
+        assert talk.heads[0].status_code == status
+        assert len(talk.server.writes) == 1
+
+
+async def test_only_the_first_piece_of_a_body_goes_with_the_head_and_the_next_as_they_come() -> (
+    None
+):
+    """Catches a piece that is held back until another one comes."""
+    go_on = trio.Event()
+
+    async def app(_scope: dict[str, Any], _receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"6")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await send({"type": "http.response.body", "body": b"two", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b""})
+
+    async with talking(app) as talk:
+        await talk.client.send_all(GET)
+        await settled(0.01)
+        first, second = talk.server.writes
+        assert first.startswith(b"HTTP/1.1 200 ")
+        assert first.endswith(b"\r\n\r\none")
+        assert second == b"two"
+        go_on.set()
+        assert await talk.answer() == b"onetwo"
+
+
+@pytest.mark.parametrize("size", [MAX_JOINED, MAX_JOINED + 1, 3 * MAX_JOINED])
+async def test_a_body_of_any_size_arrives_whole_behind_its_head(size: int) -> None:
+    body = bytes(index % 251 for index in range(size))
+    async with talking(app_of(body)) as talk:
+        await talk.client.send_all(GET)
+        assert await talk.answer() == body
+        assert len(talk.server.writes) == (1 if size <= MAX_JOINED else 2)
+
+
+async def test_requests_that_come_together_are_answered_each_by_itself_and_in_order() -> None:
+    """Catches a head that is still held when the next request begins."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await app_of(scope["path"].encode())(scope, receive, send)
+
+    paths = [b"/1", b"/2", b"/3"]
+    async with talking(app) as talk:
+        await talk.client.send_all(b"".join(GET.replace(b"/ ", path + b" ") for path in paths))
+        assert [await talk.answer() for _ in paths] == paths
+
+
+async def test_what_comes_before_an_answer_is_sent_at_once() -> None:
+    """Catches a 100 (RFC 9110, section 15.2.1) that waits for the body that waits for it."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await app_of(b"done")(scope, receive, send)
+
+    async with talking(app) as talk:
+        head = GET.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+        await talk.client.send_all(head)
+        with trio.fail_after(PATIENCE):
+            assert (await talk.client.receive_some()).startswith(b"HTTP/1.1 100 ")
+        await talk.client.send_all(b"x")
+        assert await talk.answer() == b"done"
+
+
+async def test_an_application_that_fails_before_the_body_closes_and_sends_no_half_an_answer() -> (
+    None
+):
+    async def app(_scope: dict[str, Any], _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async with talking(app) as talk:
+        await talk.client.send_all(GET)
+        with trio.fail_after(PATIENCE):
+            assert await talk.client.receive_some() == b""
+    assert talk.server.writes == []
