@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import logging
 import os
 import sqlite3
 import sys
@@ -22,7 +21,7 @@ import trio
 from proxy import serve as serving
 from proxy.cache.base import Selection
 from proxy.cache.disk import DiskCache
-from proxy.config import Config, ConfigError, Layer, load_config
+from proxy.config import Config, ConfigError, Layer, LogSection, load_config
 from proxy.doctor.judgement import Level, failed
 from proxy.doctor.probes import examine
 from proxy.errors import ImageProxyError, InvalidRequest
@@ -503,7 +502,7 @@ def _line(text: str) -> str:
 def main() -> None:
     """The console script."""
     # A command says what it did; what serves configures its own.
-    configure_logging(logging.WARNING)
+    configure_logging(LogSection(level="warning"))
     try:
         cli()
     except (OSError, sqlite3.Error) as error:

@@ -266,6 +266,13 @@ class AccountsSection(Section):
         return _stream_origin(self.url) if self.url else None
 
 
+class LogSection(Section):
+    """[log]"""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
 class TraceSection(Section):
     """[trace]"""
 
@@ -290,6 +297,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     cdn: CdnSection = CdnSection()
     labels: LabelsSection = LabelsSection()
     accounts: AccountsSection = AccountsSection()
+    log: LogSection = LogSection()
     trace: TraceSection = TraceSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
 

@@ -16,6 +16,7 @@ from hypercorn.utils import LifespanFailureError
 
 from proxy import systemd
 from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
+from proxy.log import server_log
 from proxy.siblings import FOLDER_VARIABLE
 from proxy.web.app import ImageProxyApp, create_app
 
@@ -85,6 +86,7 @@ def hypercorn_config(config: Config) -> hypercorn.Config:
     settings.keep_alive_timeout = KEEP_ALIVE_SECONDS
     settings.read_timeout = READ_SECONDS
     settings.include_server_header = False
+    settings.errorlog = server_log()
     return settings
 
 

@@ -10,7 +10,7 @@ from quart import Response
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from proxy import metrics
+from proxy import metrics, request_id
 from proxy.aggregate import Snapshot, merge, render
 from proxy.config import Config, load_config
 from proxy.egress.network import Network
@@ -58,6 +58,8 @@ class ImageProxyApp(QuartTrio):
         """Images and blobs first: the framework's routing would cost a hit more than the hit."""
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close"})
+        if scope["type"] == "http":
+            request_id.current.set(request_id.of(scope["headers"]))
         if scope["type"] == "http" and not scope["path"].startswith("/"):
             # No path at all, or one that the framework fails to parse.
             return await serve(scope, receive, send, _not_a_path)
@@ -134,9 +136,9 @@ def create_app(
     Raises:
         ConfigError: the configuration is wrong.
     """
-    configure_logging()
-    connection.install()
     config = config or load_config()
+    configure_logging(config.log)
+    connection.install()
     app = ImageProxyApp(config, networks)
     responder = app.responder
 
