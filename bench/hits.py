@@ -1,7 +1,8 @@
 """Hits under wrk: direct, from several workers, and through nginx, each against its peer.
 
 All servers run at once on one warm cache folder; wrk loads them in turn, in another order each
-round, and what is compared was measured in the same round. Exits with 1 when an answer was wrong
+round, and what is compared was measured in the same round. The servers' own CPU time is given too,
+which neighbours on the machine disturb less than rates. Exits with 1 when an answer was wrong
 or a request failed; times are printed, not judged.
 """
 
@@ -25,7 +26,17 @@ from bench.client import Answer, Connection, closed_loop, get
 from bench.images import SOURCE, Images
 from bench.peer import write_answers
 from bench.pictures import Size
-from bench.processes import BenchError, Server, metric, peer, proxy, run, until, upstream
+from bench.processes import (
+    BenchError,
+    Server,
+    cpu_seconds,
+    metric,
+    peer,
+    proxy,
+    run,
+    until,
+    upstream,
+)
 from bench.wrk import Load, load, wrk_program
 from proxy.cache.layout import entry_folder, entry_name
 from proxy.config import Config
@@ -96,7 +107,19 @@ class Scenario:
     state: str | None
 
 
-Round = dict[str, Load]
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One scenario in one round.
+
+    Attributes:
+        cpu: seconds of the server's CPU time for each answer; NaN where that cannot be told.
+    """
+
+    load: Load
+    cpu: float
+
+
+Round = dict[str, Measured]
 """What each scenario brought."""
 
 
@@ -139,9 +162,15 @@ class Bench:
         found = {}
         # In another order each round, so that none always has the warmest or busiest machine.
         for name in (*names[start:], *names[:start]):
-            found[name] = await self._load(self.scenarios[name], self._plan.seconds)
+            found[name] = await self._measure(self.scenarios[name])
             note(name)
         return found
+
+    async def _measure(self, scenario: Scenario) -> Measured:
+        pid = scenario.server.process.pid
+        before = cpu_seconds(pid)
+        found = await self._load(scenario, self._plan.seconds)
+        return Measured(found, (cpu_seconds(pid) - before) / max(found.answers, 1))
 
     async def _load(self, scenario: Scenario, seconds: int) -> Load:
         return await load(
@@ -264,21 +293,26 @@ async def _measure(plan: Plan) -> Found:
     failed: Counter[str] = Counter()
     for each in rounds:
         for name, result in each.items():
-            failed.update({f"{name}: {kind}": n for kind, n in result.failed.items()})
+            failed.update({f"{name}: {kind}": n for kind, n in result.load.failed.items()})
     faults += [f"{what} ({n} times)" for what, n in failed.items()]
     return Found(rounds, answer_bytes, left_out, faults)
 
 
-def _ratios(found: Found) -> dict[tuple[str, str], list[float]]:
-    """Rates over their peers', round by round, of what was measured."""
+def _ratios(found: Found, of: Callable[[Measured], float]) -> dict[tuple[str, str], list[float]]:
+    """A figure over that of the peer, round by round, of what was measured."""
     return {
-        (name, other): [
-            each[name].rate / each[other].rate if each[other].rate else math.nan
-            for each in found.rounds
-        ]
+        (name, other): [of(each[name]) / (of(each[other]) or math.nan) for each in found.rounds]
         for name, other in RATIOS
         if name in found.rounds[0] and other in found.rounds[0]
     }
+
+
+def _rate(measured: Measured) -> float:
+    return measured.load.rate
+
+
+def _answers_per_cpu_second(measured: Measured) -> float:
+    return 1 / (measured.cpu or math.nan)
 
 
 def _settings(plan: Plan, found: Found) -> dict[str, object]:
@@ -294,34 +328,42 @@ def _settings(plan: Plan, found: Found) -> dict[str, object]:
 
 def _print(console: Console, plan: Plan, found: Found) -> None:
     report.print_settings(console, _settings(plan, found))
-    columns = ("", "requests/s", "p50 ms", "p99 ms", "failed")
+    columns = ("", "requests/s", "p50 ms", "p99 ms", "CPU us", "failed")
     table = report.table(f"Hits: {report.SPREAD} of the rounds", columns)
     for name in found.rounds[0]:
         results = [each[name] for each in found.rounds]
         table.add_row(
             name,
-            report.spread((each.rate for each in results), ".0f"),
-            report.milliseconds(each.p50 for each in results),
-            report.milliseconds(each.p99 for each in results),
-            str(sum(each.failed.total() for each in results)),
+            report.spread((each.load.rate for each in results), ".0f"),
+            report.milliseconds(each.load.p50 for each in results),
+            report.milliseconds(each.load.p99 for each in results),
+            report.spread((each.cpu * 1e6 for each in results), ".0f"),
+            str(sum(each.load.failed.total() for each in results)),
         )
     console.print(table)
-    ratios = report.table("Requests/s over the peer's in the same round", ("", "ratio", "goal"))
-    for pair, values in _ratios(found).items():
-        ratios.add_row(" / ".join(pair), report.spread(values, ".2f"), RATIOS[pair])
+    title = "Over the peer in the same round"
+    ratios = report.table(title, ("", "requests/s", "goal", "answers a CPU second"))
+    per_cpu = _ratios(found, _answers_per_cpu_second)
+    for pair, values in _ratios(found, _rate).items():
+        ratios.add_row(
+            " / ".join(pair),
+            report.spread(values, ".2f"),
+            RATIOS[pair],
+            report.spread(per_cpu[pair], ".2f"),
+        )
     console.print(ratios)
     for what in found.left_out:
         console.print(f"left out: {what}")
 
 
 def _draw(file: Path, found: Found) -> str:
-    rates = {name: [each[name].rate for each in found.rounds] for name in found.rounds[0]}
+    rates = {name: [_rate(each[name]) for each in found.rounds] for name in found.rounds[0]}
     through_nginx = {name: rates.pop(name) for name in (BLOCK, ALONE) if name in rates}
     groups = {
         "requests/s": rates,
         "requests/s ": through_nginx,
-        "over the peer's in the same round": {
-            " / ".join(pair): values for pair, values in _ratios(found).items()
+        "requests/s over the peer's in the same round": {
+            " / ".join(pair): values for pair, values in _ratios(found, _rate).items()
         },
     }
     return plot.draw_groups(file, {label: values for label, values in groups.items() if values})

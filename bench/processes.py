@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -232,6 +233,18 @@ async def peer(folder: Path, answers: Path, *extra: str) -> AsyncIterator[Server
     arguments = ("--bind", f"{LOOPBACK}:{port}", "--answers", str(answers), *extra)
     async with running("bench.peer", *arguments, log=log) as process:
         yield Server(process, port, log)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and its descendants that run; NaN where there is no Linux to ask."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return math.nan
+    # proc_pid_stat(5): utime and stime, fields 14 and 15; the first here is field 3.
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(cpu_seconds(int(child)) for child in children)
 
 
 async def until(reached: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -26,11 +26,13 @@ class Load:
     """What a load brought.
 
     Attributes:
-        rate: answers a second.
+        answers: how many.
+        rate: of them a second.
         p50, p99: seconds.
         failed: how many, by kind: ``status`` is 400 or more, the others are of the connection.
     """
 
+    answers: int
     rate: float
     p50: float
     p99: float
@@ -70,6 +72,7 @@ async def load(port: int, paths: Sequence[str], *, connections: int, seconds: in
         raise BenchError(f"wrk ended with {done.returncode}\n{said}")
     found = json.loads(said.splitlines()[-1])
     return Load(
+        found["requests"],
         found["requests"] / found["seconds"],
         found["p50"],
         found["p99"],

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -23,14 +24,16 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from proxy.egress.endpoint import Origin, parse_origin
 from proxy.egress.errors import Forbidden
 from proxy.errors import InvalidDid
+from proxy.formats import Format
 from proxy.identifiers import Did, parse_did
-from proxy.presets import DEFAULT_PRESETS, NotBool, Preset
+from proxy.presets import DEFAULT_PRESETS, NotBool, Preset, with_variants
 
 ENV_PREFIX = "IMAGE_PROXY_"
 CONFIG_VARIABLE = "IMAGE_PROXY_CONFIG"
@@ -70,13 +73,18 @@ def _url(text: str) -> str:
 def _stream_url(text: str) -> str:
     if text:
         try:
-            _stream_origin(text)
+            stream_origin(text)
         except Forbidden as error:
             raise ValueError(f"must be wss://HOST or ws://HOST:PORT: {error}") from None
     return text
 
 
-def _stream_origin(text: str) -> Origin:
+def stream_origin(text: str) -> Origin:
+    """Where ``wss://HOST`` or ``ws://HOST:PORT`` leads.
+
+    Raises:
+        Forbidden: it is none of these.
+    """
     scheme, separator, rest = text.partition("://")
     schemes = {"wss": "https", "ws": "http"}
     # Another scheme is refused as it is.
@@ -122,15 +130,36 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-def _dids(value: object) -> object:
+def _items(value: object) -> object:
     # The environment has no other way to say "none".
     return () if value == "" else _comma_separated(value)
+
+
+def _nameserver(text: str) -> str:
+    host, port = _host_and_port(text)
+    ip_address(host)  # raises ValueError where it is none
+    if not 0 < port <= 65535:
+        raise ValueError("must have a port of 1 to 65535")
+    return text
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    """``192.0.2.1``, ``192.0.2.1:5353``, ``2001:db8::1`` or ``[2001:db8::1]:5353``."""
+    bare = text.count(":") > 1 and not text.startswith("[")
+    host, colon, port = (text, "", "") if bare else text.partition("]:" if "]" in text else ":")
+    if colon and not (port.isascii() and port.isdigit()):
+        raise ValueError("must be ADDRESS or ADDRESS:PORT")
+    return host.strip("[]"), int(port or 53)
 
 
 Positive = Annotated[int, NotBool, Field(ge=1)]
 Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
+Nameserver = Annotated[str, AfterValidator(_nameserver)]
+Collection = Annotated[
+    str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z0-9-]+){2,}$", max_length=317)
+]
 OperatorName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 LabelerDid = Annotated[Did, AfterValidator(_did)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[!-+\--~]+$", max_length=128)]
@@ -161,6 +190,12 @@ class IdentitySection(Section):
     ttl: Duration = 3600
     stale_ttl: Duration = 86400
     negative_ttl: Duration = 60
+    nameservers: Annotated[tuple[Nameserver, ...], BeforeValidator(_items)] = ()
+
+    @property
+    def nameserver_addresses(self) -> list[tuple[str, int]]:
+        """Addresses and ports."""
+        return [_host_and_port(text) for text in self.nameservers]
 
 
 class FetchSection(Section):
@@ -201,6 +236,28 @@ class BlobSection(Section):
     allowed_types: Annotated[tuple[MediaRange, ...], BeforeValidator(_comma_separated)] = (
         "image/*",
     )
+
+
+class ActorsSection(Section):
+    """[actors]"""
+
+    collections: Annotated[
+        tuple[Collection, ...], BeforeValidator(_comma_separated), Field(min_length=1, max_length=8)
+    ] = ("app.bsky.actor.profile",)
+    avatar_preset: str = "avatar"
+    banner_preset: str = "banner"
+    ttl: Duration = 300
+
+
+class NegotiateSection(Section):
+    """[negotiate]"""
+
+    formats: Annotated[tuple[Literal["avif", "webp"], ...], BeforeValidator(_items)] = ()
+
+    @property
+    def outputs(self) -> tuple[Format, ...]:
+        """The same as formats of a URL."""
+        return tuple(Format(name) for name in self.formats)
 
 
 class CacheSection(Section):
@@ -249,7 +306,7 @@ class CdnSection(Section):
 class LabelsSection(Section):
     """[labels]"""
 
-    subscribe: Annotated[tuple[LabelerDid, ...], BeforeValidator(_dids)] = ()
+    subscribe: Annotated[tuple[LabelerDid, ...], BeforeValidator(_items)] = ()
     values: Annotated[tuple[LabelValue, ...], BeforeValidator(_comma_separated)] = ("!takedown",)
     scope: Literal["owner", "everywhere"] = "owner"
 
@@ -263,7 +320,7 @@ class AccountsSection(Section):
     @property
     def origin(self) -> Origin | None:
         """Where the stream is; None: nowhere."""
-        return _stream_origin(self.url) if self.url else None
+        return stream_origin(self.url) if self.url else None
 
 
 class LogSection(Section):
@@ -281,7 +338,11 @@ class TraceSection(Section):
     propagate: bool = False
 
 
-PresetName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+MAX_PRESET_NAME = 64
+
+PresetName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=MAX_PRESET_NAME)
+]
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -292,6 +353,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     fetch: FetchSection = FetchSection()
     process: ProcessSection = ProcessSection()
     blob: BlobSection = BlobSection()
+    actors: ActorsSection = ActorsSection()
+    negotiate: NegotiateSection = NegotiateSection()
     cache: CacheSection = CacheSection()
     policy: PolicySection = PolicySection()
     cdn: CdnSection = CdnSection()
@@ -300,6 +363,16 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     log: LogSection = LogSection()
     trace: TraceSection = TraceSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
+
+    @field_validator("presets")
+    @classmethod
+    def _have_variants(cls, presets: dict[str, Preset]) -> dict[str, Preset]:
+        # A file that "config show" printed has the variants beside what declares them.
+        found = with_variants(presets)
+        for name in found:
+            if len(name) > MAX_PRESET_NAME:
+                raise ValueError(f"{name} has more than {MAX_PRESET_NAME} characters")
+        return found
 
     @model_validator(mode="after")
     def _has_public_url(self) -> Self:
@@ -353,6 +426,10 @@ def load_config(
     except ValidationError as error:
         for detail in error.errors():
             mistakes.append(_explain(detail["loc"], detail["msg"], detail["input"], sources))
+    else:
+        for key in ("avatar_preset", "banner_preset"):
+            if (name := getattr(config.actors, key)) not in config.presets:
+                mistakes.append(_explain(("actors", key), "no such preset", name, sources))
     if mistakes:
         raise ConfigError(mistakes)
     return config

@@ -77,6 +77,12 @@ class InvalidCid(InvalidRequest):
     message = "invalid CID format"
 
 
+class InvalidHandle(InvalidRequest):
+    """Neither a handle nor a DID, or a handle that may not be resolved."""
+
+    message = "invalid handle format"
+
+
 class InvalidFormat(InvalidRequest):
     """An output format other than jpeg, png, webp and avif."""
 
@@ -112,6 +118,14 @@ class DidNotFound(BlobNotFound):
     """The DID does not exist: the directory or the domain says so."""
 
 
+class RecordNotFound(BlobNotFound):
+    """The repo has no such record."""
+
+
+class HandleNotFound(BlobNotFound):
+    """Nobody has the handle, or its DID does not name it in return."""
+
+
 class BlobBlocked(BlobNotFound):
     """The operator blocked this owner, blob or pair; from outside it looks absent."""
 
@@ -136,6 +150,16 @@ class DidUnresolvable(ImageProxyError):
 
 class ForbiddenDomain(DidUnresolvable):
     """The DID's domain may not be connected to; from outside it looks like any failure."""
+
+
+class HandleUnresolvable(DidUnresolvable):
+    """Neither DNS nor the handle's domain gave a usable answer."""
+
+    message = "failed to resolve handle"
+
+
+class AmbiguousHandle(HandleUnresolvable):
+    """DNS names several DIDs."""
 
 
 class NoPdsEndpoint(ImageProxyError):

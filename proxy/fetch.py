@@ -68,7 +68,7 @@ class PdsFetcher:
 
     async def fetch(self, pds: str, blob: BlobKey) -> bytes:
         """See ``Fetcher.fetch``."""
-        with _mapped_errors(pds):
+        with mapped_errors(pds):
             answer = await self._gateway.get(
                 self._origin(pds),
                 _target(blob),
@@ -93,7 +93,7 @@ class PdsFetcher:
         Raises:
             FetchFailed, UpstreamTimeout, Busy: it cannot be told.
         """
-        with _mapped_errors(pds):
+        with mapped_errors(pds):
             origin = self._origin(pds)
             answer = await self._gateway.head(origin, _target(blob))
             if _may_answer_otherwise(answer.status):
@@ -118,7 +118,8 @@ def _target(blob: BlobKey) -> str:
 
 
 @contextmanager
-def _mapped_errors(pds: str) -> Iterator[None]:
+def mapped_errors(pds: str) -> Iterator[None]:
+    """What a request to a PDS fails with, as errors of the table."""
     try:
         yield
     except Saturated as error:

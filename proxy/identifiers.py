@@ -1,7 +1,8 @@
-"""DIDs and CIDs: only their canonical spelling is an identifier here.
+"""DIDs, CIDs and handles.
 
-A second spelling of an owner would miss its block and get a second cache entry, so nothing is
-normalised: what is not already canonical is refused.
+Only the canonical spelling of a DID or CID is an identifier here. A second spelling of an owner
+would miss its block and get a second cache entry, so nothing is normalised: what is not already
+canonical is refused. Handles are names that people type: they lead to a DID, and no more.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import NewType
 
 from libipld import decode_cid, encode_cid
 
-from proxy.errors import InvalidCid, InvalidDid
+from proxy.errors import InvalidCid, InvalidDid, InvalidHandle
 
 Did = NewType("Did", str)
 Cid = NewType("Cid", str)
+Handle = NewType("Handle", str)
 
 # did:plc method, section "Identifier syntax": 24 characters of base32.
 _PLC = re.compile(r"did:plc:[a-z2-7]{24}")
@@ -24,6 +26,13 @@ _PLC = re.compile(r"did:plc:[a-z2-7]{24}")
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _WEB = re.compile(rf"did:web:(?:{_LABEL}(?:\.{_LABEL})*\.[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?)")
 _WEB_LOCALHOST = re.compile(r"did:web:localhost(?:%3A([1-9][0-9]{0,4}))?")
+
+_HANDLE = re.compile(rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
+
+# atproto, Handle specification, "Additional Non-Syntax Restrictions".
+_NO_HANDLES_BELOW = frozenset(
+    {"alt", "arpa", "example", "internal", "invalid", "local", "localhost", "onion"}
+)
 
 MAX_HOSTNAME = 253
 """RFC 1035, section 2.3.4, without the length octets."""
@@ -56,6 +65,24 @@ def did_web_authority(did: Did) -> str | None:
     if not did.startswith(prefix):
         return None
     return did[len(prefix) :].replace("%3A", ":")
+
+
+def parse_handle(text: str, *, allow_test: bool = False) -> Handle:
+    """Check a handle, in lower case from here on (atproto, Handle specification).
+
+    Args:
+        allow_test: accept names below ``.test``, which are for development.
+
+    Raises:
+        InvalidHandle: not the syntax, or below a top-level domain that has no handles.
+    """
+    # Before lower(), which makes ASCII of the Kelvin sign.
+    handle = text.lower() if text.isascii() else ""
+    if len(handle) <= MAX_HOSTNAME and _HANDLE.fullmatch(handle):
+        top = handle.rpartition(".")[2]
+        if top not in _NO_HANDLES_BELOW and (top != "test" or allow_test):
+            return Handle(handle)
+    raise InvalidHandle(f"handle {text[:96]!a}")
 
 
 def parse_cid(text: str) -> Cid:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import trio
@@ -21,18 +20,21 @@ from proxy.errors import (
     DidNotFound,
     DidUnresolvable,
     ForbiddenDomain,
-    ImageProxyError,
+    InvalidHandle,
     NoPdsEndpoint,
     UpstreamTimeout,
 )
-from proxy.flight import Flight, SingleFlight
-from proxy.identifiers import Did, did_web_authority
+from proxy.identifiers import Did, Handle, did_web_authority, parse_handle
+from proxy.remember import Remembered, Times
 
 MAX_DOCUMENT = 256 * 1024
 """Bytes of a DID document; real ones have about one thousand."""
 
 MAX_REMEMBERED = 100_000
-"""Documents remembered; about 30 MB when full."""
+"""Documents remembered; about 40 MB when full."""
+
+MIGRATION_AGE = 60.0
+"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
 MIGRATION_AGE = 60.0
 """Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
@@ -56,18 +58,34 @@ class Resolver(Protocol):
         ...
 
 
-def pds_of(did: Did, document: bytes) -> str:
-    """The PDS that a DID document names: pure, total.
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a DID document says of an account.
+
+    Attributes:
+        pds: the URL of its PDS, as the document spells it.
+        handle: the one that it claims, confirmed or not.
+    """
+
+    pds: str
+    handle: Handle | None
+
+
+def handle_of(did: Did, document: bytes) -> Handle | None:
+    """The handle that a DID document claims: pure, total.
+
+    atproto, DID specification: the first valid ``at://`` URI of ``alsoKnownAs``; the others are
+    not the account's handle.
 
     Raises:
         DidUnresolvable: not a document of this DID.
-        NoPdsEndpoint: no such service, or its endpoint is no string.
     """
-    parsed = parse_document(did, document)
-    endpoint = service_endpoint(did, parsed, "#atproto_pds", "AtprotoPersonalDataServer")
-    if endpoint is None:
-        raise NoPdsEndpoint(f"{did}: the document names no PDS")
-    return endpoint
+    names = parse_document(did, document).get("alsoKnownAs")
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name.startswith("at://"):
+            with suppress(InvalidHandle):
+                return parse_handle(name.removeprefix("at://"), allow_test=True)
+    return None
 
 
 def parse_document(did: Did, document: bytes) -> dict[str, Any]:
@@ -83,6 +101,20 @@ def parse_document(did: Did, document: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict) or parsed.get("id") != did:
         raise DidUnresolvable(f"{did}: the document is not of this DID")
     return parsed
+
+
+def pds_of(did: Did, document: bytes) -> str:
+    """The PDS that a DID document names: pure, total.
+
+    Raises:
+        DidUnresolvable: not a document of this DID.
+        NoPdsEndpoint: no such service, or its endpoint is no string.
+    """
+    parsed = parse_document(did, document)
+    endpoint = service_endpoint(did, parsed, "#atproto_pds", "AtprotoPersonalDataServer")
+    if endpoint is None:
+        raise NoPdsEndpoint(f"{did}: the document names no PDS")
+    return endpoint
 
 
 def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> str | None:
@@ -105,15 +137,10 @@ def entries(did: Did, document: dict[str, Any], section: str, id: str) -> Iterat
             yield entry
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
-    """What the last question brought: a PDS, or the error that a new question would get."""
-
-    at: float
-    pds: str | None
-    error: ImageProxyError | None = None
-    failing_until: float = -math.inf
-    """While its source fails, when it is asked next."""
+def times_of(config: Config) -> Times:
+    """How long what identities say is remembered."""
+    identity = config.identity
+    return Times(identity.ttl, identity.stale_ttl, identity.negative_ttl)
 
 
 class DidResolver:
@@ -134,71 +161,33 @@ class DidResolver:
         nursery: trio.Nursery,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
-        self._settings = config.identity
         self._fetch = config.fetch
         self._directory, self._directory_path = configured_origin(config.identity.plc_url)
         self._gateway = gateway
-        self._clock = clock
-        self._remembered: OrderedDict[Did, _Remembered] = OrderedDict()
-        self._flights: SingleFlight[Did, str] = SingleFlight(nursery)
+        self._remembered = Remembered(
+            nursery,
+            self._ask,
+            times_of(config),
+            settled=(DidNotFound, NoPdsEndpoint),
+            max_entries=MAX_REMEMBERED,
+            clock=clock,
+        )
 
     async def resolve(self, did: Did, *, max_age: float | None = None) -> str:
         """See ``Resolver.resolve``."""
-        known = self._remembered.get(did)
-        if known is not None and self._is_fresh(known, max_age):
-            self._remembered.move_to_end(did)
-            if known.error is not None:
-                raise known.error.fresh()
-            if known.pds is not None:
-                return known.pds
+        return (await self.identify(did, max_age=max_age)).pds
 
-        async def ask(_flight: Flight[str]) -> str:
-            return await self._ask(did)
-
-        async with self._flights.join(did, ask) as landed:
-            return landed.value
+    async def identify(self, did: Did, *, max_age: float | None = None) -> Identity:
+        """All that is remembered of the DID document; otherwise as ``resolve``."""
+        return await self._remembered.get(did, max_age=max_age)
 
     def forget(self, did: Did) -> None:
         """Ask again next time."""
-        self._remembered.pop(did, None)
+        self._remembered.forget(did)
 
-    def _is_fresh(self, known: _Remembered, max_age: float | None) -> bool:
-        if max_age is None and self._clock() < known.failing_until:
-            return True
-        age = self._clock() - known.at
-        limit = self._settings.ttl if known.error is None else self._settings.negative_ttl
-        return age < limit and (max_age is None or age <= max_age)
-
-    async def _ask(self, did: Did) -> str:
-        try:
-            pds = pds_of(did, await self.document(did))
-        except (DidNotFound, NoPdsEndpoint) as error:
-            # The source has spoken: this replaces what was known.
-            self._remember(did, _Remembered(self._clock(), None, error.fresh()))
-            raise
-        except (DidUnresolvable, UpstreamTimeout, Busy):
-            stale = self._stale(did)
-            if stale is None or stale.pds is None:
-                raise
-            until = min(
-                self._clock() + self._settings.negative_ttl, stale.at + self._settings.stale_ttl
-            )
-            self._remember(did, replace(stale, failing_until=until))
-            return stale.pds
-        self._remember(did, _Remembered(self._clock(), pds))
-        return pds
-
-    def _stale(self, did: Did) -> _Remembered | None:
-        known = self._remembered.get(did)
-        if known is None or self._clock() - known.at >= self._settings.stale_ttl:
-            return None
-        return known
-
-    def _remember(self, did: Did, entry: _Remembered) -> None:
-        self._remembered[did] = entry
-        self._remembered.move_to_end(did)
-        while len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
+    async def _ask(self, did: Did) -> Identity:
+        document = await self.document(did)
+        return Identity(pds_of(did, document), handle_of(did, document))
 
     async def document(self, did: Did) -> bytes:
         """The DID document as its source has it now; nothing is remembered.

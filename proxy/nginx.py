@@ -65,6 +65,9 @@ _ETAG = ImageKey(
     "$imageproxy_fingerprint",
 ).etag
 
+_WANTED = "$imageproxy_asked"
+_NEGOTIATED = "$imageproxy_wanted"
+
 _DOLLAR = "imageproxy_dollar"
 
 MAX_MAP_KEY = 46
@@ -91,6 +94,8 @@ def server_block(config: Config, images: Path, *, listen: Sequence[str] = LISTEN
     root = str(images)
     unreachable = error_answer(Busy())
     candidates = [f"/$imageproxy_file.{name}" for name in _extensions_to_try()]
+    negotiates = bool(config.negotiate.formats)
+    vary = [("Vary", "$imageproxy_vary")] if negotiates else []
     block = _Block(files("proxy").joinpath("nginx.conf").read_text(encoding="utf-8"))
     return block.substitute(
         upstream=_quoted(_upstream(config.server.bind)),
@@ -98,6 +103,9 @@ def server_block(config: Config, images: Path, *, listen: Sequence[str] = LISTEN
             4,
             (f"{_quoted(f'~{each}')} $imageproxy_preset@$imageproxy_format;" for each in CANONICAL),
         ),
+        negotiation=_negotiation(config) if negotiates else "",
+        wanted=_NEGOTIATED if negotiates else _WANTED,
+        format="$imageproxy_output" if negotiates else "$imageproxy_format",
         fingerprints=_lines(4, _fingerprints(config)),
         file=_FILE,
         auto=AUTO,
@@ -122,10 +130,11 @@ def server_block(config: Config, images: Path, *, listen: Sequence[str] = LISTEN
                     'inline; filename="$imageproxy_cid.$imageproxy_extension"',
                 ),
                 ("Last-Modified", ""),
+                *vary,
             )
         ),
         known_headers=_add_headers(
-            (*not_modified("$imageproxy_etag").headers, ("Last-Modified", ""))
+            (*not_modified("$imageproxy_etag").headers, ("Last-Modified", ""), *vary)
         ),
         unreachable_type=_quoted(dict(unreachable.headers)["Content-Type"]),
         unreachable_headers=_add_headers(
@@ -175,6 +184,54 @@ def _fingerprints(config: Config) -> Iterable[str]:
             if len(key) > MAX_MAP_KEY:
                 key = f"~^{key}$"
             yield f"{key} {preset.fingerprint(format_)};"
+
+
+def accept_patterns(formats: Sequence[Format]) -> Iterable[tuple[str, str]]:
+    """Regular expressions of ``Accept``, and the format that ``negotiate.choose`` has for each.
+
+    They decide what browsers send, a format named without a quality or not at all. The proxy
+    decides the rest.
+    """
+    for number, format_ in enumerate(formats):
+        names = "|".join(formats[:number])
+        not_before = f"(?!.*image/(?:{names}))" if names else ""
+        yield rf"^{not_before}(?:.*,)?[ \t]*image/{format_}[ \t]*(?:,|$)", format_
+    yield rf"^(?!.*image/(?:{'|'.join(formats)}))", ""
+
+
+def _negotiation(config: Config) -> str:
+    """The maps by which a URL without a format gets one of ``negotiate.formats``."""
+    formats = config.negotiate.outputs
+    accepted = _lines(
+        4, (f'{_quoted(f"~*{each}")} "{name}";' for each, name in accept_patterns(formats))
+    )
+    names = "|".join(name for name, preset in config.presets.items() if not preset.animated)
+    asked = f"(?P<imageproxy_negotiable>(?:{names})@)$"
+    return f"""
+# For URLs without a format, the one that the client prefers: "-" is for the proxy to decide.
+map $http_accept $imageproxy_accepted {{
+    default "-";
+    "" "";
+{accepted}
+}}
+
+map "$imageproxy_accepted $imageproxy_asked" $imageproxy_wanted {{
+    default $imageproxy_asked;
+    "~^- {asked}" "";
+    "~^(?P<imageproxy_chosen>[a-z]+) {asked}" $imageproxy_negotiable$imageproxy_chosen;
+}}
+
+map $imageproxy_wanted $imageproxy_output {{
+    default "";
+    "~@(?P<imageproxy_named>[a-z]+)$" $imageproxy_named;
+}}
+
+# What depends on Accept says so (RFC 9110, section 12.5.5).
+map $imageproxy_asked $imageproxy_vary {{
+    default "";
+    "~^(?:{names})@$" Accept;
+}}
+"""
 
 
 def _likely_extensions() -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
@@ -26,6 +27,16 @@ NotBool = BeforeValidator(_refuse_bool)
 """For numbers: TOML's ``true`` is none, though Python's is."""
 
 
+def _split(value: object) -> object:
+    """For the environment, which has no lists; an empty text is an empty one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")] if value else []
+    return value
+
+
+Side = Annotated[int, NotBool, Field(ge=1, le=MAX_SIDE)]
+
+
 class Preset(BaseModel, frozen=True, extra="forbid"):
     """What a named URL segment does to a picture.
 
@@ -35,13 +46,15 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
             ``contain`` fits inside and never enlarges.
         quality: 1 to 100, of lossy encoders.
         animated: serve GIF and animated WebP sources as they are.
+        variants: further widths in pixels, each a preset of its own (``variants_of``).
     """
 
-    width: Annotated[int, NotBool, Field(ge=1, le=MAX_SIDE)]
+    width: Side
     height: Annotated[int, NotBool, Field(ge=0, le=MAX_SIDE)] = 0
     fit: Literal["cover", "contain"]
     quality: Annotated[int, NotBool, Field(ge=1, le=100)]
     animated: bool = False
+    variants: Annotated[tuple[Side, ...], BeforeValidator(_split)] = ()
 
     @model_validator(mode="after")
     def _cover_has_a_height(self) -> Preset:
@@ -49,9 +62,19 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("a preset with fit 'cover' needs a height of at least 1")
         return self
 
+    @model_validator(mode="after")
+    def _variants_have_widths_of_their_own(self) -> Preset:
+        if len({self.width, *self.variants}) <= len(self.variants):
+            raise ValueError("variants must be widths that differ from each other and from width")
+        for width in self.variants:
+            if _height_at(self, width) > MAX_SIDE:
+                raise ValueError(f"a variant {width} wide would be more than {MAX_SIDE} high")
+        return self
+
     def fingerprint(self, format_: Format | None) -> str:
         """Ten hexadecimal digits that change with anything that changes the result's bytes."""
-        recipe = f"{self.model_dump_json()}|{format_ or 'source'}|{ENCODER_REVISION}"
+        own = self.model_dump_json(exclude={"variants"})
+        recipe = f"{own}|{format_ or 'source'}|{ENCODER_REVISION}"
         return hashlib.sha256(recipe.encode()).hexdigest()[:10]
 
 
@@ -66,6 +89,46 @@ DEFAULT_PRESETS: dict[str, Preset] = {
     "feed_thumbnail": Preset(width=1000, height=1000, fit="contain", quality=80),
     "feed_fullsize": Preset(width=2000, height=2000, fit="contain", quality=90),
 }
+
+
+def variant_name(preset: str, width: int) -> str:
+    """The name of a variant: ``avatar_w72``."""
+    return f"{preset}_w{width}"
+
+
+def variants_of(name: str, preset: Preset) -> dict[str, Preset]:
+    """The presets that ``variants`` declares: as ``preset``, but as wide as they say.
+
+    Their heights keep the box's proportions, rounded half up; a height of 0 stays 0.
+    """
+    return {
+        variant_name(name, width): preset.model_copy(
+            update={"width": width, "height": _height_at(preset, width), "variants": ()}
+        )
+        for width in preset.variants
+    }
+
+
+def with_variants(presets: Mapping[str, Preset]) -> dict[str, Preset]:
+    """``presets`` and all their variants, each behind its preset.
+
+    Raises:
+        ValueError: a variant has the name of a preset that is another one.
+    """
+    found: dict[str, Preset] = {}
+    for name, preset in presets.items():
+        found[name] = preset
+        for variant, made in variants_of(name, preset).items():
+            if presets.get(variant, made) != made:
+                raise ValueError(f"{variant} is a variant of {name}, and another preset as well")
+            found[variant] = made
+    return found
+
+
+def _height_at(preset: Preset, width: int) -> int:
+    if preset.height == 0:
+        return 0
+    return max(_half_up(preset.height * width, preset.width), 1)
 
 
 class Size(NamedTuple):

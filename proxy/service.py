@@ -15,6 +15,7 @@ from typing import Literal
 
 import trio
 
+from proxy.actors import Actors
 from proxy.cache.base import Cache, Covering, Entry, Selection
 from proxy.cache.claims import Claims
 from proxy.cache.disk import DiskCache
@@ -25,6 +26,7 @@ from proxy.config import Config
 from proxy.database import Database
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
+from proxy.egress.txt import TxtRecords
 from proxy.errors import (
     BlobNotFound,
     Busy,
@@ -43,6 +45,7 @@ from proxy.errors import (
 from proxy.fetch import Fetcher, PdsFetcher
 from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
+from proxy.handles import HandleResolver
 from proxy.identifiers import Did
 from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
 from proxy.metrics import Metrics
@@ -61,6 +64,7 @@ from proxy.moderation.store import ModerationStore
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
+from proxy.records import Records
 from proxy.spans import NoSpans, Spans
 from proxy.turns import Turn, in_turn
 from proxy.urls import BlobKey, ImageKey, image_key
@@ -150,11 +154,13 @@ class Service:
         fetcher: Fetcher,
         processor: Processor,
         claims: Claims | None,
+        actors: Actors,
         metrics: Metrics,
         spans: Spans,
         nursery: trio.Nursery,
     ) -> None:
         self.config = config
+        self.actors = actors
         self.metrics = metrics
         self.spans = spans
         self.blocks = blocks
@@ -229,6 +235,23 @@ class Service:
         if not any(fnmatchcase(content_type, allowed) for allowed in self._allowed_types):
             raise UnsupportedImage(f"{content_type} is not among blob.allowed_types")
         return Blob(data, content_type, f'"{blob.cid}"')
+
+    async def is_cached(self, key: ImageKey) -> bool:
+        """Whether the result of ``key`` needs nothing but the cache."""
+        if (self._memory.get(key) or self._writer.pending(key)) is not None:
+            return True
+        return await self._cached(key) is not None
+
+    @asynccontextmanager
+    async def sharing(self, blob: BlobKey) -> AsyncIterator[None]:
+        """Fetch ``blob``; results of it that are asked for during the block need no other fetch.
+
+        Raises:
+            ImageProxyError: as for an image.
+        """
+        await self.permission.permit(blob)
+        async with self._blobs.join(blob, partial(self._obtain, blob)):
+            yield
 
     async def written(self) -> None:
         """Wait until the cache-writer has room again, for work that must not be dropped."""
@@ -515,6 +538,7 @@ async def open_service(
                     fetcher=fetcher,
                     processor=processor,
                     claims=claims,
+                    actors=_actors(config, gateway, nursery, dids, resolver),
                     metrics=metrics,
                     spans=spans,
                     nursery=nursery,
@@ -700,6 +724,18 @@ def _disk_cache(config: Config, metrics: Metrics, store: ModerationStore) -> Dis
     metrics.gauge("cache_entries", "Entries on disk", lambda: kept().entries, shared=True)
     metrics.gauge("cache_bytes", "Bytes on disk", lambda: kept().bytes, shared=True)
     return disk
+
+
+def _actors(
+    config: Config,
+    gateway: Gateway,
+    nursery: trio.Nursery,
+    documents: DidResolver,
+    resolver: Resolver,
+) -> Actors:
+    txt = TxtRecords(config.identity.nameserver_addresses)
+    handles = HandleResolver(config, gateway, nursery, documents, txt.lookup)
+    return Actors(config, handles, Records(config, gateway, resolver), nursery)
 
 
 def _memory_cache(config: Config) -> MemoryCache:

@@ -1,4 +1,4 @@
-"""The URL grammar: parsing request paths, and building public URLs.
+"""The URL grammar: parsing request paths, and building public URLs. See docs/urls.md.
 
     /img/{preset}/plain/{did}/{cid}[@{format}]
     /blob/{did}/{cid}
@@ -15,7 +15,7 @@ from urllib.parse import quote
 from proxy.errors import InvalidPreset, InvalidRequest
 from proxy.formats import OUTPUTS, Format, parse_output
 from proxy.identifiers import Cid, Did, parse_cid, parse_did
-from proxy.presets import Preset
+from proxy.presets import Preset, variant_name
 
 
 class BlobKey(NamedTuple):
@@ -93,6 +93,33 @@ def image_url(key: ImageKey, base: str = "") -> str:
     suffix = "" if key.format is None else f"@{key.format.value}"
     did = quote(key.blob.did, safe=":")
     return f"{base.rstrip('/')}/img/{key.preset}/plain/{did}/{key.blob.cid}{suffix}"
+
+
+def srcset(
+    presets: Mapping[str, Preset],
+    preset: str,
+    did: str,
+    cid: str,
+    format_: str | None = None,
+    base: str = "",
+) -> str:
+    """The value of an ``<img srcset>``: a preset and its variants, the narrowest first.
+
+    A width is that of the preset's box. What ``contain`` makes of a smaller picture is narrower.
+
+    Args:
+        presets: of the configuration, ``Config.presets``.
+        base: see ``image_url``.
+
+    Raises:
+        InvalidPreset, InvalidDid, InvalidCid, InvalidFormat: the first part that is wrong.
+    """
+    image_key(presets, preset, did, cid, format_)
+    names = {presets[preset].width: preset} | {
+        width: variant_name(preset, width) for width in presets[preset].variants
+    }
+    keys = {width: image_key(presets, name, did, cid, format_) for width, name in names.items()}
+    return ", ".join(f"{image_url(keys[width], base)} {width}w" for width in sorted(keys))
 
 
 def blob_url(blob: BlobKey, base: str = "") -> str:

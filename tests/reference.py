@@ -81,7 +81,11 @@ def section(name: str, model: type[BaseModel], comments: dict[str, str]) -> str:
 
 def default_of(field: FieldInfo) -> str:
     """As TOML writes it."""
-    value = field.default
+    return toml(field.get_default(call_default_factory=True))
+
+
+def toml(value: object) -> str:
+    """A value of the configuration."""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     if isinstance(value, bool):
@@ -148,7 +152,7 @@ def presets() -> str:
     lines += ["", "| preset | " + " | ".join(Preset.model_fields) + " |"]
     lines.append("|---" * (len(Preset.model_fields) + 1) + "|")
     for name, preset in DEFAULT_PRESETS.items():
-        values = (str(value).lower() for value in preset.model_dump().values())
+        values = (toml(value).strip('"') for value in preset.model_dump().values())
         lines.append(f"| `{name}` | " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
 

@@ -42,6 +42,7 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "ttl": 3600,
         "stale_ttl": 86400,
         "negative_ttl": 60,
+        "nameservers": (),
     },
     "fetch": {
         "client": "httpx2",
@@ -61,6 +62,13 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "isolation": "sandbox",
     },
     "blob": {"allowed_types": ("image/*",)},
+    "actors": {
+        "collections": ("app.bsky.actor.profile",),
+        "avatar_preset": "avatar",
+        "banner_preset": "banner",
+        "ttl": 300,
+    },
+    "negotiate": {"formats": ()},
     "cache": {
         "path": Path("./cache"),
         "max_gb": 10,
@@ -187,6 +195,11 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "identity.ttl": ([-1, "1h"], "greater than or equal to 0|number"),
     "identity.stale_ttl": ([-1, "1h"], "greater than or equal to 0|number"),
     "identity.negative_ttl": ([-0.1, "1h"], "greater than or equal to 0|number"),
+    "identity.nameservers": (
+        [["dns.example"], ["192.0.2.1:"], ["192.0.2.1:0"], ["192.0.2.1:65536"], ["192.0.2.1:dns"],
+         ["2001:db8::1:"], ["[2001:db8::1]53"], ["192.0.2"], [""], [53], 53],
+        "address|ADDRESS|port|string|tuple",
+    ),
     "fetch.client": (["httpx", "HTTPX2", "", 2], "'httpx2' or 'asks'"),
     "fetch.timeout": ([0, -1, float("inf"), float("nan"), "30s", True], "greater than 0|number"),
     "fetch.max_source_mb": ([0, -5, 1025, "10MB", True], "greater than 0|equal to 1024|number"),
@@ -211,6 +224,13 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cache.cleanup_interval_minutes": ([-1, "1h"], "greater than or equal to 0|number"),
     "cache.memory_mb": ([-1, float("inf")], "greater than or equal to 0|finite"),
     "cache.write_queue": ([0, -1, 1.5], "greater than or equal to 1|integer"),
+    "actors.collections": (
+        [["profile"], ["app.bsky"], ["app.bsky.actor.profile?"], [""], [5], 5, []],
+        "pattern|string|tuple|at least 1",
+    ),
+    "actors.avatar_preset": (["nosuch", "", 5], "no such preset|string"),
+    "actors.banner_preset": (["nosuch", "", 5], "no such preset|string"),
+    "actors.ttl": ([-1, "5m"], "greater than or equal to 0|number"),
     "policy.url": (["policy.example", "ftp://policy.example"], "http:// or https://"),
     "policy.timeout": ([0, -1, float("inf"), True], "greater than 0|finite|number"),
     "policy.ttl": ([-1, "5m"], "greater than or equal to 0|number"),
@@ -219,6 +239,9 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cdn.kind": (["Cloudflare", "fastly", 1], "'', 'cloudflare' or 'bunny'"),
     "cdn.zone": (["0123", "Z" * 32, "0" * 33, "../../zones/other", 5], "pattern|string"),
     "cdn.token": (["with space", "line\nbreak", "umlaut\u00e4", 5], "visible ASCII|string"),
+    "negotiate.formats": (
+        [["jpeg"], ["gif"], ["AVIF"], [""], [5], 5], "'avif' or 'webp'|tuple",
+    ),
     "labels.subscribe": (
         [["did:plc:short"], ["mod.example"], ["DID:PLC:AR7C4BY46QJDYDHDEVVRNDAC"], [5], 5],
         "DID|string|tuple",
@@ -242,8 +265,20 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
     "presets.avatar.quality": ([0, 101, True], "equal to|number"),
     "presets.avatar.animated": (["perhaps", 2], "boolean"),
+    "presets.avatar.variants": (
+        [[0], [8193], ["wide"], [True], [1.5], "wide", "72,", 5],
+        "equal to|integer|number|tuple",
+    ),
 }  # fmt: skip
-LISTS = ("blob.allowed_types", "labels.subscribe", "labels.values")
+LISTS = (
+    "blob.allowed_types",
+    "labels.subscribe",
+    "labels.values",
+    "identity.nameservers",
+    "negotiate.formats",
+    "actors.collections",
+    "presets.avatar.variants",
+)
 CASES = [(key, value, right) for key, (values, right) in INVALID.items() for value in values]
 
 
@@ -279,7 +314,9 @@ def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right
         load_config(environment={}, overrides=nested(key, value))
     (message,) = caught.value.mistakes
     assert message.startswith(key)
-    shown = "***" if "token" in key else repr(value[0] if isinstance(value, list) else value)
+    shown = (
+        "***" if "token" in key else repr(value[0] if isinstance(value, list) and value else value)
+    )
     if key not in LISTS or isinstance(value, list):
         assert f" = {shown}: " in message
     assert re.search(right, message.partition(": ")[2])
@@ -318,6 +355,12 @@ VALID: list[tuple[str, str, object]] = [
     ("identity.ttl", "0", 0),
     ("identity.stale_ttl", "0", 0),
     ("identity.negative_ttl", "0.5", 0.5),
+    ("identity.nameservers", "", ()),
+    (
+        "identity.nameservers",
+        "192.0.2.1, 192.0.2.1:5353, 2001:db8::1, [2001:db8::1]:5353",
+        ("192.0.2.1", "192.0.2.1:5353", "2001:db8::1", "[2001:db8::1]:5353"),
+    ),
     ("fetch.client", "asks", "asks"),
     ("fetch.timeout", "0.25", 0.25),
     ("fetch.max_source_mb", "0.5", 0.5),
@@ -341,6 +384,14 @@ VALID: list[tuple[str, str, object]] = [
     ("cache.cleanup_interval_minutes", "0", 0),
     ("cache.memory_mb", "0", 0),
     ("cache.write_queue", "1", 1),
+    (
+        "actors.collections",
+        "app.bsky.actor.profile, social.example.profile",
+        ("app.bsky.actor.profile", "social.example.profile"),
+    ),
+    ("actors.avatar_preset", "avatar_small", "avatar_small"),
+    ("actors.banner_preset", "content_full", "content_full"),
+    ("actors.ttl", "0", 0),
     ("policy.url", "http://127.0.0.1:7000/v1/", "http://127.0.0.1:7000/v1"),
     ("policy.timeout", "0.5", 0.5),
     ("policy.ttl", "0", 0),
@@ -349,6 +400,8 @@ VALID: list[tuple[str, str, object]] = [
     ("cdn.kind", "", ""),
     ("cdn.zone", "0123456789abcdef" * 2, "0123456789abcdef" * 2),
     ("cdn.token", "s3cret-_~!", SecretStr("s3cret-_~!")),
+    ("negotiate.formats", "", ()),
+    ("negotiate.formats", "avif, webp", ("avif", "webp")),
     ("labels.subscribe", "", ()),
     (
         "labels.subscribe",
@@ -371,6 +424,8 @@ VALID: list[tuple[str, str, object]] = [
     ("presets.avatar.fit", "contain", "contain"),
     ("presets.avatar.quality", "1", 1),
     ("presets.avatar.animated", "true", True),
+    ("presets.avatar.variants", "", ()),
+    ("presets.avatar.variants", "72, 144", (72, 144)),
 ]
 
 
@@ -795,3 +850,40 @@ def test_a_configuration_cannot_be_changed_in_place() -> None:
         config.fetch.timeout = 1
     with pytest.raises(ValueError, match="frozen"):
         config.fetch = Config().fetch
+
+
+# Variants.
+
+
+def test_variants_are_presets_like_any_other(tmp_path: Path) -> None:
+    """Catches variants that only URL building knows, and answers refuse."""
+    config = load("[presets.avatar]\nvariants = [72]", folder=tmp_path)
+    assert config.presets["avatar_w72"] == Preset(width=72, height=72, fit="cover", quality=85)
+    assert set(config.presets) == {*DEFAULT_PRESETS, "avatar_w72"}
+
+
+def test_variants_follow_a_preset_that_another_layer_changes(tmp_path: Path) -> None:
+    """Catches variants that are made from one layer alone."""
+    environment = {"IMAGE_PROXY_PRESETS__AVATAR__QUALITY": "50"}
+    config = load("[presets.avatar]\nvariants = [72]", environment, folder=tmp_path)
+    assert config.presets["avatar_w72"].quality == 50
+
+
+@pytest.mark.parametrize(
+    ("toml", "right"),
+    [
+        (
+            "[presets.avatar]\nvariants = [128]\n"
+            "[presets.avatar_w128]\nwidth = 128\nfit = 'contain'\nquality = 1",
+            "avatar_w128 is a variant of avatar",
+        ),
+        (f"[presets.{'a' * 61}]\nwidth = 9\nfit = 'contain'\nquality = 1\nvariants = [10]", "64"),
+    ],
+)
+def test_a_variant_without_a_name_of_its_own_stops_the_start(
+    toml: str, right: str, tmp_path: Path
+) -> None:
+    """Catches a preset that replaces a variant, or is replaced by it, unnoticed."""
+    (message,) = mistakes(toml, folder=tmp_path)
+    assert message.startswith("presets")
+    assert right in message

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy.errors import ImageProxyError, InvalidCid, InvalidDid
+from proxy.errors import ImageProxyError, InvalidCid, InvalidDid, InvalidHandle
 from proxy.identifiers import (
     MAX_CID,
     cid_digest,
     did_web_authority,
     parse_cid,
     parse_did,
+    parse_handle,
 )
 
 PLC = "did:plc:z72i7hdynmk6r22z27h6tvur"
@@ -412,3 +413,51 @@ def test_any_text_is_refused_or_comes_back_unchanged_and_harmless(
     assert parsed.isprintable()
     assert not set(parsed) & set("/\\\x00 \"'<>&?#@")
     assert ".." not in parsed
+
+
+# Handles. The first two lists are those of the Handle specification, section "Identifier Examples".
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["jay.bsky.social", "8.cn", "name.t--t", "a.co", "xn--notarealidn.com", "example.t",
+     "xn--fiqa61au8b7zsevnm8ak20mc4a87e.xn--fiqs8s", "a" * 63 + ".com", longest_host],
+)  # fmt: skip
+def test_a_handle_is_any_hostname_of_two_labels(text: str) -> None:
+    """Catches a grammar that is stricter than the specification's."""
+    assert parse_handle(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["jo@hn.dev", "\U0001f4a9.dev", "john..dev", "xn--bcher-.tld", "john.0", "cn.8",
+     "www.mase\u0142kowski.pl.com", "org", "name.org.", "", ".", ".com", "-a.com", "a-.com",
+     " a.com", "a.com\n", "a.com/", "a.com:443", "a_b.com", "127.0.0.1", "[::1]", "a.c\u212aom",
+     "a" * 64 + ".com", "a." + longest_host, "user@a.com", "a.com#", "a%2ecom"],
+    ids=ascii,
+)  # fmt: skip
+def test_what_is_no_hostname_is_no_handle(text: str) -> None:
+    """Catches a name that ends up in a URL, or before a DNS server, as something else."""
+    with pytest.raises(InvalidHandle):
+        parse_handle(text)
+
+
+@pytest.mark.parametrize(
+    "top", ["alt", "arpa", "example", "internal", "invalid", "local", "localhost", "onion", "LOCAL"]
+)
+def test_no_handle_is_below_a_reserved_name(top: str) -> None:
+    """Catches a stranger who has the proxy ask for names of its own network."""
+    with pytest.raises(InvalidHandle):
+        parse_handle(f"someone.{top}", allow_test=True)
+
+
+def test_handles_for_development_are_for_development() -> None:
+    """Catches .test in production, where the specification has it fail."""
+    assert parse_handle("alice.test", allow_test=True) == "alice.test"
+    with pytest.raises(InvalidHandle):
+        parse_handle("alice.test")
+
+
+def test_handles_have_one_spelling_from_here_on() -> None:
+    """Catches one account under as many names as there are ways to write it."""
+    assert parse_handle("XX.LCS.MIT.EDU") == "xx.lcs.mit.edu"

@@ -26,7 +26,7 @@ from proxy.errors import (
     UpstreamTimeout,
 )
 from proxy.identifiers import Did
-from proxy.identity import DidResolver, pds_of
+from proxy.identity import DidResolver, handle_of, pds_of
 from tests.fakes import faults
 from tests.fakes.network import FakeNetwork, Fault, Site
 from tests.fakes.sites import FakePlc, FakeWeb, document, new_plc_did, pds_service
@@ -62,6 +62,7 @@ DOCUMENTS = st.fixed_dictionaries(
     optional={
         "id": JSON_VALUES | st.just(DID),
         "service": JSON_VALUES | st.lists(SERVICES | JSON_VALUES),
+        "alsoKnownAs": JSON_VALUES | st.lists(st.just("at://a.com") | JSON_VALUES),
     },
 ).map(encoded)
 
@@ -72,6 +73,8 @@ def test_a_reader_that_trusts_the_shape_of_a_document_raises_what_nobody_expects
 ) -> None:
     with suppress(DidUnresolvable, NoPdsEndpoint):
         assert isinstance(pds_of(DID, data), str)
+    with suppress(DidUnresolvable):
+        assert isinstance(handle_of(DID, data), str | None)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +152,29 @@ def test_services_that_are_no_list_are_a_defect(services: Any) -> None:
 def test_a_document_of_another_did_gives_away_its_owner(id: Any) -> None:
     with pytest.raises(DidUnresolvable):
         pds_of(DID, encoded(document(id, pds_service(PDS))))
+
+
+@pytest.mark.parametrize(
+    ("names", "handle"),
+    [
+        (["at://alice.community"], "alice.community"),
+        (["at://Alice.Community"], "alice.community"),
+        (["https://alice.community", "at://", "at://a", 7, None, "at://b.com/x", "at://c.com"],
+         "c.com"),
+        (["at://first.com", "at://second.com"], "first.com"),
+        (["at://alice.test"], "alice.test"),
+        (["alice.community"], None),
+        ([], None),
+        (None, None),
+        ("at://alice.community", None),
+        ({"at://alice.community": 1}, None),
+    ],
+)  # fmt: skip
+def test_the_first_valid_handle_of_a_document_is_the_accounts(
+    names: Any, handle: str | None
+) -> None:
+    """Catches a second name that is taken for the account's, and a reader of another shape."""
+    assert handle_of(DID, encoded(document(DID, alsoKnownAs=names))) == handle
 
 
 # Asking for it.

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from proxy.cache.layout import AUTO, entry_folder, entry_name, possible_formats
 from proxy.config import Config
 from proxy.formats import OUTPUTS, Format
-from proxy.nginx import CANONICAL, IS_KNOWN, server_block
+from proxy.nginx import CANONICAL, IS_KNOWN, accept_patterns, server_block
 from proxy.presets import DEFAULT_PRESETS, Preset
 from proxy.urls import image_key, image_url
 from proxy.web.conditional import none_match
+from proxy.web.negotiate import choose
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
 WEB = "did:web:example.com"
@@ -235,3 +236,39 @@ def test_nginx_waits_for_longer_than_the_slowest_answer() -> None:
     assert found is not None
     # A DID and a blob, each twice where the account has moved; a transform of 30 s, twice.
     assert int(found[1]) > 4 * 100.5 + 2 * (7 + 30)
+
+
+media_ranges = st.sampled_from(
+    ["image/avif", "image/webp", "image/jpeg", "image/*", "*/*", "IMAGE/WebP", "image/avifx",
+     "x-image/avif", "image/avif;v=1", "image/", "nonsense"]
+)  # fmt: skip
+qualities = st.sampled_from(["", ";q=1", ";q=0", ";q=0.5", " ; q=0.3", ";q=x"])
+accepts = st.lists(st.tuples(media_ranges, qualities).map("".join), max_size=5).map(
+    lambda parts: ", ".join(parts)
+) | st.text("image/avifwebp*,;q=0. \t", max_size=40)
+
+
+@given(accepts, st.permutations(["avif", "webp"]))
+@settings(deadline=None, derandomize=True, max_examples=2000)
+def test_nginx_chooses_a_format_as_the_proxy_does_or_leaves_it_to_it(
+    accept: str, formats: list[str]
+) -> None:
+    """Catches a client that gets what it did not ask for, when the file happens to be there."""
+    wanted = [Format(name) for name in formats]
+    for pattern, name in accept_patterns(wanted):
+        if re.search(pattern, accept, re.IGNORECASE):
+            assert (choose(accept, wanted) or "") == name
+            return
+
+
+def test_nginx_itself_decides_what_browsers_send() -> None:
+    """Catches patterns that leave everything to the proxy."""
+    patterns = list(accept_patterns([Format.AVIF, Format.WEBP]))
+
+    def decided(accept: str) -> str | None:
+        return next((name for each, name in patterns if re.search(each, accept, re.I)), None)
+
+    assert decided("image/avif,image/webp,image/apng,*/*;q=0.8") == "avif"
+    assert decided("image/webp,*/*") == "webp"
+    assert decided("image/png,*/*;q=0.5") == decided("") == decided("*/*") == ""
+    assert decided("image/avif;q=0.5,image/webp") is None

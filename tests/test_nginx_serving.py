@@ -273,6 +273,61 @@ async def test_what_nginx_refuses_itself_the_proxy_refuses_too(site: Site, name:
     assert 400 <= direct.status < 500
 
 
+ACCEPTS = {
+    "nothing": None,
+    "an empty one": "",
+    "Chrome's": "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8",
+    "Safari's": "image/webp,image/avif,image/jxl,video/*;q=0.8,image/png,image/*;q=0.8,*/*;q=0.5",
+    "that of a browser without AVIF": "image/webp,*/*",
+    "that of an old one": "image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5",
+    "anything": "*/*",
+    "upper case": "IMAGE/AVIF",
+    "AVIF, but rather not": "image/avif;q=0.1, image/webp",
+    "AVIF, but rather JPEG": "image/avif;q=0.1, image/jpeg",
+    "no AVIF": "image/avif;q=0, image/webp;q=0.5",
+    "a parameter": "image/avif;v=1, */*;q=0.1",
+    "nonsense": "image/avif;q=x,,image/",
+    "something that only begins alike": "image/avif-sequence",
+}
+
+
+async def test_nginx_negotiates_as_the_proxy_does(tmp_path: Path) -> None:
+    """Catches a format that depends on who answered, and an answer that does not say it varies."""
+    environment = {
+        "IMAGE_PROXY_CACHE_PATH": str(tmp_path / "cache"),
+        "IMAGE_PROXY_NEGOTIATE__FORMATS": "avif,webp",
+    }
+    nginx_program()
+    await put_all(load_config(environment=environment))
+    served = set()
+    async with run_site(tmp_path / "nginx", environment) as site:
+        # In each format, without one, animated, and a PNG that was never asked for as another.
+        for each in (AUTO, key(format_=Format.AVIF), key("content_full"), key(cid=blob_cid(2))):
+            for name, accept in ACCEPTS.items():
+                headers = {} if accept is None else {"Accept": accept}
+                for tag in ("", ETAG, key(format_=Format.AVIF).etag, "*"):
+                    asked = request(image_url(each), **headers, If_None_Match=tag)
+                    direct, front = await site.answers(asked)
+                    assert told(front) == told(direct), (each, name, tag)
+                    varies = each.format is None and each.preset == "avatar"
+                    assert ("vary" in front.headers) == varies, (each, name, tag)
+                    served.add((front.status, front.headers.get("content-type")))
+        # What nginx decides needs no proxy.
+        site.proxy.send(signal.SIGTERM)
+        assert await site.proxy.exit_code() == 0
+        for name, type_ in {
+            "Chrome's": "image/avif",
+            "Safari's": "image/avif",
+            "that of a browser without AVIF": "image/webp",
+            "that of an old one": "image/jpeg",
+            "nothing": "image/jpeg",
+        }.items():
+            accept = ACCEPTS[name]
+            reply = await site.front.get(GOOD, *([("Accept", accept)] if accept else []))
+            assert (reply.status, reply.headers["content-type"]) == (200, type_), name
+    assert {(200, f"image/{each}") for each in ("avif", "webp", "jpeg", "png")} <= served
+
+
 async def test_nginx_own_validators_are_none(site: Site) -> None:
     """Catches a 304 for a tag or a date that no answer ever had."""
     file = images_of(site.config) / entry_folder(AUTO) / entry_name(AUTO, Format.JPEG)
@@ -551,6 +606,11 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "every address": {"server": {"bind": "[::]:8080"}},
     "images switched off": {"server": {"enabled": False}},
     "no presets": {"presets": {}},
+    "formats to negotiate": {"negotiate": {"formats": ["webp", "avif"]}},
+    "formats to negotiate, and no presets": {
+        "negotiate": {"formats": ["avif"]},
+        "presets": {},
+    },
     "presets with long names": {
         "presets": {
             "a" + "b" * 63: Preset(width=1, fit="contain", quality=1),

@@ -21,6 +21,7 @@ import pytest
 import trio
 from PIL import Image
 
+from proxy import records
 from proxy.cache.base import Selection
 from proxy.config import Config
 from proxy.egress.gateway import Gateway
@@ -36,6 +37,7 @@ from proxy.urls import image_key
 from proxy.web.app import create_app
 from tests import devnet as real
 from tests.devnet import Account, Devnet, DevnetUnavailable, blob_cid
+from tests.fakes.dns import serving_dns
 from tests.fakes.network import Request
 from tests.fakes.sites import GET_BLOB, FakePds, FakePlc, cid_of, new_plc_did
 from tests.fakes.world import tiny_png
@@ -505,3 +507,92 @@ async def asked(url: str, method: str = "GET") -> httpx2.Response:
     async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
         with trio.fail_after(30):
             return await client.request(method, url)
+
+
+# Accounts and their records.
+
+
+async def test_an_account_leads_to_what_its_profile_names(owner: Owner, tmp_path: Path) -> None:
+    """Catches a reader of profiles as the fakes write them."""
+    avatar, banner = [
+        await real.upload_blob(
+            owner.devnet, owner.account, encoded(picture(*size), "PNG"), "image/png"
+        )
+        for size in ((300, 300), (600, 200))
+    ]
+    await real.set_profile(owner.devnet, owner.account, avatar, banner)
+    handle = owner.account.handle
+    async with serving_dns() as dns:
+        dns.records[f"_atproto.{handle}"] = [f"did={owner.did}"]
+        identity = {"nameservers": [dns.address]}
+        async with proxy_of(owner.devnet, tmp_path, identity=identity) as client:
+            for actor in (owner.did, handle, f"@{handle.upper()}"):
+                for kind, blob in (("avatar", avatar), ("banner", banner)):
+                    reply = await client.get(f"/{kind}/{actor}")
+                    expected = f"/img/{kind}/plain/{owner.did}/{blob_cid(blob)}"
+                    assert (reply.status, reply.headers["location"]) == (302, expected)
+            assert (await client.get(reply.headers["location"])).status == 200
+
+
+async def test_an_account_without_a_profile_has_no_avatar(owner: Owner, tmp_path: Path) -> None:
+    """Catches the PDS's words for an absent record taken for a failure."""
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        reply = await client.get(f"/avatar/{owner.did}")
+        assert (reply.status, reply.text) == (404, "blob not found\n")
+        reply = await client.get(f"/lookup?q=at://{owner.did}/app.bsky.feed.post/nosuch")
+        assert (reply.status, reply.text) == (404, "blob not found\n")
+
+
+@pytest.mark.parametrize("how", ["deactivated", "taken down", "deleted"])
+async def test_an_account_that_is_gone_has_no_avatar(
+    owner: Owner, tmp_path: Path, how: str
+) -> None:
+    """Catches an avatar of somebody who has left."""
+    blob = await real.upload_blob(
+        owner.devnet, owner.account, encoded(picture(300, 300), "PNG"), "image/png"
+    )
+    await real.set_profile(owner.devnet, owner.account, blob)
+    if how == "deactivated":
+        await real.deactivate_account(owner.devnet, owner.account)
+    elif how == "deleted":
+        await real.delete_account(owner.devnet, owner.did)
+    else:
+        await real.takedown_account(owner.devnet, owner.did)
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        reply = await client.get(f"/avatar/{owner.did}")
+    # A PDS asks its AppView about accounts that are not active here; this one's is not there.
+    assert (reply.status, reply.text) == (502, "failed to fetch blob from PDS\n")
+
+
+async def test_a_posts_pictures_are_looked_up_in_their_order(owner: Owner, tmp_path: Path) -> None:
+    blobs = [
+        await real.upload_blob(
+            owner.devnet, owner.account, encoded(picture(20, side), "PNG"), "image/png"
+        )
+        for side in (10, 11, 12)
+    ]
+    uri = await real.create_post(owner.devnet, owner.account, blobs)
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        found = json.loads((await client.get(f"/lookup?q={quote(uri, safe='')}")).text)
+    assert found["did"] == owner.did
+    assert [each["cid"] for each in found["pictures"]] == [blob_cid(blob) for blob in blobs]
+
+
+async def test_every_blob_of_an_account_is_listed_page_by_page(
+    owner: Owner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches pages of a PDS that end, or go on, in another way than the fake's."""
+    monkeypatch.setattr(records, "PAGE", 2)
+    published = {
+        await owner.publish(encoded(picture(20, side), "PNG"), "image/png") for side in range(5, 10)
+    }
+    found: list[str] = []
+    pages = 0
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        cursor = ""
+        while pages == 0 or cursor:
+            cids, cursor = await client.service.actors.records.blobs(owner.did, cursor)
+            found += cids
+            pages += 1
+    assert sorted(found) == sorted(published)
+    assert 3 <= pages <= 4

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from proxy.formats import Format
-from proxy.presets import DEFAULT_PRESETS, MAX_SIDE, Box, Preset, Size, fits, place
+from proxy.presets import (
+    DEFAULT_PRESETS,
+    MAX_SIDE,
+    Box,
+    Preset,
+    Size,
+    fits,
+    place,
+    with_variants,
+)
 
 SPECIFIED = {
     "avatar": (1000, 1000, "cover", 85, False),
@@ -71,7 +80,11 @@ def test_every_default_preset_would_be_accepted_from_a_file(name: str) -> None:
 def test_a_preset_at_the_edge_of_what_is_allowed_is_accepted(changes: dict[str, object]) -> None:
     """Catches bounds that are off by one."""
     values = {"width": 160, "height": 160, "fit": "cover", "quality": 85, **changes}
-    assert Preset.model_validate(values).model_dump() == {"animated": False, **values}
+    assert Preset.model_validate(values).model_dump() == {
+        "animated": False,
+        "variants": (),
+        **values,
+    }
 
 
 @pytest.mark.parametrize(
@@ -294,7 +307,8 @@ def test_a_fingerprint_changes_with_every_parameter_and_every_format() -> None:
         # The same digits in another place.
         {"width": 10, "height": 1008},
     ]
-    assert {key for change in changes for key in change} == set(Preset.model_fields)
+    # Variants are presets of their own, and change nothing of what declares them.
+    assert {key for change in changes for key in change} == set(Preset.model_fields) - {"variants"}
     seen = {
         Preset.model_validate(BASE | change).fingerprint(format_)
         for change in changes
@@ -336,6 +350,71 @@ def test_a_fingerprint_is_the_same_in_every_process() -> None:
         assert json.loads(done.stdout) == {
             name: preset.fingerprint(None) for name, preset in DEFAULT_PRESETS.items()
         }
+
+
+def made(**changes: object) -> dict[str, Preset]:
+    """What variants make of a preset of 1000 x 300."""
+    own = {"width": 1000, "height": 300, "fit": "cover", "quality": 85}
+    return with_variants({"wide": Preset.model_validate(own | changes)})
+
+
+def test_a_variant_is_its_preset_at_another_width() -> None:
+    """Catches a variant that loses its preset's proportions, quality or animation."""
+    presets = made(variants=[72, 2000, 5], animated=True)
+    assert list(presets) == ["wide", "wide_w72", "wide_w2000", "wide_w5"]
+    # 21.6, 600 and 1.5, rounded half up.
+    sizes = [(presets[name].width, presets[name].height) for name in list(presets)[1:]]
+    assert sizes == [(72, 22), (2000, 600), (5, 2)]
+    for name in list(presets)[1:]:
+        assert (
+            presets[name].model_copy(
+                update={"width": 1000, "height": 300, "variants": (72, 2000, 5)}
+            )
+            == presets["wide"]
+        )
+
+
+def test_a_variant_by_width_alone_stays_one() -> None:
+    """Catches a height of 0 that becomes 1: a line instead of a picture."""
+    presets = made(height=0, fit="contain", variants=[72])
+    assert (presets["wide_w72"].width, presets["wide_w72"].height) == (72, 0)
+
+
+def test_the_thinnest_box_still_has_a_variant() -> None:
+    """Catches a height of 0 by rounding, which "cover" cannot have."""
+    assert made(height=1, variants=[1])["wide_w1"].height == 1
+
+
+def test_declaring_variants_changes_no_fingerprint() -> None:
+    """Catches a whole cache, and every browser's, thrown away for a width that was added."""
+    before, after = made()["wide"], made(variants=[72])["wide"]
+    assert before.fingerprint(None) == after.fingerprint(None)
+    assert made(variants=[72])["wide_w72"].fingerprint(None) != after.fingerprint(None)
+
+
+@pytest.mark.parametrize(
+    "variants", [[1000], [72, 72], [0], [-1], [8193], [72.5], ["wide"], [True], 72]
+)
+def test_widths_that_make_no_variants_are_refused(variants: object) -> None:
+    """Catches two candidates of one width in a srcset, and boxes that no preset may have."""
+    with pytest.raises(ValidationError):
+        made(variants=variants)
+
+
+def test_a_variant_may_not_be_higher_than_a_preset() -> None:
+    """Catches a box beyond the limit, which a preset written out would be refused for."""
+    with pytest.raises(ValidationError):
+        made(width=10, height=8192, variants=[11])
+    assert made(width=10, height=8192, variants=[9])["wide_w9"].height == 7373
+
+
+def test_a_preset_in_a_variants_place_must_be_the_same() -> None:
+    """Catches a URL that means what was written first, or last."""
+    presets = made(variants=[72])
+    assert with_variants(presets) == presets
+    other = presets | {"wide_w72": Preset(width=72, height=72, fit="cover", quality=80)}
+    with pytest.raises(ValueError, match="wide_w72 is a variant of wide"):
+        with_variants(other)
 
 
 def test_a_preset_cannot_be_changed_in_place() -> None:

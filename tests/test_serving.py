@@ -606,6 +606,48 @@ async def test_warm_fills_the_cache_from_every_form_of_line_and_reports_what_fai
         assert internet.blobs_asked_for == asked + 1
 
 
+async def test_warm_fills_the_cache_with_what_an_account_has(tmp_path: Path) -> None:
+    """Catches a command that reads standard input all the same, and hides what failed."""
+    async with upstream() as internet:
+        did, _ = internet.add_blob(tiny_jpeg())
+        internet.pds.add_blob(did, tiny_jpeg((9, 9, 9)))
+        internet.pds.add_blob(did, b"only text", "text/plain")
+        environment = internet.environment(tmp_path / "cache")
+        arguments = ["warm", "--account", did, "--preset", "banner", "--preset", "avatar_small"]
+        async with run(imageproxy(*arguments), environment) as process:
+            await process.line_with("failed")
+            assert await process.exit_code() == 0
+            assert "2 made, 0 were cached, 1 skipped, 0 failed" in process.text
+        assert len(files_in(tmp_path / "cache")) == 4
+        internet.pds.add_blob(did, tiny_jpeg()[:-200])
+        async with run(imageproxy(*arguments), environment) as process:
+            await process.line_with("skipped")
+            assert await process.exit_code() == 1
+            assert "0 made, 2 were cached, 1 skipped, 1 failed" in process.text
+            assert f"/img/banner/plain/{did}/" in process.text
+            assert "Traceback" not in process.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--account", "nonsense"], 2, "invalid handle format"),
+        (["--account", "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"], 1, "blob not found"),
+        (["--account", "alice.community", "--preset", "nosuch"], 2, "invalid preset: nosuch"),
+        (["--account", "alice.community", "--per-second", "0"], 2, "--per-second"),
+    ],
+)
+async def test_warm_says_of_an_account_what_is_wrong(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    async with upstream() as internet:
+        command = imageproxy("warm", *arguments)
+        async with run(command, internet.environment(tmp_path / "cache")) as process:
+            await process.line_with(re.escape(message))
+            assert await process.exit_code() == code
+            assert "Traceback" not in process.text
+
+
 async def test_warm_names_the_line_that_it_cannot_read_and_asks_for_nothing(
     tmp_path: Path,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ from proxy.errors import (
     InvalidRequest,
 )
 from proxy.formats import OUTPUTS, Format
-from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.presets import DEFAULT_PRESETS, Preset, with_variants
 from proxy.urls import (
     BlobKey,
     ImageKey,
@@ -27,6 +27,7 @@ from proxy.urls import (
     parse_blob_path,
     parse_image_path,
     public_urls,
+    srcset,
 )
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
@@ -206,6 +207,37 @@ def test_keys_are_equal_by_value_and_can_be_looked_up() -> None:
     """Catches a cache, or a flight, that never finds what it has."""
     assert {parse(GOOD): 1}[parse(GOOD)] == 1
     assert parse(GOOD) != parse(f"{GOOD}@jpeg")
+
+
+SQUARE = Preset(width=360, height=360, fit="cover", quality=80, variants=(720, 72))
+
+
+def test_a_srcset_offers_a_preset_and_its_variants_by_width() -> None:
+    """Catches a list in the order of the configuration, or without the preset itself."""
+    presets = with_variants({"square": SQUARE})
+    offered = srcset(presets, "square", DID, CID, "webp", "https://cdn.example")
+    candidates = [candidate.split(" ") for candidate in offered.split(", ")]
+    assert [width for _url, width in candidates] == ["72w", "360w", "720w"]
+    keys = [parse_image_path(presets, urlsplit(url).path) for url, _width in candidates]
+    assert [key.preset for key in keys] == ["square_w72", "square", "square_w720"]
+    assert {(key.blob.did, key.blob.cid, key.format) for key in keys} == {(DID, CID, Format.WEBP)}
+    assert all(url.startswith("https://cdn.example/img/") for url, _width in candidates)
+
+
+def test_a_srcset_without_variants_is_the_preset_alone() -> None:
+    """Catches an empty srcset, which shows nothing."""
+    assert srcset(DEFAULT_PRESETS, "avatar", DID, CID) == f"{GOOD} 1000w"
+
+
+def test_a_srcset_is_refused_as_its_url_would_be() -> None:
+    """Catches a page full of links that are refused."""
+    with pytest.raises(InvalidPreset):
+        srcset(DEFAULT_PRESETS, "nosuch", DID, CID)
+    with pytest.raises(InvalidCid):
+        srcset(DEFAULT_PRESETS, "avatar", DID, "nocid")
+    # Presets that no configuration has made complete.
+    with pytest.raises(InvalidPreset):
+        srcset({"square": SQUARE}, "square", DID, CID)
 
 
 @pytest.mark.parametrize("did", [DID, WEB, PORT])

@@ -81,6 +81,32 @@ def not_modified(etag: str) -> Answer:
     return Answer(304, (("Cache-Control", IMMUTABLE), ("ETag", etag), *SECURITY))
 
 
+def redirect(location: str, *, max_age: float) -> Answer:
+    """302 to a picture that may be another one in ``max_age`` seconds."""
+    headers = (
+        ("Location", location),
+        ("Cache-Control", f"public, max-age={max_age:.0f}"),
+        ("Content-Type", PLAIN),
+        *SECURITY,
+    )
+    return Answer(302, headers)
+
+
+def json_answer(text: str) -> Answer:
+    """200 with JSON for this origin's own page."""
+    headers = (
+        ("Content-Type", "application/json"),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+    )
+    return Answer(200, headers, text.encode())
+
+
+def varying(answer: Answer) -> Answer:
+    """The same for shared caches that keep one for each ``Accept`` (RFC 9110, section 12.5.5)."""
+    return replace(answer, headers=(*answer.headers, ("Vary", "Accept")))
+
+
 def error_answer(error: ImageProxyError) -> Answer:
     """The row of the error table that ``error`` belongs to."""
     headers: Headers = (

@@ -18,15 +18,20 @@ from proxy.log import configure_logging
 from proxy.service import open_service
 from proxy.siblings import siblings
 from proxy.web import connection
+from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
 from proxy.web.answers import Answer, plain_answer
-from proxy.web.asgi import Receive, Scope, Send, serve
+from proxy.web.asgi import Receive, Respond, Scope, Send, serve
+from proxy.web.negotiate import accept_of, choose, is_negotiable, negotiated
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
 from proxy.web.traced import traced
 
 RESTART_PAUSE = 1.0
 """Seconds before a crashed service starts again."""
+
+IMAGE, BLOB = "/img/{preset}/plain/{did}/{cid}", "/blob/{did}/{cid}"
+"""The routes, as traces call them."""
 
 log = structlog.get_logger(__name__)
 
@@ -44,10 +49,6 @@ class ImageProxyApp(QuartTrio):
         self._config = config
         self._networks = networks
         self._siblings = siblings(self._snapshot)
-        self._served = (
-            ("/img/", "/img/{preset}/plain/{did}/{cid}", self.responder.image),
-            ("/blob/", "/blob/{did}/{cid}", self.responder.blob),
-        )
         self._stopping = trio.Event()
         self._stopped = trio.Event()
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = config.server.shutdown_timeout + 1
@@ -64,14 +65,28 @@ class ImageProxyApp(QuartTrio):
             # No path at all, or one that the framework fails to parse.
             return await serve(scope, receive, send, _not_a_path)
         if scope["type"] == "http" and self._config.server.enabled:
-            for prefix, route, respond in self._served:
-                if scope["path"].startswith(prefix):
-                    if self._config.trace.endpoint and self.responder.service is not None:
-                        app = partial(serve, respond=respond)
-                        spans = self.responder.service.spans
-                        return await traced(spans, route, scope, receive, send, app)
-                    return await serve(scope, receive, send, respond)
+            if scope["path"].startswith("/img/"):
+                return await self._serve(scope, receive, send, IMAGE, self._image_for(scope))
+            if scope["path"].startswith("/blob/"):
+                return await self._serve(scope, receive, send, BLOB, self.responder.blob)
         return await super().asgi_app(scope, receive, send)  # type: ignore[arg-type]
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, route: str, respond: Respond
+    ) -> None:
+        if self._config.trace.endpoint and self.responder.service is not None:
+            app = partial(serve, respond=respond)
+            return await traced(self.responder.service.spans, route, scope, receive, send, app)
+        return await serve(scope, receive, send, respond)
+
+    def _image_for(self, scope: Scope) -> Respond:
+        """What answers this request for an image: in the format that its client prefers."""
+        formats = self._config.negotiate.outputs
+        path = scope["path"]
+        if not formats or not is_negotiable(self._config.presets, path):
+            return self.responder.image
+        chosen = choose(accept_of(scope["headers"]), formats)
+        return negotiated(self.responder.image, chosen)
 
     def drain(self) -> None:
         """Say on ``/readyz`` that this process will end."""
@@ -164,6 +179,7 @@ def create_app(
         return response
 
     app.register_blueprint(admin_routes(config, responder))
+    app.register_blueprint(actor_routes(config, responder))
     app.register_blueprint(page_routes(config))
     return app
 

@@ -2,37 +2,73 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
+from html import escape
 from importlib.resources import files
 
 from quart import Blueprint, Response
 
 from proxy.config import Config
+from proxy.presets import Preset
 
 _PRESETS_MARK = "<!-- presets -->"
+_BASE_MARK = 'data-base=""'
 
 
 def page_routes(config: Config) -> Blueprint:
-    """``/``: try a DID and a CID, see every preset."""
+    """``/``: try an account, a post or a blob, and see every preset."""
     routes = Blueprint("page", __name__)
-    template = files("proxy.web").joinpath("page.html").read_text(encoding="utf-8")
-    presets = "".join(f'<li data-preset="{name}">{name}</li>' for name in config.presets)
-    page = template.replace(_PRESETS_MARK, presets)
+    page = render_page(config)
+    headers = {
+        "Content-Security-Policy": policy_of(page),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
 
     @routes.get("/")
     async def show() -> Response:
-        return Response(
-            page,
-            content_type="text/html; charset=utf-8",
-            headers={
-                "Content-Security-Policy": (
-                    "default-src 'none'; img-src 'self' blob:; connect-src 'self';"
-                    " style-src 'unsafe-inline'; script-src 'unsafe-inline';"
-                    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-                ),
-                "X-Content-Type-Options": "nosniff",
-                "Referrer-Policy": "no-referrer",
-                "Cache-Control": "no-cache",
-            },
-        )
+        return Response(page, content_type="text/html; charset=utf-8", headers=headers)
 
     return routes
+
+
+def render_page(config: Config) -> str:
+    """The page with the presets and the public URL of a configuration."""
+    base = config.server.cdn_url or config.server.base_url
+    items = "".join(_item(name, preset) for name, preset in config.presets.items())
+    template = files("proxy.web").joinpath("page.html").read_text(encoding="utf-8")
+    return template.replace(_PRESETS_MARK, items).replace(
+        _BASE_MARK, f'data-base="{escape(base)}"', 1
+    )
+
+
+def _item(name: str, preset: Preset) -> str:
+    size = f"{preset.width} &times; {preset.height}" if preset.height else f"{preset.width} wide"
+    about = f"{size}, {preset.fit}, quality {preset.quality}" + ", animated" * preset.animated
+    variants = " ".join(map(str, preset.variants))
+    return (
+        f'<li data-preset="{name}" data-width="{preset.width}" data-variants="{variants}">'
+        f"{about}</li>"
+    )
+
+
+def policy_of(page: str) -> str:
+    """The Content-Security-Policy under which nothing runs but what the page brings along.
+
+    Its script and style are named by their digests (CSP Level 3, section 2.3.1): what somebody
+    manages to put into the page is another one.
+    """
+    return (
+        "default-src 'none'; img-src 'self' blob:; connect-src 'self';"
+        f" style-src {_digest(page, 'style')}; script-src {_digest(page, 'script')};"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _digest(page: str, tag: str) -> str:
+    (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digest = hashlib.sha256(inside.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

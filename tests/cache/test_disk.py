@@ -911,7 +911,7 @@ async def test_a_write_that_fails_in_the_middle_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("call", ["replace", "utime", "mkdir"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES])
 async def test_a_disk_that_fails_at_any_step_leaves_what_was_there(
     cache: DiskCache, root: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:

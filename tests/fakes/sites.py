@@ -19,6 +19,7 @@ from tests.fakes.network import Request, Response, Site
 
 GET_BLOB = "/xrpc/com.atproto.sync.getBlob"
 GET_RECORD = "/xrpc/com.atproto.repo.getRecord"
+LIST_BLOBS = "/xrpc/com.atproto.sync.listBlobs"
 JSON = "application/json; charset=utf-8"
 
 Status = Literal["active", "takendown", "deactivated"]
@@ -124,6 +125,8 @@ class FakePds(Site):
             query = request.query
             path = f"{query.get('collection')}/{query.get('rkey')}"
             return self._get_record(query.get("repo", ""), path)
+        if request.path == LIST_BLOBS:
+            return self._list_blobs(request.query)
         if request.path != GET_BLOB:
             return super().answer(request)
         response = self._get_blob(request.query.get("did", ""), request.query.get("cid", ""))
@@ -139,6 +142,14 @@ class FakePds(Site):
             return _refusal("RecordNotFound", f"Could not locate record: {uri}")
         value = account.records[path]
         return _json(200, {"uri": uri, "cid": record_cid(value), "value": value})
+
+    def _list_blobs(self, query: dict[str, str]) -> Response:
+        account = self.accounts.get(query["did"])
+        if account is None or account.status != "active":
+            return _refusal("RepoNotFound", f"Could not find repo for DID: {query['did']}")
+        after = sorted(cid for cid in account.blobs if cid > query.get("cursor", ""))
+        cids = after[: int(query.get("limit", "500"))]
+        return _json(200, {"cids": cids} | ({"cursor": cids[-1]} if cids else {}))
 
     def _get_blob(self, did: str, cid: str) -> Response:
         account = self.accounts.get(did)

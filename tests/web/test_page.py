@@ -29,7 +29,9 @@ async def test_the_page_may_load_from_this_host_and_from_nowhere_else(world: Wor
     assert policy["connect-src"] == ["'self'"]
     assert policy["base-uri"] == policy["form-action"] == ["'none'"]
     for sources in policy.values():
-        assert not {"*", "https:", "http:", "data:", "'unsafe-eval'"} & set(sources)
+        assert not {"*", "https:", "http:", "data:", "'unsafe-eval'", "'unsafe-inline'"} & set(
+            sources
+        )
     assert reply.headers["x-content-type-options"] == "nosniff"
     assert reply.headers["referrer-policy"] == "no-referrer"
     # Nothing in it asks for what the policy would refuse.

@@ -49,15 +49,7 @@ def of_jetstream(text: str | bytes) -> AccountEvent | int:
     Raises:
         BadFrame: not JSON, or a field is missing or of another type.
     """
-    try:
-        event: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadFrame(f"not JSON: {error}") from None
-    if not isinstance(event, dict):
-        raise BadFrame("no object")
-    cursor = event.get("time_us")
-    if not isinstance(cursor, int) or isinstance(cursor, bool) or not 0 < cursor < MAX_SEQ:
-        raise BadFrame("an event without a time")
+    event, cursor = jetstream_event(text)
     kind = event.get("kind")
     if kind == "identity":
         return AccountEvent(_did(event), cursor)
@@ -67,6 +59,24 @@ def of_jetstream(text: str | bytes) -> AccountEvent | int:
             raise BadFrame("an account event without an account")
         return _account({**account, "did": event.get("did")}, cursor)
     return cursor
+
+
+def jetstream_event(text: str | bytes) -> tuple[dict[str, Any], int]:
+    """A Jetstream message, and the cursor behind it.
+
+    Raises:
+        BadFrame: not JSON, or without a time.
+    """
+    try:
+        event: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadFrame(f"not JSON: {error}") from None
+    if not isinstance(event, dict):
+        raise BadFrame("no object")
+    cursor = event.get("time_us")
+    if not isinstance(cursor, int) or isinstance(cursor, bool) or not 0 < cursor < MAX_SEQ:
+        raise BadFrame("an event without a time")
+    return event, cursor
 
 
 def _account(fields: dict[str, Any], cursor: int) -> AccountEvent:

@@ -1,0 +1,227 @@
+"""Filling the cache ahead of requests, without being a burden to a PDS."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from proxy.errors import BlobBlocked, Busy, ImageProxyError, UnsupportedImage
+from proxy.identifiers import Did
+from proxy.service import Service
+from proxy.urls import BlobKey, ImageKey, blob_url, image_key, image_url
+
+BUSY_SECONDS = 5.0
+"""Pause after the service, or a PDS by its ``Retry-After``, said that it has no room."""
+
+BUSY_TRIES = 4
+
+MAX_FAILURES = 1000
+"""Failures that are kept for the end; further ones are counted."""
+
+
+@dataclass
+class Tally:
+    """What has come of it, in blobs.
+
+    Attributes:
+        made: at least one result is new.
+        cached: all results were there.
+        skipped: the blob is no image that is supported, or blocked.
+        failed: at least one result is missing.
+        failures: a line for each result that is.
+    """
+
+    made: int = 0
+    cached: int = 0
+    skipped: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+class Warmer:
+    """Has a service make the results of blobs.
+
+    The presets of a blob are asked for together, so that it is fetched once.
+
+    Args:
+        presets: by name, of the configuration.
+        at_once: blobs under way.
+        per_second: blobs that are begun in a second; those that are cached do not count.
+        on_done: called for each blob that is done with.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        presets: Sequence[str],
+        *,
+        at_once: int,
+        per_second: float,
+        on_done: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._service = service
+        self._presets = presets
+        self._at_once = at_once
+        self._pace = Pace(per_second)
+        self._on_done = on_done
+        self.tally = Tally()
+
+    async def warm(self, blobs: Iterable[BlobKey]) -> None:
+        """Return once every blob is done with. Cancellation leaves what was made."""
+        todo = iter(blobs)
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._at_once):
+                nursery.start_soon(self._work_on, todo)
+
+    async def warm_from(self, blobs: trio.MemoryReceiveChannel[BlobKey]) -> None:
+        """As ``warm``, with what comes while the channel is open."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._at_once):
+                nursery.start_soon(self._take_from, blobs)
+
+    async def _work_on(self, todo: Iterator[BlobKey]) -> None:
+        for blob in todo:
+            await self._warm(blob)
+
+    async def _take_from(self, blobs: trio.MemoryReceiveChannel[BlobKey]) -> None:
+        async for blob in blobs:
+            await self._warm(blob)
+
+    async def _warm(self, blob: BlobKey) -> None:
+        await self._pace.wait()
+        await self._make(blob)
+        self._on_done()
+
+    async def _make(self, blob: BlobKey) -> None:
+        presets = self._service.config.presets
+        keys = [image_key(presets, name, blob.did, blob.cid) for name in self._presets]
+        missing = [key for key in keys if not await self._service.is_cached(key)]
+        if not missing:
+            self._pace.give_back()
+            self.tally.cached += 1
+            return
+        for tries in range(1, BUSY_TRIES + 1):
+            try:
+                async with self._service.sharing(blob):
+                    failed = await self._make_all(missing)
+            except (UnsupportedImage, BlobBlocked):
+                self.tally.skipped += 1
+                return
+            except ImageProxyError as error:
+                failed = [(blob_url(blob), error)]
+            if tries == BUSY_TRIES or not any(isinstance(error, Busy) for _, error in failed):
+                break
+            await trio.sleep(BUSY_SECONDS * tries)
+        if not failed:
+            self.tally.made += 1
+        elif all(isinstance(error, UnsupportedImage) for _, error in failed):
+            self.tally.skipped += 1
+        else:
+            self.tally.failed += 1
+            room = MAX_FAILURES - len(self.tally.failures)
+            self.tally.failures += [f"{url}: {error}" for url, error in failed[:room]]
+
+    async def _make_all(self, keys: Iterable[ImageKey]) -> list[tuple[str, ImageProxyError]]:
+        """What could not be made, and why."""
+        failed: list[tuple[str, ImageProxyError]] = []
+
+        async def make(key: ImageKey) -> None:
+            try:
+                await self._service.get(key)
+                await self._service.written()
+            except ImageProxyError as error:
+                failed.append((image_url(key), error))
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                nursery.start_soon(make, key)
+        return failed
+
+
+class Pace:
+    """Turns at even distances.
+
+    Args:
+        per_second: how many.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._distance = 1 / per_second
+        self._next = -1.0
+
+    async def wait(self) -> None:
+        """Wait for the next turn. A turn that a cancellation comes in is lost."""
+        now = trio.current_time()
+        at = max(now, self._next)
+        self._next = at + self._distance
+        await trio.sleep_until(at)
+
+    def give_back(self) -> None:
+        """The last turn was not needed."""
+        self._next -= self._distance
+
+
+class Bookmark:
+    """How far a long run has come, in a file, so that the next one goes on there.
+
+    Args:
+        folder: of the cache.
+        parts: what the run is about; a run about something else has another bookmark.
+    """
+
+    def __init__(self, folder: Path, *parts: str) -> None:
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        self._path = trio.Path(folder / "warm" / f"{name}.json")
+
+    async def load(self) -> str:
+        """The cursor; empty where there is none, or none that can be read."""
+        try:
+            kept = json.loads(await self._path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return ""
+        return kept if isinstance(kept, str) else ""
+
+    async def save(self, cursor: str) -> None:
+        """Keep it; a process that is killed meanwhile leaves the cursor before."""
+        await self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.with_suffix(".new")
+        await new.write_text(json.dumps(cursor), encoding="utf-8")
+        await new.replace(self._path)
+
+    async def clear(self) -> None:
+        """The run is at its end."""
+        await self._path.unlink(missing_ok=True)
+
+
+async def warm_account(
+    service: Service,
+    did: Did,
+    warmer: Warmer,
+    bookmark: Bookmark,
+    on_page: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Warm every blob of an account, page by page, from ``bookmark`` on.
+
+    Cancellation leaves the bookmark at the page that was under way; what of it was made is cached.
+
+    Args:
+        on_page: called with the number of blobs of each page before it is worked on.
+
+    Raises:
+        ImageProxyError: a page could not be had; see ``Records.blobs``.
+        OSError: the bookmark could not be kept.
+    """
+    cursor = await bookmark.load()
+    while True:
+        cids, cursor = await service.actors.records.blobs(did, cursor)
+        on_page(len(cids))
+        await warmer.warm(BlobKey(did, cid) for cid in cids)
+        if not cursor:
+            await bookmark.clear()
+            return
+        await bookmark.save(cursor)

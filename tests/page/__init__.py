@@ -1,0 +1,151 @@
+"""The page in a real browser, over a real PDS: what it needs, as tests and the picture of the
+documents have it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from tests import devnet as real
+from tests.devnet import Devnet, blob_cid
+from tests.fakes.dns import FakeDns, serving_dns
+from tests.processes import SERVE, serve
+
+T = TypeVar("T")
+
+HANDLE = "alice.test"
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+class NoBrowser(Exception):
+    """There is no Chromium here."""
+
+
+@dataclass(frozen=True)
+class PageSite:
+    """A proxy that serves the page, and an account with pictures.
+
+    Attributes:
+        url: of the page, without a slash at its end.
+        avatar, banner, photos: CIDs.
+        post: the at:// URI of what has ``photos``, two with descriptions.
+    """
+
+    url: str
+    did: str
+    avatar: str
+    banner: str
+    photos: tuple[str, str]
+    post: str
+
+
+@asynccontextmanager
+async def page_site(folder: Path) -> AsyncIterator[PageSite]:
+    """Run one while the block runs.
+
+    Raises:
+        DevnetUnavailable: there is no PDS here.
+    """
+    async with real.run_devnet() as devnet, serving_dns() as dns:
+        account = await real.create_account(devnet, HANDLE)
+        dns.records[f"_atproto.{HANDLE}"] = [f"did={account.did}"]
+
+        async def upload(width: int, height: int, seed: int) -> real.Blob:
+            data = landscape(width, height, seed)
+            return await real.upload_blob(devnet, account, data, "image/jpeg")
+
+        avatar, banner = await upload(1200, 1200, 1), await upload(1500, 500, 2)
+        await real.set_profile(devnet, account, avatar, banner)
+        photos = [await upload(2400, 1600, 3), await upload(1600, 2000, 4)]
+        post = await real.create_post(devnet, account, photos)
+        async with serve(SERVE, _environment(devnet, dns, folder)) as server:
+            yield PageSite(
+                f"http://127.0.0.1:{server.port}",
+                account.did,
+                blob_cid(avatar),
+                blob_cid(banner),
+                (blob_cid(photos[0]), blob_cid(photos[1])),
+                post,
+            )
+
+
+def _environment(devnet: Devnet, dns: FakeDns, folder: Path) -> dict[str, str]:
+    return {
+        "IMAGE_PROXY_IDENTITY__PLC_URL": devnet.plc_url,
+        "IMAGE_PROXY_IDENTITY__NAMESERVERS": dns.address,
+        "IMAGE_PROXY_FETCH__ALLOW_HTTP": "true",
+        "IMAGE_PROXY_FETCH__ALLOW_PRIVATE_HOSTS": "true",
+        "IMAGE_PROXY_CACHE__PATH": str(folder / "cache"),
+        "IMAGE_PROXY_PRESETS__AVATAR__VARIANTS": "72,144",
+    }
+
+
+@contextmanager
+def chromium() -> Iterator[Callable[[Callable[[Browser], T]], T]]:
+    """A browser, and what runs a function with it: on a thread of its own, as it brings asyncio.
+
+    Raises:
+        NoBrowser: it is not installed.
+    """
+    program = shutil.which("chromium")
+    if program is None:
+        raise NoBrowser("no Chromium; on Debian: apt install chromium")
+    with ThreadPoolExecutor(1) as thread:
+        playwright = thread.submit(lambda: sync_playwright().start()).result()
+        try:
+            browser = thread.submit(
+                lambda: playwright.chromium.launch(executable_path=program, args=FLAGS)
+            ).result()
+            try:
+                yield lambda work: thread.submit(work, browser).result()
+            finally:
+                thread.submit(browser.close).result()
+        finally:
+            thread.submit(playwright.stop).result()
+
+
+def landscape(width: int, height: int, seed: int) -> bytes:
+    """A JPEG of hills under an evening sky."""
+    random = np.random.default_rng(seed)
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    top, bottom = np.array([[52, 70, 130], [250, 180, 120]]) + random.integers(-25, 25, (2, 3))
+    picture = top + (bottom - top) * np.clip(y[..., None] * 1.5, 0, 1)
+    ratio = width / height
+    sun_x, sun_y = random.uniform(0.3, 0.7), random.uniform(0.25, 0.4)
+    distance = np.hypot((x - sun_x) * max(ratio, 1), (y - sun_y) / min(ratio, 1))
+    glow = np.exp(-((distance / 0.3) ** 2))[..., None]
+    picture += (np.array([255, 236, 190]) - picture) * np.where(
+        distance[..., None] < 0.08, 1, glow * 0.6
+    )
+    for layer in range(5):
+        near = layer / 4
+        line = np.full_like(x, 0.5 + 0.11 * layer)
+        for wave in range(1, 5):
+            phase, swing = random.uniform(0, 6.3), random.uniform(0.4, 1) * 0.07 / wave
+            line = line + swing * np.sin(phase + x * 4 * wave * (1 + near))
+        shade = np.array([120, 110, 150]) * (1 - near) + np.array([24, 44, 52]) * near
+        grain = random.normal(0, 5, (height, width, 1)) * near
+        picture = np.where((y > line)[..., None], shade + (1 - y[..., None]) * 40 + grain, picture)
+    out = io.BytesIO()
+    Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=92)
+    return out.getvalue()

@@ -1,0 +1,389 @@
+"""The page as a person uses it: in Chromium, against the real PDS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from proxy.config import Config
+from proxy.presets import DEFAULT_PRESETS, Size, place, with_variants
+from tests.devnet import DevnetUnavailable
+from tests.page import HANDLE, NoBrowser, PageSite, chromium, page_site
+from tests.processes import in_background
+from tests.required import skip_unless_required
+
+pytestmark = [pytest.mark.pds, pytest.mark.browser]
+
+PATIENCE = 60_000
+"""Milliseconds; an AVIF of 2000 pixels takes a second."""
+
+PRESETS = with_variants(
+    DEFAULT_PRESETS
+    | {"avatar": DEFAULT_PRESETS["avatar"].model_copy(update={"variants": (72, 144)})}
+)
+
+Look = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageSite]:
+    folder: Path = tmp_path_factory.mktemp("page")
+    try:
+        with in_background(lambda: page_site(folder)) as background:
+            yield background.value
+    except DevnetUnavailable as error:
+        skip_unless_required(f"no PDS here: {error}")
+
+
+@pytest.fixture(scope="module")
+def with_browser() -> Iterator[Callable[[Callable[[Browser], None]], None]]:
+    try:
+        with chromium() as with_browser:
+            yield with_browser
+    except NoBrowser as error:
+        skip_unless_required(str(error))
+
+
+@pytest.fixture
+def look(site: PageSite, with_browser: Callable[[Callable[[Browser], None]], None]) -> Look:
+    """Opens the page for a function, and fails on what the browser complains of."""
+
+    def look(check: Callable[[Page], None], fragment: str = "", **options: object) -> None:
+        def work(browser: Browser) -> None:
+            context = browser.new_context(**options)  # type: ignore[arg-type]
+            context.set_default_timeout(PATIENCE)
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+            page = context.new_page()
+            complaints: list[str] = []
+            outside: list[str] = []
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on(
+                "console",
+                lambda message: (
+                    complaints.append(message.text)
+                    # A browser logs every answer that is an error.
+                    if message.type == "error" and "Failed to load resource" not in message.text
+                    else None
+                ),
+            )
+            page.on(
+                "request",
+                lambda request: (
+                    outside.append(request.url)
+                    if not request.url.startswith((site.url, "blob:"))
+                    else None
+                ),
+            )
+            try:
+                page.goto(f"{site.url}/{fragment}")
+                check(page)
+                assert (complaints, outside) == ([], [])
+            finally:
+                context.close()
+
+        with_browser(work)
+
+    return look
+
+
+def submit(page: Page, text: str, cid: str = "", format: str = "") -> None:
+    page.get_by_label("Account, post or picture").fill(text)
+    page.get_by_label("CID of a blob").fill(cid)
+    page.get_by_label("Format").select_option(format)
+    page.get_by_role("button", name="Show").click()
+
+
+def wait_for_all(page: Page) -> None:
+    expect(page.get_by_role("status")).to_have_text(
+        f"{len(PRESETS)} presets shown.", timeout=PATIENCE
+    )
+
+
+def fact(page: Page, preset: str, name: str) -> str:
+    card = page.locator("li.card", has=page.get_by_role("heading", name=preset, exact=True))
+    return card.locator("dl div", has_text=name).locator("dd").inner_text()
+
+
+def states(page: Page) -> set[str]:
+    return {fact(page, preset, "Cache") for preset in PRESETS}
+
+
+def shown_blob(page: Page) -> str:
+    return page.locator("#what code").first.inner_text()
+
+
+def test_a_handle_shows_every_preset_of_its_avatar(site: PageSite, look: Look) -> None:
+    """Catches a page that needs to be told a DID and a CID, and sizes that are only claimed."""
+
+    def check(page: Page) -> None:
+        submit(page, HANDLE)
+        wait_for_all(page)
+        assert shown_blob(page) == site.avatar
+        assert page.get_by_role("radio").count() == 2
+        for name, preset in PRESETS.items():
+            width, height = place(preset, Size(1200, 1200)).size
+            assert fact(page, name, "Pixels") == f"{width} × {height}", name  # noqa: RUF001
+            assert re.fullmatch(r"\d+(\.\d)? k?B jpeg", fact(page, name, "Bytes")), name
+
+    look(check)
+
+
+def test_a_second_look_comes_from_the_cache_and_shows_it(site: PageSite, look: Look) -> None:
+    """Catches a browser's own cache shown as the server's, and timings of another answer."""
+
+    def check(page: Page) -> None:
+        submit(page, site.did, site.banner, "webp")
+        wait_for_all(page)
+        assert states(page) == {"miss"}
+        card = page.locator("li.card").first
+        for part in ("resolve", "fetch", "queue", "process"):
+            expect(card.locator(f".time li.{part}")).to_have_text(
+                re.compile(rf"^{part} [\d.]+ ms$")
+            )
+            assert card.locator(f".bar i.{part}").bounding_box() is not None
+        assert "webp" in fact(page, "banner", "Bytes")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_role("status")).not_to_have_text(re.compile("shown"))
+        wait_for_all(page)
+        assert states(page) == {"hit"}
+        expect(card.locator(".time li")).to_have_text(re.compile(r"^answered in [\d.]+ ms$"))
+
+    look(check)
+
+
+def test_the_bars_of_all_presets_have_one_scale(site: PageSite, look: Look) -> None:
+    """Catches bars that are each as long as the other, whatever they took."""
+
+    def check(page: Page) -> None:
+        submit(page, site.did, site.photos[0], "png")
+        wait_for_all(page)
+        lengths: list[float] = page.evaluate(
+            """() => [...document.querySelectorAll(".bar")].map((bar) =>
+                [...bar.children].reduce((sum, part) => sum + part.clientWidth, 0)
+                / bar.clientWidth)"""
+        )
+        assert len(lengths) == len(PRESETS)
+        assert max(lengths) == pytest.approx(1, abs=0.1)
+        assert min(lengths) < 0.9
+
+    look(check)
+
+
+@pytest.mark.parametrize("shape", ["at", "bsky", "bsky by handle"])
+def test_a_link_to_a_post_shows_its_pictures(site: PageSite, look: Look, shape: str) -> None:
+    """Catches a reader of one spelling."""
+    key = site.post.rpartition("/")[2]
+    text = {
+        "at": site.post,
+        "bsky": f"https://bsky.app/profile/{site.did}/post/{key}",
+        "bsky by handle": f"https://bsky.app/profile/{HANDLE}/post/{key}?ref=x",
+    }[shape]
+
+    def check(page: Page) -> None:
+        submit(page, text)
+        wait_for_all(page)
+        assert page.get_by_role("radio").count() == 2
+        assert shown_blob(page) == site.photos[0]
+
+    look(check)
+
+
+def test_the_keyboard_alone_is_enough(site: PageSite, look: Look) -> None:
+    """Catches a field, a choice or a button that only a mouse reaches."""
+
+    def check(page: Page) -> None:
+        expect(page.get_by_label("Account, post or picture")).to_be_focused()
+        page.keyboard.type(site.post)
+        page.keyboard.press("Enter")
+        wait_for_all(page)
+        for _ in range(4):
+            page.keyboard.press("Tab")
+        expect(page.get_by_role("radio").first).to_be_focused()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#what code").first).to_have_text(site.photos[1])
+        wait_for_all(page)
+        expect(page.get_by_role("radio").nth(1)).to_be_focused()
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("button", name="Copy URL of avatar", exact=True)).to_be_focused()
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_contain_text("Copied: ")
+
+    look(check)
+
+
+def test_what_is_copied_is_what_a_page_needs(site: PageSite, look: Look) -> None:
+    """Catches URLs that are refused, and a srcset whose widths are not those of its files."""
+
+    def check(page: Page) -> None:
+        submit(page, site.did, site.avatar)
+        wait_for_all(page)
+        page.get_by_role("button", name="Copy URL of banner", exact=True).click()
+        expect(page.get_by_role("status")).to_contain_text("Copied: ")
+        url = page.evaluate("navigator.clipboard.readText()")
+        assert url == f"{site.url}/img/banner/plain/{site.did}/{site.avatar}"
+        page.get_by_role("button", name="Copy <img srcset> of avatar", exact=True).click()
+        expect(page.get_by_role("status")).to_contain_text("Copied: <img")
+        tag = page.evaluate("navigator.clipboard.readText()")
+        found = re.fullmatch(r'<img src="(\S+)" srcset="([^"]+)" sizes="72px" alt="">', tag)
+        assert found is not None, tag
+        widths = {}
+        for candidate in found[2].split(", "):
+            source, width = candidate.split(" ")
+            assert source.startswith(f"{site.url}/")
+            widths[width] = page.evaluate(
+                """async (source) => {
+                    const image = new Image();
+                    image.src = source;
+                    await image.decode();
+                    return `${image.naturalWidth}w`;
+                }""",
+                source,
+            )
+        assert widths == {"72w": "72w", "144w": "144w", "1000w": "1000w"}
+
+    look(check)
+
+
+def test_a_link_to_the_page_shows_what_it_is_about(site: PageSite, look: Look) -> None:
+    """Catches a page that forgets on reload, and the links of an earlier release."""
+
+    def check(page: Page) -> None:
+        wait_for_all(page)
+        assert shown_blob(page) == site.photos[1]
+        expect(page.get_by_label("Format")).to_have_value("jpeg")
+        page.reload()
+        wait_for_all(page)
+        assert shown_blob(page) == site.photos[1]
+
+    look(check, f"#q={quote(site.did)}&cid={site.photos[1]}&format=jpeg")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nonsense", "400: invalid handle format"),
+        ("did:plc:short", "400: invalid DID format"),
+        ("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "404: blob not found"),
+        ("<script>alert(1)</script>", "400: invalid handle format"),
+    ],
+)
+def test_a_mistake_is_said_aloud_and_leaves_nothing_of_the_last_look(
+    site: PageSite, look: Look, text: str, said: str
+) -> None:
+    """Catches pictures of one account under the name of another."""
+
+    def check(page: Page) -> None:
+        submit(page, site.did, site.avatar)
+        wait_for_all(page)
+        submit(page, text)
+        expect(page.get_by_role("status")).to_have_text(said)
+        expect(page.get_by_role("status")).to_have_class(re.compile("bad"))
+        assert page.locator("li.card").count() == 0
+        assert page.locator("#what").inner_text() == ""
+
+    look(check)
+
+
+def test_a_blob_that_is_not_there_fails_in_every_card(site: PageSite, look: Look) -> None:
+    """Catches a card that waits for ever."""
+    absent = "bafkreibnoelefnzgwbcacyt4vh52ymxvzbjq7mmqhtcnwarfq4lzegsiqe"
+
+    def check(page: Page) -> None:
+        submit(page, site.did, absent)
+        expect(page.get_by_role("status")).to_have_text(f"0 of {len(PRESETS)} presets shown.")
+        assert page.locator(".frame p", has_text="404: blob not found").count() == len(PRESETS)
+        assert page.locator(".waiting").count() == 0
+
+    look(check)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_any_screen_and_can_be_read_there(
+    site: PageSite, look: Look, width: int, scheme: str
+) -> None:
+    """Catches what sticks out on a phone, and grey on grey (WCAG 2.2, 1.4.3 and 1.4.10)."""
+
+    def check(page: Page) -> None:
+        submit(page, site.did, site.avatar)
+        wait_for_all(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        faint = page.evaluate(CONTRASTS)
+        assert faint == []
+        small = page.evaluate(
+            """() => [...document.querySelectorAll("button, input:not([type=radio]), select")]
+                .filter((each) => each.getBoundingClientRect().height < 44)
+                .map((each) => each.outerHTML)"""
+        )
+        assert small == []
+
+    look(check, viewport={"width": width, "height": 800}, color_scheme=scheme)
+
+
+CONTRASTS = """() => {
+    const canvas = document.createElement("canvas").getContext("2d");
+    const rgb = (color) => {
+        canvas.clearRect(0, 0, 1, 1);
+        canvas.fillStyle = color;
+        canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const light = ([r, g, b]) => {
+        const [x, y, z] = [r, g, b].map((v) => v / 255)
+            .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+    };
+    const ground = (each) => {
+        for (; each; each = each.parentElement) {
+            const color = rgb(getComputedStyle(each).backgroundColor);
+            if (color[3] === 255) return color;
+        }
+        return [255, 255, 255];
+    };
+    return [...document.querySelectorAll("main *")]
+        .filter((each) => [...each.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+        .filter((each) => each.getClientRects().length && each.localName !== "option")
+        .map((each) => {
+            const [a, b] = [light(rgb(getComputedStyle(each).color)), light(ground(each))];
+            const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            return [contrast, each.outerHTML.slice(0, 120)];
+        })
+        .filter(([contrast]) => contrast < 4.5);
+}"""
+
+
+def test_a_screen_reader_hears_what_the_bars_and_pictures_are(site: PageSite, look: Look) -> None:
+    """Catches a bar that only eyes can read, pictures without words, and nameless controls."""
+
+    def check(page: Page) -> None:
+        submit(page, site.did, site.avatar)
+        wait_for_all(page)
+        assert page.get_by_role("list", name="Presets").count() == 1
+        assert page.get_by_role("heading", level=1).count() == 1
+        assert page.get_by_role("heading", level=2).count() == len(PRESETS)
+        assert page.locator("main .frame img:not([alt])").count() == 0
+        assert page.get_by_role("img", name="The picture as banner", exact=True).count() == 1
+        assert page.locator(".bar:not([aria-hidden=true])").count() == 0
+        unnamed = page.evaluate(
+            """() => [...document.querySelectorAll("button, input, select, a")]
+                .filter((each) => !(each.labels?.[0]?.textContent.trim()
+                    || each.getAttribute("aria-label") || each.textContent.trim()))
+                .map((each) => each.outerHTML)"""
+        )
+        assert unnamed == []
+
+    look(check)
+
+
+def test_the_presets_that_the_page_shows_are_the_configured_ones() -> None:
+    """Catches these tests looking at other presets than the server's."""
+    config = Config.model_validate(
+        {"presets": DEFAULT_PRESETS | {"avatar": PRESETS["avatar"].model_dump()}}
+    )
+    assert config.presets == PRESETS

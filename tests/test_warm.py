@@ -1,0 +1,293 @@
+"""Warming: every blob once, politely, and from where the last run ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from proxy import records as records_module
+from proxy.cache.base import Entry, Selection
+from proxy.errors import Busy, FetchFailed
+from proxy.formats import Format
+from proxy.identifiers import Cid, Did
+from proxy.presets import DEFAULT_PRESETS
+from proxy.service import Service
+from proxy.urls import BlobKey, image_key
+from proxy.warm import (
+    BUSY_SECONDS,
+    MAX_FAILURES,
+    Bookmark,
+    Pace,
+    Tally,
+    Warmer,
+    warm_account,
+)
+from tests.fakes import faults
+from tests.fakes.network import honest
+from tests.fakes.parts import FakeCache, FakeFetcher, FakeProcessor, FakeResolver
+from tests.fakes.sites import GET_BLOB, LIST_BLOBS, cid_of, new_plc_did
+from tests.fakes.world import World, tiny_png
+from tests.processes import until
+
+PRESETS = ("avatar", "avatar_thumbnail", "banner")
+
+
+def warmer_of(
+    service: Service,
+    *,
+    at_once: int = 4,
+    per_second: float = 1e6,
+    on_done: Callable[[], None] = lambda: None,
+) -> Warmer:
+    return Warmer(service, PRESETS, at_once=at_once, per_second=per_second, on_done=on_done)
+
+
+def account(world: World, blobs: int) -> tuple[Did, list[Cid]]:
+    """An account with that many different pictures, in the order that its PDS lists them."""
+    did = world.make_account()
+    cids = [world.pds.add_blob(did, tiny_png((number, 0, 0))) for number in range(blobs)]
+    return did, sorted(cids)
+
+
+def nowhere(folder: Path) -> Bookmark:
+    return Bookmark(folder, "test")
+
+
+async def test_every_blob_of_an_account_is_fetched_once_and_then_served(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a fetch for each preset, and the pages after the first left out."""
+    monkeypatch.setattr(records_module, "PAGE", 3)
+    did, cids = account(world, 8)
+    pages: list[int] = []
+    done = 0
+
+    def on_done() -> None:
+        nonlocal done
+        done += 1
+
+    async with world.service() as service:
+        warmer = warmer_of(service, on_done=on_done)
+        await warm_account(service, did, warmer, nowhere(tmp_path), pages.append)
+        assert world.pds.requests_by_path[GET_BLOB] == len(cids)
+        for cid in cids:
+            for preset in PRESETS:
+                assert (await service.get_image(preset, did, cid)).cache == "hit"
+    assert (warmer.tally.made, warmer.tally.failed) == (8, 0)
+    assert sum(pages) == done == 8
+
+
+async def test_what_is_cached_is_asked_of_nobody(world: World, tmp_path: Path) -> None:
+    """Catches a second run that costs a PDS as much as the first."""
+    did, _ = account(world, 5)
+    async with world.service() as service:
+        await warm_account(service, did, warmer_of(service), nowhere(tmp_path))
+        before = world.pds.requests_by_path[GET_BLOB]
+        again = warmer_of(service)
+        await warm_account(service, did, again, nowhere(tmp_path))
+    assert world.pds.requests_by_path[GET_BLOB] == before == 5
+    assert (again.tally.cached, again.tally.made) == (5, 0)
+
+
+async def test_a_run_goes_on_where_the_last_one_ended(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run that begins anew, and one that leaves out the page it was ended in."""
+    monkeypatch.setattr(records_module, "PAGE", 2)
+    did, cids = account(world, 6)
+    done = 0
+    async with world.service() as service:
+        with trio.CancelScope() as scope:
+
+            def on_done() -> None:
+                nonlocal done
+                done += 1
+                if done == 3:
+                    scope.cancel()
+
+            warmer = warmer_of(service, at_once=1, on_done=on_done)
+            await warm_account(service, did, warmer, nowhere(tmp_path))
+        assert scope.cancelled_caught
+        asked = [request.query for request in world.pds.requests if request.path == LIST_BLOBS]
+        assert [query.get("cursor") for query in asked] == [None, cids[1]]
+        pages: list[int] = []
+        await warm_account(service, did, warmer_of(service), nowhere(tmp_path), pages.append)
+        asked = [request.query for request in world.pds.requests if request.path == LIST_BLOBS]
+        assert [query.get("cursor") for query in asked][2:] == [cids[1], cids[3], cids[5]]
+        assert world.pds.requests_by_path[GET_BLOB] == len(cids)
+        # At its end there is nothing to go on from.
+        assert await nowhere(tmp_path).load() == ""
+
+
+async def test_what_is_no_image_is_no_failure(world: World, tmp_path: Path) -> None:
+    """Catches a run that fails because an account has a video."""
+    did, _ = account(world, 1)
+    world.pds.add_blob(did, b"\0\0\0\x18ftypmp42" + bytes(100), "video/mp4")
+    world.pds.add_blob(did, tiny_png()[:-30])
+    async with world.service() as service:
+        warmer = warmer_of(service)
+        await warm_account(service, did, warmer, nowhere(tmp_path))
+    tally = warmer.tally
+    assert (tally.made, tally.skipped, tally.failed, tally.cached) == (1, 1, 1, 0)
+    assert len(tally.failures) == len(PRESETS)
+    assert all("/img/" in line for line in tally.failures)
+
+
+async def test_what_is_blocked_is_neither_fetched_nor_a_failure(
+    world: World, tmp_path: Path
+) -> None:
+    """Catches a run that fails for what its operator has refused."""
+    did, cids = account(world, 3)
+    async with world.service() as service:
+        await service.moderator.block(Selection(did, cids[1]), by="test")
+        warmer = warmer_of(service)
+        await warm_account(service, did, warmer, nowhere(tmp_path))
+    assert (warmer.tally.made, warmer.tally.skipped, warmer.tally.failed) == (2, 1, 0)
+    assert world.pds.requests_by_path[GET_BLOB] == 2
+
+
+async def test_a_page_that_cannot_be_had_ends_the_run_and_keeps_its_place(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an account that is done because its PDS failed in the middle."""
+    monkeypatch.setattr(records_module, "PAGE", 2)
+    did, cids = account(world, 4)
+
+    def fail_next_page(count: int) -> None:
+        world.pds.faults += [honest] * 2 + [faults.answers(500)]
+
+    async with world.service() as service:
+        with pytest.raises(FetchFailed):
+            await warm_account(service, did, warmer_of(service), nowhere(tmp_path), fail_next_page)
+    assert await nowhere(tmp_path).load() == cids[1]
+
+
+class Parts:
+    """A service without network, disk or threads, so that its time can jump."""
+
+    def __init__(self) -> None:
+        self.cache, self.fetcher = FakeCache(), FakeFetcher()
+        self.processor, self.resolver = FakeProcessor(), FakeResolver()
+
+    def add(self, *, is_cached: bool = False) -> BlobKey:
+        blob = BlobKey(new_plc_did(), cid_of(b"a picture"))
+        self.resolver.pds[blob.did] = "https://pds.example"
+        self.fetcher.blobs["https://pds.example", blob] = b"a picture"
+        if is_cached:
+            for preset in PRESETS:
+                key = image_key(DEFAULT_PRESETS, preset, blob.did, blob.cid)
+                self.cache.entries[key] = Entry(b"a picture", Format.PNG)
+        return blob
+
+    async def warm(self, world: World, blobs: list[BlobKey], **limits: Any) -> tuple[float, Tally]:
+        """How many seconds it took, and what came of it."""
+        async with world.service(
+            cache=self.cache,
+            fetcher=self.fetcher,
+            processor=self.processor,
+            resolver=self.resolver,
+        ) as service:
+            warmer = warmer_of(service, **limits)
+            began = trio.current_time()
+            await warmer.warm(blobs)
+            return trio.current_time() - began, warmer.tally
+
+
+@pytest.fixture
+async def parts() -> Parts:
+    return Parts()
+
+
+async def test_blobs_are_begun_at_even_distances(
+    world: World, parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a rate that many tasks exceed together."""
+    blobs = [parts.add() for _ in range(21)]
+    seconds, tally = await parts.warm(world, blobs, at_once=8, per_second=2)
+    assert seconds == pytest.approx(10)
+    assert tally.made == 21
+
+
+async def test_what_is_cached_takes_no_turn(
+    world: World, parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a run that goes on after an hour and takes an hour to find its place."""
+    blobs = [parts.add(is_cached=True) for _ in range(1000)]
+    seconds, tally = await parts.warm(world, blobs, at_once=1, per_second=2)
+    assert seconds < 2
+    assert tally.cached == 1000
+
+
+async def test_only_so_many_blobs_are_under_way(world: World, parts: Parts) -> None:
+    """Catches a connection for every blob of an account."""
+    blobs = [parts.add() for _ in range(20)]
+    parts.fetcher.gate.close()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(parts.warm, world, blobs, at_once=3))
+        await until(lambda: len(parts.fetcher.calls) >= 3)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(parts.fetcher.calls) == 3
+        parts.fetcher.gate.open()
+    assert len(parts.fetcher.calls) == 20
+
+
+async def test_what_is_busy_is_tried_again_after_a_pause(
+    world: World, parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a 429 of a PDS that is counted as a failure, or answered by the next question."""
+    blobs = [parts.add()]
+    parts.fetcher.errors = [Busy("429"), Busy("429")]
+    seconds, tally = await parts.warm(world, blobs)
+    assert (tally.made, tally.failed) == (1, 0)
+    assert seconds >= 2 * BUSY_SECONDS
+    parts.fetcher.errors = [Busy("429")] * 100
+    _, tally = await parts.warm(world, [parts.add()])
+    assert (tally.failed, len(tally.failures)) == (1, 1)
+
+
+async def test_the_list_of_failures_has_an_end(world: World, parts: Parts) -> None:
+    """Catches memory that grows with a broken account."""
+    blobs = [parts.add() for _ in range(MAX_FAILURES + 10)]
+    parts.fetcher.errors = [FetchFailed("reset")] * len(blobs)
+    _, tally = await parts.warm(world, blobs)
+    assert (tally.failed, len(tally.failures)) == (len(blobs), MAX_FAILURES)
+
+
+async def test_a_turn_that_is_given_back_is_the_next_ones(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    pace = Pace(1)
+    began = trio.current_time()
+    for _ in range(10):
+        await pace.wait()
+        pace.give_back()
+    await pace.wait()
+    assert trio.current_time() == began
+    await pace.wait()
+    assert trio.current_time() - began == 1
+
+
+@pytest.mark.parametrize("kept", ["", "{", "7", "[]", "\xff"])
+async def test_a_bookmark_that_cannot_be_read_is_none(tmp_path: Path, kept: str) -> None:
+    """Catches a run that a killed process keeps from ever starting again."""
+    bookmark = nowhere(tmp_path)
+    await bookmark.save("x")
+    (file,) = (tmp_path / "warm").iterdir()
+    file.write_bytes(kept.encode("latin-1"))
+    assert await bookmark.load() == ""
+
+
+async def test_runs_about_different_things_have_different_bookmarks(tmp_path: Path) -> None:
+    """Catches a new preset that begins where another one's run was ended."""
+    await Bookmark(tmp_path, "did", "avatar").save("x")
+    assert await Bookmark(tmp_path, "did", "banner").load() == ""
+    assert await Bookmark(tmp_path, "did", "avatar").load() == "x"
+    await Bookmark(tmp_path, "did", "avatar").clear()
+    await Bookmark(tmp_path, "did", "avatar").clear()
+    assert await Bookmark(tmp_path, "did", "avatar").load() == ""

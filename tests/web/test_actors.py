@@ -1,0 +1,271 @@
+"""``/avatar``, ``/banner``, and what the page looks up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from proxy.cache.base import Selection
+from proxy.config import Config
+from proxy.identifiers import Cid, Did
+from tests.fakes.dns import FakeDns, serving_dns
+from tests.fakes.sites import GET_RECORD, document, pds_service
+from tests.fakes.world import World, tiny_png
+from tests.web import PATIENCE, SECURITY, serving
+
+PROFILE = "app.bsky.actor.profile"
+OTHER = "social.example.actor.profile"
+ALICE = "alice.community"
+
+
+def blob(cid: str) -> dict[str, Any]:
+    return {"$type": "blob", "ref": {"$link": cid}, "mimeType": "image/png", "size": 1}
+
+
+def profile(world: World, collection: str = PROFILE, **pictures: bytes) -> tuple[Did, list[Cid]]:
+    """A new account with a profile of these pictures."""
+    did = world.make_account()
+    return did, set_profile(world, did, collection, **pictures)
+
+
+def set_profile(world: World, did: Did, collection: str = PROFILE, **pictures: bytes) -> list[Cid]:
+    cids = {name: world.pds.add_blob(did, data) for name, data in pictures.items()}
+    record = {"$type": collection} | {name: blob(cid) for name, cid in cids.items()}
+    world.pds.add_record(did, f"{collection}/self", record)
+    return list(cids.values())
+
+
+@pytest.fixture
+async def dns() -> AsyncIterator[FakeDns]:
+    async with serving_dns() as dns:
+        yield dns
+
+
+def named(world: World, dns: FakeDns, did: Did, handle: str = ALICE, **sections: Any) -> Config:
+    """Give an account a handle; the configuration that resolves it."""
+    dns.records[f"_atproto.{handle}"] = [f"did={did}"]
+    world.plc.documents[did] = document(
+        did, pds_service(world.pds.url), alsoKnownAs=[f"at://{handle}"]
+    )
+    return world.config(identity={"nameservers": [dns.address]}, **sections)
+
+
+async def test_an_avatar_and_a_banner_lead_to_their_images(world: World) -> None:
+    did, (avatar, banner) = profile(world, avatar=b"1", banner=b"2")
+    async with serving(world) as client:
+        reply = await client.get(f"/avatar/{did}")
+        assert (reply.status, reply.body) == (302, b"")
+        assert reply.headers["location"] == f"/img/avatar/plain/{did}/{avatar}"
+        assert reply.headers["cache-control"] == "public, max-age=300"
+        assert SECURITY.items() <= reply.headers.items()
+        reply = await client.get(f"/banner/{did}")
+        assert reply.headers["location"] == f"/img/banner/plain/{did}/{banner}"
+
+
+async def test_a_handle_leads_where_its_did_does(world: World, dns: FakeDns) -> None:
+    did, (avatar,) = profile(world, avatar=b"1")
+    config = named(world, dns, did)
+    async with serving(world, config) as client:
+        for actor in (ALICE, f"@{ALICE}", ALICE.upper(), "did%3Aplc%3A" + did[8:]):
+            reply = await client.get(f"/avatar/{actor}")
+            assert reply.headers["location"] == f"/img/avatar/plain/{did}/{avatar}", actor
+    assert dns.asked == [f"_atproto.{ALICE}"]
+
+
+async def test_a_redirect_leads_to_an_image(world: World) -> None:
+    """Catches a location that this very server refuses."""
+    did, _ = profile(world, avatar=tiny_png())
+    async with serving(world) as client:
+        location = (await client.get(f"/avatar/{did}")).headers["location"]
+        assert (await client.get(location)).headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize(
+    ("server", "start"),
+    [
+        ({}, "/img/"),
+        ({"base_url": "https://img.example"}, "https://img.example/img/"),
+        ({"base_url": "https://a.example", "cdn_url": "https://cdn.example/below"},
+         "https://cdn.example/below/img/"),
+    ],
+)  # fmt: skip
+async def test_a_redirect_goes_where_images_are_public(
+    world: World, server: dict[str, str], start: str
+) -> None:
+    """Catches browsers that are sent around the CDN."""
+    did, _ = profile(world, avatar=b"1")
+    async with serving(world, world.config(server=server)) as client:
+        assert (await client.get(f"/avatar/{did}")).headers["location"].startswith(start)
+
+
+async def test_presets_and_time_are_those_of_the_configuration(world: World) -> None:
+    did, (avatar, banner) = profile(world, avatar=b"1", banner=b"2")
+    config = world.config(
+        actors={"avatar_preset": "avatar_small", "banner_preset": "content_full", "ttl": 7},
+    )
+    async with serving(world, config) as client:
+        reply = await client.get(f"/avatar/{did}")
+        assert reply.headers["location"] == f"/img/avatar_small/plain/{did}/{avatar}"
+        assert reply.headers["cache-control"] == "public, max-age=7"
+        reply = await client.get(f"/banner/{did}")
+        assert reply.headers["location"] == f"/img/content_full/plain/{did}/{banner}"
+
+
+async def test_collections_are_asked_in_turn_for_what_is_missing(world: World) -> None:
+    """Catches a second app's profile that is never looked at, and one that wins over the first."""
+    did, (avatar,) = profile(world, avatar=b"1")
+    _, banner = set_profile(world, did, OTHER, avatar=b"2", banner=b"3")
+    only_other, (other_avatar,) = profile(world, OTHER, avatar=b"4")
+    async with serving(world, world.config(actors={"collections": [PROFILE, OTHER]})) as client:
+        for actor, kind, cid in (
+            (did, "avatar", avatar),
+            (did, "banner", banner),
+            (only_other, "avatar", other_avatar),
+        ):
+            reply = await client.get(f"/{kind}/{actor}")
+            assert reply.headers["location"] == f"/img/{kind}/plain/{actor}/{cid}"
+
+
+async def test_a_profile_is_asked_for_once_and_again_after_its_time(
+    world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    """Catches a PDS that is asked for every visitor, and an avatar that never changes."""
+    did, (first,) = profile(world, avatar=b"1")
+    async with serving(world) as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(client.get, f"/avatar/{did}")
+        (second,) = set_profile(world, did, avatar=b"2")
+        mock_clock.jump(299)
+        assert first in (await client.get(f"/avatar/{did}")).headers["location"]
+        assert world.pds.requests_by_path[GET_RECORD] == 1
+        mock_clock.jump(2)
+        assert second in (await client.get(f"/avatar/{did}")).headers["location"]
+
+
+async def test_what_is_blocked_looks_like_what_is_not_there(world: World) -> None:
+    """Catches an avatar that goes on being announced, and a list of what is blocked."""
+    did, (avatar, banner) = profile(world, avatar=b"1", banner=b"2")
+    nobody, _ = profile(world)
+    async with serving(world) as client:
+        assert (await client.get(f"/avatar/{did}")).status == 302
+        absent = await client.get(f"/avatar/{nobody}")
+        await client.service.moderator.block(Selection(did, avatar), by="test")
+        refused = await client.get(f"/avatar/{did}")
+        assert (refused.status, refused.headers, refused.body) == (
+            404, absent.headers, absent.body,
+        )  # fmt: skip
+        assert (await client.get(f"/banner/{did}")).status == 302
+        pictures = json.loads((await client.get(f"/lookup?q={did}")).text)["pictures"]
+        assert [picture["cid"] for picture in pictures] == [banner]
+        await client.service.moderator.block(Selection(did), by="test")
+        assert (await client.get(f"/banner/{did}")).status == 404
+        assert json.loads((await client.get(f"/lookup?q={did}")).text)["pictures"] == []
+
+
+@pytest.mark.parametrize(
+    ("actor", "status", "text"),
+    [
+        ("alice", 400, "invalid handle format"),
+        ("alice.test", 400, "invalid handle format"),
+        ("someone.local", 400, "invalid handle format"),
+        ("did:plc:short", 400, "invalid DID format"),
+        ("did:web:localhost:2583", 400, "invalid DID format"),
+        ("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", 404, "blob not found"),
+        ("did:web:nowhere.example", 502, "failed to resolve DID"),
+    ],
+)
+async def test_errors_are_those_of_images(world: World, actor: str, status: int, text: str) -> None:
+    async with serving(world) as client:
+        for kind in ("avatar", "banner"):
+            reply = await client.get(f"/{kind}/{actor}")
+            assert (reply.status, reply.text) == (status, f"{text}\n")
+            assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+            cached = "public, max-age=60" if status == 404 else "no-store"
+            assert reply.headers["cache-control"] == cached
+
+
+async def test_a_profile_without_the_picture_is_a_404(world: World) -> None:
+    did, _ = profile(world, avatar=b"1")
+    async with serving(world) as client:
+        assert (await client.get(f"/banner/{did}")).status == 404
+        assert (await client.get(f"/avatar/{did}")).status == 302
+
+
+async def test_a_pds_that_is_not_there_is_a_502(world: World) -> None:
+    did, _ = profile(world, avatar=b"1")
+    world.pds.refuses = -1
+    async with serving(world) as client:
+        reply = await client.get(f"/avatar/{did}")
+    assert (reply.status, reply.text) == (502, "failed to fetch blob from PDS\n")
+
+
+async def test_head_is_answered_and_other_methods_are_not(world: World) -> None:
+    did, _ = profile(world, avatar=b"1")
+    async with serving(world) as client:
+        got, head = await client.get(f"/avatar/{did}"), await client.head(f"/avatar/{did}")
+        assert (head.status, head.headers, head.body) == (302, got.headers, b"")
+        assert (await client.ask(f"/avatar/{did}", method="POST")).status == 405
+        assert (await client.get(f"/avatar/{did}/more")).status == 404
+        assert (await client.get("/avatar/")).status == 404
+
+
+async def test_where_the_proxy_is_off_there_are_no_avatars(world: World) -> None:
+    """Catches a proxy that is off and goes on asking PDSes."""
+    did, _ = profile(world, avatar=b"1")
+    async with serving(world, world.config(server={"enabled": False})) as client:
+        for path in (f"/avatar/{did}", f"/lookup?q={did}"):
+            assert (await client.get(path)).status == 404
+    assert world.pds.requests == []
+
+
+async def test_the_pictures_of_a_post_are_looked_up(world: World, dns: FakeDns) -> None:
+    did, _ = profile(world)
+    cids = [world.pds.add_blob(did, data) for data in (b"1", b"2")]
+    images = [{"alt": f"Picture <{cid[-3:]}>", "image": blob(cid)} for cid in cids]
+    world.pds.add_record(did, "app.bsky.feed.post/3k", {"embed": {"images": images}})
+    async with serving(world, named(world, dns, did)) as client:
+        reply = await client.get(f"/lookup?q=https://bsky.app/profile/{ALICE}/post/3k")
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    assert reply.headers["cache-control"] == "no-store"
+    # For this origin's own page.
+    assert "access-control-allow-origin" not in reply.headers
+    assert json.loads(reply.text) == {
+        "did": did,
+        "pictures": [{"cid": cid, "name": "image", "alt": f"Picture <{cid[-3:]}>"} for cid in cids],
+    }
+
+
+async def test_a_blob_is_looked_up_without_asking_its_pds(world: World) -> None:
+    did, (avatar,) = profile(world, avatar=b"1")
+    async with serving(world) as client:
+        found = json.loads((await client.get(f"/lookup?q={did}%20{avatar}")).text)
+    assert found == {"did": did, "pictures": [{"cid": avatar, "name": "blob", "alt": ""}]}
+    assert world.pds.requests == []
+
+
+@pytest.mark.parametrize("query", ["", "?q=", "?q=%00", "?q=a&q=b", "?x=1"])
+async def test_a_reference_that_is_none_is_a_bad_request(world: World, query: str) -> None:
+    async with serving(world) as client:
+        reply = await client.get(f"/lookup{query}")
+    assert (reply.status, reply.text) == (400, "invalid handle format\n")
+
+
+async def test_a_client_that_leaves_ends_the_question(world: World) -> None:
+    """Catches questions that go on for nobody."""
+    did, _ = profile(world, avatar=b"1")
+    world.pds.answers_connections = False
+    async with serving(world) as client:
+        exchange = client.exchange(f"/avatar/{did}")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(exchange.run)
+            with trio.fail_after(PATIENCE):
+                while ("pds.example", 443) not in world.network.asked:
+                    await trio.lowlevel.checkpoint()
+                exchange.leave()
+        assert await client.metric("imageproxy_fetch_queue_depth") == 0
