@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import random
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from bench.pictures import Size, cid_of
 from bench.processes import BenchError, Server, free_port, metric, run, running, upstream
 from bench.upstream import LOOPBACK, Manifest, account
 from proxy.cache.base import Selection
-from proxy.config import Config
+from proxy.config import Config, LogSection
 from proxy.identifiers import Cid, Did
 from proxy.log import configure_logging
 from proxy.moderation.store import ModerationStore
@@ -280,7 +279,7 @@ async def _main() -> int:
     parser.add_argument("--rounds", type=int, help=f"default {FULL.rounds}, quick {QUICK.rounds}")
     given = parser.parse_args()
     plan = QUICK if given.quick else FULL
-    configure_logging(logging.WARNING)  # this process decides, too
+    configure_logging(LogSection(level="warning"))  # this process decides, too
     found = await _measure(replace(plan, rounds=given.rounds or plan.rounds))
     _print(plan, found)
     for fault in found.faults:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import logging
 import os
 import signal
 import sqlite3
@@ -24,7 +23,9 @@ import trio
 from proxy import serve as serving
 from proxy.cache.base import Selection
 from proxy.cache.disk import DiskCache
-from proxy.config import Config, ConfigError, Layer, load_config, stream_origin
+from proxy.config import Config, ConfigError, Layer, LogSection, load_config, stream_origin
+from proxy.doctor.judgement import Level, failed
+from proxy.doctor.probes import examine
 from proxy.egress.errors import Forbidden
 from proxy.egress.gateway import guarded_networks
 from proxy.errors import ImageProxyError, InvalidPreset, InvalidRequest
@@ -409,17 +410,30 @@ def cache() -> None:
 @cache.command("stats")
 @_with_config
 def cache_stats(context: _Context) -> None:
-    """Print what is kept, by preset."""
+    """Draw what fills the cache, by preset."""
     settings = context.load()
     rows = _with_cache(settings, DiskCache.by_preset)
     width = max([len(name) for name in rows] + [6])
+    most = max([row.bytes for row in rows.values()], default=0)
     click.echo(f"{'preset':{width}}  {'entries':>9}  {'bytes':>15}")
     for name, row in sorted(rows.items()):
-        click.echo(f"{name:{width}}  {row.entries:9,}  {row.bytes:15,}")
+        figures = f"{name:{width}}  {row.entries:9,}  {row.bytes:15,}"
+        click.echo(f"{figures}  {bar(row.bytes, most, BAR)}")
     entries = sum(row.entries for row in rows.values())
     size = sum(row.bytes for row in rows.values())
     click.echo(f"{'all':{width}}  {entries:9,}  {size:15,}")
     click.echo(f"{size / settings.cache.max_bytes:.1%} of {settings.cache.max_gb:g} GB")
+
+
+BAR = 24
+"""Columns of the longest bar: with the figures before it, most presets fit in 80."""
+
+
+def bar(amount: int, most: int, columns: int) -> str:
+    """A bar in eighths of a column; what is more than nothing shows."""
+    eighths = max(round(8 * columns * amount / most), 1) if amount else 0
+    full, rest = divmod(eighths, 8)
+    return "\N{FULL BLOCK}" * full + " ▏▎▍▌▋▊▉"[rest].strip()
 
 
 @cache.command("purge")
@@ -465,6 +479,29 @@ def cache_verify(context: _Context, repair: bool) -> None:
     wrong = _with_cache(context.load(), work)
     click.echo(f"{wrong} wrong{', repaired' if wrong and repair else ''}")
     sys.exit(1 if wrong and not repair else 0)
+
+
+@cli.command()
+@_with_config
+def doctor(context: _Context) -> None:
+    """Examine this machine, and say how to put right what is wrong; exit 1 when anything fails."""
+    settings = context.load()
+
+    async def run() -> bool:
+        findings = []
+        async with aclosing(examine(settings)) as found:
+            async for finding in found:
+                findings.append(finding)
+                label = click.style(f"{finding.level:4}", fg=_COLOURS[finding.level])
+                click.echo(f"{label}  {finding.name}: {finding.text}")
+                if finding.fix:
+                    click.echo(f"      fix: {finding.fix}")
+        return failed(findings)
+
+    sys.exit(1 if trio.run(run) else 0)
+
+
+_COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @cli.group()
@@ -619,7 +656,7 @@ def _line(text: str) -> str:
 def main() -> None:
     """The console script."""
     # A command says what it did; what serves configures its own.
-    configure_logging(logging.WARNING)
+    configure_logging(LogSection(level="warning"))
     try:
         cli()
     except (OSError, sqlite3.Error) as error:
@@ -639,10 +676,11 @@ def _selection(did: str | None, cid: str | None) -> Selection:
 
 
 def _with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T:
-    """Run ``work`` with the disk cache alone."""
+    """Run ``work`` with the disk cache alone, once its index knows every file."""
 
     async def run() -> T:
         async with aclosing(disk_cache_of(settings)) as disk:
+            await disk.make_indexed()
             return await work(disk)
 
     return trio.run(run)

@@ -323,6 +323,21 @@ class AccountsSection(Section):
         return stream_origin(self.url) if self.url else None
 
 
+class LogSection(Section):
+    """[log]"""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class TraceSection(Section):
+    """[trace]"""
+
+    endpoint: OptionalUrl = ""
+    sample: Annotated[float, NotBool, Field(ge=0, le=1, allow_inf_nan=False)] = 1
+    propagate: bool = False
+
+
 MAX_PRESET_NAME = 64
 
 PresetName = Annotated[
@@ -345,6 +360,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     cdn: CdnSection = CdnSection()
     labels: LabelsSection = LabelsSection()
     accounts: AccountsSection = AccountsSection()
+    log: LogSection = LogSection()
+    trace: TraceSection = TraceSection()
     presets: dict[PresetName, Preset] = DEFAULT_PRESETS
 
     @field_validator("presets")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 from urllib.parse import quote
@@ -50,17 +50,30 @@ class Fetcher(Protocol):
 
 
 class PdsFetcher:
-    """Gets blobs by ``com.atproto.sync.getBlob``."""
+    """Gets blobs by ``com.atproto.sync.getBlob``.
 
-    def __init__(self, config: Config, gateway: Gateway) -> None:
+    Args:
+        headers: more of a request, asked for with each.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        gateway: Gateway,
+        headers: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._settings = config.fetch
         self._gateway = gateway
+        self._headers = headers
 
     async def fetch(self, pds: str, blob: BlobKey) -> bytes:
         """See ``Fetcher.fetch``."""
         with mapped_errors(pds):
             answer = await self._gateway.get(
-                self._origin(pds), _target(blob), max_bytes=self._settings.max_source_bytes
+                self._origin(pds),
+                _target(blob),
+                max_bytes=self._settings.max_source_bytes,
+                headers=self._headers(),
             )
         if is_absent(answer.status, answer.body):
             raise BlobNotFound(f"{pds}: status {answer.status}")

@@ -11,9 +11,10 @@ from prometheus_client import (
     Gauge,
     Histogram,
     disable_created_metrics,
-    generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from proxy.aggregate import Snapshot
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -27,6 +28,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._shared: set[str] = set()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"imageproxy_{name}", text, labels, registry=registry)
@@ -76,6 +78,16 @@ class Metrics:
             "imageproxy_feed_connections", "Open connections to feeds", ["feed"], registry=registry
         )
 
+        # What has not happened is 0 and not absent: else a first event is no increase.
+        for metric, values in (
+            (self.rejected, ("fetch", "process")),
+            (self.evictions, ("ttl", "size")),
+            (self.worker_deaths, ("crash", "hang", "protocol")),
+            (self.decisions, ("block", "lift", "purge")),
+        ):
+            for value in values:
+                metric.labels(value)
+
         # A label look-up of the client costs more than counting does.
         self._request_counter = cache(self.requests.labels)
         self._request_timer = cache(self.request_duration.labels)
@@ -85,10 +97,18 @@ class Metrics:
         self._request_counter(preset, status, state).inc()
         self._request_timer(state).observe(seconds)
 
-    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A gauge that is read when the metrics are."""
-        Gauge(f"imageproxy_{name}", text, registry=self.registry).set_function(value)
+    def gauge(
+        self, name: str, text: str, value: Callable[[], float], *, shared: bool = False
+    ) -> None:
+        """A gauge that is read when the metrics are.
 
-    def render(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+        Args:
+            shared: all processes on the cache folder read the same figure: it is not to be added.
+        """
+        Gauge(f"imageproxy_{name}", text, registry=self.registry).set_function(value)
+        if shared:
+            self._shared.add(f"imageproxy_{name}")
+
+    def snapshot(self) -> Snapshot:
+        """What was counted until now."""
+        return Snapshot(tuple(self.registry.collect()), frozenset(self._shared))

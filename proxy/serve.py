@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hypercorn.run
 import hypercorn.trio
 import trio
 from hypercorn.utils import LifespanFailureError
 
+from proxy import systemd
 from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
+from proxy.log import server_log
+from proxy.siblings import FOLDER_VARIABLE
 from proxy.web.app import ImageProxyApp, create_app
 
 KEEP_ALIVE_SECONDS = 75
@@ -41,7 +46,10 @@ def serve(config: Config, file: Path | None, overrides: Layer) -> int:
         os.environ.update(environment_for(overrides))
         settings.application_path = "proxy.serve:worker_app()"
         settings.workers = config.server.workers
-        return hypercorn.run.run(settings)
+        # Only this user may enter it.
+        with TemporaryDirectory(prefix="imageproxy-") as folder:
+            os.environ[FOLDER_VARIABLE] = folder
+            return hypercorn.run.run(settings)
     except (OSError, ExceptionGroup) as error:
         print(f"imageproxy: {_why_not(config, error)}", file=sys.stderr)
         return 1
@@ -52,7 +60,18 @@ def worker_app() -> ImageProxyApp:
     # When the first worker has ended, Hypercorn sends SIGTERM to those that still have requests
     # in flight, and so do service managers; it tells its workers to stop in another way.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return create_app()
+    app = create_app()
+
+    # After the application's own: by then it serves, on a socket that listens already.
+    @app.before_serving
+    async def ready() -> None:
+        systemd.notify(systemd.READY)
+
+    @app.after_serving
+    async def stopping() -> None:
+        systemd.notify(systemd.STOPPING)
+
+    return app
 
 
 def hypercorn_config(config: Config) -> hypercorn.Config:
@@ -67,6 +86,7 @@ def hypercorn_config(config: Config) -> hypercorn.Config:
     settings.keep_alive_timeout = KEEP_ALIVE_SECONDS
     settings.read_timeout = READ_SECONDS
     settings.include_server_header = False
+    settings.errorlog = server_log()
     return settings
 
 
@@ -76,10 +96,18 @@ async def _serve_here(config: Config, settings: hypercorn.Config) -> None:
     async def stop_signal() -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
+                systemd.notify(systemd.STOPPING)
                 app.drain()
                 return
 
-    await hypercorn.trio.serve(app, settings, shutdown_trigger=stop_signal, mode="asgi")
+    async with trio.open_nursery() as nursery:
+        serving = partial(
+            hypercorn.trio.serve, app, settings, shutdown_trigger=stop_signal, mode="asgi"
+        )
+        await nursery.start(serving)
+        # Hypercorn listens for a moment also where the application could not start.
+        if app.responder.service is not None:
+            systemd.notify(systemd.READY)
 
 
 def _why_not(config: Config, error: OSError | ExceptionGroup[Exception]) -> str:

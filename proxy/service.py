@@ -65,8 +65,12 @@ from proxy.negative import NegativeCache
 from proxy.presets import Preset
 from proxy.process.pool import Processed, ProcessingPool, Processor
 from proxy.records import Records
+from proxy.spans import NoSpans, Spans
 from proxy.turns import Turn, in_turn
 from proxy.urls import BlobKey, ImageKey, image_key
+
+LAST_EXPORT_SECONDS = 2.0
+"""Seconds that spans may take on their way out when everything else has stopped."""
 
 MEMORY_SECONDS = 3600.0
 """How long a result is served from memory before its file is looked at again."""
@@ -152,11 +156,13 @@ class Service:
         claims: Claims | None,
         actors: Actors,
         metrics: Metrics,
+        spans: Spans,
         nursery: trio.Nursery,
     ) -> None:
         self.config = config
         self.actors = actors
         self.metrics = metrics
+        self.spans = spans
         self.blocks = blocks
         self.permission = permission
         self.moderator = moderator
@@ -288,6 +294,7 @@ class Service:
             # Nothing awaits from here on: what was transformed is not lost to a cancellation.
             if not (making.is_forgotten or self.permission.refuses(key.blob)):
                 self._memory.put(key, made.entry)
+                stack.callback(self.spans.begin("write"))
                 # The claim goes with the write: who waits for it then finds the file.
                 self._writer.offer(key, made.entry, stack.pop_all().close)
             return made
@@ -307,12 +314,9 @@ class Service:
         self.metrics.process_duration.labels(key.preset, processed.format.value).observe(
             processed.process_seconds
         )
-        timings = {
-            **source.timings,
-            "queue": processed.queue_seconds,
-            "process": processed.process_seconds,
-        }
-        return _Made(Entry(processed.data, processed.format), "miss", timings)
+        own = {"queue": processed.queue_seconds, "process": processed.process_seconds}
+        self.spans.past(own)
+        return _Made(Entry(processed.data, processed.format), "miss", {**source.timings, **own})
 
     async def _process(
         self, source: _Source, preset: Preset, key: ImageKey, flight: Flight[_Made]
@@ -364,16 +368,18 @@ class Service:
 
     async def _resolve_and_fetch(self, blob: BlobKey) -> _Source:
         began = trio.current_time()
-        pds = await self._resolver.resolve(blob.did)
+        with self.spans.span("resolve"):
+            pds = await self._resolver.resolve(blob.did)
         resolved = trio.current_time()
-        try:
-            data = await self._fetcher.fetch(pds, blob)
-        except BlobNotFound:
-            # Accounts migrate: an older document may name a PDS that they have left.
-            current = await self._resolver.resolve(blob.did, max_age=MIGRATION_AGE)
-            if current == pds:
-                raise
-            data = await self._fetcher.fetch(current, blob)
+        with self.spans.span("fetch"):
+            try:
+                data = await self._fetcher.fetch(pds, blob)
+            except BlobNotFound:
+                # Accounts migrate: an older document may name a PDS that they have left.
+                current = await self._resolver.resolve(blob.did, max_age=MIGRATION_AGE)
+                if current == pds:
+                    raise
+                data = await self._fetcher.fetch(current, blob)
         return _Source(data, {"resolve": resolved - began, "fetch": trio.current_time() - resolved})
 
 
@@ -430,6 +436,7 @@ async def open_service(
             raise TypeError(f"{name} must not be None")
     check_feeds(config)
     metrics = Metrics()
+    spans = _spans(config)
     disk = claims = None
     store, followers = moderation_store_of(config), _followers_of(config)
     blocks = _blocks(store, followers, metrics)
@@ -485,7 +492,9 @@ async def open_service(
             closed.callback(claims.close)
             closed.push_async_callback(disk.aclose)
         writing, following = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
-        outlasting.start_soon(_write, writing, writer, following)
+        outlasting.start_soon(_write, writing, writer, following, spans)
+        exporting = trio.CancelScope(shield=True)
+        outlasting.start_soon(_within, exporting, spans.run)
         try:
             # Stops first, all at once: whatever makes results.
             async with trio.open_nursery() as nursery:
@@ -502,7 +511,7 @@ async def open_service(
                 dids = DidResolver(config, gateway, nursery)
                 if resolver is ...:
                     resolver = dids
-                pds = PdsFetcher(config, gateway)
+                pds = PdsFetcher(config, gateway, spans.outgoing)
                 if fetcher is ...:
                     fetcher = pds
                 if disk is not None and config.cache.revalidate_days:
@@ -531,6 +540,7 @@ async def open_service(
                     claims=claims,
                     actors=_actors(config, gateway, nursery, dids, resolver),
                     metrics=metrics,
+                    spans=spans,
                     nursery=nursery,
                 )
                 await outlasting.start(_follow, following, blocks, service.forget, writer.begun)
@@ -558,16 +568,34 @@ async def open_service(
         finally:
             writer.close()
             writing.deadline = trio.current_time() + config.server.shutdown_timeout
+            exporting.deadline = writing.deadline + LAST_EXPORT_SECONDS
     if failure is not None:
         raise failure
 
 
+async def _within(scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
+    with scope:
+        await work()
+
+
+def _spans(config: Config) -> Spans:
+    if not config.trace.endpoint:
+        return NoSpans()
+    try:
+        # Imported late: it is an extra.
+        from proxy.tracing import tracing_of
+    except ImportError as error:
+        raise RuntimeError(f"trace.endpoint needs the extra otel: {error}") from error
+    return tracing_of(config.trace)
+
+
 async def _write(
-    writing: trio.CancelScope, writer: CacheWriter, following: trio.CancelScope
+    writing: trio.CancelScope, writer: CacheWriter, following: trio.CancelScope, spans: Spans
 ) -> None:
     with writing:
         await writer.run()
     following.cancel()
+    spans.close()
 
 
 async def _follow(
@@ -667,11 +695,14 @@ def disk_cache_of(
 
 def _blocks(store: ModerationStore, followers: Followers, metrics: Metrics) -> Blocks:
     blocks = Blocks(store, followers)
-    metrics.gauge("blocks", "Owners, blobs and pairs that are blocked", lambda: len(blocks))
+    metrics.gauge(
+        "blocks", "Owners, blobs and pairs that are blocked", lambda: len(blocks), shared=True
+    )
     metrics.gauge(
         "purges_pending",
         "Purges, of any process, that are not finished",
         lambda: blocks.purges_pending,
+        shared=True,
     )
     return blocks
 
@@ -689,8 +720,9 @@ def _disk_cache(config: Config, metrics: Metrics, store: ModerationStore) -> Dis
         may_keep=may_keep,
         on_evicted=lambda reason, count: metrics.evictions.labels(reason).inc(count),
     )
-    metrics.gauge("cache_entries", "Entries on disk", lambda: disk.statistics().entries)
-    metrics.gauge("cache_bytes", "Bytes on disk", lambda: disk.statistics().bytes)
+    kept = disk.statistics
+    metrics.gauge("cache_entries", "Entries on disk", lambda: kept().entries, shared=True)
+    metrics.gauge("cache_bytes", "Bytes on disk", lambda: kept().bytes, shared=True)
     return disk
 
 

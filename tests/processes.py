@@ -205,7 +205,9 @@ class Server(Process):
     @property
     def workers(self) -> set[int]:
         """The ids of the processes that said that they serve."""
-        return {int(pid) for pid in re.findall(r"\[(\d+)\] \[INFO\] Running on", self.text)}
+        # Our own line, and that of Hypercorn's own command.
+        pattern = r'(?:"pid":|^\S+ \S+ \S+ \[)(\d+)\b.*Running on'
+        return {int(pid) for pid in re.findall(pattern, self.text, re.MULTILINE)}
 
     async def get(
         self, target: str, *headers: tuple[str, str], method: str = "GET", body: bytes = b""

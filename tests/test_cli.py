@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
 from proxy.cache.base import Selection
-from proxy.cli import cli, parse_warm_line
+from proxy.cli import BAR, bar, cli, parse_warm_line
 from proxy.config import Config, Layer, load_config
 from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
 from proxy.formats import Format
@@ -322,12 +322,33 @@ def test_cache_stats_counts_by_preset_and_in_all(run: Run, settings: Config) -> 
     result = run("cache", "stats", env={"IMAGE_PROXY_CACHE__MAX_GB": str(6000 / 1024**3)})
     rows = [line.split() for line in result.stdout.splitlines()]
     assert rows[0] == ["preset", "entries", "bytes"]
-    assert rows[1:4] == [
+    assert [row[:3] for row in rows[1:4]] == [
         [f"avatar-{keys[0].fingerprint}", "2", "2,000"],
         [f"banner-{keys[2].fingerprint}", "1", "1,000"],
         ["all", "3", "3,000"],
     ]
+    # The longest bar is full, and half as many bytes have half of it.
+    assert [row[3:] for row in rows[1:4]] == [["█" * BAR], ["█" * (BAR // 2)], []]
     assert result.stdout.splitlines()[4].startswith("50.0% of ")
+
+
+@pytest.mark.parametrize(
+    ("amount", "most", "drawn"),
+    [
+        (0, 0, ""),
+        (0, 9, ""),
+        (9, 9, "████"),
+        (1, 10**12, "▏"),
+        (5, 8, "██▌"),
+        (17, 32, "██▏"),
+        (31, 32, "███▉"),
+    ],
+)
+def test_a_bar_is_as_long_as_its_share_and_little_is_not_drawn_as_nothing(
+    amount: int, most: int, drawn: str
+) -> None:
+    """Catches a division by zero for an empty cache, and bars that round small presets away."""
+    assert bar(amount, most, 4) == drawn
 
 
 @pytest.mark.parametrize(
@@ -699,6 +720,28 @@ def test_the_commands_are_the_documented_ones(run: Run) -> None:
             assert shown.exit_code == 0
             assert all(f"\n  {command} " in shown.stdout for command in commands)
     assert run("--version").exit_code == 0
+
+
+# doctor
+
+
+def test_doctor_ends_with_1_when_something_fails_and_says_how_to_put_it_right(
+    run: Run, tmp_path: Path
+) -> None:
+    """Catches a report that a deployment script takes for a success."""
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    environment = {
+        # Nobody listens there, and nothing leaves this machine.
+        "IMAGE_PROXY_IDENTITY__PLC_URL": "http://127.0.0.1:9",
+        "IMAGE_PROXY_PROCESS__ISOLATION": "thread",
+    }
+    result = run("doctor", env=environment)
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("fail  cache folder: ")
+    assert lines[1].startswith("      fix: ")
+    assert any(line.startswith("ok    DNS: ") for line in lines)
+    assert any(line.startswith("fail  PLC directory: ") for line in lines)
 
 
 # nginx

@@ -88,6 +88,8 @@ SPECIFIED: dict[str, dict[str, object]] = {
     "cdn": {"kind": "", "zone": "", "token": SecretStr("")},
     "labels": {"subscribe": (), "values": ("!takedown",), "scope": "owner"},
     "accounts": {"url": "", "kind": "jetstream"},
+    "log": {"format": "auto", "level": "info"},
+    "trace": {"endpoint": "", "sample": 1, "propagate": False},
 }
 """The defaults that dashboards, documents and the seed's users know."""
 
@@ -253,6 +255,11 @@ INVALID: dict[str, tuple[list[object], str]] = {
         "wss://HOST|string",
     ),
     "accounts.kind": (["firehose", "", 1], "'jetstream' or 'relay'"),
+    "log.format": (["JSON", "text", "", 1], "'auto', 'json' or 'console'"),
+    "log.level": (["INFO", "warn", "", 1], "'debug', 'info', 'warning' or 'error'"),
+    "trace.endpoint": (["collector:4318", "ftp://a", 5], "URL|string"),
+    "trace.sample": ([-0.1, 1.1, "all", True], "equal to|number"),
+    "trace.propagate": (["perhaps", 2], "boolean"),
     "presets.avatar.width": ([0, -1, 8193, "wide", 1.5, True], "equal to|integer|number"),
     "presets.avatar.height": ([-1, 8193, True], "equal to|number"),
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
@@ -407,6 +414,11 @@ VALID: list[tuple[str, str, object]] = [
     ("accounts.url", "wss://jetstream.example", "wss://jetstream.example"),
     ("accounts.url", "ws://10.0.0.5:6008", "ws://10.0.0.5:6008"),
     ("accounts.kind", "relay", "relay"),
+    ("log.format", "json", "json"),
+    ("log.level", "warning", "warning"),
+    ("trace.endpoint", "http://127.0.0.1:4318/v1/traces", "http://127.0.0.1:4318/v1/traces"),
+    ("trace.sample", "0.01", 0.01),
+    ("trace.propagate", "true", True),
     ("presets.avatar.width", "8192", 8192),
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),

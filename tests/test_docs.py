@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tomllib
 from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from proxy.cli import cli
+from tests.commands import check_line
+from tests.reference import FILE, reference
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,3 +26,79 @@ def test_every_counterpart_of_the_seeds_tests_exists() -> None:
     ]
     assert len(named) > 40
     assert not missing
+
+
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+)
+
+OTHERS = {"apt", "curl", "git", "ln", "nginx", "pip", "sqlite3", ".ci/run"}
+"""Programs in the documents that are not ours: a block of theirs is held to the shell's syntax."""
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def lines_of(block: str) -> list[str]:
+    joined = block.replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.strip(" #")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_in_the_documents_is_one_that_exists(document: str) -> None:
+    """Catches a document that tells people to type what was renamed or never written."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for block in blocks(document, "sh"):
+        subprocess.run(["sh", "-n", "-c", block], check=True)
+        for line in lines_of(block):
+            assert check_line(line) or line.split()[0] in OTHERS, f"{line}: not known, not checked"
+    for span in re.findall(r"`((?:imageproxy|\./run) [^`]*)`", text):
+        # A table may name commands of one group together, and options that may be left out.
+        check_line(re.sub(r"\[[^\]]*\]|…|\.\.\.", "", span))
+
+
+def test_a_command_that_is_none_would_be_noticed() -> None:
+    """Catches a check that passes everything."""
+    for line in ("imageproxy nosuch", "imageproxy serve --nosuch", "./run nosuch"):
+        with pytest.raises(Exception):  # noqa: B017, PT011 (click's, and an assertion)
+            check_line(line)
+
+
+def test_the_configuration_reference_is_what_the_types_and_comments_say() -> None:
+    """Catches a key that came, went or changed without its document: ``./run docs`` makes it."""
+    assert FILE.read_text(encoding="utf-8") == reference()
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    """Catches a document that moved."""
+    missing = []
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            if not ((ROOT / document).parent / target).exists():
+                missing.append(f"{document}: {target}")
+    assert missing == []
+
+
+def test_the_changelog_knows_the_version_that_is_released() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    headings = re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)
+    assert headings[:2] == ["Unreleased", version]
+    allowed = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.*)$", changes, re.MULTILINE)) <= allowed
+
+
+def test_commands_that_need_no_network_run_as_the_documents_show_them() -> None:
+    """Catches one that is parsed and then fails."""
+    for document in DOCUMENTS:
+        for block in blocks(document, "sh"):
+            for line in lines_of(block):
+                words = line.split()
+                if words[:2] in (["imageproxy", "config"], ["imageproxy", "url"]):
+                    arguments = [word for word in words[1:] if not word.startswith("/etc/")]
+                    arguments = [word for word in arguments if word != "--config"]
+                    result = CliRunner().invoke(cli, arguments)
+                    assert result.exit_code == 0, f"{line}: {result.output}"

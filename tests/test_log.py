@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
-from proxy.log import configure_logging
+from proxy import request_id
+from proxy.config import LogSection
+from proxy.log import configure_logging, server_log
+from tests.fakes.world import tiny_jpeg
+from tests.processes import SERVE, serve, upstream
 
 
 class Lines:
@@ -26,9 +34,12 @@ class Lines:
 
 
 @contextmanager
-def logging(capture: pytest.CaptureFixture[str]) -> Iterator[Lines]:
+def logging(
+    capture: pytest.CaptureFixture[str],
+    settings: LogSection = LogSection(),  # noqa: B008
+) -> Iterator[Lines]:
     before = structlog.get_config()
-    configure_logging()
+    configure_logging(settings)
     try:
         yield Lines(capture)
     finally:
@@ -75,3 +86,102 @@ def test_an_exception_is_a_traceback_within_its_line(capsys: pytest.CaptureFixtu
     assert line["level"] == "error"
     assert line["exception"].startswith("Traceback")
     assert line["exception"].endswith("ValueError: the reason")
+
+
+@pytest.mark.parametrize(
+    ("format", "on_a_terminal", "is_json"),
+    [
+        ("auto", False, True),
+        ("auto", True, False),
+        ("json", True, True),
+        ("console", False, False),
+    ],
+)
+def test_the_form_is_as_configured_whatever_standard_error_is(
+    format: str, on_a_terminal: bool, is_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches colours in a journal, and JSON for somebody who asked for words."""
+    stream = StringIO()
+    stream.isatty = lambda: on_a_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    before = structlog.get_config()
+    try:
+        configure_logging(LogSection.model_validate({"format": format}))
+        token = request_id.current.set("the-id")
+        structlog.get_logger().info("what happened")
+        request_id.current.reset(token)
+    finally:
+        structlog.configure(**before)
+    assert "what happened" in stream.getvalue()
+    assert "the-id" in stream.getvalue()
+    assert stream.getvalue().startswith("{") is is_json
+
+
+@pytest.mark.parametrize(
+    ("level", "written"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_lines_below_the_level_are_not_written(
+    level: str, written: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logging(capsys, LogSection.model_validate({"level": level})) as lines:
+        for each in ("debug", "info", "warning", "error"):
+            getattr(structlog.get_logger(), each)(each)
+        assert [line["event"] for line in lines.read()] == written
+
+
+def test_hypercorns_lines_are_as_ours_with_their_traceback_within(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Catches a journal in which every tenth line is no JSON."""
+    with logging(capsys) as lines:
+        server_log().info("Running on %s", "somewhere")
+        try:
+            raise ValueError("the reason")
+        except ValueError:
+            server_log().exception("Error in %s", "an application")
+        running, failed = lines.read()
+    assert (running["event"], running["level"]) == ("Running on somewhere", "info")
+    assert running["pid"] == os.getpid()
+    assert failed["event"] == "Error in an application"
+    assert failed["exception"].endswith("ValueError: the reason")
+
+
+async def test_every_line_of_a_server_is_json_and_each_request_has_one_with_its_id(
+    tmp_path: Path,
+) -> None:
+    """Catches lines that cannot be followed through several services, and secrets in them."""
+    async with upstream() as internet:
+        did, cid = internet.add_blob(tiny_jpeg())
+        path = f"/img/avatar_thumbnail/plain/{did}/{cid}"
+        environment = internet.environment(tmp_path, PROCESS__ISOLATION="thread")
+        async with serve(SERVE, environment) as server:
+            named = ("X-Request-Id", "from-the-front")
+            reply = await server.get(
+                f"{path}?token=s3cret", named, ("Authorization", "Bearer s3cret")
+            )
+            assert reply.status == 200
+            assert "x-request-id" not in reply.headers
+            await server.get(path, ("X-Request-Id", "two words"))
+            await server.get(path.replace("avatar_thumbnail", "nosuch"))
+            await server.get(f"/blob/{did}/{cid}", ("X-Request-Id", "another"))
+            server.send(signal.SIGTERM)
+            assert await server.exit_code() == 0
+            written = [json.loads(line) for line in server.lines]
+        assert "s3cret" not in server.text
+    miss, hit, wrong, blob = (line for line in written if line["event"] == "request")
+    assert miss["request_id"] == "from-the-front"
+    assert miss["timings"].keys() == {"resolve", "fetch", "queue", "process"}
+    assert (miss["cache"], hit["cache"]) == ("miss", "hit")
+    assert "timings" not in hit
+    assert hit["request_id"] not in ("two words", miss["request_id"])
+    assert wrong["error"] == "InvalidPreset"
+    assert wrong["cause"]
+    assert "exception" not in wrong, "tracebacks are for our own defects"
+    assert blob["request_id"] == "another"
+    assert all({"level", "timestamp", "event"} <= line.keys() for line in written)

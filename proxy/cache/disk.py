@@ -98,12 +98,22 @@ class DiskCache:
         with trio.CancelScope(shield=True):
             await self._in_thread(self._folder.close)
 
+    async def make_indexed(self) -> None:
+        """Make the index anew from the files where it is not complete.
+
+        Cancellation leaves it incomplete; the next call goes on.
+
+        Raises:
+            OSError: the folder cannot be read, or the index not written.
+        """
+        if not await self._in_thread(self._folder.is_indexed):
+            await self._index()
+
     async def keep_indexed(self) -> None:
-        """Make the index anew from the files whenever it is not complete, until cancelled."""
+        """``make_indexed``, again and again, until cancelled."""
         while True:
             try:
-                if not await self._in_thread(self._folder.is_indexed):
-                    await self._index()
+                await self.make_indexed()
             except OSError as error:
                 log.warning("the index of the cache cannot be made", error=str(error))
             await trio.sleep(INDEX_CHECK_SECONDS)

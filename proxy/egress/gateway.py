@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 import trio
@@ -13,7 +14,7 @@ from proxy.egress.circuit import Circuits, retry_after
 from proxy.egress.client import HttpClient, Method
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
-from proxy.egress.get import Answer, Rules, guarded_get
+from proxy.egress.get import NO_HEADERS, Answer, Rules, guarded_get
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.httpx2_client import Httpx2Client
 from proxy.egress.network import Network
@@ -60,7 +61,13 @@ class Gateway:
                     await client.aclose()
 
     async def get(
-        self, origin: Origin, target: str, *, max_bytes: int, trusted: bool = False
+        self,
+        origin: Origin,
+        target: str,
+        *,
+        max_bytes: int,
+        trusted: bool = False,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> Answer:
         """GET ``target`` from ``origin`` within ``fetch.timeout``, waiting included.
 
@@ -69,11 +76,12 @@ class Gateway:
         Args:
             max_bytes: of the body.
             trusted: the operator configured this origin; redirects from it are not trusted.
+            headers: more of the request, for this origin alone.
 
         Raises:
             EgressError: see ``proxy.egress.errors``.
         """
-        return await self._ask("GET", origin, target, max_bytes, trusted)
+        return await self._ask("GET", origin, target, max_bytes, trusted, headers)
 
     async def head(self, origin: Origin, target: str, *, method: Method = "HEAD") -> Answer:
         """Ask for the head of an answer alone; otherwise as ``get``.
@@ -85,13 +93,20 @@ class Gateway:
         return await self._ask(method, origin, target, None, False)
 
     async def _ask(
-        self, method: Method, origin: Origin, target: str, max_bytes: int | None, trusted: bool
+        self,
+        method: Method,
+        origin: Origin,
+        target: str,
+        max_bytes: int | None,
+        trusted: bool,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> Answer:
         rules = Rules(
             max_bytes=max_bytes,
             max_redirects=self._fetch.max_redirects,
             allow_http=self._fetch.allow_http,
             allow_private_hosts=self._fetch.allow_private_hosts,
+            headers=headers,
         )
         first = self._directory if trusted else self._strangers
         work = partial(guarded_get, first, self._strangers, origin, target, rules, method=method)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from types import MappingProxyType
 
 import trio
 
@@ -28,6 +29,8 @@ RATE_WINDOW = 5.0
 ERROR_BODY = 4096
 """Bytes read of an answer that is not a 200: enough for an XRPC error."""
 
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 EMPTY = hashlib.sha256(b"").digest()
 
@@ -57,12 +60,14 @@ class Rules:
         max_bytes: of the body. None: the body of a 200 is not read, and the connection closed.
         max_redirects: hops after the first request.
         allow_http, allow_private_hosts: see the configuration.
+        headers: more of the first request; redirects lead to others, who get none of it.
     """
 
     max_bytes: int | None
     max_redirects: int
     allow_http: bool
     allow_private_hosts: bool
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 async def guarded_get(
@@ -84,9 +89,9 @@ async def guarded_get(
     Raises:
         Forbidden, ConnectFailed, BadAnswer, TooLarge, TimedOut: see ``proxy.egress.errors``.
     """
-    client = first
+    client, more = first, rules.headers
     for _hop in range(rules.max_redirects + 1):
-        async with _opened(client, method, origin, target) as reply:
+        async with _opened(client, method, origin, target, more) as reply:
             if reply.status not in REDIRECTS:
                 return await _read(reply, method, rules.max_bytes)
             location = reply.headers.get("location")
@@ -99,16 +104,16 @@ async def guarded_get(
             allow_http=rules.allow_http,
             allow_private_hosts=rules.allow_private_hosts,
         )
-        client = others
+        client, more = others, NO_HEADERS
     raise BadAnswer(f"{origin}: more than {rules.max_redirects} redirects")
 
 
 @asynccontextmanager
 async def _opened(
-    client: HttpClient, method: Method, origin: Origin, target: str
+    client: HttpClient, method: Method, origin: Origin, target: str, more: Mapping[str, str]
 ) -> AsyncIterator[Reply]:
     """The reply's head, with one retry of a failure before the first byte (RFC 9110, 9.2.2)."""
-    headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **more}
     ask = partial(client.request, method, origin, target, headers)
     async with AsyncExitStack() as stack:
         try:

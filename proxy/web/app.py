@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 import trio
 from quart import Response
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from proxy import metrics
+from proxy import metrics, request_id
+from proxy.aggregate import Snapshot, merge, render
 from proxy.config import Config, load_config
 from proxy.egress.network import Network
 from proxy.log import configure_logging
 from proxy.service import open_service
+from proxy.siblings import siblings
 from proxy.web import connection
 from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
@@ -21,9 +25,13 @@ from proxy.web.asgi import Receive, Respond, Scope, Send, serve
 from proxy.web.negotiate import accept_of, choose, is_negotiable, negotiated
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
+from proxy.web.traced import traced
 
 RESTART_PAUSE = 1.0
 """Seconds before a crashed service starts again."""
+
+IMAGE, BLOB = "/img/{preset}/plain/{did}/{cid}", "/blob/{did}/{cid}"
+"""The routes, as traces call them."""
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +48,7 @@ class ImageProxyApp(QuartTrio):
         self.responder = Responder(config.presets)
         self._config = config
         self._networks = networks
+        self._siblings = siblings(self._snapshot)
         self._stopping = trio.Event()
         self._stopped = trio.Event()
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = config.server.shutdown_timeout + 1
@@ -50,15 +59,25 @@ class ImageProxyApp(QuartTrio):
         """Images and blobs first: the framework's routing would cost a hit more than the hit."""
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close"})
+        if scope["type"] == "http":
+            request_id.current.set(request_id.of(scope["headers"]))
         if scope["type"] == "http" and not scope["path"].startswith("/"):
             # No path at all, or one that the framework fails to parse.
             return await serve(scope, receive, send, _not_a_path)
         if scope["type"] == "http" and self._config.server.enabled:
             if scope["path"].startswith("/img/"):
-                return await serve(scope, receive, send, self._image_for(scope))
+                return await self._serve(scope, receive, send, IMAGE, self._image_for(scope))
             if scope["path"].startswith("/blob/"):
-                return await serve(scope, receive, send, self.responder.blob)
+                return await self._serve(scope, receive, send, BLOB, self.responder.blob)
         return await super().asgi_app(scope, receive, send)  # type: ignore[arg-type]
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, route: str, respond: Respond
+    ) -> None:
+        if self._config.trace.endpoint and self.responder.service is not None:
+            app = partial(serve, respond=respond)
+            return await traced(self.responder.service.spans, route, scope, receive, send, app)
+        return await serve(scope, receive, send, respond)
 
     def _image_for(self, scope: Scope) -> Respond:
         """What answers this request for an image: in the format that its client prefers."""
@@ -73,11 +92,25 @@ class ImageProxyApp(QuartTrio):
         """Say on ``/readyz`` that this process will end."""
         self.responder.draining = True
 
+    async def metrics(self) -> bytes:
+        """The Prometheus text format, of all worker processes of this server."""
+        if self._siblings is None:
+            return render(self._snapshot())
+        return render(merge(await self._siblings.snapshots()))
+
+    def _snapshot(self) -> Snapshot:
+        service = self.responder.service
+        return service.metrics.snapshot() if service else Snapshot(())
+
     async def _start(self) -> None:
         # The lifespan's nursery; the service opens its own within.
         await self.nursery.start(self._run_service)
+        if self._siblings is not None:
+            await self.nursery.start(self._siblings.run)
 
     async def _stop(self) -> None:
+        if self._siblings is not None:
+            self._siblings.stop()
         self._stopping.set()
         await self._stopped.wait()
 
@@ -118,9 +151,9 @@ def create_app(
     Raises:
         ConfigError: the configuration is wrong.
     """
-    configure_logging()
-    connection.install()
     config = config or load_config()
+    configure_logging(config.log)
+    connection.install()
     app = ImageProxyApp(config, networks)
     responder = app.responder
 
@@ -135,9 +168,7 @@ def create_app(
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        service = responder.service
-        text = service.metrics.render() if service else b""
-        return Response(text, content_type=metrics.CONTENT_TYPE)
+        return Response(await app.metrics(), content_type=metrics.CONTENT_TYPE)
 
     @app.errorhandler(HTTPException)
     async def as_text(error: HTTPException) -> Response:

@@ -29,6 +29,10 @@ PARSED = 4096
 LOGGED = 300
 """Characters of a path in the log."""
 
+Timings = Mapping[str, float]
+
+NO_TIMINGS: Timings = {}
+
 log = structlog.get_logger(__name__)
 
 
@@ -111,7 +115,7 @@ class Responder:
         return partial(self._answer_later, asked, partial(_confirm, service, blob, etag))
 
     async def _answer_later(
-        self, asked: _Asked, work: Callable[[], Awaitable[tuple[Answer, str]]]
+        self, asked: _Asked, work: Callable[[], Awaitable[tuple[Answer, str, Timings]]]
     ) -> Answer:
         try:
             return self._answered(asked, *await work())
@@ -123,8 +127,11 @@ class Responder:
             raise Busy("the service is not running")
         return self.service
 
-    def _answered(self, asked: _Asked, answer: Answer, state: str = "none") -> Answer:
+    def _answered(
+        self, asked: _Asked, answer: Answer, state: str = "none", timings: Timings = NO_TIMINGS
+    ) -> Answer:
         ms = self._count(asked, answer, state)
+        more = {"timings": _in_ms(timings)} if timings else {}
         log.info(
             "request",
             cache=state,
@@ -132,6 +139,7 @@ class Responder:
             path=asked.path[:LOGGED],
             status=answer.status,
             ms=ms,
+            **more,
         )
         return answer
 
@@ -157,18 +165,22 @@ class Responder:
         return round(seconds * 1000, 1)
 
 
-async def _get_image(service: Service, key: ImageKey) -> tuple[Answer, str]:
+async def _get_image(service: Service, key: ImageKey) -> tuple[Answer, str, Timings]:
     image = await service.get(key)
-    return image_answer(key, image), image.cache
+    return image_answer(key, image), image.cache, image.timings
 
 
-async def _get_blob(service: Service, key: BlobKey) -> tuple[Answer, str]:
-    return blob_answer(key, await service.get_blob(key)), "none"
+async def _get_blob(service: Service, key: BlobKey) -> tuple[Answer, str, Timings]:
+    return blob_answer(key, await service.get_blob(key)), "none", NO_TIMINGS
 
 
-async def _confirm(service: Service, blob: BlobKey, etag: str) -> tuple[Answer, str]:
+async def _confirm(service: Service, blob: BlobKey, etag: str) -> tuple[Answer, str, Timings]:
     await service.permission.permit(blob)
-    return not_modified(etag), "none"
+    return not_modified(etag), "none", NO_TIMINGS
+
+
+def _in_ms(timings: Timings) -> dict[str, float]:
+    return {name: round(seconds * 1000, 1) for name, seconds in timings.items()}
 
 
 def _as_ours(failure: Exception) -> ImageProxyError:

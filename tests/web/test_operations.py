@@ -183,7 +183,7 @@ VALUES = {
     },
     "format": {"jpeg", "png", "webp", "avif", "gif"},
     "stage": {"fetch", "process"},
-    "reason": {"ttl", "size"},
+    "reason": {"ttl", "size", "crash", "hang", "protocol"},
     "action": {"block", "lift", "purge"},
 }
 """Every value that a label may have."""

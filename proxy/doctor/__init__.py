@@ -1,0 +1,1 @@
+"""What keeps this machine from running the service well, each finding with its fix."""

@@ -1,0 +1,32 @@
+"""Telling systemd what this process does (sd_notify(3)); without systemd nothing happens."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+READY = "READY=1"
+STOPPING = "STOPPING=1"
+
+
+def notify(state: str) -> None:
+    """Send ``state`` to the socket that ``NOTIFY_SOCKET`` names. Never blocks, never raises.
+
+    A unit with several worker processes needs ``NotifyAccess=all``: each of them tells.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):  # an abstract one (unix(7))
+        address = f"\0{address[1:]}"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.setblocking(False)
+            channel.connect(address)
+            channel.send(state.encode())
+    except OSError as error:
+        log.warning("systemd was not told", state=state, cause=str(error))

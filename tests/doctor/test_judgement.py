@@ -1,0 +1,147 @@
+"""What is judged how, and that nobody is told of a fault without its fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from proxy.config import Config
+from proxy.doctor.judgement import (
+    CLIENTS,
+    GIB,
+    AccessTimes,
+    Finding,
+    failed,
+    files_needed,
+    judge_access_times,
+    judge_clock,
+    judge_directory,
+    judge_dns,
+    judge_files,
+    judge_folder,
+    judge_memory,
+    judge_room,
+    judge_sandbox,
+)
+from proxy.process.memory import ceiling
+
+
+def config(**sections: dict[str, Any]) -> Config:
+    return Config.model_validate(sections)
+
+
+def told(finding: Finding) -> str:
+    """The level of a finding that is complete: what is not well comes with a fix."""
+    assert (finding.fix == "") == (finding.level == "ok")
+    assert finding.text
+    return finding.level
+
+
+@pytest.mark.parametrize(("error", "level"), [(None, "ok"), ("Permission denied", "fail")])
+def test_a_folder_that_cannot_be_written_fails_with_its_path_and_reason(
+    error: str | None, level: str
+) -> None:
+    finding = judge_folder("/srv/cache", error)
+    assert told(finding) == level
+    assert "/srv/cache" in finding.text
+    assert error is None or error in finding.text
+
+
+@pytest.mark.parametrize(
+    ("free", "kept", "level"),
+    [(10, 0, "ok"), (0, 10, "ok"), (4, 6, "ok"), (4, 5, "warn"), (0, 0, "warn")],
+)
+def test_what_the_cache_already_keeps_counts_as_its_room(free: int, kept: int, level: str) -> None:
+    """Catches a warning about every cache that is full, as it should be."""
+    assert told(judge_room(free * GIB, kept * GIB, 10 * GIB)) == level
+
+
+def test_the_fix_for_a_small_disk_is_a_limit_that_then_passes() -> None:
+    finding = judge_room(int(7.99 * GIB), 0, 10 * GIB)
+    assert "cache.max_gb below 7.9" in finding.fix
+    assert told(judge_room(int(7.99 * GIB), 0, int(7.9 * GIB))) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("skew", "level"),
+    [(0, "ok"), (-30, "ok"), (31, "warn"), (-31, "warn"), (301, "fail"), (-301, "fail")],
+)
+def test_a_clock_is_wrong_in_both_directions(skew: float, level: str) -> None:
+    """Catches a comparison without the absolute value."""
+    assert told(judge_clock(skew)) == level
+
+
+def test_a_clock_that_could_not_be_compared_is_not_called_right() -> None:
+    assert told(judge_clock(None)) == "warn"
+
+
+@pytest.mark.parametrize(("error", "level"), [(None, "ok"), ("unknown name", "fail")])
+def test_a_name_that_does_not_resolve_fails(error: str | None, level: str) -> None:
+    assert told(judge_dns("plc.example", error)) == level
+
+
+@pytest.mark.parametrize(
+    ("status", "level"),
+    [(200, "ok"), (404, "ok"), (429, "fail"), (500, "fail"), (503, "fail"), (None, "fail")],
+)
+def test_a_directory_of_another_make_may_not_know_the_path_but_must_answer(
+    status: int | None, level: str
+) -> None:
+    assert told(judge_directory("https://plc.example", status, "refused")) == level
+
+
+@pytest.mark.parametrize(
+    ("isolation", "missing", "error", "level"),
+    [
+        ("sandbox", (), None, "ok"),
+        ("sandbox", ("seccomp (no)",), None, "warn"),
+        ("sandbox", (), "SIGKILL", "fail"),
+        ("thread", (), None, "warn"),
+    ],
+)
+def test_a_sandbox_with_parts_missing_is_told_and_one_that_does_not_start_fails(
+    isolation: str, missing: tuple[str, ...], error: str | None, level: str
+) -> None:
+    finding = judge_sandbox(isolation, missing, error)
+    assert told(finding) == level
+    assert all(part in finding.text for part in missing)
+
+
+@pytest.mark.parametrize(
+    ("found", "level"), [("strictatime", "ok"), ("relatime", "ok"), ("noatime", "warn")]
+)
+def test_a_mount_that_notes_no_reads_is_told(found: AccessTimes, level: str) -> None:
+    assert told(judge_access_times(found)) == level
+
+
+def test_files_are_judged_by_the_configuration_and_not_by_a_constant() -> None:
+    few = files_needed(config(fetch={"workers": 1}, process={"threads": 1}), 64)
+    many = files_needed(config(fetch={"workers": 1000}, process={"threads": 1}), 64)
+    assert many - few == 999
+    # By processor where the configuration leaves it to the machine.
+    assert files_needed(config(), 64) - files_needed(config(), 1) == 2 * 63
+    assert told(judge_files(many + CLIENTS, many)) == "ok"
+    assert told(judge_files(many + CLIENTS - 1, many)) == "warn"
+    assert told(judge_files(many, many)) == "fail"
+
+
+def test_the_ordinary_limit_of_a_login_is_told_for_the_default_configuration() -> None:
+    """Catches a check that finds 1024 enough for a thousand clients and everything else."""
+    assert told(judge_files(1024, files_needed(Config(), 2))) == "warn"
+
+
+def test_memory_is_judged_for_all_processes_together() -> None:
+    one, two = config(server={"workers": 1}), config(server={"workers": 2})
+    most = ceiling(one, 2)
+    assert told(judge_memory(one, 2, most)) == "ok"
+    assert told(judge_memory(one, 2, most - 1)) == "warn"
+    assert told(judge_memory(two, 2, most)) == "warn"
+    assert told(judge_memory(one, 2, GIB // 4)) == "fail"
+
+
+def test_a_warning_does_not_fail_the_whole_and_a_failure_does() -> None:
+    warning, failure = judge_clock(None), judge_dns("plc.example", "no")
+    assert not failed([warning])
+    assert failed([warning, failure])
+    assert not failed([])

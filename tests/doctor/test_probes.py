@@ -1,0 +1,159 @@
+"""Measuring a machine: each probe is held to a machine that is known to be so."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from proxy.config import Config
+from proxy.doctor.probes import (
+    access_times_of,
+    ask_directory,
+    examine,
+    memory_available,
+    sandbox_parts,
+    skew_of,
+    why_not_resolved,
+    why_not_writable,
+)
+from proxy.egress.get import Answer
+from tests.fakes.world import World
+from tests.required import skip_unless_required
+
+
+def test_a_folder_is_tried_by_writing_and_nothing_stays_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "cache"
+    assert why_not_writable(folder) is None
+    assert list(folder.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    assert why_not_writable(tmp_path / "file" / "cache") == "Not a directory"
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A file system of its own while the block runs."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        skip_unless_required("only root may mount a file system, and here only on Linux")
+    # A block device's would honour them too; ramfs needs none.
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        skip_unless_required(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("option", ["strictatime", "relatime", "noatime"])
+def test_what_a_read_does_to_access_times_is_found_by_reading(option: str, tmp_path: Path) -> None:
+    """Catches a probe that takes what it has set itself for what the read has set."""
+    with mounted(tmp_path, option):
+        assert access_times_of(tmp_path) == option
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_cannot_be_written_is_told_with_its_reason(tmp_path: Path) -> None:
+    with mounted(tmp_path, "ro"):
+        assert why_not_writable(tmp_path) == "Read-only file system"
+
+
+async def test_a_name_is_asked_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await why_not_resolved("127.0.0.1") is None
+    assert await why_not_resolved("localhost") is None
+    # RFC 6761 sets this one aside: it never resolves.
+    assert await why_not_resolved("plc.invalid") is not None
+    assert await why_not_resolved("no..name") is not None
+
+
+async def test_the_directory_is_asked_as_the_service_would(world: World) -> None:
+    answer, why = await ask_directory(world.config(), (world.network, world.directory_network))
+    assert answer is not None, why
+    assert world.plc.requests_by_path["/_health"] == 1
+    assert world.open_wires == 0
+
+
+async def test_a_directory_that_is_not_there_is_told_with_the_reason(world: World) -> None:
+    config = world.config(identity={"plc_url": "https://nowhere.example"})
+    answer, why = await ask_directory(config, (world.network, world.directory_network))
+    assert answer is None
+    assert "nowhere.example" in why
+
+
+def test_the_clock_is_held_against_the_date_of_an_answer() -> None:
+    def dated(date: str) -> Answer:
+        return Answer(200, {"date": date}, b"", b"")
+
+    assert skew_of(dated(formatdate(1000, usegmt=True)), 1090.0) == 90
+    for nothing in ("", "yesterday", "Thu, 99 Jan 1970 00:00:00 GMT"):
+        assert skew_of(dated(nothing), 0) is None
+    assert skew_of(Answer(200, {}, b"", b""), 0) is None
+
+
+async def test_the_sandbox_is_tried_in_a_real_worker_which_ends_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing, error = await sandbox_parts(Config())
+    assert error is None
+    assert sys.platform != "linux" or missing == []
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    missing, error = await sandbox_parts(Config())
+    assert error is not None
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "expected"),
+    [
+        ("0::/\n", {}, None),
+        ("0::/system.slice/proxy.service\n", {"system.slice/proxy.service/memory.max": 512}, 512),
+        ("0::/system.slice/proxy.service\n", {"system.slice/memory.max": 256}, 256),
+        ("0::/a/b\n", {"a/memory.max": 256, "a/b/memory.max": 512}, 256),
+        ("4:memory:/a\n2:cpu:/a\n", {"memory/a/memory.limit_in_bytes": 128}, 128),
+    ],
+    ids=["none", "its own", "its parent's", "the least of all", "version 1"],
+)
+def test_the_memory_of_a_control_group_counts_not_only_that_of_the_machine(
+    lines: str, files: dict[str, int], expected: int | None, tmp_path: Path
+) -> None:
+    """Catches a container of half a gigabyte that is told that it has the host's memory."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(lines)
+    unlimited = tmp_path / "sys/fs/cgroup/memory.max"
+    unlimited.parent.mkdir(parents=True)
+    unlimited.write_text("max\n")
+    for name, mib in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{mib << 20}\n")
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_available(tmp_path) == (machine if expected is None else expected << 20)
+
+
+async def test_an_examination_reports_on_everything_and_goes_on_after_a_failure(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an examination that ends at the first thing that is wrong."""
+
+    def no_lookups(*arguments: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_lookups)
+    world.cache_path.write_text("a file where a folder should be")
+    networks = (world.network, world.directory_network)
+    found = {}
+    async with aclosing(examine(world.config(), networks)) as findings:
+        async for finding in findings:
+            found[finding.name] = finding.level
+    expected = {"cache folder": "fail", "DNS": "fail", "PLC directory": "ok", "sandbox": "warn"}
+    assert found.items() >= expected.items()
+    assert {"clock", "open files", "memory"} <= found.keys()
+    # Nothing to be said of a folder that is not there.
+    assert not {"disk space", "access times"} & found.keys()

@@ -1,0 +1,109 @@
+"""Build the wheel and the sdist, and try each in clean environments of every Python here.
+
+    ./run package
+
+The dependencies are those of ``requirements/serve.txt``, with their hashes. What an installation
+must do: say its version, print a URL and an nginx block, and check the default configuration.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+
+VERSIONS = ("3.11", "3.12", "3.13")
+
+DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
+CID = "bafkreihagr2cmvl2jt4mgx3sppwe2it3fwolkrbtjrhcnwjk4jdijhsoze"
+
+QUIET = ("-qq", "--disable-pip-version-check")
+
+
+def pythons() -> Iterator[tuple[str, str]]:
+    """Version and path of each interpreter on this machine, and of those that are not ''."""
+    for version in VERSIONS:
+        names = (f"python{version}", *found_by_pyenv(version))
+        paths = (shutil.which(name) for name in names)
+        yield version, next((path for path in paths if path and says(path, version)), "")
+
+
+def found_by_pyenv(version: str) -> list[str]:
+    """Where pyenv keeps those that are not the current one."""
+    folder = Path.home() / ".pyenv/versions"
+    return [str(path / "bin/python") for path in sorted(folder.glob(f"{version}.*"))]
+
+
+def says(path: str, version: str) -> bool:
+    """Whether an interpreter runs, and is that version."""
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() == version
+
+
+def build(folder: Path) -> tuple[Path, Path]:
+    """The wheel and the sdist, made into ``folder`` by the build backend that is installed."""
+    code = (
+        "import hatchling.build as b, sys; b.build_wheel(sys.argv[1]); b.build_sdist(sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True)
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def look_into(wheel: Path) -> None:
+    """Fail for a wheel with too little or too much in it."""
+    names = zipfile.ZipFile(wheel).namelist()
+    for needed in ("proxy/py.typed", "proxy/nginx.conf", "proxy/web/page.html"):
+        assert needed in names, f"{needed} is not in the wheel"
+    strangers = {name.split("/")[0] for name in names if ".dist-info/" not in name} - {"proxy"}
+    assert not strangers, f"in the wheel: {strangers}"
+
+
+def try_out(python: str, package: Path, folder: Path) -> None:
+    """Install ``package`` in an environment of its own below ``folder``, and use it."""
+    subprocess.run([python, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin/python"), "-m", "pip", "install", *QUIET]
+    requirements = ROOT / "requirements"
+    hashed = ["--require-hashes", "--no-deps", "--no-build-isolation", "-r"]
+    subprocess.run([*pip, *hashed, str(requirements / "build.txt")], check=True)
+    subprocess.run([*pip, *hashed, str(requirements / "serve.txt")], check=True)
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", str(package)], check=True)
+    subprocess.run([str(folder / "bin/python"), "-m", "pip", "check"], check=True)
+
+    def imageproxy(*arguments: str) -> str:
+        command = [str(folder / "bin/imageproxy"), *arguments]
+        # From elsewhere, so that the checkout is not what is imported.
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert "0." in imageproxy("--version")
+    expected = f"/img/avatar/plain/{DID}/{CID}@webp"
+    assert imageproxy("url", "avatar", DID, CID, "--format", "webp") == expected
+    assert imageproxy("config", "check") == "ok"
+    assert imageproxy("nginx").startswith("# nginx")
+
+
+def main() -> None:
+    """The command."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        wheel, sdist = build(folder)
+        look_into(wheel)
+        for version, python in pythons():
+            if not python:
+                print(f"Python {version}: not on this machine")
+                continue
+            for package in (wheel, sdist):
+                try_out(python, package, folder / f"{version}-{package.suffix[1:]}")
+                print(f"Python {version}: {package.name} installs and runs", flush=True)
+
+
+if __name__ == "__main__":
+    main()

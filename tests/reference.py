@@ -1,0 +1,170 @@
+"""``docs/configuration.md``, made from the settings' types and the comments of ``config.toml``.
+
+    ./run docs
+
+prints it into its place; ``tests/test_docs.py`` fails when it is stale.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, BaseModel, SecretStr, StringConstraints
+from pydantic.fields import FieldInfo
+
+from proxy.config import ENV_PREFIX, SEED_VARIABLES, Config
+from proxy.presets import DEFAULT_PRESETS, Preset
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "docs/configuration.md"
+
+HEAD = """# Configuration
+
+Made by `./run docs` from the settings' types and the comments of `config.toml`.
+
+Order: command line, then environment, then the file that `--config` or `IMAGE_PROXY_CONFIG` names,
+then defaults. In the environment a key is `IMAGE_PROXY_` + section + `__` + key, in capitals:
+`IMAGE_PROXY_FETCH__TIMEOUT=10`. `imageproxy config show` prints what is in force, secrets masked;
+`imageproxy config check` every mistake at once. An unknown key is a mistake, and stops the start.
+"""
+
+FORMS = {
+    "_url": "an http(s) URL, or empty",
+    "_required_url": "an http(s) URL",
+    "_bind": "HOST:PORT",
+    "_stream_url": "a ws(s) URL of a host, or empty",
+}
+"""What the validators of ``proxy.config`` accept, by their names."""
+
+
+def reference() -> str:
+    """The whole document."""
+    comments = comments_of((ROOT / "config.toml").read_text(encoding="utf-8"))
+    parts = [HEAD]
+    for name, field in Config.model_fields.items():
+        if name != "presets":
+            assert isinstance(field.annotation, type)
+            parts.append(section(name, field.annotation, comments.get(name, {})))
+    parts.append(presets())
+    parts.append(seed())
+    return "\n".join(parts)
+
+
+def comments_of(text: str) -> dict[str, dict[str, str]]:
+    """The comment behind each key, by section."""
+    found: dict[str, dict[str, str]] = {}
+    table: dict[str, str] = {}
+    for line in text.splitlines():
+        if header := re.match(r"\[([\w.]+)\]", line):
+            table = found.setdefault(header[1], {})
+        elif key := re.match(r"(\w+) = (?:\"[^\"]*\"|\[[^\]]*\]|[^#\"\[]*?)\s*#\s*(.*)$", line):
+            table[key[1]] = key[2]
+    return found
+
+
+def section(name: str, model: type[BaseModel], comments: dict[str, str]) -> str:
+    """A section's heading and table."""
+    lines = [
+        f"## [{name}]\n",
+        "| key | default | accepts | |",
+        "|---|---|---|---|",
+    ]
+    for key, field in model.model_fields.items():
+        row = (f"`{key}`", f"`{default_of(field)}`", accepts(field), comments.get(key, ""))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def default_of(field: FieldInfo) -> str:
+    """As TOML writes it."""
+    return toml(field.get_default(call_default_factory=True))
+
+
+def toml(value: object) -> str:
+    """A value of the configuration."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{each}"' for each in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'{key} = "{each}"' for key, each in value.items()) + "}"
+    if isinstance(value, Path):
+        value = f"./{value}"
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}"
+
+
+def accepts(field: FieldInfo) -> str:
+    """In words, what a value may be."""
+    kind = field.annotation
+    choices = get_args(kind)
+    if kind is bool:
+        return "true or false"
+    if choices and all(isinstance(each, str) for each in choices):
+        return ", ".join(f'`"{each}"`' for each in choices)
+    for each in field.metadata:
+        if isinstance(each, AfterValidator) and each.func.__name__ in FORMS:
+            return FORMS[each.func.__name__]
+        if isinstance(each, StringConstraints) and each.pattern:
+            return f"text that matches `{each.pattern}`"
+    if kind in (int, float):
+        return ("a whole number" if kind is int else "a number") + bounds(field.metadata)
+    if kind is Path:
+        return "a path"
+    match get_origin(kind):
+        case builtins.tuple:
+            return "a list of texts"
+        case builtins.dict:
+            return "a table of texts"
+    return "text"
+
+
+def bounds(metadata: list[Any]) -> str:
+    """Of a number."""
+    words = []
+    for each in metadata:
+        match each:
+            case Ge(ge=least):
+                words.append(f"at least {least}")
+            case Gt(gt=below):
+                words.append(f"more than {below}")
+            case Le(le=most):
+                words.append(f"at most {most}")
+    return f", {', '.join(words)}" if words else ""
+
+
+def presets() -> str:
+    """The keys of a preset, and those that there are."""
+    lines = [
+        "## [presets.NAME]\n",
+        "A name is `[a-z][a-z0-9_]*`. A section for a name below changes what it names alone.\n",
+        "| key | default | accepts |",
+        "|---|---|---|",
+    ]
+    for key, field in Preset.model_fields.items():
+        default = "required" if field.is_required() else f"`{default_of(field)}`"
+        lines.append(f"| `{key}` | {default} | {accepts(field)} |")
+    lines += ["", "| preset | " + " | ".join(Preset.model_fields) + " |"]
+    lines.append("|---" * (len(Preset.model_fields) + 1) + "|")
+    for name, preset in DEFAULT_PRESETS.items():
+        values = (toml(value).strip('"') for value in preset.model_dump().values())
+        lines.append(f"| `{name}` | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def seed() -> str:
+    """The environment of Coves' proxy."""
+    lines = ["## Variables of Coves' imageproxy\n", "| variable | key |", "|---|---|"]
+    lines += [f"| `{name}` | `{'.'.join(key)}` |" for name, key in SEED_VARIABLES.items()]
+    lines.append(f"\nA variable of the form `{ENV_PREFIX}SECTION__KEY` wins over these.")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(reference(), encoding="utf-8")
+    print(FILE.relative_to(ROOT))

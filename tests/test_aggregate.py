@@ -1,0 +1,77 @@
+"""The sum over worker processes is what Prometheus would have counted of one process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from prometheus_client import generate_latest
+
+from proxy.aggregate import Snapshot, merge, render
+from proxy.metrics import Metrics
+
+
+def counted(*seconds: float, preset: str = "avatar", entries: int = 7, waiting: int = 1) -> Metrics:
+    """Metrics of a process that has answered some requests."""
+    metrics = Metrics()
+    metrics.gauge("cache_entries", "Entries", lambda: entries, shared=True)
+    metrics.gauge("process_waiting", "Waiting", lambda: waiting)
+    for each in seconds:
+        metrics.requests.labels(preset, "200", "hit").inc()
+        metrics.request_duration.labels("hit").observe(each)
+    return metrics
+
+
+def test_one_process_alone_says_what_the_client_library_would_write() -> None:
+    """Catches a rendering that drops buckets, types or help."""
+    metrics = counted(0.002, 3)
+    assert render(metrics.snapshot()) == generate_latest(metrics.registry)
+    assert render(merge([metrics.snapshot()])) == generate_latest(metrics.registry)
+
+
+def test_counts_and_buckets_add_up_to_those_of_one_process_with_all_requests() -> None:
+    """Catches a merge that keeps the last process's series, or adds labels that differ."""
+    parts = [counted(0.002, 3, waiting=1), counted(0.002, waiting=2), counted(50, waiting=0)]
+    whole = counted(0.002, 3, 0.002, 50, waiting=3)
+    merged = merge(part.snapshot() for part in parts)
+    assert render(merged) == render(whole.snapshot())
+
+
+def test_series_that_only_one_process_has_are_kept() -> None:
+    text = render(
+        merge([counted(1, preset="avatar").snapshot(), counted(1, preset="banner").snapshot()])
+    ).decode()
+    for preset in ("avatar", "banner"):
+        assert (
+            f'imageproxy_requests_total{{cache="hit",preset="{preset}",status="200"}} 1.0' in text
+        )
+
+
+def test_what_all_processes_read_from_one_folder_is_not_added_up() -> None:
+    """Catches a cache that seems twice as large with two workers."""
+    merged = merge([counted(entries=7).snapshot(), counted(entries=9).snapshot()])
+    assert b"imageproxy_cache_entries 9.0\n" in render(merged)
+
+
+def test_a_snapshot_comes_over_a_socket_as_it_was() -> None:
+    snapshot = counted(0.5, 2).snapshot()
+    assert render(Snapshot.from_json(snapshot.to_json())) == render(snapshot)
+    assert Snapshot.from_json(snapshot.to_json()).shared == {"imageproxy_cache_entries"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        json.dumps({"families": [{}], "shared": []}).encode(),
+        json.dumps({"families": [{"name": "a", "text": "b", "type": "counter"}]}).encode(),
+        json.dumps({"families": 1, "shared": []}).encode(),
+    ],
+)
+def test_what_is_no_snapshot_is_refused_and_not_taken_for_an_empty_one(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (JSON's own is one)
+        Snapshot.from_json(data)

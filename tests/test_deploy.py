@@ -1,0 +1,287 @@
+"""What is in ``deploy/``: run where it can be, held against the program where it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from configparser import RawConfigParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import trio
+import yaml
+
+from proxy.config import Config, load_config
+from proxy.nginx import server_block
+from proxy.process.memory import ceiling
+from proxy.service import disk_cache_of
+from tests.commands import assert_is_command
+from tests.fakes.world import tiny_jpeg
+from tests.processes import ROOT, SERVE, Client, run, serve, until, upstream
+from tests.required import skip_unless_required
+
+DEPLOY = ROOT / "deploy"
+UNIT = DEPLOY / "imageproxy.service"
+
+
+def need(program: str) -> str:
+    """Its path, or the test is skipped."""
+    found = shutil.which(program)
+    if found is None:
+        skip_unless_required(f"{program} is not installed")
+    return found
+
+
+# systemd
+
+
+def unit() -> RawConfigParser:
+    parser = RawConfigParser(strict=False, comment_prefixes="#", delimiters="=")
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read(UNIT)
+    return parser
+
+
+@pytest.fixture
+def installed_unit(tmp_path: Path) -> Path:
+    """The unit with a program and a user that this machine has."""
+    text = UNIT.read_text().replace("/opt/imageproxy/bin/imageproxy", sys.executable)
+    text = re.sub(r"^(User|Group)=.*$", r"\1=root", text, flags=re.MULTILINE)
+    file = tmp_path / "imageproxy.service"
+    file.write_text(text)
+    return file
+
+
+def test_systemd_finds_no_mistake_in_the_unit(installed_unit: Path) -> None:
+    """Catches a misspelt setting, which systemd otherwise only logs, and ignores."""
+    command = [need("systemd-analyze"), "verify", "--man=no", str(installed_unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    mistakes = [line for line in done.stderr.splitlines() if "imageproxy.service" in line]
+    assert (done.returncode, mistakes) == (0, [])
+    broken = installed_unit.read_text().replace("PrivateTmp=", "PrivateTemp=")
+    installed_unit.write_text(broken)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "PrivateTemp" in done.stderr, "the check must be able to fail"
+
+
+def test_systemd_counts_the_unit_among_the_well_confined(installed_unit: Path) -> None:
+    """Its scale goes from 0 to 10; a unit without hardening has 9.6, and below 3 is well done."""
+    text = UNIT.read_text().replace("/opt/imageproxy/bin/imageproxy", sys.executable)
+    installed_unit.write_text(text)
+    command = [need("systemd-analyze"), "security", "--offline=true", "--threshold=25"]
+    done = subprocess.run([*command, str(installed_unit)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-200:]
+
+
+def test_the_unit_leaves_the_service_its_time_to_stop_and_its_memory() -> None:
+    service = unit()["Service"]
+    shutdown = Config().server.shutdown_timeout
+    assert float(service["TimeoutStopSec"]) > 2 * shutdown + 5
+    assert int(service["MemoryMax"].removesuffix("G")) << 30 > ceiling(Config(), 2)
+    assert service["Type"] == "notify"
+    for key in ("ExecStart", "ExecStartPre"):
+        _, *arguments = shlex.split(service[key])
+        assert_is_command(arguments)
+
+
+CONFINED = """
+set -e
+mount --make-rprivate /
+mount -o remount,bind,ro /
+mount -t tmpfs -o mode=1777 none /tmp
+mount -t tmpfs none {state}
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all {python} {arguments}
+"""
+"""A root that cannot be written, a state folder that can, and no privileges."""
+
+DENY_WRITE_EXECUTE = """
+import ctypes, os, sys
+# PR_SET_MDWE (linux/prctl.h), what MemoryDenyWriteExecute= is made of
+assert ctypes.CDLL(None).prctl(65, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def state_folder() -> Iterator[Path]:
+    """A folder to mount on, outside of what the mount namespace hides."""
+    probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        skip_unless_required("no mount namespaces here")
+    with TemporaryDirectory(dir="/var/tmp", prefix="imageproxy-") as folder:
+        yield Path(folder)
+        assert os.listdir(folder) == [], "what was written is in the namespace alone"
+
+
+async def test_it_serves_on_a_root_that_cannot_be_written_and_without_privileges(
+    state_folder: Path,
+) -> None:
+    """Catches what writes beside the cache, and memory that is written and then run."""
+    need("setpriv")
+    script = CONFINED.format(
+        state=state_folder,
+        python=shlex.join([sys.executable, "-c", DENY_WRITE_EXECUTE, sys.executable]),
+        arguments=shlex.join(SERVE),
+    )
+    confined = ["unshare", "--mount", "sh", "-c", script]
+    arguments = ["-c", f"import os; os.execvp('unshare', {confined!r})"]
+    async with upstream() as internet:
+        did, cid = internet.add_blob(tiny_jpeg())
+        path = f"/img/avatar_thumbnail/plain/{did}/{cid}"
+        environment = internet.environment(state_folder / "cache")
+        async with serve(arguments, environment) as server:
+            first = await server.get(path)
+            assert (first.status, first.headers["x-cache"]) == (200, "miss")
+
+            async def written() -> bool:
+                return b"imageproxy_cache_entries 1.0" in (await server.get("/metrics")).body
+
+            await until(written)
+            assert (await server.get("/readyz")).status == 200
+            assert "lacks parts" not in server.text
+
+
+# containers
+
+
+def compose() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return document
+
+
+def test_the_compose_file_is_one_and_keeps_the_container_confined() -> None:
+    service = compose()["services"]["imageproxy"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert int(service["mem_limit"].removesuffix("g")) << 30 > ceiling(Config(), 2)
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    built_from = DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]
+    assert built_from.resolve() == DEPLOY / "Dockerfile"
+    set_here = {
+        name: "" if "$" in value else value for name, value in service["environment"].items()
+    }
+    load_config(environment=set_here)
+    volumes = dict(volume.split(":") for volume in service["volumes"])
+    assert volumes == {"cache": dockerfile_environment()["IMAGE_PROXY_CACHE__PATH"]}
+
+
+def test_compose_itself_reads_the_file() -> None:
+    command = [need("docker-compose"), "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """Instructions and their arguments."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    return [(line[0], " ".join(line[1].split())) for line in lines]
+
+
+def dockerfile_environment() -> dict[str, str]:
+    """The settings of the image."""
+    pairs = [
+        pair.split("=", 1) for name, text in dockerfile() if name == "ENV" for pair in text.split()
+    ]
+    return {name: value for name, value in pairs if name.startswith("IMAGE_PROXY_")}
+
+
+def test_the_dockerfile_copies_what_exists_and_ends_as_a_user_without_privileges() -> None:
+    instructions = dockerfile()
+    known = {"FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "EXPOSE", "STOPSIGNAL"}
+    assert {name for name, _ in instructions} <= known | {"HEALTHCHECK", "ENTRYPOINT", "CMD"}
+    stages = [text.split(" AS ") for name, text in instructions if name == "FROM"]
+    assert len(stages) == 2
+    for name, text in instructions:
+        if name == "COPY" and text.startswith("--from="):
+            assert text.split()[0] == f"--from={stages[0][1]}"
+        elif name == "COPY":
+            *sources, _ = text.split()
+            assert all((ROOT / source).exists() for source in sources), text
+        elif name == "RUN":
+            subprocess.run(["sh", "-n", "-c", text], check=True)
+    final = instructions[[name for name, _ in instructions].index("FROM", 1) :]
+    users = [text for name, text in final if name == "USER"]
+    assert users
+    assert users[-1] not in ("root", "0")
+    load_config(environment=dockerfile_environment())
+    assert_is_command(json.loads(dict(final)["CMD"]))
+    script = json.loads(dict(final)["HEALTHCHECK"].split(" CMD ")[1])[-1]
+    compile(script, "HEALTHCHECK", "exec")
+    assert "/healthz" in script
+
+
+# nginx
+
+
+def test_the_nginx_block_is_what_the_command_prints_for_the_units_cache() -> None:
+    """Catches a checked-in block of yesterday's fingerprints: nginx would find no file."""
+    folder = unit()["Service"]["Environment"].partition("IMAGE_PROXY_CACHE__PATH=")[2]
+    values = {"server": {"base_url": "https://img.example.com"}, "cache": {"path": folder}}
+    config = Config.model_validate(values)
+    images = disk_cache_of(config).images
+    assert (DEPLOY / "nginx.conf").read_text() == server_block(config, images)
+
+
+# Caddy
+
+
+def test_caddy_takes_the_file() -> None:
+    command = [need("caddy"), "validate", "--adapter", "caddyfile", "--config"]
+    done = subprocess.run([*command, str(DEPLOY / "Caddyfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+async def test_behind_caddy_images_are_the_same_and_operations_are_hidden(tmp_path: Path) -> None:
+    """Catches a front that changes headers, and one that shows metrics to everybody."""
+    caddy = need("caddy")
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+    async with upstream() as internet:
+        did, cid = internet.add_blob(tiny_jpeg())
+        path = f"/img/avatar_thumbnail/plain/{did}/{cid}"
+        environment = internet.environment(tmp_path, SERVER__ADMIN_TOKEN="secret")
+        async with serve(SERVE, environment) as server:
+            text = (DEPLOY / "Caddyfile").read_text()
+            text = text.replace("img.example.com", f"http://:{port}")
+            text = text.replace("127.0.0.1:8080", f"127.0.0.1:{server.port}")
+            file = tmp_path / "Caddyfile"
+            file.write_text("{\n\tadmin off\n}\n" + text)
+            command = [caddy, "run", "--adapter", "caddyfile", "--config", str(file)]
+            arguments = ["-c", f"import os; os.execv({caddy!r}, {command!r})"]
+            async with run(arguments, {"HOME": str(tmp_path)}):
+
+                async def ask(target: str) -> Any:
+                    async with Client(port) as client:
+                        await client.send(target)
+                        return await client.reply()
+
+                async def is_up() -> bool:
+                    try:
+                        return bool((await ask("/healthz")).status == 200)
+                    except OSError:
+                        return False
+
+                await until(is_up)
+                await server.get(path)
+                direct, through = await server.get(path), await ask(path)
+                assert through.status == 200
+                assert through.body == direct.body
+                added = {"server", "date"}
+                assert {k: v for k, v in through.headers.items() if k not in added} == {
+                    k: v for k, v in direct.headers.items() if k not in added
+                }
+                for inside in ("/metrics", "/admin/blocks", "/admin"):
+                    assert (await ask(inside)).status == 404
+                assert (await server.get("/metrics")).status == 200
