@@ -288,8 +288,9 @@ class Service:
             if self._claims is not None:
                 free, waited = await self._claims.claim(key)
                 stack.callback(free)
-                if waited and (cached := await self._recall(making)) is not None:
-                    return _Made(cached, "coalesced")
+                # Another process may have made it since the first look, waited for or not.
+                if (cached := await self._recall(making)) is not None:
+                    return _Made(cached, "coalesced" if waited else "hit")
             made = await self._transform(key, flight)
             # Nothing awaits from here on: what was transformed is not lost to a cancellation.
             if not (making.is_forgotten or self.permission.refuses(key.blob)):
