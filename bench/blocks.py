@@ -33,7 +33,8 @@ from proxy.config import Config, LogSection
 from proxy.identifiers import Cid, Did
 from proxy.log import configure_logging
 from proxy.moderation.store import ModerationStore
-from proxy.service import moderation_store_of, open_moderator
+from proxy.opening import open_moderator
+from proxy.parts import moderation_store_of
 
 PRESET = "avatar_small"
 NONE, MANY = "no blocks", "blocks"

@@ -21,7 +21,8 @@ from bench.upstream import LOOPBACK, Manifest, account
 from proxy.config import Config
 from proxy.egress.guard import GuardedNetwork
 from proxy.errors import ImageProxyError
-from proxy.service import Service, open_service
+from proxy.opening import open_service
+from proxy.service import Service
 
 PRESET = "avatar_small"
 HEALTHY_HOST = "healthy.example"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from proxy.config import Config
     from proxy.egress.network import Network
-    from proxy.service import open_service
+    from proxy.opening import open_service
     from proxy.web.app import ImageProxyApp
 
 __all__ = ["Config", "create_app", "open_service"]
@@ -31,7 +31,7 @@ def create_app(
 
 
 if not TYPE_CHECKING:
-    _HOMES = {"Config": "proxy.config", "open_service": "proxy.service"}
+    _HOMES = {"Config": "proxy.config", "open_service": "proxy.opening"}
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:

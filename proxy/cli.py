@@ -34,14 +34,9 @@ from proxy.log import configure_logging
 from proxy.moderation.cdn.queue import CdnQueue, Pending
 from proxy.moderation.moderator import Moderator
 from proxy.nginx import server_block
-from proxy.service import (
-    Service,
-    disk_cache_of,
-    moderation_database_of,
-    moderation_store_of,
-    open_moderator,
-    open_service,
-)
+from proxy.opening import open_moderator, open_service
+from proxy.parts import disk_cache_of, moderation_database_of, moderation_store_of
+from proxy.service import Service
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
 from proxy.warm import Bookmark, Tally, Warmer, warm_account
 

@@ -1,32 +1,23 @@
-"""The service: one function opens the nurseries, and everything that runs is named there."""
+"""Images and blobs by owner and CID: the way of a request through the parts of the service."""
 
 from __future__ import annotations
 
-import errno
-import math
-import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
-from types import EllipsisType
 from typing import Literal
 
 import trio
 
 from proxy.actors import Actors
-from proxy.cache.base import Cache, Covering, Entry, Selection
+from proxy.cache.base import Cache, Covering, Entry
 from proxy.cache.claims import Claims
-from proxy.cache.disk import DiskCache
 from proxy.cache.memory import MemoryCache
 from proxy.cache.upkeep import Upkeep
 from proxy.cache.writer import CacheWriter
 from proxy.config import Config
-from proxy.database import Database
-from proxy.egress.gateway import Gateway, guarded_networks
-from proxy.egress.network import Network
-from proxy.egress.txt import TxtRecords
 from proxy.errors import (
     BlobNotFound,
     Busy,
@@ -42,38 +33,19 @@ from proxy.errors import (
     UnsupportedImage,
     UpstreamTimeout,
 )
-from proxy.fetch import Fetcher, PdsFetcher
+from proxy.fetch import Fetcher
 from proxy.flight import Flight, SingleFlight
 from proxy.formats import content_type_of
-from proxy.handles import HandleResolver
-from proxy.identifiers import Did
-from proxy.identity import MIGRATION_AGE, DidResolver, Resolver
+from proxy.identity import MIGRATION_AGE, Resolver
 from proxy.metrics import Metrics
 from proxy.moderation.blocks import Blocks
-from proxy.moderation.cdn.apis import api_of
-from proxy.moderation.cdn.queue import SCHEMA as CDN_SCHEMA
-from proxy.moderation.cdn.queue import CdnQueue
-from proxy.moderation.cdn.sender import CdnSender
-from proxy.moderation.feeds.run import check_feeds, run_feeds
-from proxy.moderation.followers import Followers
-from proxy.moderation.moderator import Invalidate, Moderator
+from proxy.moderation.moderator import Moderator
 from proxy.moderation.permission import Permission
-from proxy.moderation.policy import Policy
-from proxy.moderation.revalidate import Revalidator
-from proxy.moderation.store import ModerationStore
 from proxy.negative import NegativeCache
 from proxy.presets import Preset
-from proxy.process.pool import Processed, ProcessingPool, Processor
-from proxy.records import Records
-from proxy.spans import NoSpans, Spans
-from proxy.turns import Turn, in_turn
+from proxy.process.pool import Processed, Processor
+from proxy.spans import Spans
 from proxy.urls import BlobKey, ImageKey, image_key
-
-LAST_EXPORT_SECONDS = 2.0
-"""Seconds that spans may take on their way out when everything else has stopped."""
-
-MEMORY_SECONDS = 3600.0
-"""How long a result is served from memory before its file is looked at again."""
 
 CacheState = Literal["hit", "miss", "coalesced"]
 
@@ -401,363 +373,3 @@ _OUTCOMES: dict[type[ImageProxyError], str] = {
 
 def _image(key: ImageKey, entry: Entry, state: CacheState, timings: Mapping[str, float]) -> Image:
     return Image(entry.data, entry.format.content_type, key.etag, state, timings)
-
-
-@asynccontextmanager
-async def open_service(
-    config: Config,
-    *,
-    cache: Cache | EllipsisType = ...,
-    fetcher: Fetcher | EllipsisType = ...,
-    processor: Processor | EllipsisType = ...,
-    resolver: Resolver | EllipsisType = ...,
-    networks: tuple[Network, Network] | None = None,
-) -> AsyncIterator[Service]:
-    """Run a service for the time of the block.
-
-    It owns two nurseries. The inner one runs the fetch workers, the image workers, the flights
-    and the chores; it is cancelled when the block ends, and requests that still wait get
-    ``Busy``. The outer one runs the cache-writer, which then writes what it was given, for at
-    most ``server.shutdown_timeout`` seconds, also when the block was cancelled; until then it
-    follows what is decided. While that cannot be read, every request ends in
-    ``ModerationUnreadable``.
-
-    Args:
-        cache, fetcher, processor, resolver: implementations of the Protocols of those names;
-            what is not given is built from ``config``.
-        networks: what hosts of strangers, and the directory, are reached over; None: guarded.
-
-    Raises:
-        TypeError: one of the four is None.
-        ConfigError: feeds are configured, and what they need is not installed.
-    """
-    parts = {"cache": cache, "fetcher": fetcher, "processor": processor, "resolver": resolver}
-    for name, part in parts.items():
-        if part is None:
-            raise TypeError(f"{name} must not be None")
-    check_feeds(config)
-    metrics = Metrics()
-    spans = _spans(config)
-    disk = claims = None
-    store, followers = moderation_store_of(config), _followers_of(config)
-    blocks = _blocks(store, followers, metrics)
-    if cache is ...:
-        cache = disk = _disk_cache(config, metrics, store)
-        claims = Claims(config.cache.path / "flights.lock")
-    pool = None
-    if processor is ...:
-        processor = pool = _processing_pool(config, metrics)
-    networks = networks or guarded_networks(config)
-    gateway = Gateway(config, *networks)
-    metrics.gauge("fetch_queue_depth", "Fetches that wait", lambda: gateway.statistics().waiting)
-    policy = None
-    if config.policy.url:
-        policy = Policy(
-            config,
-            *networks,
-            on_taken_down=lambda blob: moderator.purge(Selection(blob.did, blob.cid), by="policy"),
-            on_answer=lambda answer: metrics.policy_answers.labels(answer).inc(),
-        )
-    cdn = cdn_sender_of(
-        config,
-        moderation_database_of(config),
-        networks[1],
-        lambda outcome: metrics.cdn_requests.labels(outcome).inc(),
-    )
-    metrics.gauge("cdn_pending", "Blobs that the CDN has yet to forget", lambda: cdn.pending)
-    permission = Permission(blocks, policy, on_refused=metrics.blocked.inc)
-    upkeep = Upkeep(cache)
-    writer = CacheWriter(
-        cache,
-        queue_size=config.cache.write_queue,
-        may_write=lambda key: not permission.refuses(key.blob),
-        on_written=upkeep.works,
-        on_error=partial(_write_failed, metrics, upkeep),
-        on_dropped=metrics.writes_dropped.inc,
-    )
-    moderator = Moderator(
-        store,
-        followers,
-        remove=writer.purge,
-        invalidate=_invalidate(config, cdn, disk),
-        is_pending=lambda: blocks.purges_pending > 0,
-        nudge=blocks.nudge,
-        on_decision=lambda action, count: metrics.decisions.labels(action).inc(count),
-    )
-    failure: Exception | None = None
-
-    # Stops last: the writer, once it has written what it was given, and who follows what is
-    # blocked, for it must not write that. Then the cache is closed.
-    async with AsyncExitStack() as closed, trio.open_nursery() as outlasting:
-        if disk is not None and claims is not None:
-            closed.callback(claims.close)
-            closed.push_async_callback(disk.aclose)
-        writing, following = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
-        outlasting.start_soon(_write, writing, writer, following, spans)
-        exporting = trio.CancelScope(shield=True)
-        outlasting.start_soon(_within, exporting, spans.run)
-        try:
-            # Stops first, all at once: whatever makes results.
-            async with trio.open_nursery() as nursery:
-                if pool is not None:
-                    await nursery.start(pool.run)
-                if policy is not None:
-                    await nursery.start(policy.run)
-                nursery.start_soon(gateway.run)
-                nursery.start_soon(cdn.run)
-                nursery.start_soon(upkeep.keep_checking)
-                if disk is not None:
-                    nursery.start_soon(disk.keep_indexed)
-                nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
-                dids = DidResolver(config, gateway, nursery)
-                if resolver is ...:
-                    resolver = dids
-                pds = PdsFetcher(config, gateway, spans.outgoing)
-                if fetcher is ...:
-                    fetcher = pds
-                if disk is not None and config.cache.revalidate_days:
-                    turn = Turn(config.cache.path / "turns" / "revalidation")
-                    revalidator = Revalidator(
-                        age=config.cache.revalidate_days * 86400,
-                        times=disk,
-                        resolver=resolver,
-                        exists=pds.exists,
-                        decisions=moderator,
-                        on_checked=lambda finding: metrics.revalidations.labels(finding).inc(),
-                    )
-                    nursery.start_soon(in_turn, turn, revalidator.run)
-                service = Service(
-                    config,
-                    blocks=blocks,
-                    permission=permission,
-                    moderator=moderator,
-                    cache=cache,
-                    memory=_memory_cache(config),
-                    writer=writer,
-                    upkeep=upkeep,
-                    resolver=resolver,
-                    fetcher=fetcher,
-                    processor=processor,
-                    claims=claims,
-                    actors=_actors(config, gateway, nursery, dids, resolver),
-                    metrics=metrics,
-                    spans=spans,
-                    nursery=nursery,
-                )
-                await outlasting.start(_follow, following, blocks, service.forget, writer.begun)
-                nursery.start_soon(moderator.keep_finishing)
-                if disk is not None:
-                    feeds = partial(
-                        run_feeds,
-                        config,
-                        decisions=moderator,
-                        cursors=moderator,
-                        is_cached=partial(_is_cached, disk),
-                        resolver=dids,
-                        gateway=gateway,
-                        networks=networks,
-                        metrics=metrics,
-                    )
-                    nursery.start_soon(feeds)
-                await upkeep.check()
-                try:
-                    yield service
-                except Exception as error:
-                    # Raised below, outside the nurseries, which would wrap it in groups.
-                    failure = error
-                nursery.cancel_scope.cancel()
-        finally:
-            writer.close()
-            writing.deadline = trio.current_time() + config.server.shutdown_timeout
-            exporting.deadline = writing.deadline + LAST_EXPORT_SECONDS
-    if failure is not None:
-        raise failure
-
-
-async def _within(scope: trio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
-    with scope:
-        await work()
-
-
-def _spans(config: Config) -> Spans:
-    if not config.trace.endpoint:
-        return NoSpans()
-    try:
-        # Imported late: it is an extra.
-        from proxy.tracing import tracing_of
-    except ImportError as error:
-        raise RuntimeError(f"trace.endpoint needs the extra otel: {error}") from error
-    return tracing_of(config.trace)
-
-
-async def _write(
-    writing: trio.CancelScope, writer: CacheWriter, following: trio.CancelScope, spans: Spans
-) -> None:
-    with writing:
-        await writer.run()
-    following.cancel()
-    spans.close()
-
-
-async def _follow(
-    following: trio.CancelScope,
-    blocks: Blocks,
-    forget: Callable[[Covering], None],
-    written: Callable[[], Awaitable[None]],
-    task_status: trio.TaskStatus[None],
-) -> None:
-    with following:
-        await blocks.follow(forget, written, task_status)
-
-
-@asynccontextmanager
-async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
-    """Decide without a service, for the time of the block: what commands do.
-
-    Raises:
-        sqlite3.Error, OSError: the cache folder cannot be used.
-    """
-    store, followers = moderation_store_of(config), _followers_of(config)
-    disk = disk_cache_of(config)
-    cdn = cdn_sender_of(config, moderation_database_of(config), guarded_networks(config)[1])
-    await trio.to_thread.run_sync(followers.enter)
-    try:
-        yield Moderator(
-            store, followers, remove=disk.purge, invalidate=_invalidate(config, cdn, disk)
-        )
-    finally:
-        # Its unfinished purges, if any, are now for others to finish.
-        followers.leave()
-        store.close()
-        await disk.aclose()
-
-
-async def _is_cached(disk: DiskCache, did: Did) -> bool:
-    return await disk.has(Selection(did=did))
-
-
-def _invalidate(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Invalidate | None:
-    """What notes for the CDN the blobs that are meant; None where there is no CDN."""
-    if not config.cdn.kind:
-        return None
-
-    async def invalidate(selections: Sequence[Selection]) -> None:
-        pairs = {BlobKey(each.did, each.cid) for each in selections if each.did and each.cid}
-        others = [each for each in selections if not (each.did and each.cid)]
-        cached = await disk.blobs(others) if disk is not None and others else frozenset()
-        await cdn.invalidate([*pairs, *cached])
-
-    return invalidate
-
-
-def moderation_store_of(config: Config) -> ModerationStore:
-    """What is kept of moderation beside the configured cache."""
-    return ModerationStore(config.cache.path / "moderation.sqlite3")
-
-
-def _followers_of(config: Config) -> Followers:
-    return Followers(config.cache.path / "followers")
-
-
-def moderation_database_of(config: Config) -> Database:
-    """What moderation keeps beside the configured cache."""
-    return Database(config.cache.path / "moderation.sqlite3", CDN_SCHEMA, synchronous="FULL")
-
-
-def cdn_sender_of(
-    config: Config,
-    database: Database,
-    network: Network,
-    on_request: Callable[[str], None] = lambda outcome: None,
-) -> CdnSender:
-    """Who purges the configured CDN, over ``network``."""
-    turn = Turn(config.cache.path / "turns" / "cdn")
-    return CdnSender(
-        config, CdnQueue(database), api_of(config), network, turn, on_request=on_request
-    )
-
-
-def disk_cache_of(
-    config: Config,
-    *,
-    may_keep: Callable[[ImageKey], bool] = lambda key: True,
-    on_evicted: Callable[[str, int], None] = lambda reason, count: None,
-) -> DiskCache:
-    """The configured disk cache."""
-    settings = config.cache
-    return DiskCache(
-        settings.path,
-        max_bytes=settings.max_bytes,
-        ttl_seconds=settings.ttl_days * 86400,
-        may_keep=may_keep,
-        on_evicted=on_evicted,
-    )
-
-
-def _blocks(store: ModerationStore, followers: Followers, metrics: Metrics) -> Blocks:
-    blocks = Blocks(store, followers)
-    metrics.gauge(
-        "blocks", "Owners, blobs and pairs that are blocked", lambda: len(blocks), shared=True
-    )
-    metrics.gauge(
-        "purges_pending",
-        "Purges, of any process, that are not finished",
-        lambda: blocks.purges_pending,
-        shared=True,
-    )
-    return blocks
-
-
-def _disk_cache(config: Config, metrics: Metrics, store: ModerationStore) -> DiskCache:
-    def may_keep(key: ImageKey) -> bool:
-        # As committed, by whatever process: no purge that follows a block is waited for here.
-        try:
-            return not store.blocks_now(key.blob)
-        except sqlite3.Error as error:
-            raise OSError(errno.EIO, f"blocks cannot be read: {error}") from error
-
-    disk = disk_cache_of(
-        config,
-        may_keep=may_keep,
-        on_evicted=lambda reason, count: metrics.evictions.labels(reason).inc(count),
-    )
-    kept = disk.statistics
-    metrics.gauge("cache_entries", "Entries on disk", lambda: kept().entries, shared=True)
-    metrics.gauge("cache_bytes", "Bytes on disk", lambda: kept().bytes, shared=True)
-    return disk
-
-
-def _actors(
-    config: Config,
-    gateway: Gateway,
-    nursery: trio.Nursery,
-    documents: DidResolver,
-    resolver: Resolver,
-) -> Actors:
-    txt = TxtRecords(config.identity.nameserver_addresses)
-    handles = HandleResolver(config, gateway, nursery, documents, txt.lookup)
-    return Actors(config, handles, Records(config, gateway, resolver), nursery)
-
-
-def _memory_cache(config: Config) -> MemoryCache:
-    # An entry's time in memory comes on top of its age on disk, so it is a small part of the TTL.
-    return MemoryCache(
-        int(config.cache.memory_mb * 1024**2),
-        ttl_seconds=min(config.cache.ttl_days * 86400 or math.inf, MEMORY_SECONDS),
-    )
-
-
-def _processing_pool(config: Config, metrics: Metrics) -> ProcessingPool:
-    pool = ProcessingPool(
-        config, on_death=lambda reason: metrics.worker_deaths.labels(reason).inc()
-    )
-    metrics.gauge(
-        "process_waiting", "Transforms that wait for a turn", lambda: pool.statistics().waiting
-    )
-    return pool
-
-
-def _write_failed(metrics: Metrics, upkeep: Upkeep, error: Exception) -> None:
-    metrics.write_errors.inc()
-    if isinstance(error, OSError):
-        upkeep.failed(error)

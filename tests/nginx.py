@@ -11,7 +11,7 @@ from pathlib import Path
 
 from proxy.config import Config
 from proxy.nginx import server_block
-from proxy.service import disk_cache_of
+from proxy.parts import disk_cache_of
 from tests.processes import Server, listening
 from tests.required import skip_unless_required
 

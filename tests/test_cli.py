@@ -24,13 +24,9 @@ from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, I
 from proxy.formats import Format
 from proxy.moderation.cdn.queue import CdnQueue
 from proxy.nginx import server_block
+from proxy.opening import open_moderator
+from proxy.parts import disk_cache_of, moderation_database_of, moderation_store_of
 from proxy.presets import DEFAULT_PRESETS
-from proxy.service import (
-    disk_cache_of,
-    moderation_database_of,
-    moderation_store_of,
-    open_moderator,
-)
 from proxy.urls import BlobKey, ImageKey, image_key, image_url
 
 from .cache import blob_cid, entry, key, owner

@@ -21,8 +21,8 @@ import yaml
 
 from proxy.config import Config, load_config
 from proxy.nginx import server_block
+from proxy.parts import disk_cache_of
 from proxy.process.memory import ceiling
-from proxy.service import disk_cache_of
 from tests.commands import assert_is_command
 from tests.fakes.world import tiny_jpeg
 from tests.processes import ROOT, SERVE, Client, run, serve, until, upstream

@@ -23,8 +23,8 @@ from proxy.cache.layout import entry_folder, entry_name
 from proxy.config import Config, load_config
 from proxy.formats import OUTPUTS, Format
 from proxy.identifiers import Cid, Did, parse_did
+from proxy.parts import disk_cache_of
 from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.service import disk_cache_of
 from proxy.urls import ImageKey, image_key, image_url
 from tests.cache import blob_cid, entry, owner
 from tests.fakes.sites import document, new_plc_did, pds_service

@@ -31,8 +31,8 @@ from proxy.fetch import PdsFetcher
 from proxy.identifiers import Cid, Did
 from proxy.identity import DidResolver
 from proxy.moderation.revalidate import Revalidator
+from proxy.opening import open_service
 from proxy.presets import DEFAULT_PRESETS
-from proxy.service import open_service
 from proxy.urls import image_key
 from proxy.web.app import create_app
 from tests import devnet as real

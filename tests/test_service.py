@@ -37,10 +37,11 @@ from proxy.errors import (
 from proxy.formats import Format
 from proxy.identifiers import Cid, Did
 from proxy.identity import MIGRATION_AGE
+from proxy.opening import open_moderator, open_service
 from proxy.presets import DEFAULT_PRESETS, Preset
 from proxy.process.decode import Decoded, Original
 from proxy.process.pool import Processed
-from proxy.service import Image, Service, open_moderator, open_service
+from proxy.service import Image, Service
 from proxy.urls import BlobKey, ImageKey, image_key
 from tests.fakes import faults
 from tests.fakes.network import Fault

@@ -35,11 +35,11 @@ from proxy.egress.errors import EgressError
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.get import Answer
 from proxy.egress.network import Network
+from proxy.parts import disk_cache_of
 from proxy.process import memory
 from proxy.process.pool import cpus_of_this_process
 from proxy.process.sandbox import Limits
 from proxy.process.workers import CannotStart, Worker
-from proxy.service import disk_cache_of
 
 LOOKUP_SECONDS = 10.0
 

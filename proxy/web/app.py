@@ -15,7 +15,7 @@ from proxy.aggregate import Snapshot, merge, render
 from proxy.config import Config, load_config
 from proxy.egress.network import Network
 from proxy.log import configure_logging
-from proxy.service import open_service
+from proxy.opening import open_service
 from proxy.siblings import siblings
 from proxy.web import connection
 from proxy.web.actors import actor_routes

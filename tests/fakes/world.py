@@ -13,7 +13,8 @@ from PIL import Image
 
 from proxy.config import Config
 from proxy.identifiers import Cid, Did
-from proxy.service import Service, open_service
+from proxy.opening import open_service
+from proxy.service import Service
 from tests.fakes.network import FakeNetwork
 from tests.fakes.sites import FakePds, FakePlc, FakeWeb, document, new_plc_did, pds_service
 

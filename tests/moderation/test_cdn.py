@@ -29,8 +29,8 @@ from proxy.moderation.cdn import sender as sending
 from proxy.moderation.cdn.apis import Api, Bunny, Cloudflare, Failure, Reply, api_of
 from proxy.moderation.cdn.queue import SCHEMA, CdnQueue, Pending
 from proxy.moderation.cdn.sender import DEADLINE, MAX_PAUSE, CdnSender, pause_after
+from proxy.parts import moderation_database_of
 from proxy.presets import DEFAULT_PRESETS
-from proxy.service import moderation_database_of
 from proxy.turns import Turn
 from proxy.urls import BlobKey, parse_blob_path, parse_image_path, public_urls
 from tests.fakes import faults

@@ -14,8 +14,9 @@ from proxy.cache.base import Selection
 from proxy.errors import BlobBlocked, BlobNotFound
 from proxy.formats import OUTPUTS
 from proxy.identifiers import Cid, Did
+from proxy.opening import open_moderator
 from proxy.presets import DEFAULT_PRESETS
-from proxy.service import Service, open_moderator
+from proxy.service import Service
 from proxy.urls import BlobKey, public_urls
 from tests.fakes.cdns import TOKEN, FakeBunny
 from tests.fakes.streams import FakeJetstream, FakeLabeler
