@@ -25,7 +25,7 @@ from proxy.moderation.store import Changes, ModerationStore
 from proxy.moderation.watch import Stamp, Watch
 from proxy.urls import BlobKey
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 """How often other processes' changes are looked for; asking costs microseconds."""
 
 RETRY_SECONDS = 0.5
