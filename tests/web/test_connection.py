@@ -53,9 +53,10 @@ class Noted(trio.abc.HalfCloseableStream):
 class Talk:
     """A client, and the server's end of its connection."""
 
-    def __init__(self, client: trio.SocketStream, server: Noted) -> None:
+    def __init__(self, client: trio.SocketStream, server: Noted, context: WorkerContext) -> None:
         self.client = client
         self.server = server
+        self.context = context
         self._protocol = h11.Connection(h11.CLIENT)
         self.heads: list[h11.Response] = []
 
@@ -79,23 +80,25 @@ class Talk:
 
 
 @asynccontextmanager
-async def talking(app: App) -> AsyncIterator[Talk]:
+async def talking(app: App, keep_alive: float = 60) -> AsyncIterator[Talk]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, trio.open_nursery() as nursery:
         client = await trio.open_tcp_stream(*listener.socket.getsockname()[:2])
         server = Noted(await listener.accept())
         wrapped = ASGIWrapper(app)  # type: ignore[arg-type]
         context = WorkerContext(None)
+        config = hypercorn.Config()
+        config.keep_alive_timeout = keep_alive
         connection = Connection(
             wrapped,
-            hypercorn.Config(),
+            config,
             context,
             ConnectionState({}),
-            server,  # type: ignore[arg-type]
+            server,
         )
         nursery.start_soon(connection.run)
         async with client:
-            yield Talk(client, server)
+            yield Talk(client, server, context)
         nursery.cancel_scope.cancel()
 
 
@@ -209,3 +212,81 @@ async def test_an_application_that_fails_before_the_body_closes_and_sends_no_hal
         with trio.fail_after(PATIENCE):
             assert await talk.client.receive_some() == b""
     assert talk.server.writes == []
+
+
+async def is_closed(talk: Talk) -> bool:
+    """Whether the server closes, soon."""
+    with trio.move_on_after(0.5):
+        return await talk.client.receive_some() == b""
+    return False
+
+
+async def test_a_connection_is_closed_once_it_was_idle_for_its_time() -> None:
+    """Catches idle clients that hold their connections for ever."""
+    async with talking(app_of(b"body"), keep_alive=0.1) as talk:
+        await talk.client.send_all(GET)
+        assert await talk.answer() == b"body"
+        assert await is_closed(talk)
+
+
+async def test_a_connection_that_is_busy_for_longer_is_not_idle() -> None:
+    """Catches a deadline that is not put off while an answer takes its time."""
+    go_on = trio.Event()
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await go_on.wait()
+        await app_of(b"late")(scope, receive, send)
+
+    async with talking(app, keep_alive=0.05) as talk:
+        await talk.client.send_all(GET)
+        assert not await is_closed(talk)
+        go_on.set()
+        assert await talk.answer() == b"late"
+        assert await is_closed(talk), "and idle again afterwards"
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_when_the_server_stops_an_idle_connection_ends_at_once_and_a_busy_one_with_its_answer(
+    busy: bool,
+) -> None:
+    """Catches a shutdown that idle clients hold up, and one that cuts an answer."""
+    go_on = trio.Event()
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await go_on.wait()
+        await app_of(b"body")(scope, receive, send)
+
+    async with talking(app) as talk:
+        if busy:
+            await talk.client.send_all(GET)
+            await settled()
+        await talk.context.terminated.set()
+        if busy:
+            assert not await is_closed(talk)
+            go_on.set()
+            assert await talk.answer() == b"body"
+        assert await is_closed(talk)
+
+
+async def test_a_connection_closes_although_its_application_is_cancelled_over_it() -> None:
+    """Catches a client that waits minutes for the end that it asked for: Quart ends like this."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                await app_of(b"body")(scope, receive, send)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(answer)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+    async with talking(app) as talk:
+        await talk.client.send_all(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        with trio.fail_after(PATIENCE):
+            received = b""
+            while not received.endswith(b"body"):
+                received += await talk.client.receive_some()
+        assert await is_closed(talk)
