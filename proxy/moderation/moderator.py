@@ -24,7 +24,7 @@ from proxy.moderation.followers import Followers
 from proxy.moderation.store import Action, ModerationStore, Purge
 
 PATIENCE_SECONDS = 5.0
-"""How long processes may take to follow; they look 50 times a second."""
+"""How long processes may take to follow; they look 20 times a second."""
 
 LOOK_SECONDS = 0.005
 
