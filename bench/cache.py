@@ -5,8 +5,8 @@ resident memory; what a hit from disk, an eviction, and a purge of an owner and 
 how far a storm of writes at the limit exceeds it. The folders take turns, round by round.
 
 The entries are small files in memory where there is room for them (/dev/shm): what is measured is
-the index, not the disk, which takes up to two milliseconds to remove a file. Exits with 1 when an
-answer is wrong or the limit does not hold, whatever the times are.
+the index, not the disk (``--folder`` for one). Exits with 1 when an answer is wrong or the limit
+does not hold, whatever the times are.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Connection(TCPServer):
     hit from memory does before. ASGI wants it so: "the protocol server must not start sending
     the response to the client until it has received at least one http.response.body event".
 
-    Its idle timer is the one above: Hypercorn's costs a hit another tenth.
+    Its idle timer is the one above: Hypercorn starts and cancels a task around every request.
 
     And it closes although the application is cancelled over it, as Quart's is by the news that the
     connection closes.
