@@ -1,4 +1,4 @@
-"""What the processor's benchmark needs from outside: photographs, sharp, thumbor.
+"""What the processor's benchmark needs from outside: photographs, sharp, thumbor, imaging.
 
 All is kept in ``$XDG_CACHE_HOME/atproto-imageproxy`` (``~/.cache`` without the variable).
 """
@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from PIL import Image
 from bench.processes import BenchError
 
 SHARP = Path(__file__).resolve().parent / "sharp"
+IMAGING = Path(__file__).resolve().parent / "imaging/worker.go"
 PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers")
 MATE = "usr/share/backgrounds/mate/nature/{}.jpg"
 PLASMA = "usr/share/wallpapers/{}/contents/images/2560x1600.jpg"
@@ -129,19 +130,42 @@ def thumbor(worker: Path) -> list[str]:
     return [str(python), str(worker), "thumbor"]
 
 
-def _find(tool: str) -> str:
+def imaging() -> list[str]:
+    """The command of the worker in Go; compiled on first use, with Debian's copy of imaging."""
+    key = hashlib.sha256(IMAGING.read_bytes()).hexdigest()[:16]
+    program = cache() / f"imaging-{key}"
+    if not program.exists():
+        go = _find("go", "apt install golang-go golang-github-disintegration-imaging-dev")
+        debian = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode"}
+        building = program.with_suffix(".partial")
+        program.parent.mkdir(parents=True, exist_ok=True)
+        _install([go, "build", "-o", str(building), str(IMAGING)], environment=debian)
+        building.rename(program)
+    return [str(program)]
+
+
+def _find(tool: str, hint: str = "") -> str:
     if path := shutil.which(tool):
         return path
-    raise BenchError(f"{tool} is not installed")
+    raise BenchError(f"{tool} is not installed" + (f" ({hint})" if hint else ""))
 
 
-def _install(command: Sequence[str], folder: Path | None = None) -> None:
+def _install(
+    command: Sequence[str],
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     try:
-        _run(command, folder)
+        _run(command, folder, environment)
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "").strip().splitlines()[-1:] or ["no message"]
         raise BenchError(f"{Path(command[0]).name} failed: {last[0]}") from error
 
 
-def _run(command: Sequence[str], folder: Path | None) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+def _run(
+    command: Sequence[str],
+    folder: Path | None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    whole = {**os.environ, **(environment or {})}
+    subprocess.run(command, cwd=folder, env=whole, check=True, capture_output=True, text=True)
