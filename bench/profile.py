@@ -28,10 +28,10 @@ from tests.prometheus import path, picture
 FOLDER = Path("build")
 
 CONNECTIONS = 2
-"""Of those who ask for hits: so few that even a short graph needs more than Hypercorn lets each have."""
+"""For hits: so few that even a short graph asks for more than Hypercorn answers over each."""
 
 CLIENTS = 8
-"""Who ask for misses."""
+"""Who ask for misses at once."""
 
 
 async def hits(server: Server, internet: Upstream, ends: float) -> None:
