@@ -40,7 +40,7 @@ def test_files_are_those_of_the_folder_that_it_is_called_from(
 
 
 def test_what_it_does_not_know_is_a_mistake(environment: dict[str, str]) -> None:
-    command = [ROOT / "run", "nosuch"]
+    command = [str(ROOT / "run"), "nosuch"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "./run imageproxy" in done.stderr
