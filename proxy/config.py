@@ -155,6 +155,8 @@ def _host_and_port(text: str) -> tuple[str, int]:
 Positive = Annotated[int, NotBool, Field(ge=1)]
 Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
+Size = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
+OptionalSize = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
 Nameserver = Annotated[str, AfterValidator(_nameserver)]
 Collection = Annotated[
@@ -221,7 +223,7 @@ class ProcessSection(Section):
     """[process]"""
 
     threads: Annotated[int, NotBool, Field(ge=0)] = 0
-    max_megapixels: Seconds = 50
+    max_megapixels: Size = 50
     queue_wait: Duration = 5
     isolation: Literal["sandbox", "thread"] = "sandbox"
 
@@ -264,11 +266,11 @@ class CacheSection(Section):
     """[cache]"""
 
     path: Annotated[Path, BeforeValidator(_path)] = Path("./cache")
-    max_gb: Seconds = 10
+    max_gb: Size = 10
     ttl_days: Duration = 30
     revalidate_days: Duration = 7
     cleanup_interval_minutes: Duration = 60
-    memory_mb: Duration = 64
+    memory_mb: OptionalSize = 64
     write_queue: Positive = 256
 
     @property
