@@ -33,7 +33,14 @@ from proxy.egress.errors import Forbidden
 from proxy.errors import InvalidDid
 from proxy.formats import Format
 from proxy.identifiers import Did, parse_did
-from proxy.presets import DEFAULT_PRESETS, NotBool, Preset, with_variants
+from proxy.presets import (
+    DEFAULT_PRESETS,
+    CommaSeparated,
+    NoneOrMore,
+    NotBool,
+    Preset,
+    with_variants,
+)
 
 ENV_PREFIX = "IMAGE_PROXY_"
 CONFIG_VARIABLE = "IMAGE_PROXY_CONFIG"
@@ -126,15 +133,6 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
-def _comma_separated(value: object) -> object:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-def _items(value: object) -> object:
-    # The environment has no other way to say "none".
-    return () if value == "" else _comma_separated(value)
-
-
 def _nameserver(text: str) -> str:
     host, port = _host_and_port(text)
     ip_address(host)  # raises ValueError where it is none
@@ -192,7 +190,7 @@ class IdentitySection(Section):
     ttl: Duration = 3600
     stale_ttl: Duration = 86400
     negative_ttl: Duration = 60
-    nameservers: Annotated[tuple[Nameserver, ...], BeforeValidator(_items)] = ()
+    nameservers: Annotated[tuple[Nameserver, ...], NoneOrMore] = ()
 
     @property
     def nameserver_addresses(self) -> list[tuple[str, int]]:
@@ -235,16 +233,14 @@ class ProcessSection(Section):
 class BlobSection(Section):
     """[blob]"""
 
-    allowed_types: Annotated[tuple[MediaRange, ...], BeforeValidator(_comma_separated)] = (
-        "image/*",
-    )
+    allowed_types: Annotated[tuple[MediaRange, ...], CommaSeparated] = ("image/*",)
 
 
 class ActorsSection(Section):
     """[actors]"""
 
     collections: Annotated[
-        tuple[Collection, ...], BeforeValidator(_comma_separated), Field(min_length=1, max_length=8)
+        tuple[Collection, ...], CommaSeparated, Field(min_length=1, max_length=8)
     ] = ("app.bsky.actor.profile",)
     avatar_preset: str = "avatar"
     banner_preset: str = "banner"
@@ -254,7 +250,7 @@ class ActorsSection(Section):
 class NegotiateSection(Section):
     """[negotiate]"""
 
-    formats: Annotated[tuple[Literal["avif", "webp"], ...], BeforeValidator(_items)] = ()
+    formats: Annotated[tuple[Literal["avif", "webp"], ...], NoneOrMore] = ()
 
     @property
     def outputs(self) -> tuple[Format, ...]:
@@ -308,8 +304,8 @@ class CdnSection(Section):
 class LabelsSection(Section):
     """[labels]"""
 
-    subscribe: Annotated[tuple[LabelerDid, ...], BeforeValidator(_items)] = ()
-    values: Annotated[tuple[LabelValue, ...], BeforeValidator(_comma_separated)] = ("!takedown",)
+    subscribe: Annotated[tuple[LabelerDid, ...], NoneOrMore] = ()
+    values: Annotated[tuple[LabelValue, ...], CommaSeparated] = ("!takedown",)
     scope: Literal["owner", "everywhere"] = "owner"
 
 
