@@ -162,7 +162,7 @@ FAMILIES = {
     "imageproxy_purges_pending": ("gauge", set()),
     "imageproxy_decisions_total": ("counter", {"action"}),
 }
-"""SPEC section 6, and what moderation adds."""
+"""Those of the contract with dashboards, and what moderation adds."""
 
 VALUES = {
     "preset": {*DEFAULT_PRESETS, "none"},
