@@ -1,14 +1,16 @@
-"""``docs/configuration.md``, made from the settings' types and the comments of ``config.toml``.
+"""What is made from the code, and checked in: ``MADE``.
 
     ./run docs
 
-prints it into its place; ``tests/test_docs.py`` fails when it is stale.
+writes each file into its place; ``tests/test_docs.py`` fails when one is stale. Here is
+``docs/configuration.md``, made from the settings' types and the comments of ``config.toml``.
 """
 
 from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -18,9 +20,9 @@ from pydantic.fields import FieldInfo
 
 from proxy.config import ENV_PREFIX, SEED_VARIABLES, Config
 from proxy.presets import DEFAULT_PRESETS, Preset
+from tests.metrics_reference import metrics_reference
 
 ROOT = Path(__file__).parent.parent
-FILE = ROOT / "docs/configuration.md"
 
 HEAD = """# Configuration
 
@@ -165,6 +167,14 @@ def seed() -> str:
     return "\n".join(lines) + "\n"
 
 
+MADE: Mapping[str, Callable[[], str]] = {
+    "docs/configuration.md": reference,
+    "docs/metrics.md": metrics_reference,
+}
+"""The files that are made, and what makes the text of each."""
+
+
 if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")
-    print(FILE.relative_to(ROOT))
+    for file, make in MADE.items():
+        (ROOT / file).write_text(make(), encoding="utf-8")
+        print(file)
