@@ -19,6 +19,8 @@ from pydantic import AfterValidator, BaseModel, SecretStr, StringConstraints
 from pydantic.fields import FieldInfo
 
 from proxy.config import ENV_PREFIX, SEED_VARIABLES, Config
+from proxy.nginx import server_block
+from proxy.parts import disk_cache_of
 from proxy.presets import DEFAULT_PRESETS, Preset
 from tests.metrics_reference import metrics_reference
 
@@ -167,9 +169,19 @@ def seed() -> str:
     return "\n".join(lines) + "\n"
 
 
+def nginx_conf() -> str:
+    """What ``imageproxy nginx`` prints for the cache of the systemd unit."""
+    unit = (ROOT / "deploy/imageproxy.service").read_text(encoding="utf-8")
+    (folder,) = re.findall(r"^Environment=IMAGE_PROXY_CACHE__PATH=(.*)$", unit, re.MULTILINE)
+    values = {"server": {"base_url": "https://img.example.com"}, "cache": {"path": folder}}
+    config = Config.model_validate(values)
+    return server_block(config, disk_cache_of(config).images)
+
+
 MADE: Mapping[str, Callable[[], str]] = {
     "docs/configuration.md": reference,
     "docs/metrics.md": metrics_reference,
+    "deploy/nginx.conf": nginx_conf,
 }
 """The files that are made, and what makes the text of each."""
 

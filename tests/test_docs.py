@@ -68,7 +68,7 @@ def test_a_command_that_is_none_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("file", MADE)
 def test_what_is_made_from_the_code_is_as_the_code_would_make_it(file: str) -> None:
-    """Catches a key or a metric that came, went or changed without its document."""
+    """Catches a key or a metric without its document, and an nginx that would find no file."""
     assert (ROOT / file).read_text(encoding="utf-8") == MADE[file](), "stale: run ./run docs"
 
 
