@@ -124,6 +124,18 @@ def test_each_alert_fires_when_it_should_and_none_does_when_all_is_well(tmp_path
     promtool("test", "rules", str(Path(__file__).parent / "alerts.yml"))
 
 
+def test_each_alert_has_its_entry_in_the_runbook() -> None:
+    """Catches an alert that wakes somebody, and leaves them alone with it."""
+    document = (DEPLOY.parent / "docs/operations.md").read_text(encoding="utf-8")
+    runbook = document.partition("\n## When an alert fires\n")[2].partition("\n## ")[0]
+    entries = dict(re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", runbook, re.M | re.S))
+    assert list(entries) == [rule["alert"] for rule in RULES]
+    for name, entry in entries.items():
+        assert re.search(r"^\n[A-Z](?s:.)+\n- Look at: .(?s:.)+\n- Do: .", entry, re.M), name
+    known = {f"imageproxy_{name}" for name in re.findall(r"`imageproxy_(\w+)`", runbook)}
+    assert known <= set(names())
+
+
 def test_each_alert_is_tested_and_says_what_to_do() -> None:
     tested = (Path(__file__).parent / "alerts.yml").read_text()
     for rule in RULES:
