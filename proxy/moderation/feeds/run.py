@@ -22,7 +22,6 @@ from proxy.moderation.base import Cursors, Decisions
 from proxy.moderation.feeds.keeper import LabelKeeper
 from proxy.moderation.feeds.records import RecordReader
 from proxy.moderation.feeds.store import FeedStore
-from proxy.records import Records
 from proxy.turns import Turn, in_turn
 
 NEEDED = ("trio_websocket", "cryptography")
@@ -91,7 +90,7 @@ async def run_feeds(
         labels,
         store=store,
         decisions=decisions,
-        records=RecordReader(Records(config, gateway, resolver)),
+        records=RecordReader(config, gateway, resolver),
         metrics=metrics,
         clock=clock,
     )
