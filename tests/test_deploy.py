@@ -273,7 +273,8 @@ def test_the_nginx_block_is_what_the_command_prints_for_the_units_cache(tmp_path
     named = installed.server.model_copy(update={"base_url": "https://img.example.com"})
     config = installed.model_copy(update={"server": named})
     images = disk_cache_of(config).images
-    assert (DEPLOY / "nginx.conf").read_text() == server_block(config, images)
+    found = (DEPLOY / "nginx.conf").read_text()
+    assert found == server_block(config, images), "stale: run ./run docs"
 
 
 # Caddy
