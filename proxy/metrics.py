@@ -15,6 +15,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from proxy.aggregate import Snapshot
+from proxy.urls import KINDS
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -68,6 +69,9 @@ class Metrics:
         self.revalidations = counter(
             "revalidations_total", "Cached blobs that their PDS was asked for", "finding"
         )
+        self.actor_requests = counter(
+            "actor_requests_total", "Requests for an account's picture by name", "kind", "outcome"
+        )
         self.feed_events = counter(
             "feed_events_total", "What labels and account events led to", "feed", "outcome"
         )
@@ -87,6 +91,9 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+        for kind in KINDS:
+            for outcome in ("found", "absent", "invalid", "busy", "failed", "cancelled"):
+                self.actor_requests.labels(kind, outcome)
 
         # A label look-up of the client costs more than counting does.
         self._request_counter = cache(self.requests.labels)

@@ -161,8 +161,9 @@ FAMILIES = {
     "imageproxy_blocks": ("gauge", set()),
     "imageproxy_purges_pending": ("gauge", set()),
     "imageproxy_decisions_total": ("counter", {"action"}),
+    "imageproxy_actor_requests_total": ("counter", {"kind", "outcome"}),
 }
-"""SPEC section 6, and what moderation adds."""
+"""SPEC section 6, and what moderation and accounts by name add."""
 
 VALUES = {
     "preset": {*DEFAULT_PRESETS, "none"},
@@ -170,6 +171,9 @@ VALUES = {
     "cache": {"hit", "miss", "coalesced", "none"},
     "outcome": {
         "ok",
+        "found",
+        "absent",
+        "invalid",
         "not_found",
         "too_large",
         "mismatch",
