@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, quote
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from proxy import errors
 from proxy.config import Config
 from proxy.presets import DEFAULT_PRESETS, Size, place, with_variants
 from proxy.references import parse_reference
@@ -17,6 +18,7 @@ from tests.devnet import DevnetUnavailable
 from tests.page import HANDLE, NoBrowser, PageSite, chromium, page_site
 from tests.processes import in_background
 from tests.required import skip_unless_required
+from tests.test_errors import FAMILY
 
 pytestmark = [pytest.mark.pds, pytest.mark.browser]
 
@@ -396,6 +398,24 @@ def test_a_server_that_is_gone_is_told_from_one_that_refuses(site: PageSite, loo
     look(check)
 
 
+def test_there_is_a_sentence_for_all_that_the_server_says(look: Look) -> None:
+    """Catches an error that is new, or worded anew, and comes to people as it is."""
+    others = {errors.InvalidPreset, errors.InvalidFormat, errors.NoAvatar, errors.NoBanner}
+    family = [error for error in FAMILY if error not in others]
+
+    def check(page: Page) -> None:
+        for error in family:
+            said: str = page.evaluate(
+                "([status, text]) => explained(status, text, { q: 'asked' })",
+                [error.status, error.message],
+            )
+            assert said.endswith("."), error
+            assert said != "The server does not answer.", error
+        assert page.evaluate("explained(405, 'method not allowed', {})").startswith("405: ")
+
+    look(check)
+
+
 def test_an_empty_page_offers_examples(look: Look) -> None:
     """Catches a blank page, and an example that leads nowhere or leaves the focus in nothing."""
 
@@ -547,11 +567,14 @@ def test_it_fits_any_screen_and_can_be_read_there(
     """Catches what sticks out on a phone, and grey on grey (WCAG 2.2, 1.4.3 and 1.4.10)."""
 
     def check(page: Page) -> None:
-        submit(page, site.did, site.avatar)
-        wait_for_all(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        faint = page.evaluate(CONTRASTS)
-        assert faint == []
+        for is_empty in (True, False):
+            if not is_empty:
+                submit(page, HANDLE)
+                wait_for_all(page)
+            assert page.locator("#examples").is_visible() == is_empty
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            faint = page.evaluate(CONTRASTS)
+            assert faint == []
         small = page.evaluate(
             """() => [...document.querySelectorAll("button, input:not([type=radio]), select")]
                 .filter((each) => each.getBoundingClientRect().height < 44)
