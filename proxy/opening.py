@@ -125,6 +125,7 @@ async def open_service(
         if disk is not None and claims is not None:
             closed.callback(claims.close)
             closed.push_async_callback(disk.aclose)
+        closed.push_async_callback(cdn.aclose)
         writing, following = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
         outlasting.start_soon(_write, writing, writer, following, spans)
         exporting = trio.CancelScope(shield=True)
@@ -243,6 +244,7 @@ async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
         # Its unfinished purges, if any, are now for others to finish.
         followers.leave()
         store.close()
+        await cdn.aclose()
         await disk.aclose()
 
 

@@ -114,19 +114,20 @@ class CacheFolder:
         found = self._load(file)
         if found is None:
             return None
+        data: bytes | None
         data, status = found
         with self._index.reading() as rows:
             record = rows.find(file)
         if record is None or not _is_of(record, data):
             # It may just have been replaced: once more, while nothing changes.
             with self._index.writing() as rows:
-                data_now = self._judge(rows, file)
-            if data_now is None:
+                data = self._judge(rows, file)
+                record = rows.find(file)
+            if data is None or record is None:
                 self._remove([file])
-            return data_now
+                return None
         if self._has_expired(record):
-            self._remove([file])
-            return None
+            return None  # the next cleanup removes and counts it
         now = self._clock()
         if now - status.st_atime > TOUCH_AFTER:
             with suppress(OSError):  # a use that cannot be noted is still a hit
@@ -384,26 +385,35 @@ class CacheFolder:
 
     def _enter(self) -> None:
         with self._entering:
+            if not self._presence.is_there():
+                self._presence.leave()  # somebody deleted the mark: a new one
             self._presence.enter()
 
     def _recover(self) -> None:
         """Finish what processes that have ended said they would do, and drop their leavings."""
-        living = self._presence.living()
+        # Before who lives is asked: a process that enters after that has left none of them.
         with self._index.reading() as rows:
-            dead = set(rows.moving_processes()) - living
-        for process in dead:
+            moving = rows.moving_processes()
+        left_behind = self._leavings()
+        living = self._presence.living() | {self._presence.token}
+        for process in set(moving) - living:
             with self._index.writing() as rows:
                 for record in rows.arrivals(process):
                     self._settle_arrival(rows, record, process)
                 failure = self._carry_out_removals(rows, process)
             if failure is not None:
                 raise failure
-        with suppress(FileNotFoundError):
-            for left in self._all_writing.iterdir():
-                if left.name not in living:
-                    shutil.rmtree(left, ignore_errors=True)
+        for left in left_behind:
+            if left.name not in living:
+                shutil.rmtree(left, ignore_errors=True)
         for token in self._presence.bury():
             (self._images / f".{token}").unlink(missing_ok=True)
+
+    def _leavings(self) -> list[Path]:
+        try:
+            return list(self._all_writing.iterdir())
+        except FileNotFoundError:
+            return []
 
     def _settle_arrival(self, rows: Rows, record: Record, process: str | None = None) -> None:
         """Count a file that did appear; forget one that did not."""

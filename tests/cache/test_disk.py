@@ -29,6 +29,7 @@ from proxy.cache.layout import entry_folder, entry_name
 from proxy.errors import InvalidCid, InvalidDid, InvalidPreset
 from proxy.formats import OUTPUTS, Format
 from proxy.identifiers import Did, parse_did
+from proxy.presence import Presence
 from proxy.presets import DEFAULT_PRESETS
 from proxy.urls import ImageKey, image_key
 from tests.processes import until
@@ -515,6 +516,27 @@ async def test_an_entry_expires_by_the_time_of_writing_not_of_use(
     assert await cache.get(key()) == entry()
     clock.advance(1)
     assert await cache.get(key()) is None
+
+
+async def test_an_entry_expires_by_its_file_when_the_index_was_lost(
+    make: MakeCache, root: Path, clock: Clock
+) -> None:
+    """Catches one that is served once more, and from memory for an hour, because it is unknown."""
+    plant(path_of(root, key()), entry().data, at=clock.now - 2 * DAY)
+    assert await make(ttl_seconds=DAY).get(key()) is None
+
+
+async def test_what_a_read_found_expired_is_counted_when_it_goes(
+    make: MakeCache, root: Path, clock: Clock
+) -> None:
+    """Catches entries that go without a metric telling of it."""
+    evicted: list[tuple[str, int]] = []
+    cache = make(ttl_seconds=DAY, on_evicted=lambda *what: evicted.append(what))
+    await cache.put(key(), entry())
+    clock.advance(DAY)
+    assert await cache.get(key()) is None
+    await cache.cleanup()
+    assert evicted == [("ttl", 1)]
     assert files_below(root) == []
     assert cache.statistics() == Totals(0, 0)
 
@@ -840,6 +862,40 @@ async def test_what_another_process_is_writing_is_left_to_it(
     await writing.put(key(), entry())
     assert checked
     assert await starting.get(key()) == entry()
+
+
+async def test_a_process_that_enters_while_another_starts_keeps_what_it_writes(
+    make: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a start that asks who lives first, and takes a newcomer's file for left behind."""
+    starting, entering = make(), make()
+    written: list[Path] = []
+    living = Presence.living
+
+    def enter_then(presence: Presence) -> frozenset[str]:
+        found = living(presence)
+        if presence is starting._folder._presence and not written:
+            entering._folder._enter()
+            written.append(entering._folder._write(b"half", 0))
+        return found
+
+    monkeypatch.setattr(Presence, "living", enter_then)
+    await starting.check()
+    assert exists(*written)
+
+
+async def test_a_process_whose_mark_was_deleted_leaves_a_new_one(
+    make: MakeCache, root: Path
+) -> None:
+    """Catches one that neighbours, and its own cleanup, take for dead from then on."""
+    cache, neighbour = make(), make()
+    await cache.check()
+    shutil.rmtree(root.parent / "processes")
+    writing = cache._folder._write(b"half", 0)
+    cache._folder.cleanup()
+    assert exists(writing)
+    await neighbour.check()
+    assert exists(writing)
 
 
 @pytest.mark.parametrize("selection", [Selection(owner()), Selection(cid=blob_cid())])

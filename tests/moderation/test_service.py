@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,27 @@ async def test_what_a_command_blocks_a_running_service_tells_the_cdn(
         await until(lambda: set(bunny.purged) == urls_of(picture))
         with pytest.raises(BlobBlocked):
             await service.get_image("avatar_thumbnail", *picture)
+
+
+async def test_a_service_with_a_cdn_that_ended_has_closed_its_files(
+    world: World, bunny: FakeBunny
+) -> None:
+    """Catches descriptors that every restart after a crash, and every command, adds to."""
+    picture = world.add_blob()
+    async with holding(world, picture, **CDN) as service:
+        await service.moderator.block(Selection(*picture), by="test")
+        await until(lambda: bool(bunny.purged))
+    async with open_moderator(world.config(**CDN)) as moderator:
+        await moderator.block(Selection(*picture), by="test")
+    assert [path for path in open_files() if path.startswith(str(world.cache_path))] == []
+
+
+def open_files() -> list[str]:
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing
+            found.append(str(descriptor.readlink()))
+    return found
 
 
 async def test_a_blob_that_its_pds_no_longer_gives_out_goes_within_the_age(world: World) -> None:

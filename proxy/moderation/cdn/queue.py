@@ -109,6 +109,10 @@ class CdnQueue:
                 [(now, error, each.blob.did, each.blob.cid) for each in pending],
             )
 
+    def close(self) -> None:
+        """Close its file; what is called next opens it anew."""
+        self._database.close()
+
     def _select(self, rest: str, values: tuple[int, ...] = ()) -> list[Pending]:
         with self._database.reading() as connection:
             rows = connection.execute(

@@ -110,6 +110,11 @@ class CdnSender:
             with trio.CancelScope(shield=True):
                 await self._client.aclose()
 
+    async def aclose(self) -> None:
+        """Close the queue, also when cancelled. What is called next opens it anew."""
+        with trio.CancelScope(shield=True):
+            await self._in_thread(self._queue.close)
+
     async def _keep_sending(self, api: Api) -> None:
         refusals = 0
         while True:
