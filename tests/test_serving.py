@@ -634,7 +634,7 @@ async def test_warm_fills_the_cache_with_what_an_account_has(tmp_path: Path) -> 
     ("arguments", "code", "message"),
     [
         (["--account", "nonsense"], 2, "invalid handle format"),
-        (["--account", "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"], 1, "blob not found"),
+        (["--account", "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"], 1, "no such account"),
         (["--account", "alice.community", "--preset", "nosuch"], 2, "invalid preset: nosuch"),
         (["--account", "alice.community", "--per-second", "0"], 2, "--per-second"),
     ],
