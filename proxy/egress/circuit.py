@@ -24,7 +24,8 @@ class Circuits:
     """A circuit for each host (``Origin.authority``) that fails.
 
     Closed: fetches pass. Open: they fail at once, as the last one did. Half-open, after a while:
-    one fetch passes; its success closes the circuit, its failure opens it anew.
+    one fetch passes; its success closes the circuit, its failure opens it anew. Held: open because
+    the host asked for it, until the time it named, whatever fetches end meanwhile.
     """
 
     def __init__(self) -> None:
@@ -46,20 +47,24 @@ class Circuits:
         circuit = self._circuits.get(host)
         if circuit is None or circuit.error is None:
             return False
-        if now < circuit.open_until or circuit.is_probed:
-            wait = max(circuit.open_until - now, 0)
+        until = max(circuit.open_until, circuit.held_until)
+        if now < until or circuit.is_probed:
+            wait = max(until - now, 0)
             raise type(circuit.error)(f"{host} is left alone for {wait:.0f} s: {circuit.error}")
         circuit.is_probed = True
         return True
 
-    def succeeded(self, host: str) -> None:
-        """``host`` answered."""
-        self._circuits.pop(host, None)
+    def succeeded(self, host: str, now: float) -> None:
+        """``host`` answered. An answer to what was asked before ``hold`` does not end the hold."""
+        circuit = self._circuits.pop(host, None)
+        if circuit is not None and now < circuit.held_until:
+            self._keep(host, _held(circuit.held_until))
 
     def hold(self, host: str, seconds: float, now: float) -> None:
         """``host`` asked to be left alone for a while (``Retry-After``)."""
-        error = BadAnswer(f"Retry-After {seconds:.0f} s")
-        self._keep(host, _Circuit(error, FAILURES_TO_OPEN, now + seconds))
+        circuit = self._circuits.get(host)
+        longest = 0.0 if circuit is None else circuit.held_until
+        self._keep(host, _held(max(now + seconds, longest)))
 
     def failed(self, host: str, error: EgressError, now: float) -> None:
         """``host`` could not be connected to, or took too long."""
@@ -87,13 +92,19 @@ class Circuits:
 class _Circuit:
     """Closed while ``error`` is None."""
 
-    def __init__(
-        self, error: EgressError | None = None, failures: int = 0, open_until: float = 0.0
-    ) -> None:
+    def __init__(self, error: EgressError | None = None, failures: int = 0) -> None:
         self.error = error
         self.failures = failures
-        self.open_until = open_until
+        self.open_until = 0.0
+        self.held_until = 0.0
         self.is_probed = False
+
+
+def _held(until: float) -> _Circuit:
+    """Half-open after ``until``: all at once is not what a host asked for that asked for less."""
+    circuit = _Circuit(BadAnswer("Retry-After"), FAILURES_TO_OPEN)
+    circuit.held_until = until
+    return circuit
 
 
 def retry_after(value: str | None, wall_clock: float) -> float:

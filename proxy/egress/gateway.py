@@ -123,7 +123,7 @@ class Gateway:
             if is_probe:
                 self._circuits.gave_up(host)
             raise
-        self._circuits.succeeded(host)
+        self._circuits.succeeded(host, trio.current_time())
         if answer.status in (429, 503):
             wait = retry_after(answer.headers.get("retry-after"), time.time())
             if wait > 0:

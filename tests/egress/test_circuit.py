@@ -14,7 +14,7 @@ from proxy.egress.circuit import (
     Circuits,
     retry_after,
 )
-from proxy.egress.errors import BadAnswer, ConnectFailed, TimedOut
+from proxy.egress.errors import BadAnswer, ConnectFailed, EgressError, TimedOut
 
 HOST = "pds.example"
 
@@ -44,7 +44,7 @@ def test_failures_with_a_success_between_them_never_open_the_circuit() -> None:
     circuits = Circuits()
     for _ in range(FAILURES_TO_OPEN * 3):
         circuits.failed(HOST, TimedOut("slow"), 0)
-        circuits.succeeded(HOST)
+        circuits.succeeded(HOST, 0)
     circuits.check(HOST, 0)
 
 
@@ -71,7 +71,7 @@ def test_a_probe_that_succeeds_closes_the_circuit() -> None:
     """Catches a circuit that stays half-open, serving one fetch at a time."""
     circuits = opened()
     circuits.check(HOST, OPEN_SECONDS)
-    circuits.succeeded(HOST)
+    circuits.succeeded(HOST, OPEN_SECONDS)
     for _ in range(3):
         circuits.check(HOST, OPEN_SECONDS)
     assert len(circuits) == 0
@@ -102,6 +102,42 @@ def test_a_host_that_asked_for_a_pause_is_left_alone_for_it_and_no_longer() -> N
     with pytest.raises(BadAnswer):
         circuits.check(HOST, 119)
     circuits.check(HOST, 120)
+
+
+def test_a_fetch_that_ends_meanwhile_shortens_no_pause() -> None:
+    """Catches an answer to an older question that ends the pause, and a failure that cuts it."""
+    circuits = Circuits()
+    circuits.hold(HOST, 300, now=100)
+    circuits.succeeded(HOST, 101)
+    circuits.failed(HOST, ConnectFailed("refused"), 102)
+    circuits.hold(HOST, 5, now=103)
+    circuits.gave_up(HOST)
+    for now in (104, 102 + OPEN_SECONDS, 399):
+        with pytest.raises(EgressError):
+            circuits.check(HOST, now)
+    circuits.check(HOST, 400)
+
+
+def test_after_a_pause_one_fetch_tries_the_host_and_its_success_lets_all_pass() -> None:
+    """Catches a stampede on a host that asked for less, and a circuit that stays half-open."""
+    circuits = Circuits()
+    circuits.hold(HOST, 20, now=100)
+    assert circuits.check(HOST, 120)
+    with pytest.raises(EgressError):
+        circuits.check(HOST, 120)
+    circuits.succeeded(HOST, 121)
+    assert not circuits.check(HOST, 121)
+    assert len(circuits) == 0
+
+
+def test_a_failure_during_a_short_pause_extends_it() -> None:
+    """Catches a host that is down and is asked again because it once asked for a second."""
+    circuits = Circuits()
+    circuits.hold(HOST, 1, now=100)
+    circuits.failed(HOST, ConnectFailed("refused"), 100)
+    with pytest.raises(EgressError):
+        circuits.check(HOST, 100 + OPEN_SECONDS / 2)
+    circuits.check(HOST, 100 + OPEN_SECONDS)
 
 
 def test_only_so_many_hosts_are_remembered() -> None:
