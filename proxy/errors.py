@@ -176,6 +176,20 @@ class FetchFailed(ImageProxyError):
     message = "failed to fetch blob from PDS"
 
 
+class RateLimited(FetchFailed):
+    """The PDS asks for fewer fetches: a 429, or a 503 that says for how long.
+
+    Not ``Busy``, which is our own want of room: from outside it is a bad answer like any other.
+
+    Args:
+        retry_after: seconds that it asks to be left alone for, and is; None where it names none.
+    """
+
+    def __init__(self, cause: str = "", retry_after: float | None = None) -> None:
+        super().__init__(cause)
+        self.retry_after = retry_after
+
+
 class ForbiddenDestination(FetchFailed):
     """The PDS may not be connected to; from outside it looks like any failed fetch."""
 

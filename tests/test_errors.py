@@ -43,6 +43,7 @@ ROWS: dict[str, tuple[int, str]] = {
     "AmbiguousHandle": (502, "failed to resolve handle"),
     "NoPdsEndpoint": (502, "no PDS endpoint found"),
     "FetchFailed": (502, "failed to fetch blob from PDS"),
+    "RateLimited": (502, "failed to fetch blob from PDS"),
     "ForbiddenDestination": (502, "failed to fetch blob from PDS"),
     "CidMismatch": (502, "blob does not match its CID"),
     "Busy": (503, "busy"),

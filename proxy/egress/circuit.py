@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from proxy.egress.errors import BadAnswer, EgressError
+from proxy.egress.errors import AskedToWait, EgressError
 
 FAILURES_TO_OPEN = 5
 """Connect failures and time-outs in a row after which a host is taken to be down."""
@@ -42,14 +43,17 @@ class Circuits:
             ``succeeded``, ``failed`` or ``gave_up``.
 
         Raises:
+            AskedToWait: ``hold``.
             EgressError: of the class of the failure that opened the circuit.
         """
         circuit = self._circuits.get(host)
         if circuit is None or circuit.error is None:
             return False
-        until = max(circuit.open_until, circuit.held_until)
-        if now < until or circuit.is_probed:
-            wait = max(until - now, 0)
+        if now < circuit.held_until:
+            left = circuit.held_until - now
+            raise AskedToWait(f"{host} asked to be left alone for {left:.0f} s more", left)
+        if now < circuit.open_until or circuit.is_probed:
+            wait = max(circuit.open_until - now, 0)
             raise type(circuit.error)(f"{host} is left alone for {wait:.0f} s: {circuit.error}")
         circuit.is_probed = True
         return True
@@ -102,9 +106,19 @@ class _Circuit:
 
 def _held(until: float) -> _Circuit:
     """Half-open after ``until``: all at once is not what a host asked for that asked for less."""
-    circuit = _Circuit(BadAnswer("Retry-After"), FAILURES_TO_OPEN)
+    circuit = _Circuit(AskedToWait("Retry-After"), FAILURES_TO_OPEN)
     circuit.held_until = until
     return circuit
+
+
+def pause_asked(status: int, headers: Mapping[str, str], wall_clock: float) -> float:
+    """Seconds that an answer asks to be left alone for; 0 where it names no time.
+
+    RFC 6585, section 4, and RFC 9110, section 15.6.4.
+    """
+    if status not in (429, 503):
+        return 0.0
+    return retry_after(headers.get("retry-after"), wall_clock)
 
 
 def retry_after(value: str | None, wall_clock: float) -> float:

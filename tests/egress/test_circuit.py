@@ -14,7 +14,7 @@ from proxy.egress.circuit import (
     Circuits,
     retry_after,
 )
-from proxy.egress.errors import BadAnswer, ConnectFailed, EgressError, TimedOut
+from proxy.egress.errors import AskedToWait, ConnectFailed, EgressError, TimedOut
 
 HOST = "pds.example"
 
@@ -99,8 +99,9 @@ def test_a_host_that_asked_for_a_pause_is_left_alone_for_it_and_no_longer() -> N
     """Catches a ``Retry-After`` that is not honoured, and one that never ends."""
     circuits = Circuits()
     circuits.hold(HOST, 20, now=100)
-    with pytest.raises(BadAnswer):
+    with pytest.raises(AskedToWait) as caught:
         circuits.check(HOST, 119)
+    assert caught.value.seconds == 1
     circuits.check(HOST, 120)
 
 
@@ -113,7 +114,7 @@ def test_a_fetch_that_ends_meanwhile_shortens_no_pause() -> None:
     circuits.hold(HOST, 5, now=103)
     circuits.gave_up(HOST)
     for now in (104, 102 + OPEN_SECONDS, 399):
-        with pytest.raises(EgressError):
+        with pytest.raises(AskedToWait):
             circuits.check(HOST, now)
     circuits.check(HOST, 400)
 

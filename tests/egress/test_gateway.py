@@ -11,7 +11,7 @@ import trio.testing
 
 from proxy.egress.circuit import FAILURES_TO_OPEN, OPEN_SECONDS
 from proxy.egress.endpoint import Origin
-from proxy.egress.errors import BadAnswer, ConnectFailed, EgressError
+from proxy.egress.errors import AskedToWait, ConnectFailed
 from proxy.egress.gateway import IDLE_SECONDS, Gateway
 from proxy.egress.get import Answer
 from proxy.egress.httpx2_client import Httpx2Client
@@ -154,7 +154,7 @@ async def test_retry_after_is_honoured(
     site.pages["/"] = Response(status, b"later", (("Retry-After", "20"),))
     assert (await get(gateway)).status == status
     for _ in range(3):
-        with pytest.raises(BadAnswer):
+        with pytest.raises(AskedToWait):
             await get(gateway)
     assert len(site.requests) == 1
 
@@ -178,7 +178,7 @@ async def test_retry_after_outlasts_an_answer_that_was_under_way(
         await seen.wait()
         assert (await get(gateway)).status == 429
         gate.set()
-    with pytest.raises(EgressError):
+    with pytest.raises(AskedToWait):
         await get(gateway)
     assert len(site.requests) == 2
 

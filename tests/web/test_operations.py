@@ -175,6 +175,7 @@ VALUES = {
         "mismatch",
         "unresolvable",
         "forbidden",
+        "rate_limited",
         "timeout",
         "busy",
         "failed",
