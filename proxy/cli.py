@@ -38,7 +38,7 @@ from proxy.opening import open_moderator, open_service
 from proxy.parts import disk_cache_of, moderation_database_of, moderation_store_of
 from proxy.service import Service
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
-from proxy.warm import Bookmark, Tally, Warmer, warm_account
+from proxy.warm import Bookmark, Tally, Warmer, warm_account, warm_images
 
 T = TypeVar("T")
 
@@ -246,11 +246,11 @@ def warm(
     failures: list[str] = []
 
     async def work(service: Service) -> None:
+        nonlocal failures
         with click.progressbar(length=len(keys), label="warming", file=sys.stderr) as bar:
-            async with trio.open_nursery() as nursery:
-                todo = iter(keys)
-                for _ in range(WARM_AT_ONCE):
-                    nursery.start_soon(_warm_each, service, todo, failures, bar)
+            failures = await warm_images(
+                service, keys, at_once=WARM_AT_ONCE, on_done=lambda: bar.update(1)
+            )
 
     _with_service(settings, work)
     for failure in failures:
@@ -383,18 +383,6 @@ def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
             return [image_key(settings.presets, preset, did, cid, format_)]
         case _:
             raise InvalidRequest(line)
-
-
-async def _warm_each(
-    service: Service, todo: Iterator[ImageKey], failures: list[str], bar: Any
-) -> None:
-    for key in todo:
-        try:
-            await service.get(key)
-            await service.written()
-        except ImageProxyError as error:
-            failures.append(f"{image_url(key)}: {error}")
-        bar.update(1)
 
 
 @cli.group()
