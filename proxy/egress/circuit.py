@@ -17,6 +17,9 @@ OPEN_SECONDS = 30.0
 MAX_RETRY_AFTER = 300.0
 """Seconds; a host may ask for more, but is asked again after these."""
 
+LEAST_EPOCH = 1e9
+"""Of a ``RateLimit-Reset``: what is larger is no delay, but a time after 2001."""
+
 MAX_HOSTS = 10_000
 """Hosts remembered; only those that fail are."""
 
@@ -114,11 +117,21 @@ def _held(until: float) -> _Circuit:
 def pause_asked(status: int, headers: Mapping[str, str], wall_clock: float) -> float:
     """Seconds that an answer asks to be left alone for; 0 where it names no time.
 
-    RFC 6585, section 4, and RFC 9110, section 15.6.4.
+    RFC 6585, section 4, and RFC 9110, section 15.6.4. Bluesky's PDS sends ``RateLimit-Reset``
+    instead, seconds since the epoch; in the IETF's drafts that is a delay.
     """
     if status not in (429, 503):
         return 0.0
-    return retry_after(headers.get("retry-after"), wall_clock)
+    named = headers.get("retry-after")
+    if named is not None or status == 503:
+        return retry_after(named, wall_clock)
+    reset = headers.get("ratelimit-reset", "").strip()
+    if not (reset.isascii() and reset.isdigit()):
+        return 0.0
+    seconds = float(reset[:12])
+    if seconds >= LEAST_EPOCH:
+        seconds -= wall_clock
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
 def retry_after(value: str | None, wall_clock: float) -> float:

@@ -12,6 +12,7 @@ from proxy.egress.circuit import (
     MAX_RETRY_AFTER,
     OPEN_SECONDS,
     Circuits,
+    pause_asked,
     retry_after,
 )
 from proxy.egress.errors import AskedToWait, ConnectFailed, EgressError, TimedOut
@@ -169,6 +170,36 @@ def test_only_so_many_hosts_are_remembered() -> None:
 def test_retry_after_is_read_in_both_its_forms(value: str | None, seconds: float) -> None:
     """Catches dates taken for garbage, and pauses without a bound."""
     assert retry_after(value, wall_clock=60) == seconds
+
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {}, 0),
+        (429, {"retry-after": "7"}, 7),
+        (503, {"retry-after": "7"}, 7),
+        (200, {"retry-after": "7"}, 0),
+        (429, {"ratelimit-reset": "1800000012"}, 12),
+        (429, {"ratelimit-reset": "1799999999"}, 0),
+        (429, {"ratelimit-reset": "1900000000"}, MAX_RETRY_AFTER),
+        (429, {"ratelimit-reset": "12"}, 12),
+        (429, {"ratelimit-reset": "9" * 400}, MAX_RETRY_AFTER),
+        (429, {"ratelimit-reset": "soon"}, 0),
+        (429, {"ratelimit-reset": "\u0667"}, 0),
+        (429, {"ratelimit-reset": "12", "retry-after": "7"}, 7),
+        # Sent with every answer: it asks for nothing unless the limit is reached.
+        (200, {"ratelimit-reset": "1800000012"}, 0),
+        (503, {"ratelimit-reset": "1800000012"}, 0),
+    ],
+)
+def test_a_pause_is_read_from_what_servers_send(
+    status: int, headers: dict[str, str], seconds: float
+) -> None:
+    """Catches the reference PDS' way of saying it, which is not the standard's."""
+    assert pause_asked(status, headers, NOW) == seconds
 
 
 @given(st.text())
