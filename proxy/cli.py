@@ -28,7 +28,16 @@ from proxy.doctor.judgement import Level, failed
 from proxy.doctor.probes import examine
 from proxy.egress.errors import Forbidden
 from proxy.egress.gateway import guarded_networks
-from proxy.errors import ImageProxyError, InvalidPreset, InvalidRequest
+from proxy.errors import (
+    ImageProxyError,
+    InvalidCid,
+    InvalidDid,
+    InvalidFormat,
+    InvalidHandle,
+    InvalidPreset,
+    InvalidRequest,
+)
+from proxy.formats import OUTPUTS
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
 from proxy.moderation.cdn.queue import CdnQueue, Pending
@@ -44,6 +53,8 @@ T = TypeVar("T")
 
 TELL_SECONDS = 60.0
 """How often a run without an end says how far it has come."""
+
+WARM_LINE = "an image URL or its path, or PRESET DID CID [FORMAT], or DID CID"
 
 WARM_AT_ONCE = 16
 """Images that ``warm`` asks for at once: half of the default fetch workers."""
@@ -142,7 +153,7 @@ def url(context: _Context, preset: str, did: str, cid: str, format_: str | None)
     try:
         key = image_key(settings.presets, preset, did, cid, format_)
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error, settings.presets)) from None
     click.echo(image_url(key, settings.server.cdn_url or settings.server.base_url))
 
 
@@ -231,7 +242,7 @@ def warm(
     settings = context.load()
     unknown = [name for name in presets if name not in settings.presets]
     if unknown:
-        raise click.UsageError(InvalidPreset(unknown[0]).public_message)
+        raise click.UsageError(_mistake(InvalidPreset(unknown[0]), settings.presets))
     limits = _Limits(presets or tuple(settings.presets), at_once, per_second)
     if account is not None:
         _warm_account(settings, account, limits, restart)
@@ -242,7 +253,8 @@ def warm(
         try:
             keys.extend(parse_warm_line(settings, line))
         except InvalidRequest as error:
-            raise click.UsageError(f"line {number}: {error.public_message}") from None
+            mistake = _mistake(error, settings.presets, WARM_LINE)
+            raise click.UsageError(f"line {number}: {mistake}") from None
     failures: list[str] = []
 
     async def work(service: Service) -> None:
@@ -606,7 +618,8 @@ def _read_blocks(lines: Iterable[str], reason: str) -> Iterator[tuple[Selection,
         try:
             found = parse_block_line(line)
         except InvalidRequest as error:
-            raise click.UsageError(f"line {number}: {error.public_message}") from None
+            mistake = _mistake(error, line="DID, CID, or DID CID, then # and a reason")
+            raise click.UsageError(f"line {number}: {mistake}") from None
         if found is not None:
             yield found[0], found[1] or reason
 
@@ -655,7 +668,7 @@ def _selection(did: str | None, cid: str | None) -> Selection:
             None if did is None else parse_did(did), None if cid is None else parse_cid(cid)
         )
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error)) from None
 
 
 def _with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T:
@@ -682,10 +695,32 @@ def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) 
     try:
         trio.run(run)
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error, settings.presets)) from None
     except ImageProxyError as error:
         click.echo(f"imageproxy: {error.public_message}: {error}", err=True)
         sys.exit(1)
+
+
+_EXPECTED: dict[type[InvalidRequest], str] = {
+    InvalidDid: "did:plc:... or did:web:HOST; a handle is no DID",
+    InvalidCid: "the CID of a blob, bafkrei... as a rule",
+    InvalidHandle: "a handle such as alice.example, or a DID",
+    InvalidFormat: ", ".join(format_.value for format_ in OUTPUTS),
+}
+
+
+def _mistake(error: InvalidRequest, presets: Iterable[str] = (), line: str = "") -> str:
+    """What a client is told, and what is right.
+
+    Args:
+        presets: names of the configuration.
+        line: what a line of a list looks like.
+    """
+    if isinstance(error, InvalidPreset):
+        return f"{error.public_message}; expected one of {', '.join(presets)}"
+    if type(error) in _EXPECTED:
+        return f"{error.public_message}: {error}; expected {_EXPECTED[type(error)]}"
+    return f"{error.public_message}; expected {line}" if line else error.public_message
 
 
 def _toml(value: object) -> str:

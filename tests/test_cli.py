@@ -231,6 +231,59 @@ def test_a_part_that_is_wrong_is_a_usage_error(
     assert message in result.stderr
 
 
+RIGHT_PARTS = [
+    (("avatr", DID, CID), "avatr", "avatar_small"),
+    (("avatar", "alice.example", CID), "alice.example", "a handle is no DID"),
+    (("avatar", DID, "cid"), "'cid'", "bafkrei"),
+    (("avatar", DID, CID, "--format", "jpg"), "'jpg'", "jpeg, png, webp, avif"),
+]
+
+
+@pytest.mark.parametrize("command", ["url", "fetch", "warm"])
+@pytest.mark.parametrize(("arguments", "wrong", "right"), RIGHT_PARTS)
+def test_a_part_that_is_wrong_is_told_with_what_would_be_right(
+    run: Run, command: str, arguments: tuple[str, ...], wrong: str, right: str
+) -> None:
+    """Catches a message after which one has to look the names up."""
+    if command == "warm":
+        line = " ".join(part for part in arguments if part != "--format")
+        result = run("warm", input=line)
+    else:
+        result = run(command, *arguments)
+    assert result.exit_code == 2
+    assert wrong in result.stderr
+    assert right in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        (("warm", "--preset", "avatr"), "avatar_small"),
+        (("warm", "--account", "alice"), "alice.example"),
+        (("cache", "purge", "--did", "alice.example"), "a handle is no DID"),
+        (("blocks", "add", "--cid", "x"), "bafkrei"),
+    ],
+)
+def test_an_option_that_is_wrong_is_told_with_what_would_be_right(
+    run: Run, arguments: tuple[str, ...], right: str
+) -> None:
+    """Catches a command that was forgotten."""
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert right in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "right"),
+    [(("warm",), "PRESET DID CID"), (("blocks", "add", "--file", "-"), "DID CID, then #")],
+)
+def test_a_line_of_no_form_is_told_with_the_forms(
+    run: Run, command: tuple[str, ...], right: str
+) -> None:
+    """Catches "invalid request" about a file, which is none."""
+    assert right in run(*command, input="a b c d e f").stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
