@@ -29,6 +29,7 @@ from proxy.doctor.probes import examine
 from proxy.egress.errors import Forbidden
 from proxy.egress.gateway import guarded_networks
 from proxy.errors import (
+    DidUnresolvable,
     ImageProxyError,
     InvalidCid,
     InvalidDid,
@@ -36,6 +37,7 @@ from proxy.errors import (
     InvalidHandle,
     InvalidPreset,
     InvalidRequest,
+    UpstreamTimeout,
 )
 from proxy.formats import OUTPUTS
 from proxy.identifiers import parse_cid, parse_did
@@ -47,7 +49,7 @@ from proxy.opening import open_moderator, open_service
 from proxy.parts import disk_cache_of, moderation_database_of, moderation_store_of
 from proxy.service import Service
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
-from proxy.warm import Bookmark, Tally, Warmer, warm_account, warm_images
+from proxy.warm import Bookmark, Failures, Tally, Warmer, warm_account, warm_images
 
 T = TypeVar("T")
 
@@ -255,7 +257,7 @@ def warm(
         except InvalidRequest as error:
             mistake = _mistake(error, settings.presets, WARM_LINE)
             raise click.UsageError(f"line {number}: {mistake}") from None
-    failures: list[str] = []
+    failures = Failures()
 
     async def work(service: Service) -> None:
         nonlocal failures
@@ -265,10 +267,9 @@ def warm(
             )
 
     _with_service(settings, work)
-    for failure in failures:
-        click.echo(failure, err=True)
+    _tell_failures(failures)
     click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached")
-    sys.exit(1 if failures else 0)
+    sys.exit(1 if len(failures) else 0)
 
 
 @dataclass(frozen=True)
@@ -365,10 +366,21 @@ def _counts(tally: Tally) -> str:
 
 def _tell(tally: Tally) -> NoReturn:
     """Say what has come of it, and end the process."""
-    for failure in tally.failures:
-        click.echo(failure, err=True)
+    _tell_failures(tally.failures)
     click.echo(_counts(tally))
     sys.exit(1 if tally.failed else 0)
+
+
+def _tell_failures(failures: Failures) -> None:
+    for line in failures.lines():
+        click.echo(line, err=True)
+    _point_to_doctor(failures.kinds)
+
+
+def _point_to_doctor(kinds: Iterable[type[ImageProxyError]]) -> None:
+    """Where it may be this machine that cannot reach the others, say what examines it."""
+    if any(issubclass(kind, (DidUnresolvable, UpstreamTimeout)) for kind in kinds):
+        click.echo('"imageproxy doctor" tells whether it lies on this machine', err=True)
 
 
 def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
@@ -697,7 +709,8 @@ def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) 
     except InvalidRequest as error:
         raise click.UsageError(_mistake(error, settings.presets)) from None
     except ImageProxyError as error:
-        click.echo(f"imageproxy: {error.public_message}: {error}", err=True)
+        click.echo(f"imageproxy: {error.explained}", err=True)
+        _point_to_doctor([type(error)])
         sys.exit(1)
 
 

@@ -29,6 +29,11 @@ class ImageProxyError(Exception):
         """The line a client sees."""
         return self.message
 
+    @property
+    def explained(self) -> str:
+        """That line and the cause: for an operator's terminal."""
+        return f"{self.public_message}: {self.cause}" if self.cause else self.public_message
+
     def fresh(self) -> Self:
         """A copy without traceback, so that one failure can be raised in many tasks.
 

@@ -28,8 +28,52 @@ Where a PDS says for how long (``Retry-After``), it comes on top of that.
 
 BUSY_TRIES = 4
 
-MAX_FAILURES = 1000
-"""Failures that are kept for the end; further ones are counted."""
+MAX_REASONS = 100
+"""Reasons of failures that are kept for the end; failures for further ones are counted."""
+
+MAX_NAMES = 5
+"""Failures of each that are named; another run tries them all."""
+
+
+class Failures:
+    """What is missing and why: each reason once, with what it befell.
+
+    Attributes:
+        kinds: classes of the errors.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: set[type[ImageProxyError]] = set()
+        self._count = 0
+        self._counts: dict[str, int] = {}
+        self._names: dict[str, list[str]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, url: str, did: Did, error: ImageProxyError) -> None:
+        """Note that what has ``url`` is missing."""
+        self._count += 1
+        self.kinds.add(type(error))
+        # The name says whose it is; a directory that is down is one reason.
+        reason = error.explained.replace(f"{did}: ", "")
+        if reason not in self._counts and len(self._counts) == MAX_REASONS:
+            return
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        names = self._names.setdefault(reason, [])
+        if len(names) < MAX_NAMES:
+            names.append(url)
+
+    def lines(self) -> Iterator[str]:
+        """What to tell: a reason, and how often it was one, above the names."""
+        for reason, count in self._counts.items():
+            names = self._names[reason]
+            yield reason if count == 1 else f"{reason} ({count} times)"
+            yield from (f"  {name}" for name in names)
+            if count > len(names):
+                yield f"  and {count - len(names)} more"
+        if others := self._count - sum(self._counts.values()):
+            yield f"{others} more for other reasons"
 
 
 @dataclass
@@ -42,7 +86,7 @@ class Tally:
         skipped: the blob is no image that is supported, or blocked.
         failed: at least one result is missing.
         unsettled: those of the failed that another run may make.
-        failures: a line for each result that is.
+        failures: each result that is, and why.
     """
 
     made: int = 0
@@ -50,7 +94,7 @@ class Tally:
     skipped: int = 0
     failed: int = 0
     unsettled: int = 0
-    failures: list[str] = field(default_factory=list)
+    failures: Failures = field(default_factory=Failures)
 
 
 class Patience:
@@ -179,8 +223,8 @@ class Warmer:
         else:
             self.tally.failed += 1
             self.tally.unsettled += any(not isinstance(error, SETTLED) for _, error in failed)
-            room = MAX_FAILURES - len(self.tally.failures)
-            self.tally.failures += [f"{url}: {error}" for url, error in failed[:room]]
+            for url, why in failed:
+                self.tally.failures.add(url, blob.did, why)
 
     async def _make_all(
         self, blob: BlobKey, keys: Iterable[ImageKey], patience: Patience
@@ -220,7 +264,7 @@ async def warm_images(
     *,
     at_once: int,
     on_done: Callable[[], None] = lambda: None,
-) -> list[str]:
+) -> Failures:
     """Have results made, of one blob or many. Cancellation leaves what was made.
 
     Args:
@@ -228,17 +272,17 @@ async def warm_images(
         on_done: called for each result that is done with.
 
     Returns:
-        A line for each result that is missing.
+        What is missing, and why.
     """
     todo, patience = iter(keys), Patience()
-    failures: list[str] = []
+    failures = Failures()
 
     async def work() -> None:
         for key in todo:
             try:
                 await make_image(service, key, patience)
             except ImageProxyError as error:
-                failures.append(f"{image_url(key)}: {error}")
+                failures.add(image_url(key), key.blob.did, error)
             on_done()
 
     async with trio.open_nursery() as nursery:

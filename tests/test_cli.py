@@ -646,6 +646,22 @@ def test_warm_counts_what_is_cached_and_fails_when_something_is_not(
     assert (warmed.exit_code, warmed.stdout) == (1, "1 of 2 are cached\n")
     assert image_url(key(2)) in warmed.stderr
     assert image_url(key(1)) not in warmed.stderr
+    assert "blob not found" in warmed.stderr, "the words of fetch"
+    assert "doctor" not in warmed.stderr
+
+
+@pytest.mark.usefixtures("_unreachable")
+@pytest.mark.parametrize("command", ["fetch", "warm"])
+def test_a_directory_out_of_reach_is_told_once_and_what_examines_it(run: Run, command: str) -> None:
+    """Catches a wall of the same line, in words of which nobody knows whose fault it is."""
+    if command == "fetch":
+        result = run("fetch", "avatar", DID, CID)
+    else:
+        result = run("warm", input=f"{DID} {CID}\n{owner(1)} {CID}")
+    assert result.exit_code == 1
+    assert result.stderr.count("failed to resolve DID") == 1
+    assert "imageproxy doctor" in result.stderr
+    assert ("(18 times)" in result.stderr) == (command == "warm")
 
 
 @pytest.mark.usefixtures("_unreachable")

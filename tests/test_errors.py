@@ -75,6 +75,7 @@ def test_a_client_sees_nothing_of_the_cause(kind: type[ImageProxyError]) -> None
     assert error.public_message == ROWS[kind.__name__][1]
     assert error.cause == SECRET
     assert str(error) == SECRET, "the log needs it"
+    assert error.explained == f"{error.public_message}: {SECRET}"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind is not InvalidPreset])
@@ -82,7 +83,7 @@ def test_an_error_without_a_cause_still_says_something_in_a_log(
     kind: type[ImageProxyError],
 ) -> None:
     """Catches an empty log line."""
-    assert str(kind()) == ROWS[kind.__name__][1]
+    assert str(kind()) == kind().explained == ROWS[kind.__name__][1]
 
 
 @pytest.mark.parametrize(

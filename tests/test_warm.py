@@ -14,7 +14,7 @@ import trio.testing
 
 from proxy import records as records_module
 from proxy.cache.base import Entry, Selection
-from proxy.errors import Busy, FetchFailed
+from proxy.errors import Busy, DidUnresolvable, FetchFailed
 from proxy.formats import Format
 from proxy.identifiers import Cid, Did
 from proxy.presets import DEFAULT_PRESETS
@@ -23,8 +23,10 @@ from proxy.urls import BlobKey, image_key
 from proxy.warm import (
     BUSY_SECONDS,
     BUSY_TRIES,
-    MAX_FAILURES,
+    MAX_NAMES,
+    MAX_REASONS,
     Bookmark,
+    Failures,
     Pace,
     Tally,
     Warmer,
@@ -139,7 +141,9 @@ async def test_what_is_no_image_is_no_failure(world: World, tmp_path: Path) -> N
     tally = warmer.tally
     assert (tally.made, tally.skipped, tally.failed, tally.cached) == (1, 1, 1, 0)
     assert len(tally.failures) == len(PRESETS)
-    assert all("/img/" in line for line in tally.failures)
+    names = [line for line in tally.failures.lines() if line.startswith("  ")]
+    assert len(names) == len(PRESETS)
+    assert all("/img/" in name for name in names)
 
 
 async def test_what_is_blocked_is_neither_fetched_nor_a_failure(
@@ -293,7 +297,7 @@ async def test_a_list_of_images_waits_for_a_pds_as_well(
     keys = [image_key(DEFAULT_PRESETS, "avatar", *blob) for blob in list_of(world, 20)]
     world.pds.faults = [faults.answers(429, b"", WAIT)]
     async with fetching(world) as service:
-        assert await warm_images(service, keys, at_once=4) == []
+        assert len(await warm_images(service, keys, at_once=4)) == 0
         assert all([await service.is_cached(key) for key in keys])
     assert world.pds.blob_requests == 21
 
@@ -376,12 +380,33 @@ async def test_a_page_is_waited_for_as_blobs_are(
         assert warmer.tally.made == 3
 
 
-async def test_the_list_of_failures_has_an_end(world: World, parts: Parts) -> None:
-    """Catches memory that grows with a broken account."""
-    blobs = [parts.add() for _ in range(MAX_FAILURES + 10)]
-    parts.fetcher.errors = [FetchFailed("reset")] * len(blobs)
-    _, tally = await parts.warm(world, blobs)
-    assert (tally.failed, len(tally.failures)) == (len(blobs), MAX_FAILURES)
+def test_one_reason_is_told_once_with_its_number_and_names() -> None:
+    """Catches a directory that is down, told once for each image of a list."""
+    failures = Failures()
+    dids = [new_plc_did() for _ in range(MAX_NAMES + 5)]
+    failures.add("/img/b", dids[0], FetchFailed("https://pds.example: status 500"))
+    for did in dids:
+        failures.add(f"/img/{did}", did, DidUnresolvable(f"{did}: refused"))
+    assert list(failures.lines()) == [
+        "failed to fetch blob from PDS: https://pds.example: status 500",
+        "  /img/b",
+        f"failed to resolve DID: refused ({len(dids)} times)",
+        *(f"  /img/{did}" for did in dids[:MAX_NAMES]),
+        "  and 5 more",
+    ]
+    assert len(failures) == len(dids) + 1
+    assert failures.kinds == {FetchFailed, DidUnresolvable}
+
+
+def test_the_list_of_failures_has_an_end() -> None:
+    """Catches memory that grows with a broken account, or with what a PDS says."""
+    failures, did = Failures(), new_plc_did()
+    for number in range(MAX_REASONS + 7):
+        failures.add(f"/img/{number}", did, FetchFailed(f"reason {number}"))
+    lines = list(failures.lines())
+    assert len(lines) == 2 * MAX_REASONS + 1
+    assert lines[-1] == "7 more for other reasons"
+    assert len(failures) == MAX_REASONS + 7
 
 
 async def test_a_turn_that_is_given_back_is_the_next_ones(
