@@ -268,7 +268,8 @@ def warm(
 
     _with_service(settings, work)
     _tell_failures(failures)
-    click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached")
+    where = settings.cache.path.absolute()
+    click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached in {where}")
     sys.exit(1 if len(failures) else 0)
 
 
@@ -309,7 +310,7 @@ def _warm_account(settings: Config, actor: str, limits: _Limits, restart: bool) 
             await warm_account(service, did, warmer, bookmark, more)
 
     _with_service(settings, work)
-    _tell(tally)
+    _tell(settings, tally)
 
 
 def _warm_stream(
@@ -354,7 +355,7 @@ def _warm_stream(
             await warm_stream(service, warmer, origin, own, collections, note_left_out)
 
     _with_service(settings, work)
-    _tell(tally)
+    _tell(settings, tally)
 
 
 def _counts(tally: Tally) -> str:
@@ -364,10 +365,10 @@ def _counts(tally: Tally) -> str:
     )
 
 
-def _tell(tally: Tally) -> NoReturn:
+def _tell(settings: Config, tally: Tally) -> NoReturn:
     """Say what has come of it, and end the process."""
     _tell_failures(tally.failures)
-    click.echo(_counts(tally))
+    click.echo(f"{_counts(tally)}, in {settings.cache.path.absolute()}")
     sys.exit(1 if tally.failed else 0)
 
 

@@ -638,12 +638,12 @@ def test_warm_counts_what_is_cached_and_fails_when_something_is_not(
     put(settings, key(1), key(2))
     lines = [f"avatar {owner(number)} {blob_cid(number)}" for number in (1, 2)]
     warmed = run("warm", input="\n".join(["# a comment", "", *lines]))
-    assert (warmed.exit_code, warmed.stdout) == (0, "2 of 2 are cached\n")
+    assert (warmed.exit_code, warmed.stdout) == (0, f"2 of 2 are cached in {settings.cache.path}\n")
     run("blocks", "add", "--did", owner(2))
     file = tmp_path / "list"
     file.write_text("\n".join(lines))
     warmed = run("warm", str(file))
-    assert (warmed.exit_code, warmed.stdout) == (1, "1 of 2 are cached\n")
+    assert (warmed.exit_code, warmed.stdout) == (1, f"1 of 2 are cached in {settings.cache.path}\n")
     assert image_url(key(2)) in warmed.stderr
     assert image_url(key(1)) not in warmed.stderr
     assert "blob not found" in warmed.stderr, "the words of fetch"
@@ -664,11 +664,20 @@ def test_a_directory_out_of_reach_is_told_once_and_what_examines_it(run: Run, co
     assert ("(18 times)" in result.stderr) == (command == "warm")
 
 
+def test_warm_says_where_a_relative_path_led(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a cache that is filled in the folder one happens to be in, unnoticed."""
+    monkeypatch.chdir(tmp_path)
+    result = run("warm", env={"IMAGE_PROXY_CACHE__PATH": "./here"})
+    assert result.stdout == f"0 of 0 are cached in {tmp_path / 'here'}\n"
+
+
 @pytest.mark.usefixtures("_unreachable")
-def test_warm_with_an_empty_list_does_nothing_well(run: Run) -> None:
+def test_warm_with_an_empty_list_does_nothing_well(run: Run, settings: Config) -> None:
     """Catches a progress bar that divides by its length."""
     result = run("warm", input="# nothing\n\n")
-    assert (result.exit_code, result.stdout) == (0, "0 of 0 are cached\n")
+    assert (result.exit_code, result.stdout) == (0, f"0 of 0 are cached in {settings.cache.path}\n")
 
 
 @pytest.mark.parametrize("line", ["nonsense", f"avatar {DID} nocid", "http://[/img/x", "/img/x"])

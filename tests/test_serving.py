@@ -623,7 +623,8 @@ async def test_warm_fills_the_cache_with_what_an_account_has(tmp_path: Path) -> 
         async with run(imageproxy(*arguments), environment) as process:
             await process.line_with("skipped")
             assert await process.exit_code() == 1
-            assert "0 made, 2 were cached, 1 skipped, 1 failed" in process.text
+            told = f"0 made, 2 were cached, 1 skipped, 1 failed, in {tmp_path / 'cache'}"
+            assert told in process.text
             assert f"/img/banner/plain/{did}/" in process.text
             assert "Traceback" not in process.text
 
