@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -27,6 +28,9 @@ READ_SECONDS = 120
 """A client that sends nothing for so long, in the middle of a request or between two, is cut."""
 
 BACKLOG = 1024
+
+CANNOT_BIND = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
+"""What is wrong with the address alone."""
 
 
 def serve(config: Config, file: Path | None, overrides: Layer) -> int:
@@ -116,7 +120,8 @@ def _why_not(config: Config, error: OSError | ExceptionGroup[Exception]) -> str:
     while isinstance(cause, ExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
     if isinstance(cause, OSError):
-        return f"{config.server.bind}: {cause.strerror or cause}"
+        another = "; --bind HOST:PORT chooses another" if cause.errno in CANNOT_BIND else ""
+        return f"{config.server.bind}: {cause.strerror or cause}{another}"
     if isinstance(cause, LifespanFailureError):
         return str(cause)
     raise error

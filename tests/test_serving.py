@@ -178,7 +178,7 @@ async def test_a_port_in_use_is_told_in_one_line_not_in_a_traceback(
         arguments = imageproxy("serve", "--bind", bind, "--workers", workers)
         async with run(arguments, environment) as process:
             assert await process.exit_code() == 1
-            assert "Address already in use" in process.text
+            assert "Address already in use; --bind HOST:PORT" in process.text
             assert bind in process.text
             assert "Traceback" not in process.text
 
