@@ -122,6 +122,10 @@ class Moderator:
         """Lift the blocks of exactly ``selection``, whoever asked for them: the operator's word."""
         return await self._lift(selection, by, reason, whoever=True)
 
+    async def serving(self) -> int:
+        """How many other processes serve what is not blocked. Raises ``OSError``: nobody knows."""
+        return await self._in_thread(self._followers.serving)
+
     async def cursor(self, stream: str) -> int | None:
         """See ``Cursors``."""
         return await self._in_thread(partial(self.store.cursor, stream))
