@@ -130,7 +130,7 @@ class DiskCache:
         Yields:
             The share that is done, and what is wrong in the part that was looked at.
         """
-        shards = await self._in_thread(self._folder.shards)
+        shards = await self._in_thread(self._folder.known_shards)
         for number, shard in enumerate(shards, 1):
             look = partial(self._folder.verify_shard, shard, repair=repair)
             yield number / len(shards), await self._in_thread(look)
@@ -154,6 +154,7 @@ class DiskCache:
         added = 0
         for shard in await self._in_thread(self._folder.shards):
             added += await self._in_thread(partial(self._folder.index_shard, shard))
+        await self._in_thread(self._folder.forget_missing)
         await self._in_thread(self._folder.set_indexed)
         if added:
             log.info("files found that the index of the cache did not know", files=added)

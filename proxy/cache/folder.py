@@ -185,6 +185,7 @@ class CacheFolder:
                 with self._index.writing() as rows:
                     failure = self._carry_out_removals(rows)
                     if failure is None and rows.is_arriving(file) and self._may_keep(key):
+                        self._doubt_if_emptied(rows)
                         self._place(temporary, file)
                         rows.add(record)
                     rows.end_arrival(file)
@@ -214,6 +215,11 @@ class CacheFolder:
                 temporary.unlink()
             raise
         return temporary
+
+    def _doubt_if_emptied(self, rows: Rows) -> None:
+        """Have the index made anew where somebody removed the folder of all files."""
+        if not self._images.exists():
+            rows.set_complete(False)
 
     def _place(self, temporary: Path, file: File) -> None:
         path = self._images / file.path
@@ -273,6 +279,8 @@ class CacheFolder:
         """Remove what is past its TTL or over the limit, and finish what dead processes began."""
         self._enter()
         self._recover()
+        if not self._images.exists():
+            self.forget_missing()
         expired = for_size = 0
         while True:
             with self._index.writing() as rows:
@@ -370,6 +378,9 @@ class CacheFolder:
         temporary = self._write(b"ok", self._clock())
         probe = self._images / f".{self._presence.token}"
         try:
+            if not self._images.exists():
+                with self._index.writing() as rows:
+                    self._doubt_if_emptied(rows)
             self._images.mkdir(parents=True, exist_ok=True)
             temporary.replace(probe)
         finally:
@@ -433,6 +444,12 @@ class CacheFolder:
         """The parts that the files are indexed and verified in."""
         return sorted(self._images.glob("*/*/"))
 
+    def known_shards(self) -> list[Path]:
+        """Those, and the ones that the index alone knows."""
+        with self._index.reading() as rows:
+            known = {self._images / shard for shard in rows.shards()}
+        return sorted(known.union(self.shards()))
+
     def index_shard(self, shard: Path) -> int:
         """Have the index know every file of a shard; leavings of older releases go.
 
@@ -446,8 +463,22 @@ class CacheFolder:
                 self.totals = rows.totals()
         return added
 
+    def forget_missing(self) -> None:
+        """Have the index know no file that is not there."""
+        number = 0
+        while True:
+            with self._index.writing() as rows:
+                page = rows.after(number, BATCH)
+                for _, file in page:
+                    if not (self._images / file.path).exists():
+                        rows.remove(file)
+                self.totals = rows.totals()
+            if not page:
+                return
+            number, _ = page[-1]
+
     def set_indexed(self) -> None:
-        """Say that every shard was indexed."""
+        """Say that every shard was indexed, and what is missing forgotten."""
         with self._index.writing() as rows:
             rows.set_complete()
 

@@ -696,6 +696,53 @@ async def test_verify_tells_what_is_wrong_both_ways_and_repair_mends_just_that(
     assert [row.entries for row in (await cache.by_preset()).values()] == [3]
 
 
+async def stock_and_empty(cache: DiskCache, root: Path, *parts: str) -> None:
+    """Have three entries indexed, and the folder of all files, or parts of it, removed."""
+    for number in range(3):
+        await cache.put(key(number), entry())
+    await cache.make_indexed()
+    for folder in [root / part for part in parts] or [root]:
+        await trio.to_thread.run_sync(shutil.rmtree, folder)
+
+
+@pytest.mark.parametrize("parts", [(), ("plc",), ("plc/aa",)], ids=["all", "method", "shard"])
+async def test_verify_finds_what_was_removed_with_its_folder(
+    cache: DiskCache, root: Path, parts: tuple[str, ...]
+) -> None:
+    """Catches a verification that looks only where there are files."""
+    await stock_and_empty(cache, root, *parts)
+    missing = [("missing", path_of(root, key(number))) for number in range(3)]
+    assert await verified(cache) == sorted(missing)
+    assert await verified(cache, repair=True) == sorted(missing)
+    assert await verified(cache) == []
+    assert cache.statistics() == Totals(0, 0)
+
+
+async def test_a_cleanup_counts_nothing_of_a_folder_that_was_removed(
+    cache: DiskCache, root: Path
+) -> None:
+    """Catches figures of a cache that somebody emptied as the manual says, for good."""
+    await stock_and_empty(cache, root)
+    assert await cache.cleanup() == 0
+    assert cache.statistics() == Totals(0, 0)
+
+
+async def test_a_start_or_a_write_after_the_folder_was_removed_has_the_index_made_anew(
+    cache: DiskCache, make: MakeCache, root: Path
+) -> None:
+    """Catches a folder that is made again before anybody saw that it was gone."""
+    await stock_and_empty(cache, root)
+    restarted = make()
+    await restarted.check()
+    await restarted.make_indexed()
+    assert restarted.statistics() == Totals(0, 0)
+    await stock_and_empty(cache, root)
+    await cache.put(key(9), entry(100))
+    await cache.make_indexed()
+    assert cache.statistics() == Totals(1, 100)
+    assert await cache.get(key(9)) == entry(100)
+
+
 async def test_verify_passes_over_what_goes_meanwhile(
     cache: DiskCache, make: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
