@@ -15,6 +15,8 @@ from typing import Literal
 BUSY_SECONDS = 10.0
 """How long a write waits for those of other processes; each takes milliseconds."""
 
+TRIES_WITH_ROOM = 8
+"""How often room is made for one write on a full disk; beyond that somebody else takes it."""
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 

@@ -85,9 +85,14 @@ def disk_cache_of(
     )
 
 
-def counted_blocks(store: ModerationStore, followers: Followers, metrics: Metrics) -> Blocks:
+def counted_blocks(
+    store: ModerationStore,
+    followers: Followers,
+    metrics: Metrics,
+    make_room: Callable[[], Awaitable[bool]],
+) -> Blocks:
     """What is blocked, with its gauges."""
-    blocks = Blocks(store, followers)
+    blocks = Blocks(store, followers, make_room=make_room)
     metrics.gauge(
         "blocks", "Owners, blobs and pairs that are blocked", lambda: len(blocks), shared=True
     )

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import structlog
 
 from proxy.cache.base import Due, Entry, Selection, Selections
 from proxy.cache.index import File, Index, Record, Rows, Totals
@@ -34,6 +37,7 @@ from proxy.cache.layout import (
     owner_folder,
     possible_formats,
 )
+from proxy.database import TRIES_WITH_ROOM, is_full
 from proxy.formats import sniff
 from proxy.presence import Presence
 from proxy.urls import BlobKey, ImageKey
@@ -48,8 +52,15 @@ disks that take a millisecond or two for each."""
 MOST_PASSED_OVER = 1024
 """Candidates for eviction in one go that were read meanwhile; beyond them recency gives way."""
 
+ROOM = 1 << 20
+"""Bytes that are given up together on a full disk: some thousand decisions need no more."""
+
+MOST_WEIGHED = 1024
+"""Files among which the least recently used are looked for then: all could take minutes."""
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +379,51 @@ class CacheFolder:
         with suppress(OSError):  # not empty
             path.parent.rmdir()
             path.parent.parent.rmdir()
+
+    # On a full disk
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """Do ``work``, again where the disk was full for it and entries could be given up.
+
+        What it counts is then what the last attempt found.
+        """
+        for _ in range(TRIES_WITH_ROOM):
+            try:
+                return work()
+            except (OSError, sqlite3.Error) as error:
+                if not is_full(error) or not self.give_up():
+                    raise
+        return work()
+
+    def give_up(self) -> int:
+        """Remove files for the sake of room, unasked and before the index knows of it.
+
+        It cannot be written just now. Where it never comes to know, what is missing is a miss.
+
+        Returns:
+            How many; the least recently used of those that are looked at.
+        """
+        found: list[tuple[float, int, File]] = []
+        for file in itertools.islice(self._files(self._images), MOST_WEIGHED):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                status = (self._images / file.path).stat()
+                found.append((status.st_atime, status.st_size, file))
+        given_up: list[File] = []
+        freed = 0
+        for _, size, file in sorted(found, key=lambda each: each[0]):
+            if freed >= ROOM:
+                break
+            self._unlink(file)
+            given_up.append(file)
+            freed += size
+        if given_up:
+            log.warning("the disk is full: entries given up", entries=len(given_up))
+            with suppress(OSError), self._index.writing() as rows:
+                for file in given_up:
+                    if not (self._images / file.path).exists():
+                        rows.remove(file)
+                self.totals = rows.totals()
+        return len(given_up)
 
     # Starting, and what others left behind
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1206,6 +1207,39 @@ async def test_the_check_tells_a_read_only_disk(
     monkeypatch.setattr(os, "mkdir", failing(errno.EROFS))
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         await cache.check()
+
+
+async def test_on_a_full_disk_the_least_recently_used_is_given_up_and_forgotten(
+    cache: DiskCache, root: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches room made by what is asked for most, and figures that count what is gone."""
+    monkeypatch.setattr("proxy.cache.folder.ROOM", 150)
+    for number in range(4):
+        await cache.put(key(number), entry(100))
+        read_at(path_of(root, key(number)), clock() - (number + 1) % 4)
+    assert await cache.make_room()
+    assert [each for each in range(4) if path_of(root, key(each)).exists()] == [0, 3]
+    assert cache.statistics() == Totals(2, 200)
+    assert await verified(cache) == []
+
+
+async def test_work_that_finds_no_room_fails_once_there_is_nothing_more_to_give_up(
+    cache: DiskCache,
+) -> None:
+    """Catches a loop without an end, and a failure of another kind that costs entries."""
+    attempts: list[int] = []
+
+    def work(code: int) -> None:
+        attempts.append(code)
+        raise OSError(code, os.strerror(code))
+
+    for code, expected in ((errno.EACCES, 1), (errno.ENOSPC, 2)):
+        await cache.put(key(1), entry())
+        attempts.clear()
+        with pytest.raises(OSError, match=os.strerror(code)):
+            await cache.with_room(partial(work, code))
+        assert len(attempts) == expected
+        assert (await cache.get(key(1)) is None) == (code == errno.ENOSPC)
 
 
 async def test_many_at_once_find_what_they_put(cache: DiskCache) -> None:
