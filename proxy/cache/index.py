@@ -325,7 +325,8 @@ class Index:
             yield
         except sqlite3.Error as error:
             number = errno.ENOSPC if is_full(error) else _ERRNO.get(code_of(error), errno.EIO)
-            raise OSError(number, f"index: {os.strerror(number)}: {error}") from error
+            message = f"index: {os.strerror(number)}: {error}"
+            raise OSError(number, message, str(self._database.path)) from error
 
 
 def _selected(selection: Selection, cid: str = "cid") -> tuple[str, tuple[str, ...]]:
