@@ -15,9 +15,10 @@ from proxy.cache.base import Selection
 from proxy.cli import cli
 from proxy.moderation.feeds.store import FeedStore
 from proxy.moderation.store import ModerationStore
+from proxy.presets import DEFAULT_PRESETS
 from tests.cache import owner
 from tests.commands import check_line
-from tests.reference import FILE, reference
+from tests.reference import MADE
 from tests.required import skip_unless_required
 
 ROOT = Path(__file__).parent.parent
@@ -84,9 +85,21 @@ def test_a_command_that_is_none_would_be_noticed() -> None:
             check_line(line)
 
 
-def test_the_configuration_reference_is_what_the_types_and_comments_say() -> None:
-    """Catches a key that came, went or changed without its document: ``./run docs`` makes it."""
-    assert FILE.read_text(encoding="utf-8") == reference()
+@pytest.mark.parametrize("file", MADE)
+def test_what_is_made_from_the_code_is_as_the_code_would_make_it(file: str) -> None:
+    """Catches a key or a metric without its document, and an nginx that would find no file."""
+    assert (ROOT / file).read_text(encoding="utf-8") == MADE[file](), "stale: run ./run docs"
+
+
+def test_the_readme_lists_the_presets_as_they_are() -> None:
+    """Catches a table that the first who reads it builds wrong layouts from."""
+    rows = [
+        f"| `{name}` | {f'{each.width} x {each.height}' if each.height else f'{each.width} wide'} "
+        f"| {each.fit}{', animated' if each.animated else ''} | {each.quality} |"
+        for name, each in DEFAULT_PRESETS.items()
+    ]
+    table = ["| preset | size | fit | quality |", "|---|---|---|---|", *rows, ""]
+    assert "\n".join(table) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_link_between_the_documents_leads_somewhere() -> None:
@@ -148,7 +161,7 @@ def test_commands_that_need_no_network_run_as_the_documents_show_them() -> None:
     for document in DOCUMENTS:
         for block in blocks(document, "sh"):
             for line in lines_of(block):
-                words = line.removeprefix("runuser -u imageproxy -- /opt/imageproxy/bin/").split()
+                words = line.removeprefix("runuser -u imageproxy -- ").split()
                 if words[:2] in (["imageproxy", "config"], ["imageproxy", "url"]):
                     arguments = [word for word in words[1:] if not word.startswith("/etc/")]
                     arguments = [word for word in arguments if word != "--config"]

@@ -37,9 +37,12 @@ class IdleTimer:
         self._idle = trio.CancelScope()
         self._is_busy = True
         self._waits = False
+        self._has_ended = False
 
     async def restart(self, task_group: TaskGroup, _action: object) -> None:
         """The connection is idle from now on. Does not wait."""
+        if self._has_ended:
+            return
         self._is_busy = False
         self._idle.deadline = trio.current_time() + self._seconds
         if not self._waits:
@@ -53,11 +56,18 @@ class IdleTimer:
         self._is_busy = True
         self._idle.deadline = math.inf
 
+    def end(self) -> None:
+        """The connection is closed: nothing waits for it any more."""
+        self._has_ended = True
+        self._idle.cancel()
+
     async def _wait(self) -> None:
         with self._idle:
             await self._stopping.wait()
-            if self._is_busy:  # its answer ends with ``restart``
+            if self._is_busy:  # its answer ends with ``restart``, or the connection with ``end``
                 await trio.sleep_forever()
+        if self._has_ended:
+            return
         with trio.CancelScope(shield=True):
             await self._close()
 
@@ -78,7 +88,8 @@ class Connection(TCPServer):
     hit from memory does before. ASGI wants it so: "the protocol server must not start sending
     the response to the client until it has received at least one http.response.body event".
 
-    Its idle timer is the one above: Hypercorn starts and cancels a task around every request.
+    Its idle timer is the one above: Hypercorn starts and cancels a task around every request, and
+    leaves the last one waiting for the timeout after the client has gone.
 
     And it closes although the application is cancelled over it, as Quart's is by the news that the
     connection closes.
@@ -90,7 +101,8 @@ class Connection(TCPServer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         seconds, terminated = self.config.keep_alive_timeout, self.context.terminated
-        self.idle_task = IdleTimer(seconds, terminated, self._initiate_server_close)  # type: ignore[assignment]
+        self._idle_timer = IdleTimer(seconds, terminated, self._initiate_server_close)
+        self.idle_task = self._idle_timer  # type: ignore[assignment]
 
     async def protocol_send(self, event: Event) -> None:
         """Send what Hypercorn's protocols give out, and do what else they ask for."""
@@ -124,6 +136,12 @@ class Connection(TCPServer):
                 nursery.cancel_scope.cancel()
         except* Exception as group:
             log.warning("connection failed", error=repr(group.exceptions)[:500])
+
+    async def _read_data(self) -> None:
+        try:
+            await super()._read_data()
+        finally:
+            self._idle_timer.end()
 
     async def _close(self) -> None:
         # It waits for nothing: what it sends, the socket has room for, or never will.

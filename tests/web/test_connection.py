@@ -57,6 +57,7 @@ class Talk:
         self.client = client
         self.server = server
         self.context = context
+        self.ended = trio.Event()
         self._protocol = h11.Connection(h11.CLIENT)
         self.heads: list[h11.Response] = []
 
@@ -96,9 +97,15 @@ async def talking(app: App, keep_alive: float = 60) -> AsyncIterator[Talk]:
             ConnectionState({}),
             server,
         )
-        nursery.start_soon(connection.run)
+        talk = Talk(client, server, context)
+
+        async def serve() -> None:
+            await connection.run()
+            talk.ended.set()
+
+        nursery.start_soon(serve)
         async with client:
-            yield Talk(client, server, context)
+            yield talk
         nursery.cancel_scope.cancel()
 
 
@@ -266,6 +273,33 @@ async def test_when_the_server_stops_an_idle_connection_ends_at_once_and_a_busy_
             go_on.set()
             assert await talk.answer() == b"body"
         assert await is_closed(talk)
+
+
+@pytest.mark.parametrize("closes", ["the client", "the client, over its answer", "the server"])
+async def test_nothing_is_left_of_a_connection_that_was_closed(closes: str) -> None:
+    """Catches a timer that outlives every connection: memory grows, and each stop waits for it."""
+    go_on = trio.Event()
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if closes == "the client, over its answer":
+            await go_on.wait()
+        await app_of(b"body")(scope, receive, send)
+
+    async with talking(app) as talk:
+        if closes == "the server":
+            await talk.client.send_all(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            assert b"".join([piece async for piece in talk.client]).endswith(b"body")
+        elif closes == "the client":
+            await talk.client.send_all(GET)
+            assert await talk.answer() == b"body"
+            await talk.client.aclose()
+        else:
+            await talk.client.send_all(GET)
+            await settled()
+            await talk.client.aclose()
+            go_on.set()
+        with trio.fail_after(PATIENCE):
+            await talk.ended.wait()
 
 
 async def test_a_connection_closes_although_its_application_is_cancelled_over_it() -> None:
