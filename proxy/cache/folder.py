@@ -404,7 +404,8 @@ class CacheFolder:
             How many; the least recently used of those that are looked at.
         """
         found: list[tuple[float, int, File]] = []
-        for file in itertools.islice(self._files(self._images), MOST_WEIGHED):
+        entries = filter(_is_entry, self._files(self._images))
+        for file in itertools.islice(entries, MOST_WEIGHED):
             with suppress(FileNotFoundError, NotADirectoryError):
                 status = (self._images / file.path).stat()
                 found.append((status.st_atime, status.st_size, file))

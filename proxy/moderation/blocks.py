@@ -283,8 +283,9 @@ class Blocks:
     def _close(self, error: Exception) -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if reason != self._closed_because:
-            path = getattr(error, "filename", None) or self._store.path
-            log.error("blocks cannot be read: nothing is served", error=reason, path=str(path))
+            named = getattr(error, "filename", None) or self._store.path.name
+            path = str(self._store.path.parent / named)
+            log.error("blocks cannot be read: nothing is served", error=reason, path=path)
         self._closed_because = reason
         # Where that fails the mark is gone, and nobody waits for this process.
         with suppress(OSError):
