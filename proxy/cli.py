@@ -28,7 +28,18 @@ from proxy.doctor.judgement import Level, failed
 from proxy.doctor.probes import examine
 from proxy.egress.errors import Forbidden
 from proxy.egress.gateway import guarded_networks
-from proxy.errors import ImageProxyError, InvalidPreset, InvalidRequest
+from proxy.errors import (
+    DidUnresolvable,
+    ImageProxyError,
+    InvalidCid,
+    InvalidDid,
+    InvalidFormat,
+    InvalidHandle,
+    InvalidPreset,
+    InvalidRequest,
+    UpstreamTimeout,
+)
+from proxy.formats import OUTPUTS
 from proxy.found import owner_beside_root, signs_in
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
@@ -40,12 +51,14 @@ from proxy.opening import open_moderator, open_service
 from proxy.parts import disk_cache_of, moderation_database_of, moderation_store_of
 from proxy.service import Service
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
-from proxy.warm import Bookmark, Tally, Warmer, warm_account
+from proxy.warm import Bookmark, Failures, Tally, Warmer, warm_account, warm_images
 
 T = TypeVar("T")
 
 TELL_SECONDS = 60.0
 """How often a run without an end says how far it has come."""
+
+WARM_LINE = "an image URL or its path, or PRESET DID CID [FORMAT], or DID CID"
 
 WARM_AT_ONCE = 16
 """Images that ``warm`` asks for at once: half of the default fetch workers."""
@@ -144,7 +157,7 @@ def url(context: _Context, preset: str, did: str, cid: str, format_: str | None)
     try:
         key = image_key(settings.presets, preset, did, cid, format_)
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error, settings.presets)) from None
     click.echo(image_url(key, settings.server.cdn_url or settings.server.base_url))
 
 
@@ -233,7 +246,7 @@ def warm(
     settings = context.load()
     unknown = [name for name in presets if name not in settings.presets]
     if unknown:
-        raise click.UsageError(InvalidPreset(unknown[0]).public_message)
+        raise click.UsageError(_mistake(InvalidPreset(unknown[0]), settings.presets))
     limits = _Limits(presets or tuple(settings.presets), at_once, per_second)
     if account is not None:
         _warm_account(settings, account, limits, restart)
@@ -244,21 +257,22 @@ def warm(
         try:
             keys.extend(parse_warm_line(settings, line))
         except InvalidRequest as error:
-            raise click.UsageError(f"line {number}: {error.public_message}") from None
-    failures: list[str] = []
+            mistake = _mistake(error, settings.presets, WARM_LINE)
+            raise click.UsageError(f"line {number}: {mistake}") from None
+    failures = Failures()
 
     async def work(service: Service) -> None:
+        nonlocal failures
         with click.progressbar(length=len(keys), label="warming", file=sys.stderr) as bar:
-            async with trio.open_nursery() as nursery:
-                todo = iter(keys)
-                for _ in range(WARM_AT_ONCE):
-                    nursery.start_soon(_warm_each, service, todo, failures, bar)
+            failures = await warm_images(
+                service, keys, at_once=WARM_AT_ONCE, on_done=lambda: bar.update(1)
+            )
 
     _with_service(settings, work)
-    for failure in failures:
-        click.echo(failure, err=True)
-    click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached")
-    sys.exit(1 if failures else 0)
+    _tell_failures(failures)
+    where = settings.cache.path
+    click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached in {where}")
+    sys.exit(1 if len(failures) else 0)
 
 
 @dataclass(frozen=True)
@@ -298,7 +312,7 @@ def _warm_account(settings: Config, actor: str, limits: _Limits, restart: bool) 
             await warm_account(service, did, warmer, bookmark, more)
 
     _with_service(settings, work)
-    _tell(tally)
+    _tell(settings, tally)
 
 
 def _warm_stream(
@@ -343,7 +357,7 @@ def _warm_stream(
             await warm_stream(service, warmer, origin, own, collections, note_left_out)
 
     _with_service(settings, work)
-    _tell(tally)
+    _tell(settings, tally)
 
 
 def _counts(tally: Tally) -> str:
@@ -353,12 +367,23 @@ def _counts(tally: Tally) -> str:
     )
 
 
-def _tell(tally: Tally) -> NoReturn:
+def _tell(settings: Config, tally: Tally) -> NoReturn:
     """Say what has come of it, and end the process."""
-    for failure in tally.failures:
-        click.echo(failure, err=True)
-    click.echo(_counts(tally))
+    _tell_failures(tally.failures)
+    click.echo(f"{_counts(tally)}, in {settings.cache.path}")
     sys.exit(1 if tally.failed else 0)
+
+
+def _tell_failures(failures: Failures) -> None:
+    for line in failures.lines():
+        click.echo(line, err=True)
+    _point_to_doctor(failures.kinds)
+
+
+def _point_to_doctor(kinds: Iterable[type[ImageProxyError]]) -> None:
+    """Where it may be this machine that cannot reach the others, say what examines it."""
+    if any(issubclass(kind, (DidUnresolvable, UpstreamTimeout)) for kind in kinds):
+        click.echo('"imageproxy doctor" tells whether it lies on this machine', err=True)
 
 
 def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
@@ -385,18 +410,6 @@ def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
             return [image_key(settings.presets, preset, did, cid, format_)]
         case _:
             raise InvalidRequest(line)
-
-
-async def _warm_each(
-    service: Service, todo: Iterator[ImageKey], failures: list[str], bar: Any
-) -> None:
-    for key in todo:
-        try:
-            await service.get(key)
-            await service.written()
-        except ImageProxyError as error:
-            failures.append(f"{image_url(key)}: {error}")
-        bar.update(1)
 
 
 @cli.group()
@@ -660,7 +673,8 @@ def _read_blocks(lines: Iterable[str], reason: str) -> Iterator[tuple[Selection,
         try:
             found = parse_block_line(line)
         except InvalidRequest as error:
-            raise click.UsageError(f"line {number}: {error.public_message}") from None
+            mistake = _mistake(error, line="DID, CID, or DID CID, then # and a reason")
+            raise click.UsageError(f"line {number}: {mistake}") from None
         if found is not None:
             yield found[0], found[1] or reason
 
@@ -753,7 +767,7 @@ def _selection(did: str | None, cid: str | None) -> Selection:
             None if did is None else parse_did(did), None if cid is None else parse_cid(cid)
         )
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error)) from None
 
 
 def _with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T:
@@ -782,10 +796,33 @@ def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) 
     try:
         trio.run(run)
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error, settings.presets)) from None
     except ImageProxyError as error:
-        click.echo(f"imageproxy: {error.public_message}: {error}", err=True)
+        click.echo(f"imageproxy: {error.explained}", err=True)
+        _point_to_doctor([type(error)])
         sys.exit(1)
+
+
+_EXPECTED: dict[type[InvalidRequest], str] = {
+    InvalidDid: "did:plc:... or did:web:HOST; a handle is no DID",
+    InvalidCid: "the CID of a blob, bafkrei... as a rule",
+    InvalidHandle: "a handle such as alice.example, or a DID",
+    InvalidFormat: ", ".join(format_.value for format_ in OUTPUTS),
+}
+
+
+def _mistake(error: InvalidRequest, presets: Iterable[str] = (), line: str = "") -> str:
+    """What a client is told, and what is right.
+
+    Args:
+        presets: names of the configuration.
+        line: what a line of a list looks like.
+    """
+    if isinstance(error, InvalidPreset):
+        return f"{error.public_message}; expected one of {', '.join(presets)}"
+    if type(error) in _EXPECTED:
+        return f"{error.public_message}: {error}; expected {_EXPECTED[type(error)]}"
+    return f"{error.public_message}; expected {line}" if line else error.public_message
 
 
 def _toml(value: object) -> str:

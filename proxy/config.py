@@ -522,9 +522,12 @@ def _explain(
     if not location:  # it concerns two sections, and names the key itself
         return message.removeprefix("Value error, ")
     key = ".".join(str(part) for part in location if part != "[key]")
-    origin = next(
-        (source.name for source in reversed(sources) if _holds(source.values, location)), ""
-    )
+    if message == "Field required":
+        # It is in no layer: the one that began the table is where it belongs.
+        holders = [source.name for source in sources if _holds(source.values, location[:-1])]
+    else:
+        holders = [source.name for source in reversed(sources) if _holds(source.values, location)]
+    origin = holders[0] if holders else ""
     origin = f" (from {origin})" if origin else ""
     if message == "Extra inputs are not permitted":
         # Without its value: the key may be a misspelled secret.

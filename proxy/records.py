@@ -13,12 +13,14 @@ from proxy.egress.errors import TooLarge
 from proxy.egress.gateway import Gateway
 from proxy.egress.get import Answer
 from proxy.errors import (
+    AccountNotFound,
     BlobNotFound,
+    DidNotFound,
     FetchFailed,
     InvalidCid,
     RecordNotFound,
 )
-from proxy.fetch import is_absent, mapped_errors
+from proxy.fetch import failure_of, is_absent, mapped_errors
 from proxy.identifiers import Cid, Did, parse_cid
 from proxy.identity import MIGRATION_AGE, Resolver
 
@@ -97,7 +99,7 @@ class Records:
         """The value of a record, by ``com.atproto.repo.getRecord``.
 
         Raises:
-            RecordNotFound, BlobNotFound, DidNotFound: there is no such record, repo, or account.
+            RecordNotFound, AccountNotFound: there is no such record, or no such account.
             ImageProxyError: as for a blob.
         """
         query = {"repo": did, "collection": collection, "rkey": key}
@@ -133,15 +135,21 @@ class Records:
         return cids, following if listed and following != cursor else ""
 
     async def _ask(self, did: Did, method: str, query: dict[str, str]) -> dict[str, Any]:
-        pds = await self._resolver.resolve(did)
+        pds = await self._pds_of(did)
         try:
             return await self._ask_pds(pds, method, query)
         except BlobNotFound:
             # Accounts migrate: an older document may name a PDS that they have left.
-            current = await self._resolver.resolve(did, max_age=MIGRATION_AGE)
+            current = await self._pds_of(did, max_age=MIGRATION_AGE)
             if current == pds:
                 raise
             return await self._ask_pds(current, method, query)
+
+    async def _pds_of(self, did: Did, *, max_age: float | None = None) -> str:
+        try:
+            return await self._resolver.resolve(did, max_age=max_age)
+        except DidNotFound as error:
+            raise AccountNotFound(str(error)) from error
 
     async def _ask_pds(self, pds: str, method: str, query: dict[str, str]) -> dict[str, Any]:
         target = f"/xrpc/{method}?{urlencode(query, safe=':', quote_via=quote)}"
@@ -169,9 +177,9 @@ def _value_of(pds: str, answer: Answer) -> dict[str, Any]:
     if answer.status == 400 and isinstance(parsed, dict) and _says_no_record(parsed):
         raise RecordNotFound(f"{pds}: {str(parsed.get('message'))[:200]!a}")
     if is_absent(answer.status, answer.body):
-        raise BlobNotFound(f"{pds}: status {answer.status}")
+        raise AccountNotFound(f"{pds}: status {answer.status}")
     if answer.status != 200 or not isinstance(parsed, dict):
-        raise FetchFailed(f"{pds}: status {answer.status}")
+        raise failure_of(pds, answer)
     return parsed
 
 

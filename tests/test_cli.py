@@ -243,6 +243,59 @@ def test_a_part_that_is_wrong_is_a_usage_error(
     assert message in result.stderr
 
 
+RIGHT_PARTS = [
+    (("avatr", DID, CID), "avatr", "avatar_small"),
+    (("avatar", "alice.example", CID), "alice.example", "a handle is no DID"),
+    (("avatar", DID, "cid"), "'cid'", "bafkrei"),
+    (("avatar", DID, CID, "--format", "jpg"), "'jpg'", "jpeg, png, webp, avif"),
+]
+
+
+@pytest.mark.parametrize("command", ["url", "fetch", "warm"])
+@pytest.mark.parametrize(("arguments", "wrong", "right"), RIGHT_PARTS)
+def test_a_part_that_is_wrong_is_told_with_what_would_be_right(
+    run: Run, command: str, arguments: tuple[str, ...], wrong: str, right: str
+) -> None:
+    """Catches a message after which one has to look the names up."""
+    if command == "warm":
+        line = " ".join(part for part in arguments if part != "--format")
+        result = run("warm", input=line)
+    else:
+        result = run(command, *arguments)
+    assert result.exit_code == 2
+    assert wrong in result.stderr
+    assert right in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        (("warm", "--preset", "avatr"), "avatar_small"),
+        (("warm", "--account", "alice"), "alice.example"),
+        (("cache", "purge", "--did", "alice.example"), "a handle is no DID"),
+        (("blocks", "add", "--cid", "x"), "bafkrei"),
+    ],
+)
+def test_an_option_that_is_wrong_is_told_with_what_would_be_right(
+    run: Run, arguments: tuple[str, ...], right: str
+) -> None:
+    """Catches a command that was forgotten."""
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert right in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "right"),
+    [(("warm",), "PRESET DID CID"), (("blocks", "add", "--file", "-"), "DID CID, then #")],
+)
+def test_a_line_of_no_form_is_told_with_the_forms(
+    run: Run, command: tuple[str, ...], right: str
+) -> None:
+    """Catches "invalid request" about a file, which is none."""
+    assert right in run(*command, input="a b c d e f").stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -715,21 +768,46 @@ def test_warm_counts_what_is_cached_and_fails_when_something_is_not(
     put(settings, key(1), key(2))
     lines = [f"avatar {owner(number)} {blob_cid(number)}" for number in (1, 2)]
     warmed = run("warm", input="\n".join(["# a comment", "", *lines]))
-    assert (warmed.exit_code, warmed.stdout) == (0, "2 of 2 are cached\n")
+    assert (warmed.exit_code, warmed.stdout) == (0, f"2 of 2 are cached in {settings.cache.path}\n")
     run("blocks", "add", "--did", owner(2))
     file = tmp_path / "list"
     file.write_text("\n".join(lines))
     warmed = run("warm", str(file))
-    assert (warmed.exit_code, warmed.stdout) == (1, "1 of 2 are cached\n")
+    assert (warmed.exit_code, warmed.stdout) == (1, f"1 of 2 are cached in {settings.cache.path}\n")
     assert image_url(key(2)) in warmed.stderr
     assert image_url(key(1)) not in warmed.stderr
+    assert "blob not found" in warmed.stderr, "the words of fetch"
+    assert "doctor" not in warmed.stderr
 
 
 @pytest.mark.usefixtures("_unreachable")
-def test_warm_with_an_empty_list_does_nothing_well(run: Run) -> None:
+@pytest.mark.parametrize("command", ["fetch", "warm"])
+def test_a_directory_out_of_reach_is_told_once_and_what_examines_it(run: Run, command: str) -> None:
+    """Catches a wall of the same line, in words of which nobody knows whose fault it is."""
+    if command == "fetch":
+        result = run("fetch", "avatar", DID, CID)
+    else:
+        result = run("warm", input=f"{DID} {CID}\n{owner(1)} {CID}")
+    assert result.exit_code == 1
+    assert result.stderr.count("failed to resolve DID") == 1
+    assert "imageproxy doctor" in result.stderr
+    assert ("(18 times)" in result.stderr) == (command == "warm")
+
+
+def test_warm_says_where_a_relative_path_led(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a cache that is filled in the folder one happens to be in, unnoticed."""
+    monkeypatch.chdir(tmp_path)
+    result = run("warm", env={"IMAGE_PROXY_CACHE__PATH": "./here"})
+    assert result.stdout == f"0 of 0 are cached in {tmp_path / 'here'}\n"
+
+
+@pytest.mark.usefixtures("_unreachable")
+def test_warm_with_an_empty_list_does_nothing_well(run: Run, settings: Config) -> None:
     """Catches a progress bar that divides by its length."""
     result = run("warm", input="# nothing\n\n")
-    assert (result.exit_code, result.stdout) == (0, "0 of 0 are cached\n")
+    assert (result.exit_code, result.stdout) == (0, f"0 of 0 are cached in {settings.cache.path}\n")
 
 
 @pytest.mark.parametrize("line", ["nonsense", f"avatar {DID} nocid", "http://[/img/x", "/img/x"])

@@ -701,6 +701,20 @@ def test_what_is_missing_from_a_preset_is_named(tmp_path: Path) -> None:
         "presets.mine.fit",
         "presets.mine.quality",
     ]
+    file = tmp_path / "imageproxy.toml"
+    assert all(message.endswith(f"(from {file})") for message in found)
+    begun = mistakes(
+        "[presets.mine]\nwidth = 5\nquality = 5",
+        {variable("presets.mine.height"): "5"},
+        folder=tmp_path,
+    )
+    assert begun == [f"presets.mine.fit: Field required (from {file})"]
+    (message,) = mistakes(
+        "",
+        {variable("presets.mine.width"): "5", variable("presets.mine.fit"): "contain"},
+        folder=tmp_path,
+    )
+    assert message.endswith("(from environment)")
     (message,) = mistakes("[presets.avatar]\nheight = 0", folder=tmp_path)
     assert message.startswith("presets.avatar: ")
     assert "cover" in message

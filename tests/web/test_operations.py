@@ -162,6 +162,7 @@ FAMILIES = {
     "imageproxy_blocks": ("gauge", set()),
     "imageproxy_purges_pending": ("gauge", set()),
     "imageproxy_decisions_total": ("counter", {"action"}),
+    "imageproxy_actor_requests_total": ("counter", {"kind", "outcome"}),
 }
 """Those of the contract with dashboards, and what moderation adds."""
 
