@@ -1,7 +1,8 @@
 """The configuration: its keys, their types, and the layers they come from.
 
 Command line, then environment, then the file, then defaults. Unknown keys and bad values are
-mistakes; all of them are reported at once.
+mistakes; all of them are reported at once. A relative path means one from the folder of the file
+that has it, or else from the one that the process runs in; once loaded it is absolute.
 """
 
 from __future__ import annotations
@@ -430,7 +431,8 @@ def load_config(
                 mistakes.append(_explain(("actors", key), "no such preset", name, sources))
     if mistakes:
         raise ConfigError(mistakes)
-    return config
+    cache = config.cache.model_copy(update={"path": config.cache.path.absolute()})
+    return config.model_copy(update={"cache": cache})
 
 
 def environment_for(overrides: Layer) -> dict[str, str]:
@@ -450,11 +452,17 @@ def _read_file(file: Path | None, mistakes: list[str]) -> Layer:
     if file is None:
         return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        layer = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         mistakes.append(f"{file}: cannot be read: {error.strerror or error}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         mistakes.append(f"{file}: is not TOML: {error}")
+    else:
+        match layer:
+            case {"cache": {"path": str(path)}} if path:
+                # Wherever a command runs, it means the folder that the server means.
+                layer["cache"]["path"] = str(file.absolute().parent / path)
+        return layer
     return {}
 
 
