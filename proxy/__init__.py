@@ -1,6 +1,6 @@
 """An image proxy of the AT Protocol.
 
-from proxy import create_app, open_service, Config
+from proxy import create_app, open_service, load_config, Config
 
 What is named here is imported when it is used: the sandboxed workers import this package too, and
 need neither the web nor the network.
@@ -12,12 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from proxy.config import Config
+    from proxy.config import Config, load_config
     from proxy.egress.network import Network
     from proxy.opening import open_service
     from proxy.web.app import ImageProxyApp
 
-__all__ = ["Config", "create_app", "open_service"]
+__all__ = ["Config", "create_app", "load_config", "open_service"]
 
 
 # A real function: Hypercorn evaluates "create_app()" among this module's variables.
@@ -31,7 +31,11 @@ def create_app(
 
 
 if not TYPE_CHECKING:
-    _HOMES = {"Config": "proxy.config", "open_service": "proxy.opening"}
+    _HOMES = {
+        "Config": "proxy.config",
+        "load_config": "proxy.config",
+        "open_service": "proxy.opening",
+    }
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:

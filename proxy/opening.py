@@ -75,8 +75,11 @@ async def open_service(
 
     Raises:
         TypeError: one of the four is None.
+        RuntimeError: this is not a Trio task.
         ConfigError: feeds are configured, and what they need is not installed.
     """
+    if not trio.lowlevel.in_trio_run():
+        raise RuntimeError("open_service runs under Trio only; from asyncio ask a server by HTTP")
     parts = {"cache": cache, "fetcher": fetcher, "processor": processor, "resolver": resolver}
     for name, part in parts.items():
         if part is None:

@@ -8,6 +8,7 @@ must do: say its version, print a URL and an nginx block, and check the default 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from tests.documents import shell_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +93,17 @@ def try_out(python: str, package: Path, folder: Path) -> None:
     assert imageproxy("nginx").startswith("# nginx")
 
 
+def try_asks(folder: Path) -> None:
+    """Install the other HTTP client into an environment as docs/clients.md says."""
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    lines = shell_lines((ROOT / "docs/clients.md").read_text(encoding="utf-8"))
+    assert all(line.startswith("pip ") for line in lines)
+    for line in (*lines, "python -c 'import proxy.egress.asks_client'"):
+        subprocess.run(
+            ["sh", "-ec", line], env={**os.environ, "PATH": path}, check=True, cwd=folder
+        )
+
+
 def main() -> None:
     """The command."""
     with TemporaryDirectory() as name:
@@ -103,6 +117,7 @@ def main() -> None:
             for package in (wheel, sdist):
                 try_out(python, package, folder / f"{version}-{package.suffix[1:]}")
                 print(f"Python {version}: {package.name} installs and runs", flush=True)
+            try_asks(folder / f"{version}-{wheel.suffix[1:]}")
 
 
 if __name__ == "__main__":

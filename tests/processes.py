@@ -230,7 +230,17 @@ async def serve(
     arguments: Sequence[str], environment: Mapping[str, str], *, workers: int = 1
 ) -> AsyncIterator[Server]:
     """``python`` with ``arguments`` that make a server of it, once it serves."""
-    async with _opened([sys.executable, *arguments], environment, Server) as server:
+    command = [sys.executable, *arguments]
+    async with started(command, environment, workers=workers) as server:
+        yield server
+
+
+@asynccontextmanager
+async def started(
+    command: Sequence[str], environment: Mapping[str, str], *, workers: int = 1
+) -> AsyncIterator[Server]:
+    """A command that makes a server of ours, once it serves."""
+    async with _opened(command, environment, Server) as server:
         await server.started(workers)
         yield server
 

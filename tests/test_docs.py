@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import textwrap
 import tomllib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
+import proxy
 from proxy.cache.base import Selection
-from proxy.cli import cli
 from proxy.moderation.feeds.store import FeedStore
 from proxy.moderation.store import ModerationStore
 from proxy.presets import DEFAULT_PRESETS
 from tests.cache import owner
 from tests.commands import check_line
+from tests.deployed import guest
+from tests.documents import blocks, shell_lines
+from tests.fakes.world import World
 from tests.reference import MADE
 from tests.required import skip_unless_required
 
@@ -55,24 +60,17 @@ OTHERS = {
 """Programs in the documents that are not ours: a block of theirs is held to the shell's syntax."""
 
 
-def blocks(document: str, language: str) -> list[str]:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def lines_of(block: str) -> list[str]:
-    joined = block.replace("\\\n", " ")
-    return [line.strip() for line in joined.splitlines() if line.strip(" #")]
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_in_the_documents_is_one_that_exists(document: str) -> None:
     """Catches a document that tells people to type what was renamed or never written."""
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for block in blocks(document, "sh"):
-        subprocess.run(["sh", "-n", "-c", block], check=True)
-        for line in lines_of(block):
-            assert check_line(line) or line.split()[0] in OTHERS, f"{line}: not known, not checked"
+    text = text_of(document)
+    for line in shell_lines(text):
+        subprocess.run(["sh", "-n", "-c", line], check=True)
+        assert check_line(line) or line.split()[0] in OTHERS, f"{line}: not known, not checked"
     for span in re.findall(r"`((?:imageproxy|\./run) [^`]*)`", text):
         # A table may name commands of one group together, and options that may be left out.
         check_line(re.sub(r"\[[^\]]*\]|…|\.\.\.", "", span))
@@ -156,14 +154,50 @@ def test_blocks_come_back_from_a_backup_by_the_lines_of_the_documents(tmp_path: 
     restored.close()
 
 
-def test_commands_that_need_no_network_run_as_the_documents_show_them() -> None:
-    """Catches one that is parsed and then fails."""
+RUN_BY = {
+    "./run serve": "tests/deployed/readme.py",
+    "./run test": ".ci/run",
+    "./run test tests/test_urls.py": ".ci/run",
+    "./run lint": ".ci/run",
+    "curl": "tests/deployed/readme.py",
+    "pip": "tests/package.py",
+}
+"""Who runs the commands of documents that no virtual machine does: whole, or by the program."""
+
+
+def test_every_command_in_the_documents_is_run_somewhere() -> None:
+    """Catches one that is parsed, and fails for whoever types it."""
     for document in DOCUMENTS:
-        for block in blocks(document, "sh"):
-            for line in lines_of(block):
-                words = line.removeprefix("runuser -u imageproxy -- ").split()
-                if words[:2] in (["imageproxy", "config"], ["imageproxy", "url"]):
-                    arguments = [word for word in words[1:] if not word.startswith("/etc/")]
-                    arguments = [word for word in arguments if word != "--config"]
-                    result = CliRunner().invoke(cli, arguments)
-                    assert result.exit_code == 0, f"{line}: {result.output}"
+        if document.removeprefix("docs/") in guest.DOCUMENTS:
+            continue
+        for line in shell_lines(text_of(document)):
+            if line == ".ci/run":  # which runs this
+                continue
+            runner = RUN_BY.get(line) or RUN_BY[line.split()[0]]
+            words = " ".join(line.split()[:2]) if line.startswith("./run") else line.split()[0]
+            assert words in (ROOT / runner).read_text(), f"{line}: not in {runner}"
+    assert "./run deployed" in (ROOT / ".ci/run").read_text()
+    assert "./run package" in (ROOT / ".ci/run").read_text()
+
+
+async def test_the_python_of_the_readme_runs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches names that are imported from elsewhere now, and a call that fails."""
+    (code,) = blocks(text_of("README.md"), "python")
+    settings = f"""
+        server.base_url = "https://img.example"
+        identity.plc_url = "{world.plc.url}"
+        process.isolation = "thread"
+    """
+    (tmp_path / "config.toml").write_text(settings)
+    monkeypatch.chdir(tmp_path)
+    here = partial(proxy.open_service, networks=(world.network, world.directory_network))
+    monkeypatch.setattr(proxy, "open_service", here, raising=False)
+    did, cid = world.add_blob()
+    names: dict[str, Any] = {"did": did, "cid": cid}
+    body = textwrap.indent(code, "    ")
+    exec(f"async def readme():\n{body}\n    return tag, image", names)  # noqa: S102
+    tag, image = await names["readme"]()
+    assert f'srcset="https://img.example/img/avatar/plain/{did}/{cid} 1000w"' in tag
+    assert image.cache == "miss"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import trio.testing
 
 from proxy.cache.base import Entry, Selection
 from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
+from proxy.config import Config
 from proxy.errors import (
     BlobBlocked,
     BlobNotFound,
@@ -331,6 +333,17 @@ async def test_a_service_without_one_of_its_parts_starts(world: World, name: str
     with pytest.raises(TypeError, match=name):
         async with open_service(world.config(), **parts):
             raise AssertionError
+
+
+def test_a_service_that_is_opened_under_asyncio_fails_deep_inside() -> None:
+    """Catches an AttributeError of Trio's own, which tells nobody what to do instead."""
+
+    async def opened() -> None:
+        async with open_service(Config()):
+            raise AssertionError
+
+    with pytest.raises(RuntimeError, match="under Trio only"):
+        asyncio.run(opened())
 
 
 # Coalescing.

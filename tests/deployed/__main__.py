@@ -7,10 +7,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.deployed import image, unit
+from tests.deployed import image, readme, unit
 from tests.deployed.debian import missing
 
-CHECKS: dict[str, Callable[[Path], None]] = {"image": image.check, "unit": unit.check}
+CHECKS: dict[str, Callable[[Path], None]] = {
+    "readme": readme.check,
+    "image": image.check,
+    "unit": unit.check,
+}
 
 
 def main(names: list[str]) -> int:

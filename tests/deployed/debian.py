@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -9,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.processes import ROOT
+
 SUITE = "trixie"
 """Its Python is 3.13, that of the image."""
 
 PACKAGES = ("ca-certificates", "python3", "python3-venv", "dbus", "systemd-sysv", "initramfs-tools",
-            "linux-image-cloud-amd64")  # fmt: skip
+            "linux-image-cloud-amd64", "nginx-light", "sqlite3")  # fmt: skip
 
 PROGRAMS = ("debootstrap", "buildah", "qemu-system-x86_64", "mke2fs", "unshare", "chroot")
 
@@ -49,7 +52,8 @@ def run(*command: str | Path) -> None:
 def base() -> Path:
     """A Debian with ``PACKAGES``, made on first use. Nobody changes it: see ``copy_of_base``."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atproto-imageproxy"
-    made = cache / f"debian-{SUITE}"
+    key = hashlib.sha256(repr((SUITE, PACKAGES)).encode()).hexdigest()[:16]
+    made = cache / f"debian-{key}"
     if not made.exists():
         building = made.with_suffix(".partial")
         shutil.rmtree(building, ignore_errors=True)
@@ -78,3 +82,11 @@ def entered(root: Path) -> Iterator[Sequence[str]]:
         run("mount", "-t", "proc", "proc", root / "proc")
         mounted.callback(run, "umount", root / "proc")
         yield ["chroot", str(root), "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+
+
+def checkout(folder: Path) -> None:
+    """The files of this one, as they are now."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)

@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 from PIL import Image
 
+from tests.documents import shell_lines
 from tests.processes import Client, Upstream, until, upstream
 
 PASSED, FAILED = "guest: passed", "guest: failed"
@@ -20,6 +21,9 @@ PASSED, FAILED = "guest: passed", "guest: failed"
 PORT = 8080
 
 SECRETS = Path("/etc/imageproxy/environment")
+
+DOCUMENTS = ("operations.md", "nginx.md", "moderation.md")
+"""What they tell an operator to type works on a machine that was installed as the unit says."""
 
 CACHE = Path("/var/lib/imageproxy/images")
 
@@ -59,6 +63,9 @@ async def main() -> None:
     ok("it starts with the boot, as installed")
     async with upstream() as internet:
         await try_out(internet)
+    for name in DOCUMENTS:
+        as_documented(Path("docs", name))
+    await stop()
 
 
 async def try_out(internet: Upstream) -> None:
@@ -100,12 +107,27 @@ async def try_out(internet: Upstream) -> None:
     assert await get(first) == (200, "hit")
     ok("it is started anew when it is killed")
 
+
+async def stop() -> None:
+    """Stop it."""
     began = time.monotonic()
     systemctl("stop", "imageproxy")
     assert shown("Result") == "success"
     assert shown("ExecMainStatus") == "0"
     assert time.monotonic() - began < 20, "a stop of an idle service hangs"  # an emulated machine
     ok("it stops at once when nothing is in flight")
+
+
+def as_documented(document: Path) -> None:
+    """Run the commands that a document tells an operator to type, as they stand there."""
+    commands = shell_lines(document.read_text())
+    assert commands, document
+    for command in commands:
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+        # Without a network there is something for it to find.
+        expected = {0, 1} if "imageproxy doctor" in command else {0}
+        assert done.returncode in expected, (command, done.returncode, done.stdout, done.stderr)
+        ok(f"{document}: {command[:90]}")
 
 
 def let_reach(internet: Upstream) -> None:
