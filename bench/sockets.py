@@ -15,9 +15,10 @@ from bench.pictures import Size
 from bench.processes import upstream
 from bench.starvation import configuration, network_of_names
 from proxy.config import Config
+from proxy.egress.client import MAX_IDLE
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import EgressError
-from proxy.egress.gateway import MAX_IDLE, Gateway
+from proxy.egress.gateway import Gateway
 from proxy.egress.network import Network
 
 MAX_BYTES = 4096

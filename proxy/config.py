@@ -33,7 +33,14 @@ from proxy.egress.errors import Forbidden
 from proxy.errors import InvalidDid
 from proxy.formats import Format
 from proxy.identifiers import Did, parse_did
-from proxy.presets import DEFAULT_PRESETS, NotBool, Preset, with_variants
+from proxy.presets import (
+    DEFAULT_PRESETS,
+    CommaSeparated,
+    NoneOrMore,
+    NotBool,
+    Preset,
+    with_variants,
+)
 
 ENV_PREFIX = "IMAGE_PROXY_"
 CONFIG_VARIABLE = "IMAGE_PROXY_CONFIG"
@@ -126,15 +133,6 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
-def _comma_separated(value: object) -> object:
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-def _items(value: object) -> object:
-    # The environment has no other way to say "none".
-    return () if value == "" else _comma_separated(value)
-
-
 def _nameserver(text: str) -> str:
     host, port = _host_and_port(text)
     ip_address(host)  # raises ValueError where it is none
@@ -155,6 +153,8 @@ def _host_and_port(text: str) -> tuple[str, int]:
 Positive = Annotated[int, NotBool, Field(ge=1)]
 Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
+Size = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
+OptionalSize = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
 Nameserver = Annotated[str, AfterValidator(_nameserver)]
 Collection = Annotated[
@@ -190,7 +190,7 @@ class IdentitySection(Section):
     ttl: Duration = 3600
     stale_ttl: Duration = 86400
     negative_ttl: Duration = 60
-    nameservers: Annotated[tuple[Nameserver, ...], BeforeValidator(_items)] = ()
+    nameservers: Annotated[tuple[Nameserver, ...], NoneOrMore] = ()
 
     @property
     def nameserver_addresses(self) -> list[tuple[str, int]]:
@@ -221,7 +221,7 @@ class ProcessSection(Section):
     """[process]"""
 
     threads: Annotated[int, NotBool, Field(ge=0)] = 0
-    max_megapixels: Seconds = 50
+    max_megapixels: Size = 50
     queue_wait: Duration = 5
     isolation: Literal["sandbox", "thread"] = "sandbox"
 
@@ -233,16 +233,14 @@ class ProcessSection(Section):
 class BlobSection(Section):
     """[blob]"""
 
-    allowed_types: Annotated[tuple[MediaRange, ...], BeforeValidator(_comma_separated)] = (
-        "image/*",
-    )
+    allowed_types: Annotated[tuple[MediaRange, ...], CommaSeparated] = ("image/*",)
 
 
 class ActorsSection(Section):
     """[actors]"""
 
     collections: Annotated[
-        tuple[Collection, ...], BeforeValidator(_comma_separated), Field(min_length=1, max_length=8)
+        tuple[Collection, ...], CommaSeparated, Field(min_length=1, max_length=8)
     ] = ("app.bsky.actor.profile",)
     avatar_preset: str = "avatar"
     banner_preset: str = "banner"
@@ -252,7 +250,7 @@ class ActorsSection(Section):
 class NegotiateSection(Section):
     """[negotiate]"""
 
-    formats: Annotated[tuple[Literal["avif", "webp"], ...], BeforeValidator(_items)] = ()
+    formats: Annotated[tuple[Literal["avif", "webp"], ...], NoneOrMore] = ()
 
     @property
     def outputs(self) -> tuple[Format, ...]:
@@ -264,11 +262,11 @@ class CacheSection(Section):
     """[cache]"""
 
     path: Annotated[Path, BeforeValidator(_path)] = Path("./cache")
-    max_gb: Seconds = 10
+    max_gb: Size = 10
     ttl_days: Duration = 30
     revalidate_days: Duration = 7
     cleanup_interval_minutes: Duration = 60
-    memory_mb: Duration = 64
+    memory_mb: OptionalSize = 64
     write_queue: Positive = 256
 
     @property
@@ -306,8 +304,8 @@ class CdnSection(Section):
 class LabelsSection(Section):
     """[labels]"""
 
-    subscribe: Annotated[tuple[LabelerDid, ...], BeforeValidator(_items)] = ()
-    values: Annotated[tuple[LabelValue, ...], BeforeValidator(_comma_separated)] = ("!takedown",)
+    subscribe: Annotated[tuple[LabelerDid, ...], NoneOrMore] = ()
+    values: Annotated[tuple[LabelValue, ...], CommaSeparated] = ("!takedown",)
     scope: Literal["owner", "everywhere"] = "owner"
 
 

@@ -1,4 +1,4 @@
-"""The one family of errors, a class per row of the error table.
+"""The one family of errors, a class per row of the error table (docs/urls.md, "Errors").
 
 Every class knows its HTTP ``status`` and its public ``message``. What a client may see is that
 message alone; ``cause`` is for the log, and may name hosts and addresses.

@@ -36,9 +36,6 @@ MAX_REMEMBERED = 100_000
 MIGRATION_AGE = 60.0
 """Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
-MIGRATION_AGE = 60.0
-"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
-
 
 class Resolver(Protocol):
     """Finds the PDS of an account."""

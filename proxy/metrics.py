@@ -22,13 +22,29 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the se
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
+GAUGES = {
+    "blocks": "Owners, blobs and pairs that are blocked",
+    "purges_pending": "Purges, of any process, that are not finished",
+    "cache_entries": "Entries on disk",
+    "cache_bytes": "Bytes on disk",
+    "fetch_queue_depth": "Fetches that wait",
+    "process_waiting": "Transforms that wait for a turn",
+    "cdn_pending": "Blobs that the CDN has yet to forget",
+    "labels_waiting": "Labels whose record is not known yet",
+}
+"""Those that are read when the metrics are, each where there is what it tells of."""
+
+SHARED = frozenset(
+    f"imageproxy_{name}" for name in ("blocks", "purges_pending", "cache_entries", "cache_bytes")
+)
+"""Gauges of which all processes on the cache folder read the same figure: they are not added."""
+
 
 class Metrics:
     """One set of metrics in a registry of its own, so that services do not share counts."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._shared: set[str] = set()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"imageproxy_{name}", text, labels, registry=registry)
@@ -97,18 +113,10 @@ class Metrics:
         self._request_counter(preset, status, state).inc()
         self._request_timer(state).observe(seconds)
 
-    def gauge(
-        self, name: str, text: str, value: Callable[[], float], *, shared: bool = False
-    ) -> None:
-        """A gauge that is read when the metrics are.
-
-        Args:
-            shared: all processes on the cache folder read the same figure: it is not to be added.
-        """
-        Gauge(f"imageproxy_{name}", text, registry=self.registry).set_function(value)
-        if shared:
-            self._shared.add(f"imageproxy_{name}")
+    def gauge(self, name: str, value: Callable[[], float]) -> None:
+        """One of ``GAUGES``, by what it is read from."""
+        Gauge(f"imageproxy_{name}", GAUGES[name], registry=self.registry).set_function(value)
 
     def snapshot(self) -> Snapshot:
         """What was counted until now."""
-        return Snapshot(tuple(self.registry.collect()), frozenset(self._shared))
+        return Snapshot(tuple(self.registry.collect()), SHARED)

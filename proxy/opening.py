@@ -95,7 +95,7 @@ async def open_service(
         processor = pool = processing_pool_of(config, metrics)
     networks = networks or guarded_networks(config)
     gateway = Gateway(config, *networks)
-    metrics.gauge("fetch_queue_depth", "Fetches that wait", lambda: gateway.statistics().waiting)
+    metrics.gauge("fetch_queue_depth", lambda: gateway.statistics().waiting)
     policy = policy_of(config, networks, lambda: moderator, metrics)
     cdn = counted_cdn_sender(config, networks[1], metrics)
     permission = Permission(blocks, policy, on_refused=metrics.blocked.inc)

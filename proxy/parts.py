@@ -88,15 +88,8 @@ def disk_cache_of(
 def counted_blocks(store: ModerationStore, followers: Followers, metrics: Metrics) -> Blocks:
     """What is blocked, with its gauges."""
     blocks = Blocks(store, followers)
-    metrics.gauge(
-        "blocks", "Owners, blobs and pairs that are blocked", lambda: len(blocks), shared=True
-    )
-    metrics.gauge(
-        "purges_pending",
-        "Purges, of any process, that are not finished",
-        lambda: blocks.purges_pending,
-        shared=True,
-    )
+    metrics.gauge("blocks", lambda: len(blocks))
+    metrics.gauge("purges_pending", lambda: blocks.purges_pending)
     return blocks
 
 
@@ -116,8 +109,8 @@ def counted_disk_cache(config: Config, metrics: Metrics, store: ModerationStore)
         on_evicted=lambda reason, count: metrics.evictions.labels(reason).inc(count),
     )
     kept = disk.statistics
-    metrics.gauge("cache_entries", "Entries on disk", lambda: kept().entries, shared=True)
-    metrics.gauge("cache_bytes", "Bytes on disk", lambda: kept().bytes, shared=True)
+    metrics.gauge("cache_entries", lambda: kept().entries)
+    metrics.gauge("cache_bytes", lambda: kept().bytes)
     return disk
 
 
@@ -153,9 +146,7 @@ def processing_pool_of(config: Config, metrics: Metrics) -> ProcessingPool:
     pool = ProcessingPool(
         config, on_death=lambda reason: metrics.worker_deaths.labels(reason).inc()
     )
-    metrics.gauge(
-        "process_waiting", "Transforms that wait for a turn", lambda: pool.statistics().waiting
-    )
+    metrics.gauge("process_waiting", lambda: pool.statistics().waiting)
     return pool
 
 
@@ -187,7 +178,7 @@ def policy_of(
 def counted_cdn_sender(config: Config, network: Network, metrics: Metrics) -> CdnSender:
     """Who purges the configured CDN, with its metrics."""
     cdn = cdn_sender_of(config, network, lambda outcome: metrics.cdn_requests.labels(outcome).inc())
-    metrics.gauge("cdn_pending", "Blobs that the CDN has yet to forget", lambda: cdn.pending)
+    metrics.gauge("cdn_pending", lambda: cdn.pending)
     return cdn
 
 

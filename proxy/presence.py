@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from proxy.locks import try_lock
+
 _NEW = ".new"
 
 _NUMBER_BYTES = 8
@@ -138,15 +140,6 @@ class Presence:
     def _locked(self, token: str) -> int | None:
         """A descriptor that holds the lock of a mark; None where it is held, or gone."""
         try:
-            descriptor = os.open(self._folder / token, os.O_RDWR | os.O_CLOEXEC)
+            return try_lock(self._folder / token)
         except FileNotFoundError:
             return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor

@@ -27,11 +27,19 @@ NotBool = BeforeValidator(_refuse_bool)
 """For numbers: TOML's ``true`` is none, though Python's is."""
 
 
-def _split(value: object) -> object:
-    """For the environment, which has no lists; an empty text is an empty one."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")] if value else []
-    return value
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _none_or_more(value: object) -> object:
+    return () if value == "" else _comma_separated(value)
+
+
+CommaSeparated = BeforeValidator(_comma_separated)
+"""For lists: the environment has none."""
+
+NoneOrMore = BeforeValidator(_none_or_more)
+"""For lists that an empty text of the environment leaves empty."""
 
 
 Side = Annotated[int, NotBool, Field(ge=1, le=MAX_SIDE)]
@@ -54,7 +62,7 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
     fit: Literal["cover", "contain"]
     quality: Annotated[int, NotBool, Field(ge=1, le=100)]
     animated: bool = False
-    variants: Annotated[tuple[Side, ...], BeforeValidator(_split)] = ()
+    variants: Annotated[tuple[Side, ...], NoneOrMore] = ()
 
     @model_validator(mode="after")
     def _cover_has_a_height(self) -> Preset:

@@ -24,6 +24,7 @@ from proxy.errors import (
     CidMismatch,
     DidNotFound,
     DidUnresolvable,
+    FetchFailed,
     ForbiddenDestination,
     ForbiddenDomain,
     ImageProxyError,
@@ -326,7 +327,7 @@ class Service:
             self._fetch_failures.succeeded(blob)
             return source
         except ImageProxyError as error:
-            outcome = _OUTCOMES.get(type(error), "failed")
+            outcome = OUTCOMES.get(type(error), "failed")
             if isinstance(error, Busy):
                 self.metrics.rejected.labels("fetch").inc()
             else:
@@ -356,7 +357,7 @@ class Service:
         return _Source(data, {"resolve": resolved - began, "fetch": trio.current_time() - resolved})
 
 
-_OUTCOMES: dict[type[ImageProxyError], str] = {
+OUTCOMES: dict[type[ImageProxyError], str] = {
     BlobNotFound: "not_found",
     DidNotFound: "not_found",
     ImageTooLarge: "too_large",
@@ -367,8 +368,9 @@ _OUTCOMES: dict[type[ImageProxyError], str] = {
     ForbiddenDestination: "forbidden",
     UpstreamTimeout: "timeout",
     Busy: "busy",
+    FetchFailed: "failed",
 }
-"""Label values of ``imageproxy_fetch_duration_seconds``; what is not here is ``failed``."""
+"""Label values of ``imageproxy_fetch_duration_seconds``: the last column of the error table."""
 
 
 def _image(key: ImageKey, entry: Entry, state: CacheState, timings: Mapping[str, float]) -> Image:

@@ -6,13 +6,14 @@ gone, however that happened, and another one takes over.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
 import trio
+
+from proxy.locks import try_lock
 
 TURN_SECONDS = 5.0
 """How often a process asks whether the turn has become free."""
@@ -40,17 +41,8 @@ class Turn:
         if self._descriptor is not None:
             return True
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
-        return True
+        self._descriptor = try_lock(self._path, os.O_CREAT)
+        return self._descriptor is not None
 
     def give_up(self) -> None:
         """Leave the turn to another process. Idempotent."""

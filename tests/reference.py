@@ -1,14 +1,16 @@
-"""``docs/configuration.md``, made from the settings' types and the comments of ``config.toml``.
+"""What is made from the code, and checked in: ``MADE``.
 
     ./run docs
 
-prints it into its place; ``tests/test_docs.py`` fails when it is stale.
+writes each file into its place; ``tests/test_docs.py`` fails when one is stale. Here is
+``docs/configuration.md``, made from the settings' types and the comments of ``config.toml``.
 """
 
 from __future__ import annotations
 
 import builtins
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -17,10 +19,12 @@ from pydantic import AfterValidator, BaseModel, SecretStr, StringConstraints
 from pydantic.fields import FieldInfo
 
 from proxy.config import ENV_PREFIX, SEED_VARIABLES, Config
+from proxy.nginx import server_block
+from proxy.parts import disk_cache_of
 from proxy.presets import DEFAULT_PRESETS, Preset
+from tests.metrics_reference import metrics_reference
 
 ROOT = Path(__file__).parent.parent
-FILE = ROOT / "docs/configuration.md"
 
 HEAD = """# Configuration
 
@@ -165,6 +169,24 @@ def seed() -> str:
     return "\n".join(lines) + "\n"
 
 
+def nginx_conf() -> str:
+    """What ``imageproxy nginx`` prints for the cache of the systemd unit."""
+    unit = (ROOT / "deploy/imageproxy.service").read_text(encoding="utf-8")
+    (folder,) = re.findall(r"^Environment=IMAGE_PROXY_CACHE__PATH=(.*)$", unit, re.MULTILINE)
+    values = {"server": {"base_url": "https://img.example.com"}, "cache": {"path": folder}}
+    config = Config.model_validate(values)
+    return server_block(config, disk_cache_of(config).images)
+
+
+MADE: Mapping[str, Callable[[], str]] = {
+    "docs/configuration.md": reference,
+    "docs/metrics.md": metrics_reference,
+    "deploy/nginx.conf": nginx_conf,
+}
+"""The files that are made, and what makes the text of each."""
+
+
 if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")
-    print(FILE.relative_to(ROOT))
+    for file, make in MADE.items():
+        (ROOT / file).write_text(make(), encoding="utf-8")
+        print(file)

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from proxy.egress.channel import ChannelStatistics
+from proxy.egress.client import MAX_IDLE
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import (
     BadAnswer,
@@ -21,7 +22,7 @@ from proxy.egress.errors import (
     TimedOut,
     TooLarge,
 )
-from proxy.egress.gateway import MAX_IDLE, Gateway
+from proxy.egress.gateway import Gateway
 from proxy.egress.get import MIN_BYTES_PER_SECOND, USER_AGENT
 from tests.fakes import faults
 from tests.fakes.misbehaviours import MISBEHAVIOURS, Misbehaviour, heal

@@ -20,8 +20,6 @@ import trio
 import yaml
 
 from proxy.config import Config, load_config
-from proxy.nginx import server_block
-from proxy.parts import disk_cache_of
 from proxy.process.memory import ceiling
 from tests.commands import assert_is_command
 from tests.fakes.world import tiny_jpeg
@@ -218,18 +216,6 @@ def test_the_dockerfile_copies_what_exists_and_ends_as_a_user_without_privileges
     script = json.loads(dict(final)["HEALTHCHECK"].split(" CMD ")[1])[-1]
     compile(script, "HEALTHCHECK", "exec")
     assert "/healthz" in script
-
-
-# nginx
-
-
-def test_the_nginx_block_is_what_the_command_prints_for_the_units_cache() -> None:
-    """Catches a checked-in block of yesterday's fingerprints: nginx would find no file."""
-    folder = unit()["Service"]["Environment"].partition("IMAGE_PROXY_CACHE__PATH=")[2]
-    values = {"server": {"base_url": "https://img.example.com"}, "cache": {"path": folder}}
-    config = Config.model_validate(values)
-    images = disk_cache_of(config).images
-    assert (DEPLOY / "nginx.conf").read_text() == server_block(config, images)
 
 
 # Caddy

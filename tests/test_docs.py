@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from proxy.cli import cli
+from proxy.presets import DEFAULT_PRESETS
 from tests.commands import check_line
-from tests.reference import FILE, reference
+from tests.reference import MADE
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,9 +67,21 @@ def test_a_command_that_is_none_would_be_noticed() -> None:
             check_line(line)
 
 
-def test_the_configuration_reference_is_what_the_types_and_comments_say() -> None:
-    """Catches a key that came, went or changed without its document: ``./run docs`` makes it."""
-    assert FILE.read_text(encoding="utf-8") == reference()
+@pytest.mark.parametrize("file", MADE)
+def test_what_is_made_from_the_code_is_as_the_code_would_make_it(file: str) -> None:
+    """Catches a key or a metric without its document, and an nginx that would find no file."""
+    assert (ROOT / file).read_text(encoding="utf-8") == MADE[file](), "stale: run ./run docs"
+
+
+def test_the_readme_lists_the_presets_as_they_are() -> None:
+    """Catches a table that the first who reads it builds wrong layouts from."""
+    rows = [
+        f"| `{name}` | {f'{each.width} x {each.height}' if each.height else f'{each.width} wide'} "
+        f"| {each.fit}{', animated' if each.animated else ''} | {each.quality} |"
+        for name, each in DEFAULT_PRESETS.items()
+    ]
+    table = ["| preset | size | fit | quality |", "|---|---|---|---|", *rows, ""]
+    assert "\n".join(table) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_link_between_the_documents_leads_somewhere() -> None:

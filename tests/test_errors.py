@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import NamedTuple
 
 import pytest
 
 from proxy import errors
 from proxy.errors import ImageProxyError, InvalidPreset
+from proxy.service import OUTCOMES
+from tests.test_docs_urls import table
 
 SECRET = "10.0.0.7:5432 /var/lib/imageproxy Traceback"
 
@@ -19,42 +22,27 @@ def family(base: type[ImageProxyError] = ImageProxyError) -> list[type[ImageProx
 
 FAMILY = family()
 
-ROWS: dict[str, tuple[int, str]] = {
-    "ImageProxyError": (500, "internal server error"),
-    "InvalidRequest": (400, "invalid request"),
-    "InvalidPreset": (400, "invalid preset: "),
-    "InvalidDid": (400, "invalid DID format"),
-    "InvalidCid": (400, "invalid CID format"),
-    "InvalidHandle": (400, "invalid handle format"),
-    "InvalidFormat": (400, "invalid format"),
-    "UnsupportedImage": (400, "unsupported image format"),
-    "ImageTooLarge": (400, "image too large"),
-    "ResultTooLarge": (400, "image too large"),
-    "BlobNotFound": (404, "blob not found"),
-    "DidNotFound": (404, "blob not found"),
-    "RecordNotFound": (404, "blob not found"),
-    "HandleNotFound": (404, "blob not found"),
-    "BlobBlocked": (404, "blob not found"),
-    "TakenDown": (404, "blob not found"),
-    "UndecodableImage": (422, "image could not be decoded"),
-    "DidUnresolvable": (502, "failed to resolve DID"),
-    "ForbiddenDomain": (502, "failed to resolve DID"),
-    "HandleUnresolvable": (502, "failed to resolve handle"),
-    "AmbiguousHandle": (502, "failed to resolve handle"),
-    "NoPdsEndpoint": (502, "no PDS endpoint found"),
-    "FetchFailed": (502, "failed to fetch blob from PDS"),
-    "ForbiddenDestination": (502, "failed to fetch blob from PDS"),
-    "CidMismatch": (502, "blob does not match its CID"),
-    "Busy": (503, "busy"),
-    "PolicyUnavailable": (503, "busy"),
-    "ModerationUnreadable": (503, "busy"),
-    "UpstreamTimeout": (504, "request timed out"),
+
+class Row(NamedTuple):
+    """What the table in docs/urls.md says of a class."""
+
+    status: int
+    message: str
+    caching: str
+    outcome: str
+
+
+TABLE = table("## Errors")
+
+ROWS = {
+    name: Row(int(status), body.removesuffix("NAME"), caching, outcome)
+    for name, _, status, body, caching, outcome in TABLE
 }
 
 
 def test_every_class_of_the_family_has_its_row() -> None:
-    """Catches an error that is added without a status, or in another module."""
-    assert {error.__name__ for error in FAMILY} == set(ROWS)
+    """Catches an error that no document knows, or that is in another module."""
+    assert sorted(error.__name__ for error in FAMILY) == sorted(row[0] for row in TABLE)
     assert all(error.__module__ == errors.__name__ for error in FAMILY)
 
 
@@ -62,16 +50,22 @@ def test_every_class_of_the_family_has_its_row() -> None:
 def test_status_and_message_are_those_of_the_table(kind: type[ImageProxyError]) -> None:
     """Catches a status or a line that clients already know under another meaning."""
     error = kind(SECRET)
-    status, message = ROWS[kind.__name__]
-    assert error.status == status
-    assert error.public_message.startswith(message)
+    row = ROWS[kind.__name__]
+    assert error.status == row.status
+    assert error.public_message.startswith(row.message)
+
+
+def test_each_error_that_ends_a_fetch_is_counted_as_the_table_says() -> None:
+    """Catches a new error that is counted as another one, or by a name that no document knows."""
+    counted = {error.__name__: outcome for error, outcome in OUTCOMES.items()}
+    assert counted == {name: row.outcome for name, row in ROWS.items() if row.outcome}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind is not InvalidPreset])
 def test_a_client_sees_nothing_of_the_cause(kind: type[ImageProxyError]) -> None:
     """Catches an address, a path or a traceback in a body."""
     error = kind(SECRET)
-    assert error.public_message == ROWS[kind.__name__][1]
+    assert error.public_message == ROWS[kind.__name__].message
     assert error.cause == SECRET
     assert str(error) == SECRET, "the log needs it"
 
@@ -81,7 +75,7 @@ def test_an_error_without_a_cause_still_says_something_in_a_log(
     kind: type[ImageProxyError],
 ) -> None:
     """Catches an empty log line."""
-    assert str(kind()) == ROWS[kind.__name__][1]
+    assert str(kind()) == ROWS[kind.__name__].message
 
 
 @pytest.mark.parametrize(

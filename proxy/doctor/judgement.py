@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proxy.config import Config
-from proxy.egress.gateway import MAX_IDLE
+from proxy.egress.client import MAX_IDLE
 from proxy.process import memory
 
 Level = Literal["ok", "warn", "fail"]

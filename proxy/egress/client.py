@@ -15,6 +15,9 @@ from proxy.egress.endpoint import Origin
 
 Method = Literal["GET", "HEAD"]
 
+MAX_IDLE = 64
+"""Idle connections kept over all hosts: a federated network has more hosts than sockets."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -11,16 +11,13 @@ import trio
 from proxy.config import Config
 from proxy.egress.channel import ChannelStatistics, FetchChannel
 from proxy.egress.circuit import Circuits, retry_after
-from proxy.egress.client import HttpClient, Method
+from proxy.egress.client import MAX_IDLE, HttpClient, Method
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
 from proxy.egress.get import NO_HEADERS, Answer, Rules, guarded_get
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.httpx2_client import Httpx2Client
 from proxy.egress.network import Network
-
-MAX_IDLE = 64
-"""Idle connections kept over all hosts: a federated network has more hosts than sockets."""
 
 IDLE_SECONDS = 30.0
 

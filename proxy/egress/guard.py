@@ -24,7 +24,7 @@ STAGGER_SECONDS = 0.25
 # hosts. Six are three of each family; big sites publish no more than that.
 MAX_ATTEMPTS = 6
 # Threads that wait for the system's resolver, apart from Trio's own 40: an abandoned look-up keeps
-# its thread until the resolver gives up, and must not keep one from the cache's files.
+# its thread until the resolver gives up, and must not keep one from whoever else needs it.
 MAX_LOOKUPS = 128
 
 

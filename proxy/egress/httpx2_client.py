@@ -16,8 +16,6 @@ from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, ConnectFailed, NoAnswer
 from proxy.egress.network import Network
 
-CHUNK = 64 * 1024
-
 
 class Httpx2Client:
     """Requests over kept-alive connections.

@@ -10,8 +10,8 @@ from proxy.moderation.policy import Policy, Verdict
 from proxy.urls import BlobKey
 
 
-class Blocks(Protocol):
-    """The operator's blocks, in memory."""
+class Blocked(Protocol):
+    """Tells what the operator blocked, from memory: ``moderation.blocks`` does."""
 
     def check(self, blob: BlobKey) -> None:
         """Raise ``BlobBlocked`` for what is blocked."""
@@ -30,7 +30,7 @@ class Permission:
     """
 
     def __init__(
-        self, blocks: Blocks, policy: Policy | None, on_refused: Callable[[], None] = lambda: None
+        self, blocks: Blocked, policy: Policy | None, on_refused: Callable[[], None] = lambda: None
     ) -> None:
         self._blocks = blocks
         self._policy = policy

@@ -79,8 +79,9 @@ class Policy:
         config: its ``policy`` section has the URL.
         strangers, trusted: networks; the service itself is on the second, what it redirects to
             on the first.
-        on_taken_down: called with each answer that takes a blob down, before it counts: purges
-            what is cached, which others serve too. It may raise ``sqlite3.Error`` or ``OSError``.
+        on_taken_down: called with each blob that an answer takes down, once the verdict counts, so
+            that nothing is kept behind it: purges what is cached, which others serve too. Who
+            asked waits for it. It may raise ``sqlite3.Error`` or ``OSError``.
         on_answer: called with each verdict, and with ``"failure"`` where there is none.
     """
 

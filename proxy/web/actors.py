@@ -16,6 +16,7 @@ from proxy.service import Service
 from proxy.urls import BlobKey, image_key, image_url
 from proxy.web.answers import Answer, error_answer, json_answer, redirect
 from proxy.web.responder import Responder
+from proxy.web.response import as_response
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,7 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
             cause = f"{type(error).__name__}: {error}"
         took = round((trio.current_time() - began) * 1000, 1)
         log.info("request", path=request.path[:300], status=answer.status, ms=took, cause=cause)
-        return Response(answer.body, status=answer.status, headers=dict(answer.headers))
+        return as_response(answer)
 
     async def redirected(service: Service, actor: str, kind: Kind, preset: str) -> Answer:
         blob = await service.actors.picture(await service.actors.find(actor), kind)

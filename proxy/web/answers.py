@@ -1,4 +1,4 @@
-"""What is answered: statuses, headers and bodies of SPEC section 1. Pure."""
+"""What is answered: the statuses, headers and bodies of docs/urls.md. Pure."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from proxy.web.asgi import Receive, Respond, Scope, Send, serve
 from proxy.web.negotiate import accept_of, choose, is_negotiable, negotiated
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
+from proxy.web.response import as_response
 from proxy.web.traced import traced
 
 RESTART_PAUSE = 1.0
@@ -186,8 +187,3 @@ def create_app(
 
 def _not_a_path(_path: str, _if_none_match: str | None) -> Answer:
     return plain_answer(400, "bad request")
-
-
-def as_response(answer: Answer) -> Response:
-    """An answer as Quart's."""
-    return Response(answer.body, status=answer.status, headers=dict(answer.headers))

@@ -94,7 +94,7 @@ async def run_feeds(
         metrics=metrics,
         clock=clock,
     )
-    metrics.gauge("labels_waiting", "Labels whose record is not known yet", lambda: keeper.waiting)
+    metrics.gauge("labels_waiting", lambda: keeper.waiting)
 
     async def follow_labeler(did: Did) -> None:
         # Imported late: what it needs is an extra.

@@ -1,0 +1,28 @@
+"""Locks on files (flock). The kernel frees one when its process is gone, however that happened."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+def try_lock(file: Path, flags: int = 0) -> int | None:
+    """A descriptor that holds the lock of ``file`` until it is closed; None: another one has it.
+
+    Args:
+        flags: of open(2), beside those for reading and writing.
+
+    Raises:
+        OSError: the file cannot be opened or locked.
+    """
+    descriptor = os.open(file, flags | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

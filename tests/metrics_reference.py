@@ -1,0 +1,103 @@
+"""``docs/metrics.md``, made from the registry and from the types of the labels' values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import get_args
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from proxy.formats import OUTPUTS, Format
+from proxy.metrics import GAUGES, SHARED, Metrics
+from proxy.moderation.policy import Verdict
+from proxy.moderation.revalidate import Finding
+from proxy.moderation.store import Action
+from proxy.process.workers import DeathReason
+from proxy.service import OUTCOMES, CacheState
+
+HEAD = """# Metrics
+
+Made by `./run docs` from the registry. `/metrics` has them in the text format of Prometheus;
+[operations](operations.md#watch) says what to watch, and what to do about it.
+
+No label has a DID, a CID or a host as its value, so that strangers cannot add series. A counter's
+series is there once something was counted in it; a gauge where there is what it tells of.
+"""
+
+TAIL = """
+A histogram has `_bucket`, `_sum` and `_count` series.
+
+(1) All processes on one cache folder read the same figure, so that it is not added over the workers
+of a server. Do not add it over instances that share a folder either.
+"""
+
+PRESET = "a preset's name"
+CACHE = (*get_args(CacheState), "none")
+FEED = ("labels", "accounts")
+
+VALUES: Mapping[str, Mapping[str, str | Iterable[str]]] = {
+    "requests_total": {
+        "preset": f"{PRESET}, or `none` where the request named none",
+        "status": "of the answer",
+        "cache": CACHE,
+    },
+    "request_duration_seconds": {"cache": CACHE},
+    "fetch_duration_seconds": {
+        "outcome": dict.fromkeys(("ok", *OUTCOMES.values(), "cancelled", "defect"))
+    },
+    "process_duration_seconds": {
+        "preset": PRESET,
+        "format": (*(each.value for each in OUTPUTS), Format.GIF.value),
+    },
+    "rejected_total": {"stage": ("fetch", "process")},
+    "cache_evictions_total": {"reason": ("ttl", "size")},
+    "worker_deaths_total": {"reason": get_args(DeathReason)},
+    "decisions_total": {"action": get_args(Action)},
+    "policy_answers_total": {"answer": (*Verdict, "failure")},
+    "cdn_requests_total": {"outcome": ("ok", "failed")},
+    "revalidations_total": {"finding": tuple(Finding)},
+    "feed_events_total": {"feed": FEED, "outcome": "what followed, in a word"},
+    "feed_disconnects_total": {"feed": FEED, "reason": "why, in a few words"},
+    "feed_connections": {"feed": FEED},
+}
+"""What the labels of each metric may be: all there is, or in words what it is one of."""
+
+
+def names() -> list[str]:
+    """Every metric, as it is asked for."""
+    return [f"imageproxy_{name}" for name, _, _, _ in described()]
+
+
+def described() -> list[tuple[str, str, tuple[str, ...], str]]:
+    """Name, type, labels and text of every metric."""
+    found = []
+    for metric in registered():
+        (family,) = metric.describe()
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = tuple(metric._labelnames)
+        found.append((name.removeprefix("imageproxy_"), family.type, labels, family.documentation))
+    return found
+
+
+def registered() -> list[MetricWrapperBase]:
+    """All of a registry that has every gauge."""
+    metrics = Metrics()
+    for name in GAUGES:
+        metrics.gauge(name, lambda: 0.0)
+    # The registry has no public list of what was registered, only of families without labels.
+    return list(metrics.registry._collector_to_names)  # type: ignore[arg-type]
+
+
+def metrics_reference() -> str:
+    """The whole document."""
+    lines = [HEAD, "| metric | type | labels | |", "|---|---|---|---|"]
+    for name, kind, labels, text in described():
+        shown = "<br>".join(f"`{label}`: {in_words(VALUES[name][label])}" for label in labels)
+        note = " (1)" if f"imageproxy_{name}" in SHARED else ""
+        lines.append(f"| `imageproxy_{name}` | {kind} | {shown} | {text}{note} |")
+    return "\n".join(lines) + "\n" + TAIL
+
+
+def in_words(values: str | Iterable[str]) -> str:
+    """Values of a label."""
+    return values if isinstance(values, str) else ", ".join(f"`{each}`" for each in values)
