@@ -29,6 +29,7 @@ from proxy.doctor.probes import examine
 from proxy.egress.errors import Forbidden
 from proxy.egress.gateway import guarded_networks
 from proxy.errors import ImageProxyError, InvalidPreset, InvalidRequest
+from proxy.extras import check_extras
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
 from proxy.moderation.cdn.queue import CdnQueue, Pending
@@ -55,9 +56,17 @@ class _Context:
     def __init__(self, file: Path | None) -> None:
         self.file = file
 
-    def load(self, overrides: Layer | None = None) -> Config:
+    def load(self, overrides: Layer | None = None, *, to_serve: bool = False) -> Config:
+        """Every mistake is told, and ends the process.
+
+        Args:
+            to_serve: also what a service needs beyond right values is looked for.
+        """
         try:
-            return load_config(self.file, overrides=overrides)
+            config = load_config(self.file, overrides=overrides)
+            if to_serve:
+                check_extras(config)
+            return config
         except ConfigError as error:
             for mistake in error.mistakes:
                 click.echo(f"config: {mistake}", err=True)
@@ -98,7 +107,7 @@ def serve(context: _Context, bind: str | None, workers: int | None) -> None:
     given = {"bind": bind, "workers": workers}
     server = {key: value for key, value in given.items() if value is not None}
     overrides: Layer = {"server": server} if server else {}
-    sys.exit(serving.serve(context.load(overrides), context.file, overrides))
+    sys.exit(serving.serve(context.load(overrides, to_serve=True), context.file, overrides))
 
 
 @cli.group()
@@ -126,7 +135,7 @@ def config_show(context: _Context) -> None:
 @_with_config
 def config_check(context: _Context) -> None:
     """Report every mistake at once, with its key."""
-    context.load()
+    context.load(to_serve=True)
     click.echo("ok")
 
 
@@ -159,7 +168,7 @@ def fetch(
     context: _Context, preset: str, did: str, cid: str, format_: str | None, output: Path | None
 ) -> None:
     """Get one image through the whole pipeline, without a server."""
-    settings = context.load()
+    settings = context.load(to_serve=True)
 
     async def work(service: Service) -> None:
         image = await service.get_image(preset, did, cid, format_)
@@ -228,7 +237,7 @@ def warm(
     With --account or --jetstream, a run that was ended goes on where it was, and the options are
     for them alone.
     """
-    settings = context.load()
+    settings = context.load(to_serve=True)
     unknown = [name for name in presets if name not in settings.presets]
     if unknown:
         raise click.UsageError(InvalidPreset(unknown[0]).public_message)
@@ -480,7 +489,7 @@ def cache_verify(context: _Context, repair: bool) -> None:
 @_with_config
 def doctor(context: _Context) -> None:
     """Examine this machine, and say how to put right what is wrong; exit 1 when anything fails."""
-    settings = context.load()
+    settings = context.load(to_serve=True)
 
     async def run() -> bool:
         findings = []

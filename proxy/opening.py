@@ -17,12 +17,13 @@ from proxy.cache.writer import CacheWriter
 from proxy.config import Config
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
+from proxy.extras import check_extras
 from proxy.fetch import Fetcher, PdsFetcher
 from proxy.identifiers import Did
 from proxy.identity import DidResolver, Resolver
 from proxy.metrics import Metrics
 from proxy.moderation.blocks import Blocks
-from proxy.moderation.feeds.run import check_feeds, run_feeds
+from proxy.moderation.feeds.run import run_feeds
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.permission import Permission
 from proxy.parts import (
@@ -75,13 +76,13 @@ async def open_service(
 
     Raises:
         TypeError: one of the four is None.
-        ConfigError: feeds are configured, and what they need is not installed.
+        ConfigError: what the configuration needs is not installed.
     """
     parts = {"cache": cache, "fetcher": fetcher, "processor": processor, "resolver": resolver}
     for name, part in parts.items():
         if part is None:
             raise TypeError(f"{name} must not be None")
-    check_feeds(config)
+    check_extras(config)
     metrics = Metrics()
     spans = spans_of(config)
     disk = claims = None

@@ -14,6 +14,7 @@ from proxy import metrics, request_id
 from proxy.aggregate import Snapshot, merge, render
 from proxy.config import Config, load_config
 from proxy.egress.network import Network
+from proxy.extras import check_extras
 from proxy.log import configure_logging
 from proxy.opening import open_service
 from proxy.siblings import siblings
@@ -150,9 +151,10 @@ def create_app(
         networks: see ``open_service``.
 
     Raises:
-        ConfigError: the configuration is wrong.
+        ConfigError: the configuration is wrong, or needs what is not installed.
     """
     config = config or load_config()
+    check_extras(config)
     configure_logging(config.log)
     connection.install()
     app = ImageProxyApp(config, networks)
