@@ -42,6 +42,7 @@ from proxy.cache.layout import entry_folder, entry_name
 from proxy.config import Config
 from proxy.formats import Format
 from proxy.urls import parse_image_path
+from tests.nginx import find_nginx
 
 BARE = "bare ASGI function"
 BARE_OURS = "the same on our connections"
@@ -231,7 +232,7 @@ async def _bench(plan: Plan, folder: Path) -> AsyncIterator[tuple[Bench, int, li
         bench.scenarios[WORKERS] = Scenario(workers, hot, "hit")
 
         left_out = []
-        if nginx.nginx_program() is None:
+        if find_nginx() is None:
             left_out.append("nginx, which is not installed (on Debian: apt install nginx-light)")
         else:
             block = await nginx.block_of(cache, memory)

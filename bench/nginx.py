@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,27 +13,14 @@ import trio
 
 from bench.processes import ROOT, BenchError, Server, free_port, inherited, started
 from bench.upstream import LOOPBACK
+from tests.nginx import command_for, find_nginx
 
 # Of both, so that their difference is the block. It answers more than wrk can ask for: one process.
-_MAIN = """
-daemon off;
-{user}
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr;
-events {{ }}
-http {{
-    access_log off;
+_HTTP = """
     sendfile on;
     tcp_nopush on;
-    client_body_temp_path {folder}/temp;
-    proxy_temp_path {folder}/temp;
-    fastcgi_temp_path {folder}/temp;
-    uwsgi_temp_path {folder}/temp;
-    scgi_temp_path {folder}/temp;
     types {{ image/jpeg jpg; }}
 {site}
-}}
 """
 
 _PLAIN = """
@@ -49,11 +34,6 @@ server {{
 """
 
 _LISTEN = re.compile(r"(?m)^ *listen [^;]*;\n")
-
-
-def nginx_program() -> str | None:
-    """Its path, where it is installed."""
-    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 
 
 async def block_of(cache: Path, proxy: Server) -> str:
@@ -101,20 +81,10 @@ async def alone(folder: Path, images: Path) -> AsyncIterator[Server]:
 
 @asynccontextmanager
 async def _nginx(folder: Path, site: str, port: int) -> AsyncIterator[Server]:
-    program = nginx_program()
+    program = find_nginx()
     if program is None:
         raise BenchError("no nginx here; on Debian: apt install nginx-light")
-    file = _configure(folder, site)
     log = folder / "nginx.log"
-    command = [program, "-p", str(folder), "-c", str(file), "-e", "stderr"]
+    command = command_for(program, folder, _HTTP.format(site=site))
     async with started(command, log=log) as process:
         yield Server(process, port, log)
-
-
-def _configure(folder: Path, site: str) -> Path:
-    folder.mkdir()
-    # Its workers must be able to enter the temporary folder of the benchmark.
-    user = "user root;" if os.geteuid() == 0 else ""
-    file = folder / "nginx.conf"
-    file.write_text(_MAIN.format(folder=folder, user=user, site=site))
-    return file

@@ -100,11 +100,21 @@ class Records:
             RecordNotFound, BlobNotFound, DidNotFound: there is no such record, repo, or account.
             ImageProxyError: as for a blob.
         """
-        query = {"repo": did, "collection": collection, "rkey": key}
-        value = (await self._ask(did, "com.atproto.repo.getRecord", query)).get("value")
+        value = (await self.answer(did, collection, key)).get("value")
         if not isinstance(value, dict):
             raise FetchFailed(f"{did}: a record that is no object")
         return value
+
+    async def answer(
+        self, did: Did, collection: str, key: str, *, max_bytes: int = MAX_ANSWER
+    ) -> dict[str, Any]:
+        """All that a PDS says of a record: beside its ``value``, the ``cid`` of this version.
+
+        Raises:
+            ImageProxyError: as ``get``.
+        """
+        query = {"repo": did, "collection": collection, "rkey": key}
+        return await self._ask(did, "com.atproto.repo.getRecord", query, max_bytes)
 
     async def blobs(self, did: Did, cursor: str = "") -> tuple[list[Cid], str]:
         """A page of an account's blobs, by ``com.atproto.sync.listBlobs``.
@@ -132,18 +142,22 @@ class Records:
         # A PDS that repeats itself would be asked for ever.
         return cids, following if listed and following != cursor else ""
 
-    async def _ask(self, did: Did, method: str, query: dict[str, str]) -> dict[str, Any]:
+    async def _ask(
+        self, did: Did, method: str, query: dict[str, str], max_bytes: int = MAX_ANSWER
+    ) -> dict[str, Any]:
         pds = await self._resolver.resolve(did)
         try:
-            return await self._ask_pds(pds, method, query)
+            return await self._ask_pds(pds, method, query, max_bytes)
         except BlobNotFound:
             # Accounts migrate: an older document may name a PDS that they have left.
             current = await self._resolver.resolve(did, max_age=MIGRATION_AGE)
             if current == pds:
                 raise
-            return await self._ask_pds(current, method, query)
+            return await self._ask_pds(current, method, query, max_bytes)
 
-    async def _ask_pds(self, pds: str, method: str, query: dict[str, str]) -> dict[str, Any]:
+    async def _ask_pds(
+        self, pds: str, method: str, query: dict[str, str], max_bytes: int
+    ) -> dict[str, Any]:
         target = f"/xrpc/{method}?{urlencode(query, safe=':', quote_via=quote)}"
         with mapped_errors(pds):
             origin = parse_origin(
@@ -152,7 +166,7 @@ class Records:
                 allow_private_hosts=self._fetch.allow_private_hosts,
             )
             try:
-                answer = await self._gateway.get(origin, target, max_bytes=MAX_ANSWER)
+                answer = await self._gateway.get(origin, target, max_bytes=max_bytes)
             except TooLarge as error:
                 # Of an image it would be its owner's choice.
                 raise FetchFailed(f"{pds}: {error}") from error
@@ -176,6 +190,8 @@ def _value_of(pds: str, answer: Answer) -> dict[str, Any]:
 
 
 def _says_no_record(error: dict[str, Any]) -> bool:
-    """Older PDSes say it only in the message of an ``InvalidRequest``."""
+    """Older PDSes say it only in the message of an ``InvalidRequest``. No repo has no record."""
     message = str(error.get("message", "")).lower()
-    return error.get("error") == "RecordNotFound" or message.startswith("could not locate record")
+    return error.get("error") in ("RecordNotFound", "RepoNotFound") or message.startswith(
+        "could not locate record"
+    )

@@ -38,6 +38,10 @@ def check_line(line: str) -> bool:
     match words:
         case [program, *arguments] if program.rpartition("/")[2] == "imageproxy":
             assert_is_command(arguments)
+        case ["./run", "imageproxy", *arguments]:
+            assert_is_command(arguments)
+        case ["./run", "serve", *arguments]:
+            assert_is_command(["serve", *arguments])
         case ["./run", command, *_]:
             assert command in RUN, line
         case _:

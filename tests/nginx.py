@@ -29,6 +29,11 @@ http {{
     fastcgi_temp_path {folder}/temp;
     uwsgi_temp_path {folder}/temp;
     scgi_temp_path {folder}/temp;
+{http}
+}}
+"""
+
+HTTP = """
     # What others may have set for all servers, and the block must undo.
     types {{ text/html jpg; }}
     default_type text/html;
@@ -36,14 +41,17 @@ http {{
     open_file_cache max=1000 inactive=600s;
     open_file_cache_valid 600s;
     include {folder}/site.conf;
-}}
 """
+
+
+def find_nginx() -> str | None:
+    """Its path, where it is installed."""
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 
 
 def nginx_program() -> str:
     """Its path; without it the test is skipped, or fails where nginx is required."""
-    path = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin"
-    program = shutil.which("nginx", path=path)
+    program = find_nginx()
     if program is None:
         skip_unless_required("no nginx here; on Debian: apt install nginx-light")
     return program
@@ -83,9 +91,16 @@ def run_nginx(folder: Path, config: Config) -> AbstractAsyncContextManager[Serve
 
 
 def _command(folder: Path, block: str) -> list[str]:
-    folder.mkdir(exist_ok=True)
-    # Its workers must be able to enter the temporary folder of the tests.
-    user = "user root;" if os.geteuid() == 0 else ""
-    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user))
+    command = command_for(nginx_program(), folder, HTTP.format(folder=folder))
     (folder / "site.conf").write_text(block)
-    return [nginx_program(), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"]
+    return command
+
+
+def command_for(program: str, folder: Path, http: str) -> list[str]:
+    """nginx with one worker, its files in ``folder``, and more lines of its ``http`` block."""
+    folder.mkdir(exist_ok=True)
+    # Its workers must be able to enter a temporary folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    file = folder / "nginx.conf"
+    file.write_text(MAIN.format(folder=folder, user=user, http=http))
+    return [program, "-p", str(folder), "-c", str(file), "-e", "stderr"]

@@ -337,6 +337,11 @@ class Client:
     ) -> None:
         await trio.aclose_forcefully(self.stream)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether it takes a further request: not once an answer has said ``Connection: close``."""
+        return self._connection.our_state in (h11.IDLE, h11.DONE)
+
     async def send(
         self, target: str, *headers: tuple[str, str], method: str = "GET", body: bytes = b""
     ) -> None:

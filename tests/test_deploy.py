@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from configparser import RawConfigParser
 from pathlib import Path
@@ -20,6 +21,8 @@ import trio
 import yaml
 
 from proxy.config import Config, load_config
+from proxy.nginx import server_block
+from proxy.parts import disk_cache_of
 from proxy.process.memory import ceiling
 from tests.commands import assert_is_command
 from tests.fakes.world import tiny_jpeg
@@ -48,10 +51,28 @@ def unit() -> RawConfigParser:
     return parser
 
 
+def with_python_for_program() -> str:
+    return UNIT.read_text().replace("=/opt/imageproxy/bin/imageproxy", f"={sys.executable}")
+
+
+def head() -> list[str]:
+    """What the unit says to type before it is installed."""
+    return re.findall(r"^#   (.*)$", UNIT.read_text(), re.MULTILINE)
+
+
+def installed_config(folder: Path) -> Config:
+    """The configuration that these commands install."""
+    (line,) = [line for line in head() if line.endswith(" > /etc/imageproxy/config.toml")]
+    file = folder / "config.toml"
+    command = line.replace("/etc/imageproxy/config.toml", str(file))
+    subprocess.run(["sh", "-c", command], cwd=ROOT, check=True)
+    return load_config(file, environment={})
+
+
 @pytest.fixture
 def installed_unit(tmp_path: Path) -> Path:
     """The unit with a program and a user that this machine has."""
-    text = UNIT.read_text().replace("/opt/imageproxy/bin/imageproxy", sys.executable)
+    text = with_python_for_program()
     text = re.sub(r"^(User|Group)=.*$", r"\1=root", text, flags=re.MULTILINE)
     file = tmp_path / "imageproxy.service"
     file.write_text(text)
@@ -72,7 +93,7 @@ def test_systemd_finds_no_mistake_in_the_unit(installed_unit: Path) -> None:
 
 def test_systemd_counts_the_unit_among_the_well_confined(installed_unit: Path) -> None:
     """Its scale goes from 0 to 10; a unit without hardening has 9.6, and below 3 is well done."""
-    text = UNIT.read_text().replace("/opt/imageproxy/bin/imageproxy", sys.executable)
+    text = with_python_for_program()
     installed_unit.write_text(text)
     command = [need("systemd-analyze"), "security", "--offline=true", "--threshold=25"]
     done = subprocess.run([*command, str(installed_unit)], capture_output=True, text=True)
@@ -88,6 +109,31 @@ def test_the_unit_leaves_the_service_its_time_to_stop_and_its_memory() -> None:
     for key in ("ExecStart", "ExecStartPre"):
         _, *arguments = shlex.split(service[key])
         assert_is_command(arguments)
+
+
+def test_the_installed_configuration_alone_says_where_the_cache_is(tmp_path: Path) -> None:
+    """Catches a unit whose cache is not that of ``imageproxy blocks`` with the same file."""
+    service = unit()["Service"]
+    config = installed_config(tmp_path)
+    assert config.cache.path == Path("/var/lib") / service["StateDirectory"]
+    stock = load_config(ROOT / "config.toml", environment={})
+    moved = stock.cache.model_copy(update={"path": config.cache.path})
+    assert config == stock.model_copy(update={"cache": moved}), "nothing else is changed"
+    assert "Environment" not in service
+    for key in ("ExecStart", "ExecStartPre"):
+        assert "--config /etc/imageproxy/config.toml" in service[key]
+
+
+def test_what_the_unit_says_to_type_is_there_to_be_typed() -> None:
+    """Catches a package that no index has, and a link to where the command is not."""
+    for line in head():
+        subprocess.run(["sh", "-n", "-c", line], check=True)
+    typed = "\n".join(head())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (wanted,) = re.findall(r"/bin/pip install '\.\[(\w+)\]'", typed)
+    assert wanted in project["optional-dependencies"]
+    assert "ln -sf /opt/imageproxy/bin/imageproxy /usr/local/bin/imageproxy" in typed
+    assert unit()["Service"]["ExecStart"].split()[0] == "/opt/imageproxy/bin/imageproxy"
 
 
 CONFINED = """
@@ -216,6 +262,19 @@ def test_the_dockerfile_copies_what_exists_and_ends_as_a_user_without_privileges
     script = json.loads(dict(final)["HEALTHCHECK"].split(" CMD ")[1])[-1]
     compile(script, "HEALTHCHECK", "exec")
     assert "/healthz" in script
+
+
+# nginx
+
+
+def test_the_nginx_block_is_what_the_command_prints_for_the_units_cache(tmp_path: Path) -> None:
+    """Catches a checked-in block of yesterday's fingerprints: nginx would find no file."""
+    installed = installed_config(tmp_path)
+    named = installed.server.model_copy(update={"base_url": "https://img.example.com"})
+    config = installed.model_copy(update={"server": named})
+    images = disk_cache_of(config).images
+    found = (DEPLOY / "nginx.conf").read_text()
+    assert found == server_block(config, images), "stale: run ./run docs"
 
 
 # Caddy

@@ -328,6 +328,27 @@ async def test_nginx_negotiates_as_the_proxy_does(tmp_path: Path) -> None:
     assert {(200, f"image/{each}") for each in ("avif", "webp", "jpeg", "png")} <= served
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/metrics",
+        "/metrics?x",
+        "/metrics/",
+        "//metrics",
+        "/x/../metrics",
+        "/%6detrics",
+        "/%2Fmetrics",
+    ],
+)
+async def test_the_metrics_are_not_for_the_public(site: Site, target: str, method: str) -> None:
+    """Catches a guard that is a comment, and one that another spelling gets around."""
+    assert b"imageproxy_requests_total" in (await site.proxy.get("/metrics")).body
+    reply = await site.front.get(target, method=method)
+    assert reply.status == 404
+    assert b"imageproxy_" not in reply.body
+
+
 async def test_nginx_own_validators_are_none(site: Site) -> None:
     """Catches a 304 for a tag or a date that no answer ever had."""
     file = images_of(site.config) / entry_folder(AUTO) / entry_name(AUTO, Format.JPEG)

@@ -5,8 +5,8 @@ The servers are npm's ``@atproto/dev-env``; :func:`run_devnet` installs it on fi
 or 18.7 at least) with its headers, npm, a C++ compiler, make and Python; on Debian: ``nodejs npm
 libnode-dev g++ make``.
 
-``python -m tests.devnet install`` only installs, ``python -m tests.devnet run`` runs a network
-with some pictures in it.
+``python -m tests.devnet install`` only installs; ``./run devnet`` runs a network with some pictures
+in it.
 """
 
 import base64

@@ -1,8 +1,10 @@
-"""``python -m tests.devnet install`` or ``run``: the network by hand, for development."""
+"""A PLC directory and a PDS on loopback, with two accounts and their pictures, until Ctrl-C."""
 
 import argparse
+import errno
 import io
 import sys
+from dataclasses import dataclass
 
 import trio
 from PIL import Image
@@ -20,9 +22,10 @@ from tests.devnet import (
     set_profile,
     upload_blob,
 )
+from tests.fakes.dns import serving_dns
 
-PLC_PORT, PDS_PORT = 2582, 2583
-"""Always the same, so that a proxy's configuration outlives a restart of the network."""
+PROXY_URL = "http://127.0.0.1:8080"
+"""Where a proxy serves by default."""
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -53,8 +56,21 @@ def animated_gif(size: int, frames: int) -> bytes:
     return out.getvalue()
 
 
-async def seed(devnet: Devnet) -> list[str]:
-    """Fills an empty network with two accounts; returns the image paths of their pictures."""
+@dataclass(frozen=True)
+class Seeded:
+    """What :func:`seed` made.
+
+    Attributes:
+        accounts: DIDs by handle.
+        paths: of images, one of each picture.
+    """
+
+    accounts: dict[str, str]
+    paths: list[str]
+
+
+async def seed(devnet: Devnet) -> Seeded:
+    """Fills an empty network with two accounts and their pictures."""
     paths = []
 
     async def upload(account: Account, preset: str, data: bytes, mime: str) -> Blob:
@@ -75,34 +91,94 @@ async def seed(devnet: Devnet) -> list[str]:
     await set_profile(devnet, bob, avatar)
     noise = await upload(bob, "content_preview", noise_png(900, 600), "image/png")
     await create_post(devnet, bob, [noise])
-    return paths
+    return Seeded({account.handle: account.did for account in (alice, bob)}, paths)
 
 
-async def run() -> None:
-    async with run_devnet(PLC_PORT, PDS_PORT) as devnet:
-        paths = await seed(devnet)
-        print(f"PLC  {devnet.plc_url}")
-        print(f"PDS  {devnet.pds_url}  (admin password: {devnet.admin_password})")
-        print("\nFor the proxy:")
-        print(f"export IMAGE_PROXY_IDENTITY__PLC_URL={devnet.plc_url}")
-        print("export IMAGE_PROXY_FETCH__ALLOW_HTTP=true")
-        print("export IMAGE_PROXY_FETCH__ALLOW_PRIVATE_HOSTS=true")
-        print("\nPictures:", *paths, "\nCtrl-C stops the network.", sep="\n", flush=True)
+def directions(devnet: Devnet, nameserver: str, seeded: Seeded) -> str:
+    """Where everything is, and what to type to see it."""
+    variables = {
+        "IDENTITY__PLC_URL": devnet.plc_url,
+        "IDENTITY__NAMESERVERS": nameserver,
+        "FETCH__ALLOW_HTTP": "true",
+        "FETCH__ALLOW_PRIVATE_HOSTS": "true",
+    }
+    handles = seeded.accounts
+    lines = [
+        f"PLC  {devnet.plc_url}",
+        f"PDS  {devnet.pds_url}  (admin password: {devnet.admin_password})",
+        f"DNS  {nameserver}  (what the handles stand for)",
+        "",
+        *(f"{handle:<10}  {did}" for handle, did in handles.items()),
+        "",
+        "A proxy for it, from a second terminal in the same folder:",
+        "",
+        *(f"IMAGE_PROXY_{name}={value} \\" for name, value in variables.items()),
+        "./run serve",
+        "",
+        "Then, in a browser:",
+        "",
+        *(f"{PROXY_URL}/#q={handle}" for handle in handles),
+        *(f"{PROXY_URL}/avatar/{handle}" for handle in handles),
+        *(PROXY_URL + path for path in seeded.paths),
+        "",
+        "Ctrl-C stops the network.",
+    ]
+    return "\n".join(lines)
+
+
+async def ensure_free(port: int, option: str) -> None:
+    """Says now, and by the option's name, what Node.js would say later with a stack trace.
+
+    Raises:
+        DevnetUnavailable: somebody listens on that port of 127.0.0.1.
+    """
+    try:
+        (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise DevnetUnavailable(f"port {port}: {error.strerror}") from None
+        raise DevnetUnavailable(f"port {port} is taken; {option} N chooses another") from None
+    await listener.aclose()
+
+
+async def run(plc_port: int, pds_port: int) -> None:
+    await ensure_free(plc_port, "--plc-port")
+    await ensure_free(pds_port, "--pds-port")
+    async with run_devnet(plc_port, pds_port) as devnet, serving_dns() as dns:
+        seeded = await seed(devnet)
+        dns.records |= {f"_atproto.{name}": [f"did={did}"] for name, did in seeded.accounts.items()}
+        print(directions(devnet, dns.address, seeded), flush=True)
         await trio.sleep_forever()
 
 
+def port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 0xFFFF:
+        raise ValueError(number)
+    return number
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.devnet", description=__doc__)
-    parser.add_argument("command", choices=["install", "run"])
-    command = parser.parse_args().command
+    parser = argparse.ArgumentParser(prog="./run devnet", description=__doc__)
+    parser.add_argument("command", choices=["install", "run"], nargs="?", default="run")
+    about = "to listen on, on 127.0.0.1 (default: a free one)"
+    parser.add_argument("--plc-port", type=port, default=0, metavar="N", help=about)
+    parser.add_argument("--pds-port", type=port, default=0, metavar="N", help=about)
+    given = parser.parse_args()
     try:
-        if command == "install":
+        if given.command == "install":
             ensure_installed()
         else:
-            trio.run(run)
+            run_until_interrupted(given.plc_port, given.pds_port)
     except DevnetUnavailable as error:
         sys.exit(f"devnet: {error}")
-    except KeyboardInterrupt:
+
+
+def run_until_interrupted(plc_port: int, pds_port: int) -> None:
+    # A nursery may have put the interrupt into a group.
+    try:
+        trio.run(run, plc_port, pds_port)
+    except* KeyboardInterrupt:
         pass
 
 
