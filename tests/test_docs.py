@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from proxy.cli import cli
+from proxy.config import Config, load_config
 from proxy.presets import DEFAULT_PRESETS
 from tests.commands import check_line
 from tests.reference import MADE
@@ -71,6 +72,34 @@ def test_a_command_that_is_none_would_be_noticed() -> None:
 def test_what_is_made_from_the_code_is_as_the_code_would_make_it(file: str) -> None:
     """Catches a key or a metric without its document, and an nginx that would find no file."""
     assert (ROOT / file).read_text(encoding="utf-8") == MADE[file](), "stale: run ./run docs"
+
+
+VARIABLES = sorted(
+    {
+        (document, name, value)
+        for document in DOCUMENTS
+        for name, value in re.findall(
+            r"(IMAGE_PROXY_\w+)=([^`\"'\s]*)", (ROOT / document).read_text(encoding="utf-8")
+        )
+    }
+)
+
+
+@pytest.mark.parametrize(("document", "name", "value"), VARIABLES)
+def test_every_variable_in_the_documents_is_one_and_takes_its_value(
+    document: str, name: str, value: str
+) -> None:
+    """Catches an example of the environment that stops the start, or changes nothing."""
+    assert load_config(environment={name: value}) != Config() or value == "", document
+
+
+def test_the_documents_show_each_form_of_a_variable() -> None:
+    """Catches lists and tables that nobody can guess the spelling of."""
+    shown = {name.removeprefix("IMAGE_PROXY_"): value for _, name, value in VARIABLES}
+    config = load_config(environment={f"IMAGE_PROXY_{name}": v for name, v in shown.items() if v})
+    assert config.negotiate.formats == ("avif", "webp")
+    assert set(config.server.admin_tokens) == {"alice"}
+    assert config.presets["avatar"].quality == 90
 
 
 def test_the_readme_lists_the_presets_as_they_are() -> None:
