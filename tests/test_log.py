@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging as stdlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+import trio
+import trio.testing
 
 from proxy import request_id
 from proxy.config import LogSection
-from proxy.log import configure_logging, server_log
+from proxy.log import ACCEPT, ACCEPT_SECONDS, configure_logging, server_log
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, serve, upstream
 
@@ -118,6 +124,27 @@ def test_the_form_is_as_configured_whatever_standard_error_is(
 
 
 @pytest.mark.parametrize(
+    ("on_a_terminal", "no_color", "is_coloured"),
+    [(True, "", True), (True, "1", False), (False, "", False)],
+)
+def test_colours_are_for_terminals_whose_owner_wants_them(
+    on_a_terminal: bool, no_color: str, is_coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches escapes of a terminal in a file."""
+    stream = StringIO()
+    stream.isatty = lambda: on_a_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    before = structlog.get_config()
+    try:
+        configure_logging(LogSection(format="console"))
+        structlog.get_logger().info("what happened")
+    finally:
+        structlog.configure(**before)
+    assert ("\x1b[" in stream.getvalue()) is is_coloured
+
+
+@pytest.mark.parametrize(
     ("level", "written"),
     [
         ("debug", ["debug", "info", "warning", "error"]),
@@ -150,6 +177,89 @@ def test_hypercorns_lines_are_as_ours_with_their_traceback_within(
     assert running["pid"] == os.getpid()
     assert failed["event"] == "Error in an application"
     assert failed["exception"].endswith("ValueError: the reason")
+
+
+def test_whatever_a_library_logs_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a library that writes in its own form, and one whose mistake ends a request."""
+    with logging(capsys) as lines:
+        library = stdlib.getLogger("a.library")
+        library.warning("it %s", "warns")
+        library.log(35, "between two levels")
+        library.log(99, "beyond them")
+        server_log().error("arguments %s %s", "too few")
+        library.info("not asked for")
+        found = lines.read()
+    assert [(line["event"], line["level"]) for line in found] == [
+        ("it warns", "warning"),
+        ("between two levels", "warning"),
+        ("beyond them", "critical"),
+        ("arguments %s %s", "error"),
+    ]
+    assert {line["logger"] for line in found} == {"a.library", server_log().name}
+
+
+class NoDescriptors(trio.abc.Listener[trio.abc.Stream]):
+    """Accepts nothing, as at the limit of open files."""
+
+    async def accept(self) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_connections_that_cannot_be_accepted_are_one_line_a_minute(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a journal that fills the disk while descriptors are missing, and tracebacks in it."""
+
+    async def serve_nobody(_stream: trio.abc.Stream) -> None:
+        raise AssertionError
+
+    with logging(capsys) as lines:
+        with trio.move_on_after(5):
+            await trio.serve_listeners(serve_nobody, [NoDescriptors()])
+        (first,) = lines.read()
+        later = stdlib.makeLogRecord({"name": ACCEPT, "levelno": stdlib.ERROR, "msg": "again"})
+        later.created += ACCEPT_SECONDS
+        stdlib.getLogger(ACCEPT).handle(later)
+        (second,) = lines.read()
+    assert first["event"].startswith("accept returned EMFILE (Too many open files)")
+    assert (first["level"], "exception" in first, "left_out" in first) == ("error", False, False)
+    assert second["event"] == "again"
+    assert second["left_out"] > 10
+
+
+async def test_several_workers_name_themselves_on_each_line(tmp_path: Path) -> None:
+    """Catches requests whose process nobody can tell."""
+    async with upstream() as internet:
+        environment = internet.environment(tmp_path, PROCESS__ISOLATION="thread")
+        async with serve([*SERVE, "--workers", "2"], environment, workers=2) as server:
+            await server.get("/img/nosuch")
+            server.send(signal.SIGTERM)
+            assert await server.exit_code() == 0
+            written = [json.loads(line) for line in server.lines]
+    assert all(line["pid"] in server.workers for line in written)
+    assert sum(line["event"] == "request" for line in written) == 1
+    assert sum(line["event"] == "service stopped" for line in written) == 2
+
+
+async def test_a_server_tells_its_version_what_is_risky_and_its_end(tmp_path: Path) -> None:
+    """Catches a log that does not say which release a line is of."""
+    async with upstream() as internet:
+        environment = internet.environment(tmp_path, PROCESS__ISOLATION="thread")
+        async with serve(SERVE, environment) as server:
+            server.send(signal.SIGTERM)
+            assert await server.exit_code() == 0
+            written = [json.loads(line) for line in server.lines]
+    started = next(line for line in written if line["event"] == "service started")
+    risky = next(line for line in written if "private networks" in line["event"])
+    assert started["version"] == version("atproto-imageproxy")
+    assert started["python"] == platform.python_version()
+    assert (risky["level"], risky["key"]) == ("warning", "fetch.allow_private_hosts")
+    assert written[-1]["event"] == "service stopped"
+    assert "pid" not in started, "of one process it says nothing"
 
 
 async def test_every_line_of_a_server_is_json_and_each_request_has_one_with_its_id(

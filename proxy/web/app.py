@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.metadata import version
+from platform import python_version
 
 import structlog
 import trio
@@ -34,6 +36,10 @@ RESTART_PAUSE = 1.0
 
 IMAGE, BLOB = "/img/{preset}/plain/{did}/{cid}", "/blob/{did}/{cid}"
 """The routes, as traces call them."""
+
+VERSION = version("atproto-imageproxy")
+
+PRIVATE = "fetch.allow_private_hosts"
 
 log = structlog.get_logger(__name__)
 
@@ -128,6 +134,7 @@ class ImageProxyApp(QuartTrio):
                         self.responder.service = service
                         if not started:
                             started = True
+                            self._tell_start()
                             task_status.started()
                         await self._stopping.wait()
                 except Exception:
@@ -138,7 +145,15 @@ class ImageProxyApp(QuartTrio):
                     await trio.sleep(RESTART_PAUSE)
         finally:
             self.responder.service = None
+            if started:
+                log.info("service stopped", version=VERSION)
             self._stopped.set()
+
+    def _tell_start(self) -> None:
+        """What a log is searched for, and what holds for as long as the process runs."""
+        log.info("service started", version=VERSION, python=python_version())
+        if self._config.fetch.allow_private_hosts:
+            log.warning("strangers' URLs may lead into private networks", key=PRIVATE)
 
 
 def create_app(
@@ -155,7 +170,7 @@ def create_app(
     """
     config = config or load_config()
     check_extras(config)
-    configure_logging(config.log)
+    configure_logging(config.log, names_process=config.server.workers > 1)
     connection.install()
     app = ImageProxyApp(config, networks)
     responder = app.responder
