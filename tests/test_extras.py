@@ -10,6 +10,7 @@ import pytest
 from proxy import extras
 from proxy.config import Config, ConfigError
 from proxy.extras import check_extras
+from tests.fakes.world import World
 from tests.processes import run
 
 DID = "did:plc:ar7c4by46qjdydhdevvrndac"
@@ -53,6 +54,13 @@ def test_all_that_is_missing_is_told_at_once(no_extras: None) -> None:
     assert [mistake.partition(":")[0] for mistake in caught.value.mistakes] == [
         key for key, _, _ in SETTINGS
     ]
+
+
+async def test_a_service_that_lacks_an_extra_does_not_open(no_extras: None, world: World) -> None:
+    """Catches one that starts, and silently traces nothing."""
+    with pytest.raises(ConfigError, match=r"trace\.endpoint"):
+        async with world.service(world.config(trace={"endpoint": "http://127.0.0.1:9/"})):
+            pass
 
 
 WITHOUT_EXTRAS = """
