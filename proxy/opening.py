@@ -84,6 +84,7 @@ async def open_service(
             raise TypeError(f"{name} must not be None")
     check_extras(config)
     metrics = Metrics()
+    metrics.tell_process()
     spans = spans_of(config)
     disk = claims = None
     store, followers = moderation_store_of(config), followers_of(config)
@@ -101,6 +102,8 @@ async def open_service(
     cdn = counted_cdn_sender(config, networks[1], metrics)
     permission = Permission(blocks, policy, on_refused=metrics.blocked.inc)
     upkeep = Upkeep(cache)
+    metrics.tell_not_ready("blocks", lambda: blocks.problem is not None)
+    metrics.tell_not_ready("cache", lambda: upkeep.problem is not None)
     writer = CacheWriter(
         cache,
         queue_size=config.cache.write_queue,
@@ -143,8 +146,9 @@ async def open_service(
                 nursery.start_soon(upkeep.keep_checking)
                 if disk is not None:
                     nursery.start_soon(disk.keep_indexed)
+                    await nursery.start(disk.keep_measured)
                 nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
-                dids = DidResolver(config, gateway, nursery)
+                dids = DidResolver(config, gateway, nursery, on_directory=metrics.asked_directory)
                 if resolver is ...:
                     resolver = dids
                 pds = PdsFetcher(config, gateway, spans.outgoing)

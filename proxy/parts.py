@@ -111,6 +111,7 @@ def counted_disk_cache(config: Config, metrics: Metrics, store: ModerationStore)
     kept = disk.statistics
     metrics.gauge("cache_entries", lambda: kept().entries)
     metrics.gauge("cache_bytes", lambda: kept().bytes)
+    metrics.gauge("cache_free_bytes", lambda: disk.free_bytes)
     return disk
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.metadata import version
 from platform import python_version
 
 import structlog
@@ -36,8 +35,6 @@ RESTART_PAUSE = 1.0
 
 IMAGE, BLOB = "/img/{preset}/plain/{did}/{cid}", "/blob/{did}/{cid}"
 """The routes, as traces call them."""
-
-VERSION = version("atproto-imageproxy")
 
 PRIVATE = "fetch.allow_private_hosts"
 
@@ -100,6 +97,9 @@ class ImageProxyApp(QuartTrio):
         """Say on ``/readyz`` that this process will end."""
         self.responder.draining = True
 
+    def _is_draining(self) -> bool:
+        return self.responder.draining
+
     async def metrics(self) -> bytes:
         """The Prometheus text format, of all worker processes of this server."""
         if self._siblings is None:
@@ -132,6 +132,7 @@ class ImageProxyApp(QuartTrio):
                 try:
                     async with open_service(self._config, networks=self._networks) as service:
                         self.responder.service = service
+                        service.metrics.tell_not_ready("draining", self._is_draining)
                         if not started:
                             started = True
                             self._tell_start()
@@ -146,12 +147,12 @@ class ImageProxyApp(QuartTrio):
         finally:
             self.responder.service = None
             if started:
-                log.info("service stopped", version=VERSION)
+                log.info("service stopped", version=metrics.VERSION)
             self._stopped.set()
 
     def _tell_start(self) -> None:
         """What a log is searched for, and what holds for as long as the process runs."""
-        log.info("service started", version=VERSION, python=python_version())
+        log.info("service started", version=metrics.VERSION, python=python_version())
         if self._config.fetch.allow_private_hosts:
             log.warning("strangers' URLs may lead into private networks", key=PRIVATE)
 
