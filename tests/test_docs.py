@@ -30,6 +30,19 @@ def test_every_counterpart_of_the_seeds_tests_exists() -> None:
     assert not missing
 
 
+def test_every_claim_of_security_is_held_by_tests_that_exist() -> None:
+    """Catches a defence that is claimed, and whose test was renamed or never written."""
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Guarded connections\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (?!what holds|---)(.*) \| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) > 15
+    for claim, tests in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests)
+        assert named, claim
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{claim}: {file}::{test}"
+
+
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 )
