@@ -47,7 +47,20 @@ DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 )
 
-OTHERS = {"apt", "curl", "git", "ln", "nginx", "pip", "sqlite3", ".ci/run"}
+OTHERS = {
+    "apt",
+    "install",
+    "python3",
+    "systemctl",
+    "systemd-run",
+    "curl",
+    "git",
+    "ln",
+    "nginx",
+    "pip",
+    "sqlite3",
+    ".ci/run",
+}
 """Programs in the documents that are not ours: a block of theirs is held to the shell's syntax."""
 
 
