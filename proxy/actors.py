@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import trio
 
 from proxy.config import Config
-from proxy.errors import BlobNotFound, NoPdsEndpoint, RecordNotFound
+from proxy.errors import BlobNotFound, NoAvatar, NoBanner, NoPdsEndpoint, RecordNotFound
 from proxy.handles import HandleResolver
 from proxy.identifiers import Cid, Did, Handle
 from proxy.records import Picture, Records, picture_cid, pictures_in
 from proxy.references import parse_actor, parse_reference
 from proxy.remember import Remembered, Times
-from proxy.urls import BlobKey
-
-Kind = Literal["avatar", "banner"]
-KINDS: tuple[Kind, ...] = ("avatar", "banner")
+from proxy.urls import KINDS, BlobKey, Kind
 
 MAX_PROFILES = 100_000
 """Profiles remembered; about 40 MB when full."""
@@ -26,12 +22,20 @@ MAX_PROFILES = 100_000
 PROFILE_KEY = "self"
 
 
+_NONE = {"avatar": NoAvatar, "banner": NoBanner}
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An account, and pictures of it."""
+    """An account, and pictures of it.
+
+    Attributes:
+        profile_of: the account as it was named, where the pictures are those of its profile.
+    """
 
     did: Did
     pictures: list[Picture]
+    profile_of: Did | Handle | None = None
 
 
 class Actors:
@@ -44,6 +48,7 @@ class Actors:
         clock: seconds; Trio's by default.
 
     Attributes:
+        allow_test: whether handles below ``.test`` are any.
         records: what profiles are read with.
     """
 
@@ -57,7 +62,7 @@ class Actors:
     ) -> None:
         self._collections = config.actors.collections
         # .test is for development; so are private hosts.
-        self._allow_test = config.fetch.allow_private_hosts
+        self.allow_test = config.fetch.allow_private_hosts
         self._handles = handles
         self.records = records
         identity = config.identity
@@ -77,20 +82,32 @@ class Actors:
             InvalidDid, InvalidHandle: it is neither.
             ImageProxyError: see ``HandleResolver.resolve``.
         """
-        name = parse_actor(actor, allow_test=self._allow_test)
-        return await self._did_of(name)
+        return await self._did_of(parse_actor(actor, allow_test=self.allow_test))
 
-    async def picture(self, did: Did, kind: Kind) -> BlobKey:
+    async def picture(
+        self, actor: Did | Handle, kind: Kind, permit: Callable[[BlobKey], Awaitable[None]]
+    ) -> BlobKey:
         """The avatar or banner of an account, by its profile.
 
+        Args:
+            permit: raises ``BlobNotFound`` for what may not be served.
+
         Raises:
-            BlobNotFound: it has none, or no profile.
+            AccountNotFound: there is no such account.
+            NoAvatar, NoBanner: it has none, or no profile, or one that may not be served: these
+                look the same from outside.
             ImageProxyError: as for a blob.
         """
-        cid = (await self._profiles.get(did)).get(kind)
+        did = await self._did_of(actor)
+        cid = (await self._profile(did)).get(kind)
         if cid is None:
-            raise BlobNotFound(f"{did} has no {kind}")
-        return BlobKey(did, cid)
+            raise _NONE[kind](f"{did} has no {kind}")
+        blob = BlobKey(did, cid)
+        try:
+            await permit(blob)
+        except BlobNotFound as error:
+            raise _NONE[kind](f"{type(error).__name__}: {error}") from error
+        return blob
 
     async def look_up(self, text: str) -> Found:
         """The account and the pictures that a reference leads to (``parse_reference``).
@@ -98,19 +115,26 @@ class Actors:
         Raises:
             ImageProxyError: as for a blob.
         """
-        reference = parse_reference(text, allow_test=self._allow_test)
+        reference = parse_reference(text, allow_test=self.allow_test)
         did = await self._did_of(reference.actor)
         if reference.cid is not None:
             return Found(did, [Picture(reference.cid, "blob")])
         if reference.record is not None:
             return Found(did, pictures_in(await self.records.get(did, *reference.record)))
-        profile = await self._profiles.get(did)
-        return Found(did, [Picture(cid, kind) for kind, cid in profile.items()])
+        profile = await self._profile(did)
+        pictures = [Picture(cid, kind) for kind, cid in profile.items()]
+        return Found(did, pictures, reference.actor)
 
     async def _did_of(self, actor: str) -> Did:
         if actor.startswith("did:"):
             return Did(actor)
         return await self._handles.resolve(Handle(actor))
+
+    async def _profile(self, did: Did) -> dict[Kind, Cid]:
+        try:
+            return await self._profiles.get(did)
+        except RecordNotFound:  # of an account without a profile
+            return {}
 
     async def _read_profile(self, did: Did) -> dict[Kind, Cid]:
         """What the first of the collections that has it says of each kind."""

@@ -25,6 +25,7 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -59,6 +60,10 @@ SEED_VARIABLES: dict[str, tuple[str, str]] = {
     "IMAGE_PROXY_MAX_SOURCE_SIZE_MB": ("fetch", "max_source_mb"),
 }
 """The environment of Coves' imageproxy, which works here unchanged."""
+
+
+DEPLOYED = "deployed"
+"""The context in which what an operator wrote is validated."""
 
 
 class ConfigError(Exception):
@@ -377,8 +382,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         return found
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
-        if conflicts := list(_conflicts(self)):
+    def _is_consistent(self, info: ValidationInfo) -> Self:
+        conflicts = list(_conflicts(self))
+        if info.context == DEPLOYED:
+            conflicts += _missing_presets(self)
+        if conflicts:
             raise _Inconsistent(conflicts)
         return self
 
@@ -409,7 +417,7 @@ class _Inconsistent(ValueError):
 
 
 def _conflicts(config: Config) -> Iterator[_Conflict]:
-    """The rules between keys."""
+    """The rules between keys, wherever a configuration comes from."""
     cdn, server = config.cdn, config.server
     kind = ("cdn", "kind")
     if cdn.kind and not cdn.token.get_secret_value():
@@ -425,6 +433,10 @@ def _conflicts(config: Config) -> Iterator[_Conflict]:
         if secret and (first := names.setdefault(secret, name)) != name:
             told = f"{first} and {name} have one token: nobody could tell who decides"
             yield _Conflict(("server", "admin_tokens"), told, (("server", "admin_token"),))
+
+
+def _missing_presets(config: Config) -> Iterator[_Conflict]:
+    """What ``/avatar`` and ``/banner`` lead to; one made in Python may have neither."""
     for key in ("avatar_preset", "banner_preset"):
         if (preset := getattr(config.actors, key)) not in config.presets:
             yield _Conflict(("actors", key), "no such preset", (("presets", preset),))
@@ -473,7 +485,7 @@ def load_config(
     wrong: set[Location] = set()
     while True:
         try:
-            config = Config.model_validate(merged)
+            config = Config.model_validate(merged, context=DEPLOYED)
             break
         except ValidationError as error:
             details = error.errors()

@@ -121,9 +121,29 @@ class DidNotFound(BlobNotFound):
 class RecordNotFound(BlobNotFound):
     """The repo has no such record."""
 
+    message = "no such record"
 
-class HandleNotFound(BlobNotFound):
+
+class AccountNotFound(BlobNotFound):
+    """There is no such account, where one was asked for and not a blob of it."""
+
+    message = "no such account"
+
+
+class HandleNotFound(AccountNotFound):
     """Nobody has the handle, or its DID does not name it in return."""
+
+
+class NoAvatar(BlobNotFound):
+    """The account's profile names none, or one that is refused."""
+
+    message = "profile names no avatar"
+
+
+class NoBanner(BlobNotFound):
+    """The account's profile names none, or one that is refused."""
+
+    message = "profile names no banner"
 
 
 class BlobBlocked(BlobNotFound):

@@ -15,6 +15,7 @@ from proxy.errors import (
     AmbiguousHandle,
     BlobNotFound,
     Busy,
+    DidNotFound,
     HandleNotFound,
     HandleUnresolvable,
     ImageProxyError,
@@ -101,20 +102,23 @@ class HandleResolver:
         """The DID of a handle, which names the handle in return.
 
         Raises:
-            HandleNotFound: nobody has it, or its DID does not name it.
+            HandleNotFound: nobody has it, or its DID does not name it, or does not exist.
             AmbiguousHandle: DNS names several DIDs.
             HandleUnresolvable: no usable answer.
-            DidNotFound, DidUnresolvable, NoPdsEndpoint: from its DID document.
+            DidUnresolvable, NoPdsEndpoint: from its DID document.
             UpstreamTimeout, Busy: no answer in time, or no room to ask.
         """
         return await self._remembered.get(handle)
 
     async def _ask(self, handle: Handle) -> Did:
         did = await self._claimed(handle)
-        identity = await self._documents.identify(did)
-        if identity.handle != handle:
-            # It may be new to its account.
-            identity = await self._documents.identify(did, max_age=MIGRATION_AGE)
+        try:
+            identity = await self._documents.identify(did)
+            if identity.handle != handle:
+                # It may be new to its account.
+                identity = await self._documents.identify(did, max_age=MIGRATION_AGE)
+        except DidNotFound as error:
+            raise HandleNotFound(f"{handle} names {did}: {error}") from error
         if identity.handle != handle:
             raise HandleNotFound(f"{handle} names {did}, which names {identity.handle}")
         return did

@@ -135,7 +135,7 @@ def _context_adder(
         if (name := request_id.current.get()) is not None:
             event["request_id"] = name
         if pid is not None:
-            event["pid"] = pid
+            event.setdefault("pid", pid)
         return event
 
     return add

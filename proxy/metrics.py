@@ -18,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from proxy.aggregate import Snapshot
+from proxy.urls import KINDS
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -26,6 +27,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the se
 VERSION = version("atproto-imageproxy")
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+ACTOR_OUTCOMES = ("found", "absent", "invalid", "busy", "failed", "cancelled")
+"""How requests for an account's picture by name end."""
 
 GAUGES = {
     "blocks": "Owners, blobs and pairs that are blocked",
@@ -101,6 +105,9 @@ class Metrics:
         self.revalidations = counter(
             "revalidations_total", "Cached blobs that their PDS was asked for", "finding"
         )
+        self.actor_requests = counter(
+            "actor_requests_total", "Requests for an account's picture by name", "kind", "outcome"
+        )
         self.feed_events = counter(
             "feed_events_total", "What labels and account events led to", "feed", "outcome"
         )
@@ -130,6 +137,9 @@ class Metrics:
         ):
             for value in values:
                 metric.labels(value)
+        for kind in KINDS:
+            for outcome in ACTOR_OUTCOMES:
+                self.actor_requests.labels(kind, outcome)
 
         # A label look-up of the client costs more than counting does.
         self._request_counter = cache(self.requests.labels)

@@ -13,7 +13,9 @@ from proxy.egress.errors import TooLarge
 from proxy.egress.gateway import Gateway
 from proxy.egress.get import Answer
 from proxy.errors import (
+    AccountNotFound,
     BlobNotFound,
+    DidNotFound,
     FetchFailed,
     InvalidCid,
     RecordNotFound,
@@ -97,24 +99,14 @@ class Records:
         """The value of a record, by ``com.atproto.repo.getRecord``.
 
         Raises:
-            RecordNotFound, BlobNotFound, DidNotFound: there is no such record, repo, or account.
+            RecordNotFound, AccountNotFound: there is no such record, or no such account.
             ImageProxyError: as for a blob.
         """
-        value = (await self.answer(did, collection, key)).get("value")
+        query = {"repo": did, "collection": collection, "rkey": key}
+        value = (await self._ask(did, "com.atproto.repo.getRecord", query)).get("value")
         if not isinstance(value, dict):
             raise FetchFailed(f"{did}: a record that is no object")
         return value
-
-    async def answer(
-        self, did: Did, collection: str, key: str, *, max_bytes: int = MAX_ANSWER
-    ) -> dict[str, Any]:
-        """All that a PDS says of a record: beside its ``value``, the ``cid`` of this version.
-
-        Raises:
-            ImageProxyError: as ``get``.
-        """
-        query = {"repo": did, "collection": collection, "rkey": key}
-        return await self._ask(did, "com.atproto.repo.getRecord", query, max_bytes)
 
     async def blobs(self, did: Did, cursor: str = "") -> tuple[list[Cid], str]:
         """A page of an account's blobs, by ``com.atproto.sync.listBlobs``.
@@ -142,22 +134,24 @@ class Records:
         # A PDS that repeats itself would be asked for ever.
         return cids, following if listed and following != cursor else ""
 
-    async def _ask(
-        self, did: Did, method: str, query: dict[str, str], max_bytes: int = MAX_ANSWER
-    ) -> dict[str, Any]:
-        pds = await self._resolver.resolve(did)
+    async def _ask(self, did: Did, method: str, query: dict[str, str]) -> dict[str, Any]:
+        pds = await self._pds_of(did)
         try:
-            return await self._ask_pds(pds, method, query, max_bytes)
+            return await self._ask_pds(pds, method, query)
         except BlobNotFound:
             # Accounts migrate: an older document may name a PDS that they have left.
-            current = await self._resolver.resolve(did, max_age=MIGRATION_AGE)
+            current = await self._pds_of(did, max_age=MIGRATION_AGE)
             if current == pds:
                 raise
-            return await self._ask_pds(current, method, query, max_bytes)
+            return await self._ask_pds(current, method, query)
 
-    async def _ask_pds(
-        self, pds: str, method: str, query: dict[str, str], max_bytes: int
-    ) -> dict[str, Any]:
+    async def _pds_of(self, did: Did, *, max_age: float | None = None) -> str:
+        try:
+            return await self._resolver.resolve(did, max_age=max_age)
+        except DidNotFound as error:
+            raise AccountNotFound(str(error)) from error
+
+    async def _ask_pds(self, pds: str, method: str, query: dict[str, str]) -> dict[str, Any]:
         target = f"/xrpc/{method}?{urlencode(query, safe=':', quote_via=quote)}"
         with mapped_errors(pds):
             origin = parse_origin(
@@ -166,7 +160,7 @@ class Records:
                 allow_private_hosts=self._fetch.allow_private_hosts,
             )
             try:
-                answer = await self._gateway.get(origin, target, max_bytes=max_bytes)
+                answer = await self._gateway.get(origin, target, max_bytes=MAX_ANSWER)
             except TooLarge as error:
                 # Of an image it would be its owner's choice.
                 raise FetchFailed(f"{pds}: {error}") from error
@@ -183,15 +177,13 @@ def _value_of(pds: str, answer: Answer) -> dict[str, Any]:
     if answer.status == 400 and isinstance(parsed, dict) and _says_no_record(parsed):
         raise RecordNotFound(f"{pds}: {str(parsed.get('message'))[:200]!a}")
     if is_absent(answer.status, answer.body):
-        raise BlobNotFound(f"{pds}: status {answer.status}")
+        raise AccountNotFound(f"{pds}: status {answer.status}")
     if answer.status != 200 or not isinstance(parsed, dict):
         raise FetchFailed(f"{pds}: status {answer.status}")
     return parsed
 
 
 def _says_no_record(error: dict[str, Any]) -> bool:
-    """Older PDSes say it only in the message of an ``InvalidRequest``. No repo has no record."""
+    """Older PDSes say it only in the message of an ``InvalidRequest``."""
     message = str(error.get("message", "")).lower()
-    return error.get("error") in ("RecordNotFound", "RepoNotFound") or message.startswith(
-        "could not locate record"
-    )
+    return error.get("error") == "RecordNotFound" or message.startswith("could not locate record")

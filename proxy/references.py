@@ -43,6 +43,12 @@ def parse_actor(text: str, *, allow_test: bool = False) -> Did | Handle:
     return parse_handle(text.removeprefix("@"), allow_test=allow_test)
 
 
+def split_format(name: str) -> tuple[str, str | None]:
+    """An account and what is behind an ``@``, which is not the one that a handle may begin with."""
+    text, at, format_ = name[1:].partition("@")
+    return name[:1] + text, format_ if at else None
+
+
 def parse_reference(text: str, *, allow_test: bool = False) -> Reference:
     """Read what was pasted.
 
@@ -78,6 +84,8 @@ def _of_path(parts: list[str], allow_test: bool) -> Reference:
             return _of_parts([actor, POST, key], allow_test)
         case ["profile", actor, *_]:
             return _of_parts([actor], allow_test)
+        case [*_, "avatar" | "banner", name] | [*_, "avatar" | "banner", _, name]:
+            return _of_parts([split_format(name)[0]], allow_test)
         case [*_, "img", _, "plain", did, name]:
             return Reference(parse_did(did), cid=parse_cid(name.partition("@")[0]))
         case [*_, "blob", did, cid]:

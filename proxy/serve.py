@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import hypercorn.run
+import hypercorn
 import hypercorn.trio
+import structlog
 import trio
 from hypercorn.utils import LifespanFailureError
 
 from proxy import systemd
 from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
-from proxy.log import server_log
-from proxy.siblings import FOLDER_VARIABLE
-from proxy.web.app import ImageProxyApp, create_app
+from proxy.log import configure_logging, server_log
+from proxy.supervisor import Supervisor
+from proxy.web.app import create_app
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that reverse proxies keep idle connections, so that they close first."""
@@ -28,58 +30,75 @@ READ_SECONDS = 120
 
 BACKLOG = 1024
 
+log = structlog.get_logger(__name__)
+
 
 def serve(config: Config, file: Path | None, overrides: Layer) -> int:
-    """Serve until SIGTERM or SIGINT; the process's exit code.
+    """Serve until SIGTERM, SIGINT or SIGHUP; the process's exit code.
 
     Args:
         config: the effective configuration.
         file, overrides: what it was made from, for worker processes to make it again.
     """
-    settings = hypercorn_config(config)
+    if config.server.workers == 1:
+        return run(
+            config,
+            config.server.bind,
+            on_serving=lambda: systemd.notify(systemd.READY),
+            on_stopping=lambda: systemd.notify(systemd.STOPPING),
+        )
+    configure_logging(config.log, names_process=True)
+    environment = {**os.environ, **environment_for(overrides)}
+    if file is not None:
+        environment[CONFIG_VARIABLE] = str(file.absolute())
+    settings = hypercorn_config(config, config.server.bind)
     try:
-        if config.server.workers == 1:
-            trio.run(_serve_here, config, settings)
-            return 0
-        if file is not None:
-            os.environ[CONFIG_VARIABLE] = str(file.absolute())
-        os.environ.update(environment_for(overrides))
-        settings.application_path = "proxy.serve:worker_app()"
-        settings.workers = config.server.workers
-        # Only this user may enter it.
-        with TemporaryDirectory(prefix="imageproxy-") as folder:
-            os.environ[FOLDER_VARIABLE] = folder
-            return hypercorn.run.run(settings)
+        (listener,) = settings.create_sockets().insecure_sockets
+        listener.listen(BACKLOG)
+    except OSError as error:
+        return _cannot_start(config, error)
+    # Only this user may enter it.
+    with listener, TemporaryDirectory(prefix="imageproxy-") as folder:
+        supervisor = Supervisor(
+            listener,
+            count=config.server.workers,
+            environment=environment,
+            folder=Path(folder),
+            patience=settings.graceful_timeout + settings.shutdown_timeout,
+        )
+        return trio.run(_supervise, supervisor)
+
+
+def run(
+    config: Config,
+    bind: str,
+    *,
+    on_serving: Callable[[], object],
+    on_stopping: Callable[[], object] = lambda: None,
+    also_until: Callable[[], Awaitable[object]] = trio.sleep_forever,
+) -> int:
+    """Serve in this process until a signal, or the end of ``also_until``; its exit code.
+
+    Args:
+        bind: as Hypercorn has it.
+        on_serving: called once the service answers.
+        on_stopping: called when it is to stop, before the requests in flight are answered.
+    """
+    try:
+        trio.run(
+            _serve, config, hypercorn_config(config, bind), on_serving, on_stopping, also_until
+        )
     except (OSError, ExceptionGroup) as error:
-        print(f"imageproxy: {_why_not(config, error)}", file=sys.stderr)
-        return 1
+        return _cannot_start(config, error)
+    return 0
 
 
-def worker_app() -> ImageProxyApp:
-    """The application of one of several worker processes; Hypercorn calls it in each."""
-    # When the first worker has ended, Hypercorn sends SIGTERM to those that still have requests
-    # in flight, and so do service managers; it tells its workers to stop in another way.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    app = create_app()
-
-    # After the application's own: by then it serves, on a socket that listens already.
-    @app.before_serving
-    async def ready() -> None:
-        systemd.notify(systemd.READY)
-
-    @app.after_serving
-    async def stopping() -> None:
-        systemd.notify(systemd.STOPPING)
-
-    return app
-
-
-def hypercorn_config(config: Config) -> hypercorn.Config:
+def hypercorn_config(config: Config, bind: str) -> hypercorn.Config:
     """Hypercorn's settings that follow from ours."""
     settings = hypercorn.Config()
     settings.application_path = "proxy:create_app()"
     settings.worker_class = "trio"
-    settings.bind = [config.server.bind]
+    settings.bind = [bind]
     settings.backlog = BACKLOG
     settings.graceful_timeout = config.server.shutdown_timeout
     settings.shutdown_timeout = config.server.shutdown_timeout + 5
@@ -90,33 +109,70 @@ def hypercorn_config(config: Config) -> hypercorn.Config:
     return settings
 
 
-async def _serve_here(config: Config, settings: hypercorn.Config) -> None:
-    app = create_app(config)
+async def _supervise(supervisor: Supervisor) -> int:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_on_signals, supervisor.stop)
+        code = await supervisor.run()
+        nursery.cancel_scope.cancel()
+    return code
 
-    async def stop_signal() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                systemd.notify(systemd.STOPPING)
-                app.drain()
-                return
+
+async def _serve(
+    config: Config,
+    settings: hypercorn.Config,
+    on_serving: Callable[[], object],
+    on_stopping: Callable[[], object],
+    also_until: Callable[[], Awaitable[object]],
+) -> None:
+    app = create_app(config)
+    stopping = trio.Event()
+
+    def stop() -> None:
+        if not stopping.is_set():
+            on_stopping()
+            app.drain()
+            stopping.set()
+
+    async def stop_after_that() -> None:
+        await also_until()
+        stop()
 
     async with trio.open_nursery() as nursery:
-        serving = partial(
-            hypercorn.trio.serve, app, settings, shutdown_trigger=stop_signal, mode="asgi"
-        )
-        await nursery.start(serving)
-        # Hypercorn listens for a moment also where the application could not start.
-        if app.responder.service is not None:
-            systemd.notify(systemd.READY)
+        nursery.start_soon(_on_signals, stop)
+        nursery.start_soon(stop_after_that)
+        async with trio.open_nursery() as serving:
+            await serving.start(
+                partial(
+                    hypercorn.trio.serve, app, settings, shutdown_trigger=stopping.wait, mode="asgi"
+                )
+            )
+            # Hypercorn listens for a moment also where the application could not start.
+            if app.responder.service is not None:
+                on_serving()
+        nursery.cancel_scope.cancel()
 
 
-def _why_not(config: Config, error: OSError | ExceptionGroup[Exception]) -> str:
-    """In one line, why the start failed; a failure of another kind is raised again."""
+async def _on_signals(stop: Callable[[], None]) -> None:
+    """Call ``stop`` for each that asks this process to end, until cancelled.
+
+    SIGHUP is one of them: a changed configuration is for a process that starts anew.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
+            stop()
+
+
+def _cannot_start(config: Config, error: OSError | ExceptionGroup[Exception]) -> int:
+    """Say in one line why the start failed; a failure of another kind is raised again."""
     cause: Exception = error
     while isinstance(cause, ExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
     if isinstance(cause, OSError):
-        return f"{config.server.bind}: {cause.strerror or cause}"
-    if isinstance(cause, LifespanFailureError):
-        return str(cause)
-    raise error
+        reason = f"{config.server.bind}: {cause.strerror or cause}"
+    elif isinstance(cause, LifespanFailureError):
+        reason = str(cause)
+    else:
+        raise error
+    print(f"imageproxy: {reason}", file=sys.stderr)
+    return 1

@@ -40,7 +40,7 @@ class Siblings:
     def __init__(self, folder: Path, own: Callable[[], Snapshot]) -> None:
         self._folder = folder
         self._own = own
-        self._path = folder / f"{os.getpid()}.sock"
+        self._path = _path(folder, os.getpid())
         self._scope = trio.CancelScope()
 
     def stop(self) -> None:
@@ -97,6 +97,16 @@ class Siblings:
         with suppress(trio.BrokenResourceError):
             async with stream:
                 await stream.send_all(self._own().to_json())
+
+
+def forget(folder: Path, pid: int) -> None:
+    """Take away the socket of a process that ended without doing so."""
+    with suppress(OSError):
+        _path(folder, pid).unlink()
+
+
+def _path(folder: Path, pid: int) -> Path:
+    return folder / f"{pid}.sock"
 
 
 def siblings(own: Callable[[], Snapshot]) -> Siblings | None:

@@ -9,16 +9,16 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+VARIABLE = "NOTIFY_SOCKET"
+"""Names the socket that systemd listens on."""
+
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 
 
 def notify(state: str) -> None:
-    """Send ``state`` to the socket that ``NOTIFY_SOCKET`` names. Never blocks, never raises.
-
-    A unit with several worker processes needs ``NotifyAccess=all``: each of them tells.
-    """
-    address = os.environ.get("NOTIFY_SOCKET", "")
+    """Send ``state`` to systemd. Never blocks, never raises."""
+    address = os.environ.get(VARIABLE, "")
     if not address:
         return
     if address.startswith("@"):  # an abstract one (unix(7))

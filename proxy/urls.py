@@ -2,6 +2,7 @@
 
     /img/{preset}/plain/{did}/{cid}[@{format}]
     /blob/{did}/{cid}
+    /avatar/[{preset}/]{actor}[@{format}], and /banner likewise
 
 Pure. The path is taken percent-decoded once, as ASGI servers hand it over.
 """
@@ -9,13 +10,19 @@ Pure. The path is taken percent-decoded once, as ASGI servers hand it over.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from proxy.errors import InvalidPreset, InvalidRequest
 from proxy.formats import OUTPUTS, Format, parse_output
-from proxy.identifiers import Cid, Did, parse_cid, parse_did
+from proxy.identifiers import Cid, Did, Handle, parse_cid, parse_did
 from proxy.presets import Preset, variant_name
+from proxy.references import parse_actor, split_format
+
+Kind = Literal["avatar", "banner"]
+"""Pictures that a profile names."""
+
+KINDS: tuple[Kind, ...] = ("avatar", "banner")
 
 
 class BlobKey(NamedTuple):
@@ -40,6 +47,15 @@ class ImageKey(NamedTuple):
     def etag(self) -> str:
         """A strong entity tag with its quotes (RFC 9110, section 8.8.3)."""
         return f'"{self.preset}-{self.blob.cid}-{self.fingerprint}"'
+
+
+class ActorKey(NamedTuple):
+    """A picture of an account's profile, through a preset or (None) the configured one."""
+
+    kind: Kind
+    preset: str | None
+    actor: Did | Handle
+    format: Format | None
 
 
 def image_key(
@@ -83,6 +99,32 @@ def parse_blob_path(path: str) -> BlobKey:
             return BlobKey(parse_did(did), parse_cid(cid))
         case _:
             raise InvalidRequest(f"path {path[:200]!a}")
+
+
+def parse_actor_path(
+    presets: Mapping[str, Preset], path: str, *, allow_test: bool = False
+) -> ActorKey:
+    """Parse ``/avatar/...`` or ``/banner/...``, percent-decoded once.
+
+    Raises:
+        InvalidRequest: or a subclass that names the first part that is wrong.
+    """
+    match path.split("/"):
+        case ["", first, name] if first in KINDS:
+            preset = None
+        case ["", first, preset, name] if first in KINDS:
+            if preset not in presets:
+                raise InvalidPreset(preset)
+        case _:
+            raise InvalidRequest(f"path {path[:200]!a}")
+    kind = next(kind for kind in KINDS if kind == first)
+    actor, format_ = split_format(name)
+    return ActorKey(
+        kind,
+        preset,
+        parse_actor(actor, allow_test=allow_test),
+        None if format_ is None else parse_output(format_),
+    )
 
 
 def image_url(key: ImageKey, base: str = "") -> str:

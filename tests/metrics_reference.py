@@ -8,12 +8,13 @@ from typing import get_args
 from prometheus_client.metrics import MetricWrapperBase
 
 from proxy.formats import OUTPUTS, Format
-from proxy.metrics import GAUGES, SHARED, Metrics
+from proxy.metrics import ACTOR_OUTCOMES, GAUGES, SHARED, Metrics
 from proxy.moderation.policy import Verdict
 from proxy.moderation.revalidate import Finding
 from proxy.moderation.store import Action
 from proxy.process.workers import DeathReason
 from proxy.service import OUTCOMES, CacheState
+from proxy.urls import KINDS
 
 HEAD = """# Metrics
 
@@ -64,6 +65,7 @@ VALUES: Mapping[str, Mapping[str, str | Iterable[str]]] = {
     "directory_requests_total": {"outcome": ("ok", "failed")},
     "admin_requests_total": {"status": "of the answer"},
     "revalidations_total": {"finding": tuple(Finding)},
+    "actor_requests_total": {"kind": KINDS, "outcome": ACTOR_OUTCOMES},
     "feed_events_total": {"feed": FEED, "outcome": "what followed, in a word"},
     "feed_disconnects_total": {"feed": FEED, "reason": "why, in a few words"},
     "feed_connections": {"feed": FEED},

@@ -135,6 +135,8 @@ async def make_traffic(server: Server, internet: Upstream, seconds: float) -> No
             nursery.start_soon(server.get, path(*blocked, "avatar"))
             nursery.start_soon(server.get, path(new_plc_did(), cid_of(b"none"), "banner"))
             nursery.start_soon(server.get, path(*known, "nosuch"))
+            nursery.start_soon(server.get, f"/avatar/{known[0]}")
+            nursery.start_soon(server.get, "/avatar/nosuch/alice.example.com@webp")
             nursery.start_soon(server.get, path(homeless, cid_of(b"any"), "banner"))
             text = internet.add_blob(b"no picture %d" % number)
             nursery.start_soon(server.get, path(*text, "avatar"))

@@ -781,8 +781,16 @@ def test_one_token_of_two_names_stops_the_start(server: Layer) -> None:
 
 def test_a_configuration_made_in_python_is_held_to_the_same_rules() -> None:
     """Catches rules that only files are held to."""
-    with pytest.raises(ValueError, match=r"actors\.avatar_preset: no such preset"):
-        Config.model_validate({"actors": {"avatar_preset": "nosuch"}})
+    with pytest.raises(ValueError, match=r"cdn\.kind: needs cdn\.token"):
+        Config.model_validate(
+            {"cdn": {"kind": "bunny"}, "server": {"cdn_url": "https://a.example"}}
+        )
+
+
+def test_a_configuration_made_in_python_may_have_presets_of_its_own_alone() -> None:
+    """Catches a program that must keep ours, for routes that it does not use."""
+    small = {"width": 9, "fit": "contain", "quality": 80}
+    assert set(Config.model_validate({"presets": {"small": small}}).presets) == {"small"}
 
 
 def test_no_message_speaks_of_how_it_was_found(tmp_path: Path) -> None:

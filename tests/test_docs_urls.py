@@ -12,11 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.errors import ImageProxyError, InvalidCid, InvalidPreset
+from proxy.errors import ImageProxyError, InvalidCid, InvalidDid, InvalidHandle, InvalidPreset
 from proxy.formats import OUTPUTS, Format
 from proxy.presets import DEFAULT_PRESETS, Preset, variant_name, variants_of
 from proxy.references import parse_actor
-from proxy.urls import blob_url, image_key, image_url, parse_blob_path, parse_image_path
+from proxy.urls import (
+    blob_url,
+    image_key,
+    image_url,
+    parse_actor_path,
+    parse_blob_path,
+    parse_image_path,
+)
 from proxy.web.negotiate import choose
 from tests.fakes.sites import cid_of
 
@@ -138,11 +145,15 @@ def test_an_example_of_an_original_means_what_its_row_says(path: str, did: str, 
     assert (blob.did, blob.cid, blob_url(blob)) == (did, cid, path)
 
 
-@pytest.mark.parametrize("row", ACTORS)
-def test_an_example_of_an_actor_is_one(row: list[str]) -> None:
-    (path,) = row
+@pytest.mark.parametrize(("path", "kind", "preset", "actor", "format_"), ACTORS)
+def test_an_example_of_an_account_means_what_its_row_says(
+    path: str, kind: str, preset: str, actor: str, format_: str
+) -> None:
     assert re.fullmatch(expression("actor-path"), path)
-    parse_actor(unquote(path).split("/")[2])
+    key = parse_actor_path(DEFAULT_PRESETS, unquote(path))
+    assert (key.kind, key.preset or "", key.actor, key.format or "") == (
+        kind, preset, actor, format_,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("box", "width", "variant"), BOXES)
@@ -177,6 +188,22 @@ def test_every_url_of_the_grammar_is_read(path: str) -> None:
     assert image_url(key) == path
     with pytest.raises(InvalidPreset):
         parse_image_path({}, unquote(path))
+
+
+@given(path=st.from_regex(expression("actor-path"), fullmatch=True))
+@settings(deadline=None, derandomize=True)
+def test_every_url_by_name_of_the_grammar_is_read(path: str) -> None:
+    """Catches a format or a preset that is taken for a part of the name, and a second spelling."""
+    _, kind, *preset, name = path.split("/")
+    parts = re.fullmatch(f"({expression('actor')})(?:@({expression('format')}))?", name)
+    assert parts is not None
+    try:
+        actor = parse_actor(unquote(parts[1]), allow_test=True)
+    except (InvalidHandle, InvalidDid):  # too long, or below a domain that has no handles
+        return
+    presets = dict.fromkeys(preset, DEFAULT_PRESETS["avatar"])
+    key = parse_actor_path(presets, unquote(path), allow_test=True)
+    assert key == (kind, preset[0] if preset else None, actor, parts[2])
 
 
 CIDS = st.binary().map(cid_of)

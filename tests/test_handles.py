@@ -16,7 +16,6 @@ from proxy.egress.gateway import Gateway
 from proxy.errors import (
     AmbiguousHandle,
     Busy,
-    DidNotFound,
     HandleNotFound,
     HandleUnresolvable,
     ImageProxyError,
@@ -189,7 +188,7 @@ async def test_a_handle_that_its_did_does_not_name_is_nobodys(
 async def test_a_did_that_does_not_exist_confirms_nothing(world: World, names: Names) -> None:
     names.name(ALICE, DID)
     async with resolving(world, names) as resolver:
-        assert await failure(resolver) is DidNotFound
+        assert await failure(resolver) is HandleNotFound
 
 
 async def test_a_handle_that_is_new_to_its_account_is_asked_for_anew(

@@ -538,9 +538,9 @@ async def test_an_account_without_a_profile_has_no_avatar(owner: Owner, tmp_path
     """Catches the PDS's words for an absent record taken for a failure."""
     async with proxy_of(owner.devnet, tmp_path) as client:
         reply = await client.get(f"/avatar/{owner.did}")
-        assert (reply.status, reply.text) == (404, "blob not found\n")
+        assert (reply.status, reply.text) == (404, "profile names no avatar\n")
         reply = await client.get(f"/lookup?q=at://{owner.did}/app.bsky.feed.post/nosuch")
-        assert (reply.status, reply.text) == (404, "blob not found\n")
+        assert (reply.status, reply.text) == (404, "no such record\n")
 
 
 @pytest.mark.parametrize("how", ["deactivated", "taken down", "deleted"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from proxy import records as module
 from proxy.egress.gateway import Gateway
 from proxy.errors import (
-    BlobNotFound,
+    AccountNotFound,
     FetchFailed,
     ForbiddenDestination,
     ImageProxyError,
@@ -145,9 +145,9 @@ async def test_a_record_that_is_not_there_is_told_from_a_repo_that_is_not(world:
         with pytest.raises(RecordNotFound):
             await records.get(did, PROFILE, "self")
         world.pds.faults.append(faults.answers(400, b'{"error":"RepoDeactivated"}'))
-        with pytest.raises(BlobNotFound) as caught:
+        with pytest.raises(AccountNotFound) as caught:
             await records.get(did, PROFILE, "self")
-    assert type(caught.value) is BlobNotFound
+    assert type(caught.value) is AccountNotFound
 
 
 async def test_a_record_of_an_account_that_moved_is_asked_of_its_new_pds(
@@ -170,7 +170,7 @@ async def test_a_record_of_an_account_that_moved_is_asked_of_its_new_pds(
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
-        (faults.answers(404), BlobNotFound),
+        (faults.answers(404), AccountNotFound),
         (faults.answers(500), FetchFailed),
         (faults.answers(400, b'{"error":"InvalidRequest","message":"other"}'), FetchFailed),
         (faults.answers(400, b"[]"), FetchFailed),

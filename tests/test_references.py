@@ -50,6 +50,9 @@ BLOB: Parts = (DID, None, CID)
         (f"https://cdn.example/img/avatar/plain/{DID}/{CID}@jpeg", BLOB),
         (f"https://cdn.example/below/img/nosuch/plain/{DID}/{CID}?x=1", BLOB),
         (f"/img/avatar/plain/did:web:localhost%253A2583/{CID}", (PORT, None, CID)),
+        (f"https://cdn.example/below/avatar/{DID}", (DID, None, None)),
+        ("/avatar/avatar_small/@alice.example.com@webp", ("alice.example.com", None, None)),
+        ("/banner/avatar/alice.example.com@jpeg", ("alice.example.com", None, None)),
         (f"https://cdn.example/blob/{DID}/{CID}", BLOB),
     ],
 )  # fmt: skip

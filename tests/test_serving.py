@@ -427,7 +427,9 @@ async def test_a_head_that_comes_a_byte_at_a_time_is_cut_as_a_whole_not_byte_by_
 ) -> None:
     config = world.config(server={"bind": "127.0.0.1:0"})
     app = create_app(config, networks=(world.network, world.directory_network))
-    start = partial(hypercorn.trio.serve, app, hypercorn_config(config), mode="asgi")
+    start = partial(
+        hypercorn.trio.serve, app, hypercorn_config(config, config.server.bind), mode="asgi"
+    )
     (bound,) = await nursery.start(start)
     async with Client(int(bound.rpartition(":")[2])) as client:
         closed = trio.Event()
@@ -632,7 +634,7 @@ async def test_warm_fills_the_cache_with_what_an_account_has(tmp_path: Path) -> 
     ("arguments", "code", "message"),
     [
         (["--account", "nonsense"], 2, "invalid handle format"),
-        (["--account", "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"], 1, "blob not found"),
+        (["--account", "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"], 1, "no such account"),
         (["--account", "alice.community", "--preset", "nosuch"], 2, "invalid preset: nosuch"),
         (["--account", "alice.community", "--per-second", "0"], 2, "--per-second"),
     ],

@@ -43,13 +43,14 @@ async def test_systemd_is_told_once_it_serves_and_when_it_stops(
     }
     arguments = [*SERVE, "--workers", str(workers)]
     async with serve(arguments, environment, workers=workers) as server:
-        for _ in range(workers):
-            assert await told(manager) == "READY=1"
+        assert await told(manager) == "READY=1"
         assert (await server.get("/readyz")).status == 200
         server.send(signal.SIGTERM)
-        for _ in range(workers):
-            assert await told(manager) == "STOPPING=1"
+        assert await told(manager) == "STOPPING=1"
         assert await server.exit_code() == 0
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):  # each of them once
+        manager.recv(4096)
 
 
 async def test_systemd_is_not_told_of_readiness_by_what_cannot_start(

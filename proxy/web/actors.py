@@ -9,11 +9,10 @@ import structlog
 import trio
 from quart import Blueprint, Response, request
 
-from proxy.actors import Kind
 from proxy.config import Config
 from proxy.errors import Busy, ImageProxyError
 from proxy.service import Service
-from proxy.urls import BlobKey, image_key, image_url
+from proxy.urls import BlobKey, Kind, image_key, image_url, parse_actor_path
 from proxy.web.answers import Answer, error_answer, json_answer, redirect
 from proxy.web.responder import Responder
 from proxy.web.response import as_response
@@ -27,6 +26,10 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
     if not config.server.enabled:
         return routes
     base = config.server.cdn_url or config.server.base_url
+    configured: dict[Kind, str] = {
+        "avatar": config.actors.avatar_preset,
+        "banner": config.actors.banner_preset,
+    }
 
     async def answered(work: Callable[[Service], Awaitable[Answer]]) -> Response:
         began = trio.current_time()
@@ -42,23 +45,34 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
         log.info("request", path=request.path[:300], status=answer.status, ms=took, cause=cause)
         return as_response(answer)
 
-    async def redirected(service: Service, actor: str, kind: Kind, preset: str) -> Answer:
-        blob = await service.actors.picture(await service.actors.find(actor), kind)
-        await service.permission.permit(blob)
-        key = image_key(config.presets, preset, blob.did, blob.cid)
-        return redirect(image_url(key, base), max_age=config.actors.ttl)
+    async def redirected(service: Service, path: str) -> Answer:
+        actors = service.actors
+        key = parse_actor_path(config.presets, path, allow_test=actors.allow_test)
+        blob = await actors.picture(key.actor, key.kind, service.permission.permit)
+        preset = key.preset or configured[key.kind]
+        image = image_key(config.presets, preset, blob.did, blob.cid, key.format)
+        return redirect(image_url(image, base), max_age=config.actors.ttl)
 
-    @routes.get("/avatar/<actor>")
-    async def avatar(actor: str) -> Response:
-        return await answered(
-            lambda service: redirected(service, actor, "avatar", config.actors.avatar_preset)
-        )
+    async def counted(kind: Kind, rest: str) -> Response:
+        service, outcome = responder.service, "failed"
+        try:
+            response = await answered(lambda service: redirected(service, f"/{kind}/{rest}"))
+            outcome = _OUTCOMES.get(response.status_code, outcome)
+            return response
+        except trio.Cancelled:
+            outcome = "cancelled"
+            raise
+        finally:
+            if service is not None:
+                service.metrics.actor_requests.labels(kind, outcome).inc()
 
-    @routes.get("/banner/<actor>")
-    async def banner(actor: str) -> Response:
-        return await answered(
-            lambda service: redirected(service, actor, "banner", config.actors.banner_preset)
-        )
+    @routes.get("/avatar/<path:rest>")
+    async def avatar(rest: str) -> Response:
+        return await counted("avatar", rest)
+
+    @routes.get("/banner/<path:rest>")
+    async def banner(rest: str) -> Response:
+        return await counted("banner", rest)
 
     @routes.get("/lookup")
     async def look_up() -> Response:
@@ -69,8 +83,13 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
                 for picture in found.pictures
                 if not service.permission.refuses(BlobKey(found.did, picture.cid))
             ]
-            return json_answer(json.dumps({"did": found.did, "pictures": pictures}))
+            answer = {"did": found.did, "profile_of": found.profile_of, "pictures": pictures}
+            return json_answer(json.dumps(answer))
 
         return await answered(work)
 
     return routes
+
+
+_OUTCOMES = {302: "found", 400: "invalid", 404: "absent", 503: "busy"}
+"""Label values of ``imageproxy_actor_requests_total``; what is not here is ``failed``."""

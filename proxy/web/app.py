@@ -24,7 +24,7 @@ from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
 from proxy.web.answers import Answer, plain_answer
 from proxy.web.asgi import Receive, Respond, Scope, Send, serve
-from proxy.web.negotiate import accept_of, choose, is_negotiable, negotiated
+from proxy.web.negotiate import accept_of, as_negotiated, choose, is_negotiable
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
 from proxy.web.response import as_response
@@ -91,7 +91,8 @@ class ImageProxyApp(QuartTrio):
         if not formats or not is_negotiable(self._config.presets, path):
             return self.responder.image
         chosen = choose(accept_of(scope["headers"]), formats)
-        return negotiated(self.responder.image, chosen)
+        image = self.responder.image
+        return lambda path, if_none_match: as_negotiated(image(path, if_none_match, chosen))
 
     def drain(self) -> None:
         """Say on ``/readyz`` that this process will end."""

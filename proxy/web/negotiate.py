@@ -11,7 +11,6 @@ from werkzeug.http import parse_accept_header
 from proxy.formats import Format
 from proxy.presets import Preset
 from proxy.web.answers import Answer, Later, varying
-from proxy.web.asgi import Respond
 
 REMEMBERED = 256
 """Headers whose choice is kept; browsers in use send a few dozen."""
@@ -65,28 +64,12 @@ def is_negotiable(presets: Mapping[str, Preset], path: str) -> bool:
             return False
 
 
-def negotiated(respond: Respond, chosen: Format | None) -> Respond:
-    """``respond`` for a URL without a format: as it answers the URL of the chosen one.
+def as_negotiated(answer: Answer | Later) -> Answer | Later:
+    """``answer`` as one that depends on ``Accept``."""
+    if isinstance(answer, Answer):
+        return varying(answer)
 
-    What that format cannot hold comes as the source has it.
-    """
+    async def later() -> Answer:
+        return varying(await answer())
 
-    def answer_now(path: str, if_none_match: str | None) -> Answer | Later:
-        target = path if chosen is None else f"{path}@{chosen.value}"
-        first = respond(target, if_none_match)
-        if isinstance(first, Answer) and (first.status != 400 or chosen is None):
-            return varying(first)
-
-        async def later() -> Answer:
-            answer = await _landed(first)
-            if answer.status == 400 and chosen is not None:
-                answer = await _landed(respond(path, if_none_match))
-            return varying(answer)
-
-        return later
-
-    return answer_now
-
-
-async def _landed(answer: Answer | Later) -> Answer:
-    return answer if isinstance(answer, Answer) else await answer()
+    return later

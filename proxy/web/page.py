@@ -28,6 +28,13 @@ def page_routes(config: Config) -> Blueprint:
         "Cache-Control": "no-cache",
     }
 
+    icon = _resource("icon.svg")
+
+    @routes.get("/icon.svg")
+    async def show_icon() -> Response:
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "public, max-age=86400"}
+        return Response(icon, content_type="image/svg+xml", headers=headers)
+
     @routes.get("/")
     async def show() -> Response:
         return Response(page, content_type="text/html; charset=utf-8", headers=headers)
@@ -39,19 +46,23 @@ def render_page(config: Config) -> str:
     """The page with the presets and the public URL of a configuration."""
     base = config.server.cdn_url or config.server.base_url
     items = "".join(_item(name, preset) for name, preset in config.presets.items())
-    template = files("proxy.web").joinpath("page.html").read_text(encoding="utf-8")
-    return template.replace(_PRESETS_MARK, items).replace(
-        _BASE_MARK, f'data-base="{escape(base)}"', 1
+    return (
+        _resource("page.html")
+        .replace(_PRESETS_MARK, items)
+        .replace(_BASE_MARK, f'data-base="{escape(base)}"', 1)
     )
+
+
+def _resource(name: str) -> str:
+    return files("proxy.web").joinpath(name).read_text(encoding="utf-8")
 
 
 def _item(name: str, preset: Preset) -> str:
     size = f"{preset.width} &times; {preset.height}" if preset.height else f"{preset.width} wide"
     about = f"{size}, {preset.fit}, quality {preset.quality}" + ", animated" * preset.animated
-    variants = " ".join(map(str, preset.variants))
     return (
-        f'<li data-preset="{name}" data-width="{preset.width}" data-variants="{variants}">'
-        f"{about}</li>"
+        f'<li data-preset="{name}" data-width="{preset.width}" data-height="{preset.height}"'
+        f' data-fit="{preset.fit}" data-animated="{preset.animated}">{about}</li>'
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import structlog
 import trio
 
-from proxy.errors import Busy, ImageProxyError
+from proxy.errors import Busy, ImageProxyError, ResultTooLarge
+from proxy.formats import Format
 from proxy.presets import Preset
 from proxy.service import Service
 from proxy.urls import BlobKey, ImageKey, parse_blob_path, parse_image_path
@@ -78,18 +79,27 @@ class Responder:
             return f"cache unusable: {self.service.upkeep.problem}"
         return None
 
-    def image(self, path: str, if_none_match: str | None) -> Answer | Later:
-        """Answer a GET for ``/img/...``, percent-decoded once: at once where nothing must wait."""
+    def image(
+        self, path: str, if_none_match: str | None, chosen: Format | None = None
+    ) -> Answer | Later:
+        """Answer a GET for ``/img/...``, percent-decoded once: at once where nothing must wait.
+
+        Args:
+            chosen: the format to answer in, where ``path`` names none. What it cannot hold comes
+                as the source has it.
+        """
         asked = _Asked(path, trio.current_time(), preset="none")
         try:
             service = self._service()
-            key = self._image_key(path)
+            key = self._image_key(path if chosen is None else f"{path}@{chosen.value}")
             asked.preset = key.preset
             if not none_match(if_none_match, key.etag):
                 return self._unmodified(asked, service, key.blob, key.etag)
             image = service.hit(key)
             if image is None:
-                return partial(self._answer_later, asked, partial(_get_image, service, key))
+                keys = (key,) if chosen is None else (key, self._image_key(path))
+                work = partial(_get_image, service, keys, if_none_match)
+                return partial(self._answer_later, asked, work)
             return self._answered(asked, image_answer(key, image), image.cache)
         except Exception as failure:
             return self._failed(asked, failure)
@@ -165,8 +175,19 @@ class Responder:
         return round(seconds * 1000, 1)
 
 
-async def _get_image(service: Service, key: ImageKey) -> tuple[Answer, str, Timings]:
-    image = await service.get(key)
+async def _get_image(
+    service: Service, keys: Sequence[ImageKey], if_none_match: str | None
+) -> tuple[Answer, str, Timings]:
+    """The first of ``keys``; or, where its format cannot hold the result, the next."""
+    key, *others = keys
+    try:
+        image = await service.get(key)
+    except ResultTooLarge:
+        if not others:
+            raise
+        if not none_match(if_none_match, others[0].etag):
+            return await _confirm(service, key.blob, others[0].etag)
+        return await _get_image(service, others, if_none_match)
     return image_answer(key, image), image.cache, image.timings
 
 

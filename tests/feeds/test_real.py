@@ -33,7 +33,6 @@ from proxy.moderation.feeds.labels import Record
 from proxy.moderation.feeds.records import RecordGone, RecordReader
 from proxy.moderation.feeds.run import run_feeds
 from proxy.moderation.feeds.websocket import Server, open_socket
-from proxy.records import Records
 from tests import devnet as real
 from tests.devnet import Account, Devnet, DevnetUnavailable, blob_cid
 from tests.devnet.ozone import Ozone, run_ozone
@@ -316,8 +315,7 @@ async def test_the_fake_pds_has_other_records_than_the_real_one(tmp_path: Path) 
         async with trio.open_nursery() as nursery:
             gateway = Gateway(config, *guarded_networks(config))
             nursery.start_soon(gateway.run)
-            resolver = DidResolver(config, gateway, nursery)
-            reader = RecordReader(Records(config, gateway, resolver))
+            reader = RecordReader(config, gateway, DidResolver(config, gateway, nursery))
             did, collection, key = post["uri"].removeprefix("at://").split("/")
             version = Record(Did(did), collection, key, post["cid"])
             assert await reader.blobs(version) == {picture}

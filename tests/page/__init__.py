@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
+from proxy.config import ENV_PREFIX
 from tests import devnet as real
 from tests.devnet import Devnet, blob_cid
 from tests.fakes.dns import FakeDns, serving_dns
@@ -60,8 +61,11 @@ class PageSite:
 
 
 @asynccontextmanager
-async def page_site(folder: Path) -> AsyncIterator[PageSite]:
+async def page_site(folder: Path, **settings: str) -> AsyncIterator[PageSite]:
     """Run one while the block runs.
+
+    Args:
+        settings: by the names of their environment variables, without the prefix.
 
     Raises:
         DevnetUnavailable: there is no PDS here.
@@ -78,7 +82,7 @@ async def page_site(folder: Path) -> AsyncIterator[PageSite]:
         await real.set_profile(devnet, account, avatar, banner)
         photos = [await upload(2400, 1600, 3), await upload(1600, 2000, 4)]
         post = await real.create_post(devnet, account, photos)
-        async with serve(SERVE, _environment(devnet, dns, folder)) as server:
+        async with serve(SERVE, _environment(devnet, dns, folder, settings)) as server:
             yield PageSite(
                 f"http://127.0.0.1:{server.port}",
                 account.did,
@@ -89,14 +93,16 @@ async def page_site(folder: Path) -> AsyncIterator[PageSite]:
             )
 
 
-def _environment(devnet: Devnet, dns: FakeDns, folder: Path) -> dict[str, str]:
-    return {
+def _environment(
+    devnet: Devnet, dns: FakeDns, folder: Path, settings: dict[str, str]
+) -> dict[str, str]:
+    own = {f"{ENV_PREFIX}{name}": value for name, value in settings.items()}
+    return own | {
         "IMAGE_PROXY_IDENTITY__PLC_URL": devnet.plc_url,
         "IMAGE_PROXY_IDENTITY__NAMESERVERS": dns.address,
         "IMAGE_PROXY_FETCH__ALLOW_HTTP": "true",
         "IMAGE_PROXY_FETCH__ALLOW_PRIVATE_HOSTS": "true",
         "IMAGE_PROXY_CACHE__PATH": str(folder / "cache"),
-        "IMAGE_PROXY_PRESETS__AVATAR__VARIANTS": "72,144",
     }
 
 

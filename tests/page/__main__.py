@@ -16,7 +16,7 @@ from tests.page import HANDLE, NoBrowser, PageSite, chromium, page_site
 from tests.processes import ROOT, in_background
 
 TARGET = ROOT / "docs/img/page.png"
-SIZE = {"width": 1200, "height": 1010}
+SIZE = {"width": 1200, "height": 1080}
 
 
 def screenshot(browser: Browser, site: PageSite) -> bytes:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from proxy import errors
 from proxy.config import Config
 from proxy.presets import DEFAULT_PRESETS, Size, place, with_variants
+from proxy.references import parse_reference
 from tests.devnet import DevnetUnavailable
 from tests.page import HANDLE, NoBrowser, PageSite, chromium, page_site
 from tests.processes import in_background
 from tests.required import skip_unless_required
+from tests.test_errors import FAMILY
 
 pytestmark = [pytest.mark.pds, pytest.mark.browser]
 
@@ -27,6 +30,16 @@ PRESETS = with_variants(
     | {"avatar": DEFAULT_PRESETS["avatar"].model_copy(update={"variants": (72, 144)})}
 )
 
+ABSENT = "bafkreibnoelefnzgwbcacyt4vh52ymxvzbjq7mmqhtcnwarfq4lzegsiqe"
+"""A CID that nobody has."""
+
+NOBODY = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+
+UNREACHABLE = (
+    "This server could not reach the directory, or the account’s server."  # noqa: RUF001
+    " Its log, and imageproxy doctor, say why."
+)
+
 Look = Callable[..., None]
 
 
@@ -34,7 +47,9 @@ Look = Callable[..., None]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageSite]:
     folder: Path = tmp_path_factory.mktemp("page")
     try:
-        with in_background(lambda: page_site(folder)) as background:
+        with in_background(
+            lambda: page_site(folder, PRESETS__AVATAR__VARIANTS="72,144")
+        ) as background:
             yield background.value
     except DevnetUnavailable as error:
         skip_unless_required(f"no PDS here: {error}")
@@ -111,6 +126,15 @@ def fact(page: Page, preset: str, name: str) -> str:
 
 def states(page: Page) -> set[str]:
     return {fact(page, preset, "Cache") for preset in PRESETS}
+
+
+def copied(page: Page) -> str:
+    """What a button has just copied."""
+    status = page.get_by_role("status")
+    expect(status).to_contain_text("Copied: ")
+    text: str = page.evaluate("navigator.clipboard.readText()")
+    expect(status).to_have_text(f"Copied: {text}")
+    return text
 
 
 def shown_blob(page: Page) -> str:
@@ -209,6 +233,8 @@ def test_the_keyboard_alone_is_enough(site: PageSite, look: Look) -> None:
         wait_for_all(page)
         expect(page.get_by_role("radio").nth(1)).to_be_focused()
         page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Open avatar", exact=True)).to_be_focused()
+        page.keyboard.press("Tab")
         expect(page.get_by_role("button", name="Copy URL of avatar", exact=True)).to_be_focused()
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         page.keyboard.press("Enter")
@@ -227,11 +253,15 @@ def test_what_is_copied_is_what_a_page_needs(site: PageSite, look: Look) -> None
         expect(page.get_by_role("status")).to_contain_text("Copied: ")
         url = page.evaluate("navigator.clipboard.readText()")
         assert url == f"{site.url}/img/banner/plain/{site.did}/{site.avatar}"
-        page.get_by_role("button", name="Copy <img srcset> of avatar", exact=True).click()
-        expect(page.get_by_role("status")).to_contain_text("Copied: <img")
-        tag = page.evaluate("navigator.clipboard.readText()")
-        found = re.fullmatch(r'<img src="(\S+)" srcset="([^"]+)" sizes="72px" alt="">', tag)
+        page.get_by_role("button", name="Copy <img srcset> of avatar_w72", exact=True).click()
+        tag = copied(page)
+        found = re.fullmatch(
+            r'<img src="(\S+)" srcset="([^"]+)" sizes="72px"'
+            r' width="72" height="72" alt="" loading="lazy">',
+            tag,
+        )
         assert found is not None, tag
+        assert found[1] == f"{site.url}/img/avatar_w72/plain/{site.did}/{site.avatar}"
         widths = {}
         for candidate in found[2].split(", "):
             source, width = candidate.split(" ")
@@ -245,7 +275,34 @@ def test_what_is_copied_is_what_a_page_needs(site: PageSite, look: Look) -> None
                 }""",
                 source,
             )
-        assert widths == {"72w": "72w", "144w": "144w", "1000w": "1000w"}
+        squares = (72, 128, 144, 360, 1000)
+        assert widths == {f"{width}w": f"{width}w" for width in squares}
+
+    look(check)
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "widths"),
+    [
+        ("feed_thumbnail", (800, 1000), [800, 1600]),  # a portrait in a square box
+        ("banner", (640, 300), []),  # no other box has its shape
+        ("avatar", (1000, 1000), []),  # nor is one wider
+        ("content_preview", (800, 1000), []),  # content_full moves
+    ],
+)
+def test_an_img_has_the_size_that_it_will_have(
+    site: PageSite, look: Look, preset: str, size: tuple[int, int], widths: list[int]
+) -> None:
+    """Catches a layout that jumps, and candidates that show another part of the picture."""
+
+    def check(page: Page) -> None:
+        submit(page, site.did, site.photos[1])
+        wait_for_all(page)
+        card = page.locator("li.card", has=page.get_by_role("heading", name=preset, exact=True))
+        card.get_by_role("button", name="Copy <img").click()
+        tag = copied(page)
+        assert f'width="{size[0]}" height="{size[1]}" alt="" loading="lazy">' in tag
+        assert [int(width) for width in re.findall(r" (\d+)w", tag)] == widths
 
     look(check)
 
@@ -267,10 +324,18 @@ def test_a_link_to_the_page_shows_what_it_is_about(site: PageSite, look: Look) -
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("nonsense", "400: invalid handle format"),
-        ("did:plc:short", "400: invalid DID format"),
-        ("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "404: blob not found"),
-        ("<script>alert(1)</script>", "400: invalid handle format"),
+        ("hello", "“hello” is no handle (alice.example.com), DID or link."),
+        ("x" * 200, f"“{'x' * 80}…” is no handle (alice.example.com), DID or link."),
+        (ABSENT, "A CID needs its account before it: a handle or a DID."),
+        ("did:plc:short", "There is no valid DID (did:plc:… or did:web:…) in “did:plc:short”."),
+        (f"{NOBODY} bafk", f"There is no valid CID (bafkrei…) in “{NOBODY} bafk”."),
+        ("https://example.com/x", "“https://example.com/x” leads to no account, post or picture."),
+        (NOBODY, f"There is no such account: “{NOBODY}”."),
+        ("did:web:localhost%3A1", UNREACHABLE),
+        (
+            "<script>alert(1)</script>",
+            "“<script>alert(1)</script>” is no handle (alice.example.com), DID or link.",
+        ),
     ],
 )
 def test_a_mistake_is_said_aloud_and_leaves_nothing_of_the_last_look(
@@ -290,15 +355,206 @@ def test_a_mistake_is_said_aloud_and_leaves_nothing_of_the_last_look(
     look(check)
 
 
-def test_a_blob_that_is_not_there_fails_in_every_card(site: PageSite, look: Look) -> None:
-    """Catches a card that waits for ever."""
-    absent = "bafkreibnoelefnzgwbcacyt4vh52ymxvzbjq7mmqhtcnwarfq4lzegsiqe"
+def test_what_fails_alike_in_every_preset_is_said_once(site: PageSite, look: Look) -> None:
+    """Catches nine red cards about one absent blob."""
 
     def check(page: Page) -> None:
-        submit(page, site.did, absent)
-        expect(page.get_by_role("status")).to_have_text(f"0 of {len(PRESETS)} presets shown.")
-        assert page.locator(".frame p", has_text="404: blob not found").count() == len(PRESETS)
+        submit(page, site.did, ABSENT)
+        expect(page.get_by_role("status")).to_have_text("There is no such picture.")
+        expect(page.get_by_role("status")).to_have_class(re.compile("bad"))
+        assert page.locator("li.card").count() == 0
+        assert shown_blob(page) == ABSENT
+        assert page.locator("#note").inner_text() == ""
+
+    look(check)
+
+
+def test_what_fails_in_some_presets_is_said_in_their_cards(site: PageSite, look: Look) -> None:
+    """Catches a card that waits for ever, and one failure that hides what did not fail."""
+
+    def check(page: Page) -> None:
+        page.route("**/img/banner/**", lambda route: route.abort())
+        submit(page, site.did, site.avatar)
+        count = len(PRESETS)
+        expect(page.get_by_role("status")).to_have_text(f"{count - 1} of {count} presets shown.")
+        expect(page.locator(".frame p")).to_have_text(["The server does not answer."])
         assert page.locator(".waiting").count() == 0
+
+    look(check)
+
+
+def test_a_server_that_is_gone_is_told_from_one_that_refuses(site: PageSite, look: Look) -> None:
+    """Catches "Failed to fetch", and the words of what stands before a server that is gone."""
+
+    def check(page: Page) -> None:
+        page.context.set_offline(True)
+        submit(page, site.did)
+        expect(page.get_by_role("status")).to_have_text("The server does not answer.")
+        page.context.set_offline(False)
+        page.route("**/lookup*", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway"))
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_role("status")).to_have_text("The server does not answer.")
+
+    look(check)
+
+
+def test_there_is_a_sentence_for_all_that_the_server_says(look: Look) -> None:
+    """Catches an error that is new, or worded anew, and comes to people as it is."""
+    others = {errors.InvalidPreset, errors.InvalidFormat, errors.NoAvatar, errors.NoBanner}
+    family = [error for error in FAMILY if error not in others]
+
+    def check(page: Page) -> None:
+        for error in family:
+            said: str = page.evaluate(
+                "([status, text]) => explained(status, text, { q: 'asked' })",
+                [error.status, error.message],
+            )
+            assert said.endswith("."), error
+            assert said != "The server does not answer.", error
+        assert page.evaluate("explained(405, 'method not allowed', {})").startswith("405: ")
+
+    look(check)
+
+
+def test_an_empty_page_offers_examples(look: Look) -> None:
+    """Catches a blank page, and an example that leads nowhere or leaves the focus in nothing."""
+
+    def check(page: Page) -> None:
+        links = page.get_by_role("region", name="For example").get_by_role("link")
+        assert links.count() == 5
+        # The others would ask servers that are not here.
+        link = page.get_by_role("link", name="did:plc:z72i7hdynmk6r22z27h6tvur", exact=True)
+        link.focus()
+        page.keyboard.press("Enter")
+        did = "did:plc:z72i7hdynmk6r22z27h6tvur"
+        expect(page.get_by_role("status")).to_have_text(f"There is no such account: “{did}”.")
+        expect(page.get_by_role("status")).to_be_focused()
+        expect(page.get_by_label("Account, post or picture")).to_have_value(did)
+        assert links.count() == 0
+        page.go_back()
+        expect(links).to_have_count(5)
+        expect(page.get_by_role("status")).to_have_text("")
+        expect(page.get_by_label("Account, post or picture")).to_have_value("")
+
+    look(check)
+
+
+def test_every_example_is_a_reference(look: Look) -> None:
+    """Catches an example that the server does not understand."""
+
+    def check(page: Page) -> None:
+        hashes: list[str] = page.evaluate(
+            "[...document.querySelectorAll('#examples a')].map((link) => link.hash.slice(1))"
+        )
+        for text in hashes:
+            (query,) = parse_qs(text)["q"]
+            parse_reference(query)
+
+    look(check)
+
+
+def test_a_pasted_image_keeps_its_format(site: PageSite, look: Look) -> None:
+    """Catches a JPEG's URL that shows something else, and a choice that cannot be undone."""
+    url = f"https://cdn.example/img/feed_fullsize/plain/{site.did}/{site.avatar}@webp"
+    named = f"https://cdn.example/avatar/avatar_small/{HANDLE}@png"
+
+    def check(page: Page) -> None:
+        field, choice = page.get_by_label("Account, post or picture"), page.get_by_label("Format")
+        expect(choice.locator("option:checked")).to_have_text("as the source")
+        for text, format_ in ((url, "webp"), (named, "png"), (site.did, "png"), (url, "webp")):
+            field.fill(text)
+            expect(choice).to_have_value(format_)
+        page.get_by_role("button", name="Show").click()
+        wait_for_all(page)
+        assert "webp" in fact(page, "banner", "Bytes")
+        page.reload()
+        expect(choice).to_have_value("webp")
+        choice.select_option("")
+        page.get_by_role("button", name="Show").click()
+        wait_for_all(page)
+        assert "jpeg" in fact(page, "banner", "Bytes")
+        page.reload()
+        expect(choice).to_have_value("")
+
+    look(check)
+
+
+def test_thumbnails_have_pixels_enough_for_a_dense_screen(site: PageSite, look: Look) -> None:
+    """Catches the smallest of presets shown at three times its size."""
+
+    def check(page: Page) -> None:
+        submit(page, site.post, format="webp")
+        wait_for_all(page)
+        thumbs: list[tuple[str, int, int]] = page.evaluate(
+            """() => [...document.querySelectorAll(".choice img")].map((image) =>
+                [new URL(image.src).pathname, image.naturalWidth, image.clientWidth])"""
+        )
+        assert [width >= 2 * shown for _, width, shown in thumbs] == [True, True]
+        # The smallest that has; a larger one would be a waste.
+        assert [path.split("/")[2] for path, _, _ in thumbs] == ["avatar_small"] * 2
+
+    look(check)
+
+
+def test_an_accounts_picture_of_now_can_be_copied_in_every_preset(
+    site: PageSite, look: Look
+) -> None:
+    """Catches URLs that show yesterday's avatar, and a name for what is no profile's picture."""
+
+    def check(page: Page) -> None:
+        submit(page, f"@{HANDLE}", format="webp")
+        wait_for_all(page)
+        link = page.locator("#always").get_by_role("link")
+        expect(link).to_have_text(f"{site.url}/avatar/{HANDLE}@webp")
+        page.get_by_role("button", name="Copy the URL that follows the account").click()
+        assert copied(page) == f"{site.url}/avatar/{HANDLE}@webp"
+        name = "Copy /avatar URL of avatar_w72"
+        page.get_by_role("button", name=name, exact=True).click()
+        url = copied(page)
+        assert url == f"{site.url}/avatar/avatar_w72/{HANDLE}@webp"
+        assert page.request.get(url).headers["content-type"] == "image/webp"
+        page.get_by_role("radio").nth(1).check()
+        expect(link).to_have_text(f"{site.url}/banner/{HANDLE}@webp")
+        wait_for_all(page)
+        assert page.get_by_role("button", name="Copy /banner URL of banner").count() == 1
+        submit(page, site.post)
+        wait_for_all(page)
+        assert page.locator("#always").inner_text() == ""
+        assert page.get_by_role("button", name="/avatar URL").count() == 0
+
+    look(check)
+
+
+def test_the_time_in_the_queue_is_explained_where_there_is_any(site: PageSite, look: Look) -> None:
+    """Catches a page that makes a preset look slow that waited for the other ones."""
+
+    def check(page: Page) -> None:
+        submit(page, site.did, site.photos[1], "avif")
+        wait_for_all(page)
+        expect(page.locator("#note")).to_contain_text(
+            f"All {len(PRESETS)} presets are asked for at once"
+        )
+        page.get_by_role("button", name="Show").click()
+        expect(page.locator("#note")).to_have_text("")
+        wait_for_all(page)
+        assert page.locator("#note").inner_text() == ""
+
+    look(check)
+
+
+def test_the_icon_is_one_that_the_policy_lets_through(look: Look) -> None:
+    """Catches a browser that asks for /favicon.ico, and complains."""
+
+    def check(page: Page) -> None:
+        width = page.evaluate(
+            """async () => {
+                const image = new Image();
+                image.src = document.querySelector("link[rel=icon]").href;
+                await image.decode();
+                return image.naturalWidth;
+            }"""
+        )
+        assert width > 0
 
     look(check)
 
@@ -311,11 +567,14 @@ def test_it_fits_any_screen_and_can_be_read_there(
     """Catches what sticks out on a phone, and grey on grey (WCAG 2.2, 1.4.3 and 1.4.10)."""
 
     def check(page: Page) -> None:
-        submit(page, site.did, site.avatar)
-        wait_for_all(page)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        faint = page.evaluate(CONTRASTS)
-        assert faint == []
+        for is_empty in (True, False):
+            if not is_empty:
+                submit(page, HANDLE)
+                wait_for_all(page)
+            assert page.locator("#examples").is_visible() == is_empty
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            faint = page.evaluate(CONTRASTS)
+            assert faint == []
         small = page.evaluate(
             """() => [...document.querySelectorAll("button, input:not([type=radio]), select")]
                 .filter((each) => each.getBoundingClientRect().height < 44)

@@ -13,6 +13,8 @@ import trio.testing
 from proxy.cache.base import Selection
 from proxy.config import Config
 from proxy.identifiers import Cid, Did
+from proxy.presets import DEFAULT_PRESETS
+from tests.fakes import faults
 from tests.fakes.dns import FakeDns, serving_dns
 from tests.fakes.sites import GET_RECORD, document, pds_service
 from tests.fakes.world import World, tiny_png
@@ -21,6 +23,7 @@ from tests.web import PATIENCE, SECURITY, serving
 PROFILE = "app.bsky.actor.profile"
 OTHER = "social.example.actor.profile"
 ALICE = "alice.community"
+WITH_VARIANTS = DEFAULT_PRESETS["avatar"].model_dump() | {"variants": [72]}
 
 
 def blob(cid: str) -> dict[str, Any]:
@@ -75,6 +78,72 @@ async def test_a_handle_leads_where_its_did_does(world: World, dns: FakeDns) -> 
             reply = await client.get(f"/avatar/{actor}")
             assert reply.headers["location"] == f"/img/avatar/plain/{did}/{avatar}", actor
     assert dns.asked == [f"_atproto.{ALICE}"]
+
+
+@pytest.mark.parametrize("sign", ["", "@"])
+async def test_a_redirect_goes_to_the_preset_and_format_that_are_asked_for(
+    world: World, dns: FakeDns, sign: str
+) -> None:
+    """Catches a list of small faces that gets large ones, and a handle cut at its own sign."""
+    did, (avatar, banner) = profile(world, avatar=b"1", banner=b"2")
+    config = named(world, dns, did, presets={"avatar": WITH_VARIANTS})
+    image = f"plain/{did}/{avatar}"
+    async with serving(world, config) as client:
+        for path, location in (
+            (f"/avatar/{sign}{ALICE}@webp", f"/img/avatar/{image}@webp"),
+            (f"/avatar/avatar_w72/{sign}{ALICE}", f"/img/avatar_w72/{image}"),
+            (f"/avatar/avatar_w72/{sign}{ALICE}@avif", f"/img/avatar_w72/{image}@avif"),
+            (f"/avatar/avatar/{did}@png", f"/img/avatar/{image}@png"),
+            (f"/banner/avatar_w72/{sign}{ALICE}", f"/img/avatar_w72/plain/{did}/{banner}"),
+        ):
+            reply = await client.get(path)
+            assert (reply.status, reply.headers.get("location")) == (302, location), path
+            assert reply.headers["cache-control"] == "public, max-age=300"
+
+
+async def test_of_a_wrong_url_the_first_part_that_is_wrong_is_said(world: World) -> None:
+    """Catches questions to the network about what cannot be answered."""
+    did, _ = profile(world, avatar=b"1")
+    async with serving(world) as client:
+        for path, said in (
+            (f"nosuch/{did}", "invalid preset: nosuch"),
+            ("nosuch/alice@gif", "invalid preset: nosuch"),
+            (f"Avatar/{did}", "invalid preset: Avatar"),
+            (f"{did}/avatar", f"invalid preset: {did}"),
+            ("avatar/alice@gif", "invalid handle format"),
+            ("avatar/@", "invalid handle format"),
+            (f"@{did}", "invalid handle format"),
+            (f"@@{ALICE}", "invalid handle format"),
+            ("avatar/did:plc:short@gif", "invalid DID format"),
+            (f"avatar/{did}@gif", "invalid format"),
+            (f"{did}@", "invalid format"),
+            (f"{did}@webp@webp", "invalid format"),
+            (f"avatar/{did}/webp", "invalid request"),
+        ):
+            for kind in ("avatar", "banner"):
+                reply = await client.get(f"/{kind}/{path}")
+                assert (reply.status, reply.text) == (400, f"{said}\n"), path
+    assert world.pds.requests == []
+
+
+async def test_requests_by_name_are_counted_by_what_came_of_them(world: World) -> None:
+    """Catches avatars that fail unseen, and names of accounts in the metrics."""
+    did, _ = profile(world, avatar=b"1")
+    async with serving(world) as client:
+
+        async def counts(kind: str) -> dict[str, float]:
+            name = "imageproxy_actor_requests_total"
+            return {
+                outcome: await client.metric(f'{name}{{kind="{kind}",outcome="{outcome}"}}')
+                for outcome in ("found", "absent", "invalid", "failed")
+            }
+
+        assert 'kind="banner",outcome="busy"} 0.0' in (await client.get("/metrics")).text
+        for path in (did, f"avatar/{did}@webp", "nosuch/x", "did:web:nowhere.example"):
+            await client.get(f"/avatar/{path}")
+        await client.get(f"/banner/{did}")
+        assert await counts("avatar") == {"found": 2, "absent": 0, "invalid": 1, "failed": 1}
+        assert await counts("banner") == {"found": 0, "absent": 1, "invalid": 0, "failed": 0}
 
 
 async def test_a_redirect_leads_to_an_image(world: World) -> None:
@@ -176,7 +245,7 @@ async def test_what_is_blocked_looks_like_what_is_not_there(world: World) -> Non
         ("someone.local", 400, "invalid handle format"),
         ("did:plc:short", 400, "invalid DID format"),
         ("did:web:localhost:2583", 400, "invalid DID format"),
-        ("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", 404, "blob not found"),
+        ("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", 404, "no such account"),
         ("did:web:nowhere.example", 502, "failed to resolve DID"),
     ],
 )
@@ -190,11 +259,34 @@ async def test_errors_are_those_of_images(world: World, actor: str, status: int,
             assert reply.headers["cache-control"] == cached
 
 
-async def test_a_profile_without_the_picture_is_a_404(world: World) -> None:
+async def test_a_profile_without_the_picture_says_what_it_lacks(world: World) -> None:
+    """Catches an account that is told for a missing one, and the other way round."""
+    did, _ = profile(world, avatar=b"1")
+    bare = world.make_account()
+    async with serving(world) as client:
+        assert (await client.get(f"/avatar/{did}")).status == 302
+        for actor, kind in ((did, "banner"), (bare, "avatar"), (bare, "banner")):
+            reply = await client.get(f"/{kind}/{actor}")
+            assert (reply.status, reply.text) == (404, f"profile names no {kind}\n")
+        assert json.loads((await client.get(f"/lookup?q={bare}")).text)["pictures"] == []
+
+
+@pytest.mark.parametrize("error", ["RepoNotFound", "RepoDeactivated"])
+async def test_an_account_that_its_pds_does_not_have_is_none(world: World, error: str) -> None:
+    did, _ = profile(world, avatar=b"1")
+    body = b'{"error":"%s","message":"gone"}' % error.encode()
+    world.pds.faults.append(faults.answers(400, body))
+    async with serving(world) as client:
+        for path in (f"/avatar/{did}", f"/lookup?q={did}"):
+            reply = await client.get(path)
+            assert (reply.status, reply.text) == (404, "no such account\n")
+
+
+async def test_a_record_that_is_not_there_is_no_blob(world: World) -> None:
     did, _ = profile(world, avatar=b"1")
     async with serving(world) as client:
-        assert (await client.get(f"/banner/{did}")).status == 404
-        assert (await client.get(f"/avatar/{did}")).status == 302
+        reply = await client.get(f"/lookup?q=at://{did}/app.bsky.feed.post/3k")
+    assert (reply.status, reply.text) == (404, "no such record\n")
 
 
 async def test_a_pds_that_is_not_there_is_a_502(world: World) -> None:
@@ -211,7 +303,6 @@ async def test_head_is_answered_and_other_methods_are_not(world: World) -> None:
         got, head = await client.get(f"/avatar/{did}"), await client.head(f"/avatar/{did}")
         assert (head.status, head.headers, head.body) == (302, got.headers, b"")
         assert (await client.ask(f"/avatar/{did}", method="POST")).status == 405
-        assert (await client.get(f"/avatar/{did}/more")).status == 404
         assert (await client.get("/avatar/")).status == 404
 
 
@@ -237,15 +328,33 @@ async def test_the_pictures_of_a_post_are_looked_up(world: World, dns: FakeDns) 
     assert "access-control-allow-origin" not in reply.headers
     assert json.loads(reply.text) == {
         "did": did,
+        "profile_of": None,
         "pictures": [{"cid": cid, "name": "image", "alt": f"Picture <{cid[-3:]}>"} for cid in cids],
     }
+
+
+async def test_a_look_up_says_whose_profile_it_shows(world: World, dns: FakeDns) -> None:
+    """Catches a feed's or a list's avatar under the name of an account."""
+    did, (avatar,) = profile(world, avatar=b"1")
+    feed = "app.bsky.feed.generator"
+    world.pds.add_record(did, f"{feed}/3k", {"avatar": blob(avatar)})
+    async with serving(world, named(world, dns, did)) as client:
+
+        async def profile_of(text: str) -> object:
+            return json.loads((await client.get(f"/lookup?q={text}")).text)["profile_of"]
+
+        for text in (ALICE, f"@{ALICE}", f"https://bsky.app/profile/{ALICE}"):
+            assert await profile_of(text) == ALICE
+        assert await profile_of(did) == did
+        assert await profile_of(f"at://{did}/{feed}/3k") is None
 
 
 async def test_a_blob_is_looked_up_without_asking_its_pds(world: World) -> None:
     did, (avatar,) = profile(world, avatar=b"1")
     async with serving(world) as client:
         found = json.loads((await client.get(f"/lookup?q={did}%20{avatar}")).text)
-    assert found == {"did": did, "pictures": [{"cid": avatar, "name": "blob", "alt": ""}]}
+    pictures = [{"cid": avatar, "name": "blob", "alt": ""}]
+    assert found == {"did": did, "profile_of": None, "pictures": pictures}
     assert world.pds.requests == []
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import proxy.web.responder
 from proxy.config import Config
 from proxy.formats import Format
 from proxy.urls import image_key
 from proxy.web.negotiate import MAX_HEADER, choose, is_negotiable
 from tests.fakes.world import World, tiny_png
+from tests.logs import logged_by
 from tests.web import img, serving
 
 AVIF, WEBP = Format.AVIF, Format.WEBP
@@ -151,5 +155,26 @@ async def test_what_a_format_cannot_hold_comes_in_the_sources(world: World) -> N
     async with serving(world, negotiating(world, "webp")) as client:
         assert (await client.get(f"{path}@webp")).status == 400
         reply = await client.get(path, ("Accept", "image/webp"))
-    assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
-    assert reply.headers["vary"] == "Accept"
+        assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
+        assert reply.headers["vary"] == "Accept"
+        tag = ("If-None-Match", reply.headers["etag"])
+        again = await client.get(path, ("Accept", "image/webp"), tag)
+        assert (again.status, again.headers["etag"]) == (304, reply.headers["etag"])
+
+
+async def test_a_request_that_is_negotiated_counts_once_whatever_comes_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches one line and one count for each format that was tried."""
+    wide = img(*world.add_blob(tiny_png(size=(4, 17_000))), preset="still")
+    text = img(*world.add_blob(b"no picture"), preset="still")
+    async with serving(world, negotiating(world, "webp")) as client:
+        with logged_by(proxy.web.responder, monkeypatch) as lines:
+            for path, status in ((wide, 200), (text, 400)):
+                assert (await client.get(path, ("Accept", "image/webp"))).status == status
+        counted = (await client.get("/metrics")).text
+    assert [line["status"] for line in lines if line["event"] == "request"] == [200, 400]
+    for status in (200, 400):
+        pattern = rf'^imageproxy_requests_total{{.*status="{status}".*}} (.*)$'
+        found = re.findall(pattern, counted, re.MULTILINE)
+        assert [float(value) for value in found] == [1]

@@ -219,6 +219,7 @@ FAMILIES = {
     "imageproxy_not_ready": ("gauge", {"reason"}),
     "imageproxy_build_info": ("gauge", {"version", "python"}),
     "imageproxy_cache_free_bytes": ("gauge", set()),
+    "imageproxy_actor_requests_total": ("counter", {"kind", "outcome"}),
 }
 """Those of the contract with dashboards, and what moderation adds."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 from tests.fakes.world import World
 from tests.web import serving
 
@@ -37,6 +39,16 @@ async def test_the_page_may_load_from_this_host_and_from_nowhere_else(world: Wor
     # Nothing in it asks for what the policy would refuse.
     for outside in ("https://", "http://", 'src="//', "@import"):
         assert outside not in reply.text.replace("http://www.w3.org/", "")
+
+
+async def test_the_page_has_an_icon_that_its_policy_allows(world: World) -> None:
+    """Catches a console that complains of /favicon.ico on every visit."""
+    async with serving(world) as client:
+        assert '<link rel="icon" href="/icon.svg"' in (await client.get("/")).text
+        icon = await client.get("/icon.svg")
+    assert (icon.status, icon.headers["content-type"]) == (200, "image/svg+xml")
+    assert icon.headers["x-content-type-options"] == "nosniff"
+    ElementTree.fromstring(icon.body)  # noqa: S314 (ours)
 
 
 async def test_the_page_may_not_be_framed(world: World) -> None:

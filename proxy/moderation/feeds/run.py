@@ -21,7 +21,6 @@ from proxy.moderation.base import Cursors, Decisions
 from proxy.moderation.feeds.keeper import LabelKeeper
 from proxy.moderation.feeds.records import RecordReader
 from proxy.moderation.feeds.store import FeedStore
-from proxy.records import Records
 from proxy.turns import Turn, in_turn
 
 FORGET_SECONDS = 1.0
@@ -67,7 +66,7 @@ async def run_feeds(
         labels,
         store=store,
         decisions=decisions,
-        records=RecordReader(Records(config, gateway, resolver)),
+        records=RecordReader(config, gateway, resolver),
         metrics=metrics,
         clock=clock,
     )

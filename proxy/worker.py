@@ -1,0 +1,47 @@
+"""One of several worker processes of a server: ``python -m proxy.worker DESCRIPTOR``.
+
+It serves on the listening socket that it inherits by that number, until its tie ends; see
+``supervisor``. Its configuration is in its environment.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from proxy.config import load_config
+from proxy.serve import run
+from proxy.supervisor import SERVES
+
+
+def main(descriptor: int) -> int:
+    """Serve; the process's exit code."""
+    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as tie:
+        tie.setblocking(False)
+        return run(
+            load_config(),
+            f"fd://{descriptor}",
+            on_serving=partial(_tell, tie),
+            also_until=partial(_end_of, tie),
+        )
+
+
+def _tell(tie: socket.socket) -> None:
+    with suppress(OSError):  # it has ended: this process is about to stop
+        tie.send(SERVES)
+
+
+async def _end_of(tie: socket.socket) -> None:
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(tie))
+    with suppress(trio.BrokenResourceError):
+        async for _ in stream:
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))
