@@ -46,13 +46,17 @@ GAUGES = {
 
 SHARED = frozenset(
     (
-        *(f"imageproxy_{name}" for name in ("blocks", "purges_pending", "cache_entries")),
-        *(f"imageproxy_{name}" for name in ("cache_bytes", "cache_free_bytes", "build_info")),
+        "imageproxy_blocks",
+        "imageproxy_purges_pending",
+        "imageproxy_cache_entries",
+        "imageproxy_cache_bytes",
+        "imageproxy_cache_free_bytes",
+        "imageproxy_build_info",
         "process_start_time_seconds",
     )
 )
-"""Gauges of which all processes on the cache folder read the same figure: they are not added. And
-when a process began, of which the latest counts."""
+"""Gauges that are not added over processes: of the cache folder and of the release all read the
+same figure, and of their starts the latest counts."""
 
 
 class Metrics:

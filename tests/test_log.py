@@ -94,6 +94,22 @@ def test_an_exception_is_a_traceback_within_its_line(capsys: pytest.CaptureFixtu
     assert line["exception"].endswith("ValueError: the reason")
 
 
+def written_to(monkeypatch: pytest.MonkeyPatch, format: str, *, on_a_terminal: bool) -> str:
+    """A line of a request, as standard error gets it."""
+    stream = StringIO()
+    stream.isatty = lambda: on_a_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    before = structlog.get_config()
+    try:
+        configure_logging(LogSection.model_validate({"format": format}))
+        token = request_id.current.set("the-id")
+        structlog.get_logger().info("what happened")
+        request_id.current.reset(token)
+    finally:
+        structlog.configure(**before)
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("format", "on_a_terminal", "is_json"),
     [
@@ -107,20 +123,10 @@ def test_the_form_is_as_configured_whatever_standard_error_is(
     format: str, on_a_terminal: bool, is_json: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches colours in a journal, and JSON for somebody who asked for words."""
-    stream = StringIO()
-    stream.isatty = lambda: on_a_terminal  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stderr", stream)
-    before = structlog.get_config()
-    try:
-        configure_logging(LogSection.model_validate({"format": format}))
-        token = request_id.current.set("the-id")
-        structlog.get_logger().info("what happened")
-        request_id.current.reset(token)
-    finally:
-        structlog.configure(**before)
-    assert "what happened" in stream.getvalue()
-    assert "the-id" in stream.getvalue()
-    assert stream.getvalue().startswith("{") is is_json
+    text = written_to(monkeypatch, format, on_a_terminal=on_a_terminal)
+    assert "what happened" in text
+    assert "the-id" in text
+    assert text.startswith("{") is is_json
 
 
 @pytest.mark.parametrize(
@@ -131,17 +137,9 @@ def test_colours_are_for_terminals_whose_owner_wants_them(
     on_a_terminal: bool, no_color: str, is_coloured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches escapes of a terminal in a file."""
-    stream = StringIO()
-    stream.isatty = lambda: on_a_terminal  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("NO_COLOR", no_color)
-    before = structlog.get_config()
-    try:
-        configure_logging(LogSection(format="console"))
-        structlog.get_logger().info("what happened")
-    finally:
-        structlog.configure(**before)
-    assert ("\x1b[" in stream.getvalue()) is is_coloured
+    text = written_to(monkeypatch, "console", on_a_terminal=on_a_terminal)
+    assert ("\x1b[" in text) is is_coloured
 
 
 @pytest.mark.parametrize(
