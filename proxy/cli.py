@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
@@ -28,23 +28,38 @@ from proxy.doctor.judgement import Level, failed
 from proxy.doctor.probes import examine
 from proxy.egress.errors import Forbidden
 from proxy.egress.gateway import guarded_networks
-from proxy.errors import ImageProxyError, InvalidPreset, InvalidRequest
+from proxy.errors import (
+    DidUnresolvable,
+    ImageProxyError,
+    InvalidCid,
+    InvalidDid,
+    InvalidFormat,
+    InvalidHandle,
+    InvalidPreset,
+    InvalidRequest,
+    UpstreamTimeout,
+)
 from proxy.extras import check_extras
+from proxy.formats import OUTPUTS
+from proxy.found import owner_beside_root, signs_in
 from proxy.identifiers import parse_cid, parse_did
 from proxy.log import configure_logging
 from proxy.moderation.cdn.queue import CdnQueue, Pending
 from proxy.moderation.moderator import Moderator
+from proxy.moderation.store import Block, Decision
 from proxy.nginx import server_block
 from proxy.opening import open_moderator, open_service
 from proxy.parts import disk_cache_of, moderation_database_of, moderation_store_of
 from proxy.service import Service
 from proxy.urls import ImageKey, image_key, image_url, parse_image_path
-from proxy.warm import Bookmark, Tally, Warmer, warm_account
+from proxy.warm import Bookmark, Failures, Tally, Warmer, warm_account, warm_images
 
 T = TypeVar("T")
 
 TELL_SECONDS = 60.0
 """How often a run without an end says how far it has come."""
+
+WARM_LINE = "an image URL or its path, or PRESET DID CID [FORMAT], or DID CID"
 
 WARM_AT_ONCE = 16
 """Images that ``warm`` asks for at once: half of the default fetch workers."""
@@ -151,7 +166,7 @@ def url(context: _Context, preset: str, did: str, cid: str, format_: str | None)
     try:
         key = image_key(settings.presets, preset, did, cid, format_)
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error, settings.presets)) from None
     click.echo(image_url(key, settings.server.cdn_url or settings.server.base_url))
 
 
@@ -240,7 +255,7 @@ def warm(
     settings = context.load(to_serve=True)
     unknown = [name for name in presets if name not in settings.presets]
     if unknown:
-        raise click.UsageError(InvalidPreset(unknown[0]).public_message)
+        raise click.UsageError(_mistake(InvalidPreset(unknown[0]), settings.presets))
     limits = _Limits(presets or tuple(settings.presets), at_once, per_second)
     if account is not None:
         _warm_account(settings, account, limits, restart)
@@ -251,21 +266,22 @@ def warm(
         try:
             keys.extend(parse_warm_line(settings, line))
         except InvalidRequest as error:
-            raise click.UsageError(f"line {number}: {error.public_message}") from None
-    failures: list[str] = []
+            mistake = _mistake(error, settings.presets, WARM_LINE)
+            raise click.UsageError(f"line {number}: {mistake}") from None
+    failures = Failures()
 
     async def work(service: Service) -> None:
+        nonlocal failures
         with click.progressbar(length=len(keys), label="warming", file=sys.stderr) as bar:
-            async with trio.open_nursery() as nursery:
-                todo = iter(keys)
-                for _ in range(WARM_AT_ONCE):
-                    nursery.start_soon(_warm_each, service, todo, failures, bar)
+            failures = await warm_images(
+                service, keys, at_once=WARM_AT_ONCE, on_done=lambda: bar.update(1)
+            )
 
     _with_service(settings, work)
-    for failure in failures:
-        click.echo(failure, err=True)
-    click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached")
-    sys.exit(1 if failures else 0)
+    _tell_failures(failures)
+    where = settings.cache.path
+    click.echo(f"{len(keys) - len(failures)} of {len(keys)} are cached in {where}")
+    sys.exit(1 if len(failures) else 0)
 
 
 @dataclass(frozen=True)
@@ -305,7 +321,7 @@ def _warm_account(settings: Config, actor: str, limits: _Limits, restart: bool) 
             await warm_account(service, did, warmer, bookmark, more)
 
     _with_service(settings, work)
-    _tell(tally)
+    _tell(settings, tally)
 
 
 def _warm_stream(
@@ -350,7 +366,7 @@ def _warm_stream(
             await warm_stream(service, warmer, origin, own, collections, note_left_out)
 
     _with_service(settings, work)
-    _tell(tally)
+    _tell(settings, tally)
 
 
 def _counts(tally: Tally) -> str:
@@ -360,12 +376,23 @@ def _counts(tally: Tally) -> str:
     )
 
 
-def _tell(tally: Tally) -> NoReturn:
+def _tell(settings: Config, tally: Tally) -> NoReturn:
     """Say what has come of it, and end the process."""
-    for failure in tally.failures:
-        click.echo(failure, err=True)
-    click.echo(_counts(tally))
+    _tell_failures(tally.failures)
+    click.echo(f"{_counts(tally)}, in {settings.cache.path}")
     sys.exit(1 if tally.failed else 0)
+
+
+def _tell_failures(failures: Failures) -> None:
+    for line in failures.lines():
+        click.echo(line, err=True)
+    _point_to_doctor(failures.kinds)
+
+
+def _point_to_doctor(kinds: Iterable[type[ImageProxyError]]) -> None:
+    """Where it may be this machine that cannot reach the others, say what examines it."""
+    if any(issubclass(kind, (DidUnresolvable, UpstreamTimeout)) for kind in kinds):
+        click.echo('"imageproxy doctor" tells whether it lies on this machine', err=True)
 
 
 def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
@@ -394,18 +421,6 @@ def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
             raise InvalidRequest(line)
 
 
-async def _warm_each(
-    service: Service, todo: Iterator[ImageKey], failures: list[str], bar: Any
-) -> None:
-    for key in todo:
-        try:
-            await service.get(key)
-            await service.written()
-        except ImageProxyError as error:
-            failures.append(f"{image_url(key)}: {error}")
-        bar.update(1)
-
-
 @cli.group()
 def cache() -> None:
     """Look after the cache."""
@@ -426,7 +441,8 @@ def cache_stats(context: _Context) -> None:
     entries = sum(row.entries for row in rows.values())
     size = sum(row.bytes for row in rows.values())
     click.echo(f"{'all':{width}}  {entries:9,}  {size:15,}")
-    click.echo(f"{size / settings.cache.max_bytes:.1%} of {settings.cache.max_gb:g} GB")
+    share = f"{size / settings.cache.max_bytes:.1%} of {settings.cache.max_gb:g} GB"
+    click.echo(f"{share} in {settings.cache.path}")
 
 
 BAR = 24
@@ -448,15 +464,17 @@ def bar(amount: int, most: int, columns: int) -> str:
 def cache_purge(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
     """Remove the entries of an owner, a blob, or a pair, running servers' too."""
     settings, selection = context.load(), _selection(did, cid)
-    removed = _decide(settings, lambda it: it.purge(selection, by=_user(), reason=reason))
-    click.echo(f"{removed} removed")
+    removed, obeyed = _decide(settings, lambda it: it.purge(selection, by=_user(), reason=reason))
+    click.echo(f"{removed} removed from {settings.cache.path}; {obeyed}")
 
 
 @cache.command("cleanup")
 @_with_config
 def cache_cleanup(context: _Context) -> None:
     """Remove what is past its TTL or over the size limit."""
-    click.echo(f"{_with_cache(context.load(), DiskCache.cleanup)} removed")
+    settings = context.load()
+    removed = _with_cache(settings, DiskCache.cleanup)
+    click.echo(f"{removed} removed from {settings.cache.path}")
 
 
 @cache.command("verify")
@@ -480,8 +498,10 @@ def cache_verify(context: _Context, repair: bool) -> None:
                     bar.update(round(done * 1000) - bar.pos)
         return wrong
 
-    wrong = _with_cache(context.load(), work)
-    click.echo(f"{wrong} wrong{', repaired' if wrong and repair else ''}")
+    settings = context.load()
+    wrong = _with_cache(settings, work)
+    repaired = ", repaired" if wrong and repair else ""
+    click.echo(f"{wrong} wrong in {settings.cache.path}{repaired}")
     sys.exit(1 if wrong and not repair else 0)
 
 
@@ -517,16 +537,39 @@ def blocks() -> None:
 @click.option("--pending-cdn", is_flag=True, help="What the CDN has yet to forget, instead.")
 @_with_config
 def blocks_list(context: _Context, pending_cdn: bool) -> None:
-    """Print the blocks, oldest first: when, owner, blob, by whom, why."""
+    """Print the blocks, oldest first."""
     settings = context.load()
-    if pending_cdn:
-        database = moderation_database_of(settings)
-        for pending in CdnQueue(database).all() if database.path.exists() else ():
-            click.echo(f"{_at(pending.queued_at)}  {_describe(pending)}")
-        return
-    for block in moderation_store_of(settings).blocks():
-        what = f"{block.did or '*'}  {block.cid or '*'}"
-        click.echo(f"{_at(block.created_at)}  {what}  {block.by}  {_line(block.reason)}".rstrip())
+    with _in_folder(settings):
+        if pending_cdn:
+            queue = CdnQueue(moderation_database_of(settings))
+            is_there = moderation_store_of(settings).path.exists()
+            rows = map(_pending_row, queue.all() if is_there else ())
+            _print_rows("queued  owner  blob  state", rows, "nothing waits")
+        else:
+            rows = map(_block_row, moderation_store_of(settings).blocks())
+            header = "when  owner  blob  who  why"
+            _print_rows(header, rows, f"no blocks in {settings.cache.path}")
+
+
+def _print_rows(header: str, rows: Iterable[str], otherwise: str) -> None:
+    """Print rows below a header; where there are none, say so, but not to who reads rows."""
+    is_empty = True
+    for row in rows:
+        if is_empty:
+            click.echo(header)
+        is_empty = False
+        click.echo(row.rstrip())
+    if is_empty:
+        click.echo(otherwise, err=True)
+
+
+def _block_row(block: Block) -> str:
+    what = f"{block.did or '*'}  {block.cid or '*'}"
+    return f"{_at(block.created_at)}  {what}  {block.by}  {_line(block.reason)}"
+
+
+def _pending_row(pending: Pending) -> str:
+    return f"{_at(pending.queued_at)}  {_describe(pending)}"
 
 
 def _describe(pending: Pending) -> str:
@@ -553,19 +596,22 @@ def blocks_add(
 ) -> None:
     """Block, and purge what is cached of it. At return every running server obeys."""
     settings = context.load()
+    folder = settings.cache.path
     if file_list is None:
         selection = _selection(did, cid)
-        removed = _decide(settings, lambda it: it.block(selection, by=_user(), reason=reason))
-        click.echo(f"blocked; {removed} cached entries removed")
+        removed, obeyed = _decide(
+            settings, lambda it: it.block(selection, by=_user(), reason=reason)
+        )
+        click.echo(f"blocked in {folder}; {removed} cached entries removed; {obeyed}")
         return
     if did is not None or cid is not None:
         raise click.UsageError("give --file, or --did and --cid")
     entries = list(_read_blocks(file_list, reason))
     with click.progressbar(length=len(entries), label="blocking", file=sys.stderr) as bar:
-        removed = _decide(
+        removed, obeyed = _decide(
             settings, lambda it: it.block_all(entries, by=_user(), on_kept=bar.update)
         )
-    click.echo(f"{len(entries)} blocked; {removed} cached entries removed")
+    click.echo(f"{len(entries)} blocked in {folder}; {removed} cached entries removed; {obeyed}")
 
 
 @blocks.command("remove")
@@ -576,8 +622,9 @@ def blocks_add(
 def blocks_remove(context: _Context, did: str | None, cid: str | None, reason: str) -> None:
     """Lift a block, whoever asked for it."""
     settings, selection = context.load(), _selection(did, cid)
-    lifted = _decide(settings, lambda it: it.lift_any(selection, by=_user(), reason=reason))
-    click.echo("lifted" if lifted else "there was no such block")
+    lifted, obeyed = _decide(settings, lambda it: it.lift_any(selection, by=_user(), reason=reason))
+    what = f"lifted in {settings.cache.path}; {obeyed}"
+    click.echo(what if lifted else f"there was no such block in {settings.cache.path}")
     sys.exit(0 if lifted else 1)
 
 
@@ -586,6 +633,8 @@ def blocks_remove(context: _Context, did: str | None, cid: str | None, reason: s
 def nginx(context: _Context) -> None:
     """Print an nginx server block that serves hits straight from this cache."""
     settings = context.load()
+    if not signs_in(settings.cache.path):
+        click.echo(f"imageproxy: {_no_cache(settings)}", err=True)
     click.echo(server_block(settings, disk_cache_of(settings).images), nl=False)
 
 
@@ -593,12 +642,18 @@ def nginx(context: _Context) -> None:
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
 @_with_config
 def blocks_audit(context: _Context, limit: int) -> None:
-    """Print the last decisions, oldest first: when, who, what, entries removed, why."""
-    for each in moderation_store_of(context.load()).audit(limit):
-        removed = "-" if each.removed is None else str(each.removed)
-        what = f"{each.action}  {each.did or '*'}  {each.cid or '*'}"
-        line = f"{_at(each.at)}  {each.by}  {what}  {removed}  {_line(each.reason)}"
-        click.echo(line.rstrip())
+    """Print the last decisions, oldest first."""
+    settings = context.load()
+    with _in_folder(settings):
+        rows = map(_decision_row, moderation_store_of(settings).audit(limit))
+        header = "when  who  what  owner  blob  entries removed  why"
+        _print_rows(header, rows, f"no decisions in {settings.cache.path}")
+
+
+def _decision_row(each: Decision) -> str:
+    removed = "-" if each.removed is None else str(each.removed)
+    what = f"{each.action}  {each.did or '*'}  {each.cid or '*'}"
+    return f"{_at(each.at)}  {each.by}  {what}  {removed}  {_line(each.reason)}"
 
 
 def parse_block_line(line: str) -> tuple[Selection, str] | None:
@@ -627,17 +682,61 @@ def _read_blocks(lines: Iterable[str], reason: str) -> Iterator[tuple[Selection,
         try:
             found = parse_block_line(line)
         except InvalidRequest as error:
-            raise click.UsageError(f"line {number}: {error.public_message}") from None
+            mistake = _mistake(error, line="DID, CID, or DID CID, then # and a reason")
+            raise click.UsageError(f"line {number}: {mistake}") from None
         if found is not None:
             yield found[0], found[1] or reason
 
 
-def _decide(settings: Config, work: Callable[[Moderator], Awaitable[T]]) -> T:
-    async def run() -> T:
-        async with open_moderator(settings) as moderator:
-            return await work(moderator)
+@contextmanager
+def _in_folder(settings: Config) -> Iterator[None]:
+    """For what is done with a server's cache folder; what fails in it is told with its path."""
+    folder = settings.cache.path
+    try:
+        if not signs_in(folder):
+            _refuse(_no_cache(settings))
+        _refuse_root(settings)
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, BrokenPipeError) or str(folder) in str(error):
+            raise
+        click.echo(f"imageproxy: {folder}: {error}", err=True)
+        sys.exit(1)
 
-    return trio.run(run)
+
+def _no_cache(settings: Config) -> str:
+    return (
+        f"{settings.cache.path} is no cache folder: no server has run on it;"
+        " give the server's configuration with --config"
+    )
+
+
+def _refuse_root(settings: Config) -> None:
+    owner = owner_beside_root(settings.cache.path)
+    if owner is not None:
+        _refuse(
+            f"{settings.cache.path} belongs to {owner}, who could not use the files that root"
+            f" makes there; run this as {owner}"
+        )
+
+
+def _refuse(why: str) -> NoReturn:
+    click.echo(f"imageproxy: {why}", err=True)
+    sys.exit(2)
+
+
+def _decide(settings: Config, work: Callable[[Moderator], Awaitable[T]]) -> tuple[T, str]:
+    """What ``work`` returns, and who obeys it, in words."""
+
+    async def run() -> tuple[T, int]:
+        async with open_moderator(settings) as moderator:
+            return await work(moderator), await moderator.serving()
+
+    with _in_folder(settings):
+        done, serving = trio.run(run)
+    if not serving:
+        click.echo(f"warning: no server runs on {settings.cache.path}", err=True)
+    return done, "1 process obeys" if serving == 1 else f"{serving} processes obey"
 
 
 def _user() -> str:
@@ -649,7 +748,8 @@ def _user() -> str:
 
 
 def _at(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    """RFC 3339, section 5.6."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _line(text: str) -> str:
@@ -676,7 +776,7 @@ def _selection(did: str | None, cid: str | None) -> Selection:
             None if did is None else parse_did(did), None if cid is None else parse_cid(cid)
         )
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error)) from None
 
 
 def _with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T:
@@ -687,7 +787,8 @@ def _with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> 
             await disk.make_indexed()
             return await work(disk)
 
-    return trio.run(run)
+    with _in_folder(settings):
+        return trio.run(run)
 
 
 def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) -> None:
@@ -695,6 +796,7 @@ def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) 
     # A single run cleans nothing up: that would walk the whole cache.
     once = settings.cache.model_copy(update={"cleanup_interval_minutes": 0})
     settings = settings.model_copy(update={"cache": once})
+    _refuse_root(settings)
 
     async def run() -> None:
         async with open_service(settings) as service:
@@ -703,10 +805,33 @@ def _with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) 
     try:
         trio.run(run)
     except InvalidRequest as error:
-        raise click.UsageError(error.public_message) from None
+        raise click.UsageError(_mistake(error, settings.presets)) from None
     except ImageProxyError as error:
-        click.echo(f"imageproxy: {error.public_message}: {error}", err=True)
+        click.echo(f"imageproxy: {error.explained}", err=True)
+        _point_to_doctor([type(error)])
         sys.exit(1)
+
+
+_EXPECTED: dict[type[InvalidRequest], str] = {
+    InvalidDid: "did:plc:... or did:web:HOST; a handle is no DID",
+    InvalidCid: "the CID of a blob, bafkrei... as a rule",
+    InvalidHandle: "a handle such as alice.example, or a DID",
+    InvalidFormat: ", ".join(format_.value for format_ in OUTPUTS),
+}
+
+
+def _mistake(error: InvalidRequest, presets: Iterable[str] = (), line: str = "") -> str:
+    """What a client is told, and what is right.
+
+    Args:
+        presets: names of the configuration.
+        line: what a line of a list looks like.
+    """
+    if isinstance(error, InvalidPreset):
+        return f"{error.public_message}; expected one of {', '.join(presets)}"
+    if type(error) in _EXPECTED:
+        return f"{error.public_message}: {error}; expected {_EXPECTED[type(error)]}"
+    return f"{error.public_message}; expected {line}" if line else error.public_message
 
 
 def _toml(value: object) -> str:

@@ -1,7 +1,8 @@
 """The configuration: its keys, their types, and the layers they come from.
 
 Command line, then environment, then the file, then defaults. Unknown keys and bad values are
-mistakes; all of them are reported at once.
+mistakes; all of them are reported at once. A relative path means one from the folder of the file
+that has it, or else from the one that the process runs in; once loaded it is absolute.
 """
 
 from __future__ import annotations
@@ -499,7 +500,8 @@ def load_config(
             _drop(merged, _location_of(detail))
     if mistakes:
         raise ConfigError(mistakes)
-    return config
+    cache = config.cache.model_copy(update={"path": config.cache.path.absolute()})
+    return config.model_copy(update={"cache": cache})
 
 
 Mistake = tuple[Location, str, object]
@@ -563,11 +565,17 @@ def _read_file(file: Path | None, mistakes: list[str]) -> Layer:
     if file is None:
         return {}
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        layer = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         mistakes.append(f"{file}: cannot be read: {error.strerror or error}")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         mistakes.append(f"{file}: is not TOML: {error}")
+    else:
+        match layer:
+            case {"cache": {"path": str(path)}} if path and not path.startswith("~"):
+                # Wherever a command runs, it means the folder that the server means.
+                layer["cache"]["path"] = str(file.absolute().parent / path)
+        return layer
     return {}
 
 
@@ -623,16 +631,12 @@ def _merge(into: Layer, layer: Layer) -> None:
 def _explain(location: Location, message: str, value: object, sources: list[_Source]) -> str:
     """One line that names key, value, its origin and what is accepted."""
     key = _dotted(location)
-    origin = next(
-        (
-            f" (from {source.name})"
-            # What is missing is told of the table that lacks it.
-            for place in (location, location[:-1])
-            for source in reversed(sources)
-            if place and _holds(source.values, place)
-        ),
-        "",
-    )
+    if message == "Field required":
+        # It is in no layer: the one that began the table is where it belongs.
+        holders = [source.name for source in sources if _holds(source.values, location[:-1])]
+    else:
+        holders = [source.name for source in reversed(sources) if _holds(source.values, location)]
+    origin = f" (from {holders[0]})" if holders else ""
     if message == "Extra inputs are not permitted":
         # Without its value: the key may be a misspelled secret.
         known = _known_beside(location)

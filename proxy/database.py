@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import sqlite3
 import threading
@@ -14,6 +15,8 @@ from typing import Literal
 BUSY_SECONDS = 10.0
 """How long a write waits for those of other processes; each takes milliseconds."""
 
+TRIES_WITH_ROOM = 8
+"""How often room is made for one write on a full disk; beyond that somebody else takes it."""
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -21,6 +24,15 @@ _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 def code_of(error: sqlite3.Error) -> int:
     """SQLite's primary result code."""
     return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def is_full(error: Exception) -> bool:
+    """Whether something could not be written for want of room: on the disk, or of a quota."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        # The second: of the memory that processes share, which is a file beside the log.
+        return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,11 @@ class ImageProxyError(Exception):
         """The line a client sees."""
         return self.message
 
+    @property
+    def explained(self) -> str:
+        """That line and the cause: for an operator's terminal."""
+        return f"{self.public_message}: {self.cause}" if self.cause else self.public_message
+
     def fresh(self) -> Self:
         """A copy without traceback, so that one failure can be raised in many tasks.
 
@@ -194,6 +199,20 @@ class FetchFailed(ImageProxyError):
 
     status = 502
     message = "failed to fetch blob from PDS"
+
+
+class RateLimited(FetchFailed):
+    """The PDS asks for fewer fetches: a 429, or a 503 that says for how long.
+
+    Not ``Busy``, which is our own want of room: from outside it is a bad answer like any other.
+
+    Args:
+        retry_after: seconds that it asks to be left alone for, and is; None where it names none.
+    """
+
+    def __init__(self, cause: str = "", retry_after: float | None = None) -> None:
+        super().__init__(cause)
+        self.retry_after = retry_after
 
 
 class ForbiddenDestination(FetchFailed):

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 from urllib.parse import quote
 
 from proxy.config import Config
+from proxy.egress.circuit import pause_asked
 from proxy.egress.endpoint import Origin, parse_origin
-from proxy.egress.errors import EgressError, Forbidden, Saturated, TimedOut, TooLarge
+from proxy.egress.errors import (
+    AskedToWait,
+    EgressError,
+    Forbidden,
+    Saturated,
+    TimedOut,
+    TooLarge,
+)
 from proxy.egress.gateway import Gateway
+from proxy.egress.get import Answer
 from proxy.errors import (
     BlobNotFound,
     Busy,
@@ -19,6 +29,7 @@ from proxy.errors import (
     FetchFailed,
     ForbiddenDestination,
     ImageTooLarge,
+    RateLimited,
     UpstreamTimeout,
 )
 from proxy.identifiers import cid_digest
@@ -43,7 +54,8 @@ class Fetcher(Protocol):
             BlobNotFound: the PDS does not have the blob or the account.
             ImageTooLarge: longer than ``fetch.max_source_mb``.
             CidMismatch: other bytes than the CID names.
-            FetchFailed: refused, reset, forbidden, or a bad answer.
+            FetchFailed: refused, reset, forbidden, or a bad answer; ``RateLimited``: it asks for
+                fewer fetches.
             UpstreamTimeout, Busy: no answer in time, or no room to ask.
         """
         ...
@@ -78,7 +90,7 @@ class PdsFetcher:
         if is_absent(answer.status, answer.body):
             raise BlobNotFound(f"{pds}: status {answer.status}")
         if answer.status != 200:
-            raise FetchFailed(f"{pds}: status {answer.status}")
+            raise failure_of(pds, answer)
         if answer.sha256 != cid_digest(blob.cid):
             raise CidMismatch(f"{pds}: sha-256 {answer.sha256.hex()}")
         return answer.body
@@ -102,7 +114,7 @@ class PdsFetcher:
             return True
         if is_absent(answer.status, answer.body):
             return False
-        raise FetchFailed(f"{pds}: status {answer.status}")
+        raise failure_of(pds, answer)
 
     def _origin(self, pds: str) -> Origin:
         return parse_origin(
@@ -130,6 +142,8 @@ def mapped_errors(pds: str) -> Iterator[None]:
         raise ImageTooLarge(f"{error} (fetch.max_source_mb)") from error
     except Forbidden as error:
         raise ForbiddenDestination(str(error)) from error
+    except AskedToWait as error:
+        raise RateLimited(f"{pds}: {error}", error.seconds) from error
     except EgressError as error:
         raise FetchFailed(f"{pds}: {error}") from error
 
@@ -140,6 +154,15 @@ def _may_answer_otherwise(status: int) -> bool:
     429 asks for fewer requests, not for another one.
     """
     return (400 <= status < 500 and status != 429) or status == 501
+
+
+def failure_of(pds: str, answer: Answer) -> FetchFailed:
+    """What an answer is that brings nothing, and does not mean that there is nothing."""
+    cause = f"{pds}: status {answer.status}"
+    pause = pause_asked(answer.status, answer.headers, time.time())
+    if pause or answer.status == 429:
+        return RateLimited(cause, pause or None)
+    return FetchFailed(cause)
 
 
 def is_absent(status: int, body: bytes) -> bool:

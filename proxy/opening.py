@@ -88,7 +88,11 @@ async def open_service(
     spans = spans_of(config)
     disk = claims = None
     store, followers = moderation_store_of(config), followers_of(config)
-    blocks = counted_blocks(store, followers, metrics)
+
+    async def make_room() -> bool:
+        return disk is not None and await disk.make_room()
+
+    blocks = counted_blocks(store, followers, metrics, make_room)
     if cache is ...:
         cache = disk = counted_disk_cache(config, metrics, store)
         claims = Claims(config.cache.path / "flights.lock")
@@ -120,6 +124,7 @@ async def open_service(
         is_pending=lambda: blocks.purges_pending > 0,
         nudge=blocks.nudge,
         on_decision=lambda action, count: metrics.decisions.labels(action).inc(count),
+        make_room=make_room,
     )
     failure: Exception | None = None
 
@@ -240,10 +245,14 @@ async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
     store, followers = moderation_store_of(config), followers_of(config)
     disk = disk_cache_of(config)
     cdn = cdn_sender_of(config, guarded_networks(config)[1])
-    await trio.to_thread.run_sync(followers.enter)
+    await disk.with_room(followers.enter)
     try:
         yield Moderator(
-            store, followers, remove=disk.purge, invalidate=invalidation(config, cdn, disk)
+            store,
+            followers,
+            remove=disk.purge,
+            invalidate=invalidation(config, cdn, disk),
+            make_room=disk.make_room,
         )
     finally:
         # Its unfinished purges, if any, are now for others to finish.

@@ -33,7 +33,7 @@ from proxy.moderation.followers import Followers
 from proxy.moderation.moderator import Invalidate
 from proxy.moderation.policy import Policy
 from proxy.moderation.revalidate import Revalidator
-from proxy.moderation.store import ModerationStore
+from proxy.moderation.store import FILE_NAME, ModerationStore
 from proxy.process.pool import ProcessingPool
 from proxy.records import Records
 from proxy.spans import NoSpans, Spans
@@ -46,7 +46,7 @@ MEMORY_SECONDS = 3600.0
 
 def moderation_store_of(config: Config) -> ModerationStore:
     """What is kept of moderation beside the configured cache."""
-    return ModerationStore(config.cache.path / "moderation.sqlite3")
+    return ModerationStore(config.cache.path / FILE_NAME)
 
 
 def followers_of(config: Config) -> Followers:
@@ -56,7 +56,7 @@ def followers_of(config: Config) -> Followers:
 
 def moderation_database_of(config: Config) -> Database:
     """What moderation keeps beside the configured cache."""
-    return Database(config.cache.path / "moderation.sqlite3", CDN_SCHEMA, synchronous="FULL")
+    return Database(config.cache.path / FILE_NAME, CDN_SCHEMA, synchronous="FULL")
 
 
 def cdn_sender_of(
@@ -85,9 +85,14 @@ def disk_cache_of(
     )
 
 
-def counted_blocks(store: ModerationStore, followers: Followers, metrics: Metrics) -> Blocks:
+def counted_blocks(
+    store: ModerationStore,
+    followers: Followers,
+    metrics: Metrics,
+    make_room: Callable[[], Awaitable[bool]],
+) -> Blocks:
     """What is blocked, with its gauges."""
-    blocks = Blocks(store, followers)
+    blocks = Blocks(store, followers, make_room=make_room)
     metrics.gauge("blocks", lambda: len(blocks))
     metrics.gauge("purges_pending", lambda: blocks.purges_pending)
     return blocks

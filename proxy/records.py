@@ -20,7 +20,7 @@ from proxy.errors import (
     InvalidCid,
     RecordNotFound,
 )
-from proxy.fetch import is_absent, mapped_errors
+from proxy.fetch import failure_of, is_absent, mapped_errors
 from proxy.identifiers import Cid, Did, parse_cid
 from proxy.identity import MIGRATION_AGE, Resolver
 
@@ -179,7 +179,7 @@ def _value_of(pds: str, answer: Answer) -> dict[str, Any]:
     if is_absent(answer.status, answer.body):
         raise AccountNotFound(f"{pds}: status {answer.status}")
     if answer.status != 200 or not isinstance(parsed, dict):
-        raise FetchFailed(f"{pds}: status {answer.status}")
+        raise failure_of(pds, answer)
     return parsed
 
 

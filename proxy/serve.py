@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -29,6 +30,9 @@ READ_SECONDS = 120
 """A client that sends nothing for so long, in the middle of a request or between two, is cut."""
 
 BACKLOG = 1024
+
+CANNOT_BIND = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
+"""What is wrong with the address alone."""
 
 log = structlog.get_logger(__name__)
 
@@ -169,7 +173,8 @@ def _cannot_start(config: Config, error: OSError | ExceptionGroup[Exception]) ->
     while isinstance(cause, ExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
     if isinstance(cause, OSError):
-        reason = f"{config.server.bind}: {cause.strerror or cause}"
+        another = "; --bind HOST:PORT chooses another" if cause.errno in CANNOT_BIND else ""
+        reason = f"{config.server.bind}: {cause.strerror or cause}{another}"
     elif isinstance(cause, LifespanFailureError):
         reason = str(cause)
     else:

@@ -30,6 +30,7 @@ from proxy.errors import (
     ImageProxyError,
     ImageTooLarge,
     NoPdsEndpoint,
+    RateLimited,
     ResultTooLarge,
     UnsupportedImage,
     UpstreamTimeout,
@@ -330,7 +331,8 @@ class Service:
             outcome = OUTCOMES.get(type(error), "failed")
             if isinstance(error, Busy):
                 self.metrics.rejected.labels("fetch").inc()
-            else:
+            # A pause that has an end is the circuit's, which lets nothing through before.
+            elif not (isinstance(error, RateLimited) and error.retry_after is not None):
                 self._fetch_failures.failed(blob, error, trio.current_time())
             raise
         except trio.Cancelled:
@@ -366,6 +368,7 @@ OUTCOMES: dict[type[ImageProxyError], str] = {
     NoPdsEndpoint: "unresolvable",
     ForbiddenDomain: "forbidden",
     ForbiddenDestination: "forbidden",
+    RateLimited: "rate_limited",
     UpstreamTimeout: "timeout",
     Busy: "busy",
     FetchFailed: "failed",

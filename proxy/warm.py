@@ -4,24 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
-from proxy.errors import BlobBlocked, Busy, ImageProxyError, UnsupportedImage
+from proxy.errors import BlobBlocked, Busy, ImageProxyError, RateLimited, UnsupportedImage
 from proxy.identifiers import Did
+from proxy.negative import SETTLED
 from proxy.service import Service
 from proxy.urls import BlobKey, ImageKey, blob_url, image_key, image_url
 
+T = TypeVar("T")
+
 BUSY_SECONDS = 5.0
-"""Pause after the service, or a PDS by its ``Retry-After``, said that it has no room."""
+"""Pause after the service or a PDS had no room, once more with each try.
+
+Where a PDS says for how long (``Retry-After``), it comes on top of that.
+"""
 
 BUSY_TRIES = 4
 
-MAX_FAILURES = 1000
-"""Failures that are kept for the end; further ones are counted."""
+MAX_REASONS = 100
+"""Reasons of failures that are kept for the end; failures for further ones are counted."""
+
+MAX_NAMES = 5
+"""Failures of each that are named; another run tries them all."""
+
+
+class Failures:
+    """What is missing and why: each reason once, with what it befell.
+
+    Attributes:
+        kinds: classes of the errors.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: set[type[ImageProxyError]] = set()
+        self._count = 0
+        self._counts: dict[str, int] = {}
+        self._names: dict[str, list[str]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, url: str, did: Did, error: ImageProxyError) -> None:
+        """Note that what has ``url`` is missing."""
+        self._count += 1
+        self.kinds.add(type(error))
+        # The name says whose it is; a directory that is down is one reason.
+        reason = error.explained.replace(f"{did}: ", "")
+        if reason not in self._counts and len(self._counts) == MAX_REASONS:
+            return
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+        names = self._names.setdefault(reason, [])
+        if len(names) < MAX_NAMES:
+            names.append(url)
+
+    def lines(self) -> Iterator[str]:
+        """What to tell: a reason, and how often it was one, above the names."""
+        for reason, count in self._counts.items():
+            names = self._names[reason]
+            yield reason if count == 1 else f"{reason} ({count} times)"
+            yield from (f"  {name}" for name in names)
+            if count > len(names):
+                yield f"  and {count - len(names)} more"
+        if others := self._count - sum(self._counts.values()):
+            yield f"{others} more for other reasons"
 
 
 @dataclass
@@ -33,14 +85,57 @@ class Tally:
         cached: all results were there.
         skipped: the blob is no image that is supported, or blocked.
         failed: at least one result is missing.
-        failures: a line for each result that is.
+        unsettled: those of the failed that another run may make.
+        failures: each result that is, and why.
     """
 
     made: int = 0
     cached: int = 0
     skipped: int = 0
     failed: int = 0
-    failures: list[str] = field(default_factory=list)
+    unsettled: int = 0
+    failures: Failures = field(default_factory=Failures)
+
+
+class Patience:
+    """Waits where there is no room.
+
+    Whoever waited for a PDS in vain has spent it for the account: nobody waits for that again until
+    something of it succeeds. A PDS that never relents costs a run one wait, not one a blob.
+
+    Args:
+        with_pdses: that ask for a pause; otherwise the service alone is waited for.
+    """
+
+    def __init__(self, *, with_pdses: bool = True) -> None:
+        self._with_pdses = with_pdses
+        self._spent: set[Did] = set()
+
+    async def try_for(self, did: Did, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What ``attempt`` brings, which concerns the account ``did`` and may be made again.
+
+        Raises:
+            ImageProxyError: of the last attempt.
+        """
+        tries = 1
+        while True:
+            try:
+                result = await attempt()
+            except Busy:
+                if tries == BUSY_TRIES:
+                    raise
+                asked = 0.0
+            except RateLimited as error:
+                if tries == BUSY_TRIES:
+                    self._spent.add(did)
+                if did in self._spent or not self._with_pdses:
+                    raise
+                asked = error.retry_after or 0.0
+            else:
+                self._spent.discard(did)
+                return result
+            await trio.sleep(asked + BUSY_SECONDS * tries)
+            tries += 1
 
 
 class Warmer:
@@ -73,31 +168,38 @@ class Warmer:
 
     async def warm(self, blobs: Iterable[BlobKey]) -> None:
         """Return once every blob is done with. Cancellation leaves what was made."""
-        todo = iter(blobs)
+        todo, patience = iter(blobs), Patience()
         async with trio.open_nursery() as nursery:
             for _ in range(self._at_once):
-                nursery.start_soon(self._work_on, todo)
+                nursery.start_soon(self._work_on, todo, patience)
 
     async def warm_from(self, blobs: trio.MemoryReceiveChannel[BlobKey]) -> None:
-        """As ``warm``, with what comes while the channel is open."""
+        """As ``warm``, with what comes while the channel is open.
+
+        No PDS is waited for here: what comes next is of others, which strangers' PDSes must not
+        hold up.
+        """
+        patience = Patience(with_pdses=False)
         async with trio.open_nursery() as nursery:
             for _ in range(self._at_once):
-                nursery.start_soon(self._take_from, blobs)
+                nursery.start_soon(self._take_from, blobs, patience)
 
-    async def _work_on(self, todo: Iterator[BlobKey]) -> None:
+    async def _work_on(self, todo: Iterator[BlobKey], patience: Patience) -> None:
         for blob in todo:
-            await self._warm(blob)
+            await self._warm(blob, patience)
 
-    async def _take_from(self, blobs: trio.MemoryReceiveChannel[BlobKey]) -> None:
+    async def _take_from(
+        self, blobs: trio.MemoryReceiveChannel[BlobKey], patience: Patience
+    ) -> None:
         async for blob in blobs:
-            await self._warm(blob)
+            await self._warm(blob, patience)
 
-    async def _warm(self, blob: BlobKey) -> None:
+    async def _warm(self, blob: BlobKey, patience: Patience) -> None:
         await self._pace.wait()
-        await self._make(blob)
+        await self._make(blob, patience)
         self._on_done()
 
-    async def _make(self, blob: BlobKey) -> None:
+    async def _make(self, blob: BlobKey, patience: Patience) -> None:
         presets = self._service.config.presets
         keys = [image_key(presets, name, blob.did, blob.cid) for name in self._presets]
         missing = [key for key in keys if not await self._service.is_cached(key)]
@@ -105,42 +207,88 @@ class Warmer:
             self._pace.give_back()
             self.tally.cached += 1
             return
-        for tries in range(1, BUSY_TRIES + 1):
-            try:
-                async with self._service.sharing(blob):
-                    failed = await self._make_all(missing)
-            except (UnsupportedImage, BlobBlocked):
-                self.tally.skipped += 1
-                return
-            except ImageProxyError as error:
-                failed = [(blob_url(blob), error)]
-            if tries == BUSY_TRIES or not any(isinstance(error, Busy) for _, error in failed):
-                break
-            await trio.sleep(BUSY_SECONDS * tries)
+        try:
+            failed = await patience.try_for(
+                blob.did, partial(self._make_all, blob, missing, patience)
+            )
+        except (UnsupportedImage, BlobBlocked):
+            self.tally.skipped += 1
+            return
+        except ImageProxyError as error:
+            failed = [(blob_url(blob), error)]
         if not failed:
             self.tally.made += 1
         elif all(isinstance(error, UnsupportedImage) for _, error in failed):
             self.tally.skipped += 1
         else:
             self.tally.failed += 1
-            room = MAX_FAILURES - len(self.tally.failures)
-            self.tally.failures += [f"{url}: {error}" for url, error in failed[:room]]
+            self.tally.unsettled += any(not isinstance(error, SETTLED) for _, error in failed)
+            for url, why in failed:
+                self.tally.failures.add(url, blob.did, why)
 
-    async def _make_all(self, keys: Iterable[ImageKey]) -> list[tuple[str, ImageProxyError]]:
-        """What could not be made, and why."""
+    async def _make_all(
+        self, blob: BlobKey, keys: Iterable[ImageKey], patience: Patience
+    ) -> list[tuple[str, ImageProxyError]]:
+        """What could not be made, and why.
+
+        Raises:
+            ImageProxyError: the blob could not be had.
+        """
         failed: list[tuple[str, ImageProxyError]] = []
 
         async def make(key: ImageKey) -> None:
             try:
-                await self._service.get(key)
-                await self._service.written()
+                await make_image(self._service, key, patience)
             except ImageProxyError as error:
                 failed.append((image_url(key), error))
 
-        async with trio.open_nursery() as nursery:
+        async with self._service.sharing(blob), trio.open_nursery() as nursery:
             for key in keys:
                 nursery.start_soon(make, key)
         return failed
+
+
+async def make_image(service: Service, key: ImageKey, patience: Patience) -> None:
+    """Have the result of ``key`` in the cache, or on its way there.
+
+    Raises:
+        ImageProxyError: see ``Service.get``.
+    """
+    await patience.try_for(key.blob.did, partial(service.get, key))
+    await service.written()
+
+
+async def warm_images(
+    service: Service,
+    keys: Iterable[ImageKey],
+    *,
+    at_once: int,
+    on_done: Callable[[], None] = lambda: None,
+) -> Failures:
+    """Have results made, of one blob or many. Cancellation leaves what was made.
+
+    Args:
+        at_once: results under way.
+        on_done: called for each result that is done with.
+
+    Returns:
+        What is missing, and why.
+    """
+    todo, patience = iter(keys), Patience()
+    failures = Failures()
+
+    async def work() -> None:
+        for key in todo:
+            try:
+                await make_image(service, key, patience)
+            except ImageProxyError as error:
+                failures.add(image_url(key), key.blob.did, error)
+            on_done()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(work)
+    return failures
 
 
 class Pace:
@@ -207,6 +355,7 @@ async def warm_account(
 ) -> None:
     """Warm every blob of an account, page by page, from ``bookmark`` on.
 
+    The bookmark stays at the first page of which another run may make more; the run goes on.
     Cancellation leaves the bookmark at the page that was under way; what of it was made is cached.
 
     Args:
@@ -217,11 +366,18 @@ async def warm_account(
         OSError: the bookmark could not be kept.
     """
     cursor = await bookmark.load()
+    patience = Patience()
+    unsettled = warmer.tally.unsettled
     while True:
-        cids, cursor = await service.actors.records.blobs(did, cursor)
+        cids, cursor = await patience.try_for(
+            did, partial(service.actors.records.blobs, did, cursor)
+        )
         on_page(len(cids))
         await warmer.warm(BlobKey(did, cid) for cid in cids)
+        may_move = warmer.tally.unsettled == unsettled
         if not cursor:
-            await bookmark.clear()
+            if may_move:
+                await bookmark.clear()
             return
-        await bookmark.save(cursor)
+        if may_move:
+            await bookmark.save(cursor)

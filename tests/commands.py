@@ -35,6 +35,8 @@ def check_line(line: str) -> bool:
     words = shlex.split(line.partition(" | ")[0].partition(" > ")[0], comments=True)
     # Names in capitals stand for something; a file has to be one that can be opened.
     words = [STANDS_FOR.get(word, word) for word in words]
+    if words[:2] == ["runuser", "-u"]:
+        words = words[4:]
     match words:
         case [program, *arguments] if program.rpartition("/")[2] == "imageproxy":
             assert_is_command(arguments)

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
+import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,7 @@ from proxy.opening import open_moderator
 from proxy.parts import disk_cache_of, moderation_database_of, moderation_store_of
 from proxy.presets import DEFAULT_PRESETS
 from proxy.urls import BlobKey, ImageKey, image_key, image_url
+from tests.required import skip_unless_required
 
 from .cache import blob_cid, entry, key, owner
 
@@ -61,8 +66,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def settings(run: Run, tmp_path: Path) -> Config:
-    """The configuration of the commands that ``run`` runs."""
+    """The configuration of the commands that ``run`` runs, on a folder that a server has made."""
+    (tmp_path / "cache" / "images").mkdir(parents=True)
     return load_config()
+
+
+def rows(result: Result) -> list[list[str]]:
+    """What a command lists, without when that was."""
+    assert result.exit_code == 0, result.stderr
+    return [line.split("  ")[1:] for line in result.stdout.splitlines()[1:]]
 
 
 def put(settings: Config, *keys: ImageKey) -> None:
@@ -231,6 +243,59 @@ def test_a_part_that_is_wrong_is_a_usage_error(
     assert message in result.stderr
 
 
+RIGHT_PARTS = [
+    (("avatr", DID, CID), "avatr", "avatar_small"),
+    (("avatar", "alice.example", CID), "alice.example", "a handle is no DID"),
+    (("avatar", DID, "cid"), "'cid'", "bafkrei"),
+    (("avatar", DID, CID, "--format", "jpg"), "'jpg'", "jpeg, png, webp, avif"),
+]
+
+
+@pytest.mark.parametrize("command", ["url", "fetch", "warm"])
+@pytest.mark.parametrize(("arguments", "wrong", "right"), RIGHT_PARTS)
+def test_a_part_that_is_wrong_is_told_with_what_would_be_right(
+    run: Run, command: str, arguments: tuple[str, ...], wrong: str, right: str
+) -> None:
+    """Catches a message after which one has to look the names up."""
+    if command == "warm":
+        line = " ".join(part for part in arguments if part != "--format")
+        result = run("warm", input=line)
+    else:
+        result = run(command, *arguments)
+    assert result.exit_code == 2
+    assert wrong in result.stderr
+    assert right in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "right"),
+    [
+        (("warm", "--preset", "avatr"), "avatar_small"),
+        (("warm", "--account", "alice"), "alice.example"),
+        (("cache", "purge", "--did", "alice.example"), "a handle is no DID"),
+        (("blocks", "add", "--cid", "x"), "bafkrei"),
+    ],
+)
+def test_an_option_that_is_wrong_is_told_with_what_would_be_right(
+    run: Run, arguments: tuple[str, ...], right: str
+) -> None:
+    """Catches a command that was forgotten."""
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert right in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "right"),
+    [(("warm",), "PRESET DID CID"), (("blocks", "add", "--file", "-"), "DID CID, then #")],
+)
+def test_a_line_of_no_form_is_told_with_the_forms(
+    run: Run, command: tuple[str, ...], right: str
+) -> None:
+    """Catches "invalid request" about a file, which is none."""
+    assert right in run(*command, input="a b c d e f").stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -316,16 +381,18 @@ def test_cache_stats_counts_by_preset_and_in_all(run: Run, settings: Config) -> 
     keys = [key(1), key(2), key(1, preset="banner", format_=Format.PNG)]
     put(settings, *keys)
     result = run("cache", "stats", env={"IMAGE_PROXY_CACHE__MAX_GB": str(6000 / 1024**3)})
-    rows = [line.split() for line in result.stdout.splitlines()]
-    assert rows[0] == ["preset", "entries", "bytes"]
-    assert [row[:3] for row in rows[1:4]] == [
+    table = [line.split() for line in result.stdout.splitlines()]
+    assert table[0] == ["preset", "entries", "bytes"]
+    assert [row[:3] for row in table[1:4]] == [
         [f"avatar-{keys[0].fingerprint}", "2", "2,000"],
         [f"banner-{keys[2].fingerprint}", "1", "1,000"],
         ["all", "3", "3,000"],
     ]
     # The longest bar is full, and half as many bytes have half of it.
-    assert [row[3:] for row in rows[1:4]] == [["█" * BAR], ["█" * (BAR // 2)], []]
-    assert result.stdout.splitlines()[4].startswith("50.0% of ")
+    assert [row[3:] for row in table[1:4]] == [["█" * BAR], ["█" * (BAR // 2)], []]
+    share = result.stdout.splitlines()[4]
+    assert share.startswith("50.0% of ")
+    assert share.endswith(f" in {settings.cache.path}")
 
 
 @pytest.mark.parametrize(
@@ -365,16 +432,18 @@ def test_cache_purge_removes_what_is_selected_and_says_how_much(
     keys += [key(did=owner(1), cid=blob_cid(what), preset="banner") for what in (1, 2)]
     put(settings, *keys)
     result = run("cache", "purge", *arguments)
-    assert (result.exit_code, result.stdout) == (0, f"{removed} removed\n")
+    told = f"{removed} removed from {settings.cache.path}; 0 processes obey\n"
+    assert (result.exit_code, result.stdout) == (0, told)
     assert entries(settings) == len(keys) - removed
 
 
 def test_cache_cleanup_goes_by_age_and_by_size(run: Run, settings: Config) -> None:
     """Catches a cleanup that waits for the server to run."""
     put(settings, key(1), key(2), key(3))
-    assert run("cache", "cleanup").stdout == "0 removed\n"
+    assert run("cache", "cleanup").stdout == f"0 removed from {settings.cache.path}\n"
     limit = {"IMAGE_PROXY_CACHE__MAX_GB": str(2200 / 1024**3)}
-    assert run("cache", "cleanup", env=limit).stdout == "1 removed\n"
+    cleaned = run("cache", "cleanup", env=limit)
+    assert cleaned.stdout == f"1 removed from {settings.cache.path}\n"
     assert entries(settings) == 2
 
 
@@ -382,15 +451,17 @@ def test_cache_verify_fails_until_what_is_damaged_is_repaired(run: Run, settings
     """Catches a check whose exit code a cron job cannot use."""
     put(settings, key(1))
     clean = run("cache", "verify")
-    assert (clean.exit_code, clean.stdout) == (0, "0 wrong\n")
+    folder = settings.cache.path
+    assert (clean.exit_code, clean.stdout) == (0, f"0 wrong in {folder}\n")
     (entry,) = disk_cache_of(settings).images.rglob("*.jpg")
     stray = entry.with_name("stray.jpg")
     stray.write_bytes(b"no picture")
     found = run("cache", "verify")
-    assert (found.exit_code, found.stdout) == (1, f"foreign: {stray}\n1 wrong\n")
+    assert (found.exit_code, found.stdout) == (1, f"foreign: {stray}\n1 wrong in {folder}\n")
     assert stray.exists(), "looking changes nothing"
     repaired = run("cache", "verify", "--repair")
-    assert (repaired.exit_code, repaired.stdout) == (0, f"foreign: {stray}\n1 wrong, repaired\n")
+    told = f"foreign: {stray}\n1 wrong in {folder}, repaired\n"
+    assert (repaired.exit_code, repaired.stdout) == (0, told)
     assert run("cache", "verify").exit_code == 0
     assert entries(settings) == 1
 
@@ -401,14 +472,13 @@ def test_cache_verify_fails_until_what_is_damaged_is_repaired(run: Run, settings
 def test_blocks_are_added_listed_and_lifted(run: Run, settings: Config) -> None:
     """Catches a block that is told and not kept, and one that purges nothing."""
     put(settings, key(1), key(1, preset="banner"), key(2))
-    assert run("blocks", "list").stdout == ""
     added = run("blocks", "add", "--did", owner(1), "--reason", "spam and scam")
-    assert (added.exit_code, added.stdout) == (0, "blocked; 2 cached entries removed\n")
+    told = f"blocked in {settings.cache.path}; 2 cached entries removed; 0 processes obey\n"
+    assert (added.exit_code, added.stdout) == (0, told)
     assert entries(settings) == 1
     assert run("blocks", "add", "--cid", blob_cid(5)).exit_code == 0
     assert run("blocks", "add", "--did", owner(3), "--cid", blob_cid(3)).exit_code == 0
-    lines = run("blocks", "list").stdout.splitlines()
-    assert [line.split("  ")[1:] for line in lines] == [
+    assert rows(run("blocks", "list")) == [
         [owner(1), "*", USER, "spam and scam"],
         ["*", blob_cid(5), USER],
         [owner(3), blob_cid(3), USER],
@@ -416,22 +486,25 @@ def test_blocks_are_added_listed_and_lifted(run: Run, settings: Config) -> None:
     store, blob = moderation_store_of(settings), BlobKey(owner(1), blob_cid(9))
     assert store.blocks_now(blob)
     lifted = run("blocks", "remove", "--did", owner(1))
-    assert (lifted.exit_code, lifted.stdout) == (0, "lifted\n")
+    told = f"lifted in {settings.cache.path}; 0 processes obey\n"
+    assert (lifted.exit_code, lifted.stdout) == (0, told)
     assert not store.blocks_now(blob)
-    assert len(run("blocks", "list").stdout.splitlines()) == 2
+    assert len(rows(run("blocks", "list"))) == 2
 
 
-def test_lifting_what_is_not_blocked_fails(run: Run) -> None:
+def test_lifting_what_is_not_blocked_fails(run: Run, settings: Config) -> None:
     """Catches "lifted" for a pair whose owner is what is blocked."""
     run("blocks", "add", "--did", owner(1))
     result = run("blocks", "remove", "--did", owner(1), "--cid", blob_cid(1))
-    assert (result.exit_code, result.stdout) == (1, "there was no such block\n")
+    told = f"there was no such block in {settings.cache.path}\n"
+    assert (result.exit_code, result.stdout) == (1, told)
 
 
 def test_what_the_cdn_has_yet_to_forget_is_listed_with_what_went_wrong(
     run: Run, settings: Config
 ) -> None:
-    assert run("blocks", "list", "--pending-cdn").stdout == ""
+    nothing = run("blocks", "list", "--pending-cdn")
+    assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "nothing waits\n")
     assert not (settings.cache.path / "moderation.sqlite3").exists()
     times = iter([1_800_000_000.0, 1_800_000_001.0, 1_800_000_062.0])
     queue = CdnQueue(moderation_database_of(settings), clock=lambda: next(times))
@@ -440,17 +513,18 @@ def test_what_the_cdn_has_yet_to_forget_is_listed_with_what_went_wrong(
     queue.failed(queue.first(1), "status 403: 10000 Authentication error")
     run("blocks", "add", "--did", owner(9))
     assert run("blocks", "list", "--pending-cdn").stdout.splitlines() == [
-        f"2027-01-15 08:00:00  {owner(1)}  {blob_cid(1)}  failed 1 x,"
-        " last at 2027-01-15 08:01:02: status 403: 10000 Authentication error",
-        f"2027-01-15 08:00:01  {owner(2)}  {blob_cid(2)}  waits",
+        "queued  owner  blob  state",
+        f"2027-01-15 08:00:00Z  {owner(1)}  {blob_cid(1)}  failed 1 x,"
+        " last at 2027-01-15 08:01:02Z: status 403: 10000 Authentication error",
+        f"2027-01-15 08:00:01Z  {owner(2)}  {blob_cid(2)}  waits",
     ]
 
 
 def test_the_operator_lifts_a_block_whoever_asked_for_it(run: Run, settings: Config) -> None:
     """Catches a labeler's mistake that the operator cannot undo."""
     block(settings, Selection(did=owner(1)), by="labeler")
-    assert run("blocks", "remove", "--did", owner(1)).stdout == "lifted\n"
-    assert run("blocks", "list").stdout == ""
+    assert run("blocks", "remove", "--did", owner(1)).exit_code == 0
+    assert rows(run("blocks", "list")) == []
 
 
 LISTS: list[tuple[str, list[tuple[str, str, str]]]] = [
@@ -467,7 +541,7 @@ LISTS: list[tuple[str, list[tuple[str, str, str]]]] = [
 
 @pytest.mark.parametrize(("text", "expected"), LISTS)
 def test_a_list_blocks_what_each_of_its_lines_says(
-    run: Run, tmp_path: Path, text: str, expected: list[tuple[str, str, str]]
+    run: Run, settings: Config, tmp_path: Path, text: str, expected: list[tuple[str, str, str]]
 ) -> None:
     """Catches a reason that is lost, and a comment that becomes a block."""
     file = tmp_path / "list"
@@ -475,24 +549,26 @@ def test_a_list_blocks_what_each_of_its_lines_says(
     for name, typed in ((str(file), ""), ("-", text)):
         added = run("blocks", "add", "--reason", "by default", "--file", name, input=typed)
         assert added.exit_code == 0, added.stderr
-        rows = [line.split("  ") for line in run("blocks", "list").stdout.splitlines()]
-        assert [(did, cid, reason) for _at, did, cid, _by, reason in rows] == expected
+        listed = rows(run("blocks", "list"))
+        assert [(did, cid, reason) for did, cid, _by, reason in listed] == expected
 
 
 @pytest.mark.parametrize("line", ["x", f"{CID} {DID}", f"{DID} {CID} x", DID.upper(), "-"])
-def test_one_line_that_is_wrong_blocks_nothing_and_is_named(run: Run, line: str) -> None:
+def test_one_line_that_is_wrong_blocks_nothing_and_is_named(
+    run: Run, settings: Config, line: str
+) -> None:
     """Catches half a list in force, and a mistake to be searched for in 100,000 lines."""
     result = run("blocks", "add", "--file", "-", input=f"{owner(1)}\n\n{line}\n")
     assert result.exit_code == 2
     assert "line 3: " in result.stderr
-    assert run("blocks", "list").stdout == ""
+    assert rows(run("blocks", "list")) == []
 
 
-def test_a_list_and_a_single_block_at_once_are_refused(run: Run) -> None:
+def test_a_list_and_a_single_block_at_once_are_refused(run: Run, settings: Config) -> None:
     """Catches the one of the two that would be left out."""
     result = run("blocks", "add", "--file", "-", "--did", owner(1), input=owner(2))
     assert result.exit_code == 2
-    assert run("blocks", "list").stdout == ""
+    assert rows(run("blocks", "list")) == []
 
 
 def test_a_list_is_purged_and_told_by_how_much(
@@ -503,9 +579,10 @@ def test_a_list_is_purged_and_told_by_how_much(
     put(settings, *(key(number) for number in range(10)))
     lines = [owner(number) for number in range(8)]
     added = run("blocks", "add", "--file", "-", input="\n".join(lines))
-    assert (added.exit_code, added.stdout) == (0, "8 blocked; 8 cached entries removed\n")
+    told = f"8 blocked in {settings.cache.path}; 8 cached entries removed; 0 processes obey\n"
+    assert (added.exit_code, added.stdout) == (0, told)
     assert entries(settings) == 2
-    assert len(run("blocks", "list").stdout.splitlines()) == 8
+    assert len(rows(run("blocks", "list"))) == 8
 
 
 def test_the_audit_tells_who_did_what_when_and_why(run: Run, settings: Config) -> None:
@@ -522,16 +599,122 @@ def test_the_audit_tells_who_did_what_when_and_why(run: Run, settings: Config) -
         [USER, "lift", owner(1), "*", "-", "an appeal"],
         [USER, "purge", owner(3), "*", "0", "a wish"],
     ]
-    lines = run("blocks", "audit").stdout.splitlines()
-    assert [line.split("  ")[1:] for line in lines] == expected
-    limited = run("blocks", "audit", "--limit", "1").stdout.splitlines()
-    assert [line.split("  ")[1:] for line in limited] == expected[-1:]
+    assert rows(run("blocks", "audit")) == expected
+    assert rows(run("blocks", "audit", "--limit", "1")) == expected[-1:]
+
+
+def test_a_list_says_what_its_columns_are_and_that_its_times_are_utc(
+    run: Run, settings: Config
+) -> None:
+    """Catches a bare 1 behind a decision, and times of nobody knows where."""
+    run("blocks", "add", "--did", owner(1))
+    for command, header in (
+        ("list", "when  owner  blob  who  why"),
+        ("audit", "when  who  what  owner  blob  entries removed  why"),
+    ):
+        first, second = run("blocks", command).stdout.splitlines()
+        assert first == header
+        assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  ", second)
 
 
 def test_looking_makes_no_store(run: Run, settings: Config) -> None:
     """Catches an empty store that a running server would take for the one that was lost."""
-    assert run("blocks", "list").stdout == run("blocks", "audit").stdout == ""
-    assert not moderation_store_of(settings).path.exists()
+    folder = settings.cache.path
+    for command, told in (("list", "no blocks"), ("audit", "no decisions")):
+        result = run("blocks", command)
+        # Who reads the rows reads none; who looks at the terminal sees that it worked.
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert result.stderr == f"{told} in {folder}\n"
+    assert [path.name for path in folder.iterdir()] == ["images"]
+
+
+# The folder that commands work on
+
+ON_A_FOLDER = [
+    ("blocks", "list"),
+    ("blocks", "list", "--pending-cdn"),
+    ("blocks", "audit"),
+    ("blocks", "add", "--did", DID),
+    ("blocks", "remove", "--did", DID),
+    ("cache", "stats"),
+    ("cache", "verify"),
+    ("cache", "verify", "--repair"),
+    ("cache", "cleanup"),
+    ("cache", "purge", "--did", DID),
+]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("arguments", ON_A_FOLDER, ids=" ".join)
+def test_a_folder_that_no_server_has_run_on_is_refused_by_its_name_and_stays_as_it_is(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], is_there: bool
+) -> None:
+    """Catches "blocked" told of a folder that no server looks at, for want of a --config."""
+    folder = tmp_path / "cache"
+    if is_there:
+        folder.mkdir()
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"imageproxy: {folder} is no cache folder")
+    assert "--config" in result.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == (["cache"] if is_there else [])
+
+
+def test_nginx_is_told_of_a_folder_that_no_server_has_run_on_yet(run: Run, tmp_path: Path) -> None:
+    """Catches a block of the wrong folder, that no error points at."""
+    result = run("nginx")
+    assert result.exit_code == 0
+    assert str(tmp_path / "cache") in result.stderr
+
+
+@pytest.mark.parametrize("mark", ["moderation.sqlite3", "blocks.sqlite3", "index-1.sqlite3"])
+def test_any_file_of_a_server_makes_a_cache_folder(run: Run, tmp_path: Path, mark: str) -> None:
+    """Catches a block that is refused because the pictures were deleted."""
+    (tmp_path / "cache").mkdir()
+    with closing(sqlite3.connect(tmp_path / "cache" / mark)) as database:
+        database.execute("CREATE TABLE blocks (did, cid, reason, created_at)")
+    if mark == "moderation.sqlite3":
+        (tmp_path / "cache" / mark).write_bytes(b"")
+    added = run("blocks", "add", "--did", DID)
+    assert added.exit_code == 0, added.stderr
+
+
+def test_a_command_warns_when_no_server_runs_on_the_folder(run: Run, settings: Config) -> None:
+    """Catches a block on a forgotten folder that looks like one on the server's."""
+    for arguments in (("blocks", "add"), ("blocks", "remove"), ("cache", "purge")):
+        result = run(*arguments, "--did", DID)
+        assert result.exit_code == 0
+        assert result.stderr == f"warning: no server runs on {settings.cache.path}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [*ON_A_FOLDER, ("fetch", "avatar", DID, CID), ("warm",)], ids=" ".join
+)
+def test_root_makes_no_files_in_the_folder_of_another_user(
+    run: Run, settings: Config, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Catches one command of root's after which the service may neither read nor write."""
+    folder = settings.cache.path
+    if os.geteuid() == 0:
+        for path in (folder, folder / "images"):
+            os.chown(path, 65534, 65534)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    user = pwd.getpwuid(folder.stat().st_uid).pw_name
+    assert f"{folder} belongs to {user}" in result.stderr
+    assert [path.name for path in folder.iterdir()] == ["images"]
+
+
+def test_root_works_on_what_a_server_of_roots_made_in_somebody_elses_folder(
+    run: Run, settings: Config
+) -> None:
+    """Catches a container whose server runs as root, on a folder of the host's, without blocks."""
+    if os.geteuid() != 0:
+        skip_unless_required("only root has files of root's")
+    os.chown(settings.cache.path, 65534, 65534)
+    assert run("blocks", "add", "--did", DID).exit_code == 0
 
 
 # fetch and warm, with nothing to be asked for
@@ -585,21 +768,46 @@ def test_warm_counts_what_is_cached_and_fails_when_something_is_not(
     put(settings, key(1), key(2))
     lines = [f"avatar {owner(number)} {blob_cid(number)}" for number in (1, 2)]
     warmed = run("warm", input="\n".join(["# a comment", "", *lines]))
-    assert (warmed.exit_code, warmed.stdout) == (0, "2 of 2 are cached\n")
+    assert (warmed.exit_code, warmed.stdout) == (0, f"2 of 2 are cached in {settings.cache.path}\n")
     run("blocks", "add", "--did", owner(2))
     file = tmp_path / "list"
     file.write_text("\n".join(lines))
     warmed = run("warm", str(file))
-    assert (warmed.exit_code, warmed.stdout) == (1, "1 of 2 are cached\n")
+    assert (warmed.exit_code, warmed.stdout) == (1, f"1 of 2 are cached in {settings.cache.path}\n")
     assert image_url(key(2)) in warmed.stderr
     assert image_url(key(1)) not in warmed.stderr
+    assert "blob not found" in warmed.stderr, "the words of fetch"
+    assert "doctor" not in warmed.stderr
 
 
 @pytest.mark.usefixtures("_unreachable")
-def test_warm_with_an_empty_list_does_nothing_well(run: Run) -> None:
+@pytest.mark.parametrize("command", ["fetch", "warm"])
+def test_a_directory_out_of_reach_is_told_once_and_what_examines_it(run: Run, command: str) -> None:
+    """Catches a wall of the same line, in words of which nobody knows whose fault it is."""
+    if command == "fetch":
+        result = run("fetch", "avatar", DID, CID)
+    else:
+        result = run("warm", input=f"{DID} {CID}\n{owner(1)} {CID}")
+    assert result.exit_code == 1
+    assert result.stderr.count("failed to resolve DID") == 1
+    assert "imageproxy doctor" in result.stderr
+    assert ("(18 times)" in result.stderr) == (command == "warm")
+
+
+def test_warm_says_where_a_relative_path_led(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a cache that is filled in the folder one happens to be in, unnoticed."""
+    monkeypatch.chdir(tmp_path)
+    result = run("warm", env={"IMAGE_PROXY_CACHE__PATH": "./here"})
+    assert result.stdout == f"0 of 0 are cached in {tmp_path / 'here'}\n"
+
+
+@pytest.mark.usefixtures("_unreachable")
+def test_warm_with_an_empty_list_does_nothing_well(run: Run, settings: Config) -> None:
     """Catches a progress bar that divides by its length."""
     result = run("warm", input="# nothing\n\n")
-    assert (result.exit_code, result.stdout) == (0, "0 of 0 are cached\n")
+    assert (result.exit_code, result.stdout) == (0, f"0 of 0 are cached in {settings.cache.path}\n")
 
 
 @pytest.mark.parametrize("line", ["nonsense", f"avatar {DID} nocid", "http://[/img/x", "/img/x"])

@@ -111,6 +111,16 @@ def load(
     return load_config(file, environment=environment or {}, overrides=overrides)
 
 
+def default(cache: Path | None = None) -> Config:
+    """What a load yields where nothing was set.
+
+    Args:
+        cache: what its relative path means; None: one from the folder of this process.
+    """
+    section = Config().cache.model_copy(update={"path": cache or Path("cache").absolute()})
+    return Config().model_copy(update={"cache": section})
+
+
 def mistakes(
     toml: str = "", environment: dict[str, str] | None = None, *, folder: Path | None = None
 ) -> list[str]:
@@ -136,7 +146,7 @@ def test_each_default_is_the_specified_one(key: str) -> None:
     """Catches a default that drifted: nobody who relies on it would be told."""
     section, _dot, name = key.partition(".")
     assert value_of(Config(), key) == SPECIFIED[section][name]
-    assert value_of(load(), key) == SPECIFIED[section][name]
+    assert value_of(load(), key) == value_of(default(), key)
 
 
 def test_no_key_is_without_a_specified_default() -> None:
@@ -150,7 +160,8 @@ def test_no_key_is_without_a_specified_default() -> None:
 
 def test_the_file_at_the_root_is_the_default_configuration() -> None:
     """Catches a config.toml whose values or comments lag behind the code."""
-    assert load_config(ROOT / "config.toml", environment={}) == Config() == load()
+    assert load_config(ROOT / "config.toml", environment={}) == default(ROOT / "cache")
+    assert load() == default()
     file = tomllib.loads((ROOT / "config.toml").read_text(encoding="utf-8"))
     defaults = Config().model_dump(mode="json")
     assert {name: set(keys) for name, keys in file.items()} == {
@@ -440,7 +451,7 @@ def test_every_key_can_be_set_in_the_environment(key: str, text: str, value: obj
     assert value_of(config, key) == value
     section = key.partition(".")[0]
     others = {name: part for name, part in config if name != section}
-    assert others == {name: part for name, part in Config() if name != section}
+    assert others == {name: part for name, part in default() if name != section}
 
 
 def test_every_key_was_set_in_the_environment() -> None:
@@ -518,7 +529,13 @@ def test_a_variable_that_names_no_key_stops_the_start(name: str) -> None:
 def test_other_programs_variables_are_none_of_ours() -> None:
     """Catches a prefix that is compared too loosely."""
     environment = {"PATH": "/bin", "IMAGE_PROXYFETCH__TIMEOUT": "x", "XIMAGE_PROXY_A__B": "x"}
-    assert load(environment=environment) == Config()
+    assert load(environment=environment) == default()
+
+
+def test_a_folder_that_a_shell_would_expand_is_refused_in_a_file_too(tmp_path: Path) -> None:
+    """Catches a folder named ~ beside the file, full of pictures."""
+    (message,) = mistakes('[cache]\npath = "~/cache"', folder=tmp_path)
+    assert message.startswith("cache.path = '~/cache': ")
 
 
 def test_a_table_and_a_value_of_one_name_are_a_mistake() -> None:
@@ -610,7 +627,7 @@ def test_the_seeds_switch_knows_two_spellings_of_yes(text: str, enabled: bool) -
 @pytest.mark.parametrize("name", SEED_VARIABLES)
 def test_an_empty_variable_of_the_seed_means_its_default(name: str) -> None:
     """Catches ``VARIABLE=`` in an environment file, which the seed takes as not set."""
-    assert load(environment={name: ""}) == Config()
+    assert load(environment={name: ""}) == default()
 
 
 @pytest.mark.parametrize(
@@ -658,7 +675,7 @@ def test_one_key_of_a_preset_can_be_overridden(tmp_path: Path) -> None:
     expected = DEFAULT_PRESETS["avatar"].model_copy(update={"quality": 70})
     assert config.presets["avatar"] == expected
     assert {**config.presets, "avatar": DEFAULT_PRESETS["avatar"]} == DEFAULT_PRESETS
-    assert load() == Config(), "the defaults themselves were changed"
+    assert load() == default(), "the defaults themselves were changed"
 
 
 def test_a_preset_of_ones_own_comes_to_the_others(tmp_path: Path) -> None:
@@ -695,7 +712,20 @@ def test_what_is_missing_from_a_preset_is_named(tmp_path: Path) -> None:
         "presets.mine.fit",
         "presets.mine.quality",
     ]
-    assert all(message.endswith("imageproxy.toml)") for message in found)
+    file = tmp_path / "imageproxy.toml"
+    assert all(message.endswith(f"(from {file})") for message in found)
+    begun = mistakes(
+        "[presets.mine]\nwidth = 5\nquality = 5",
+        {variable("presets.mine.height"): "5"},
+        folder=tmp_path,
+    )
+    assert begun == [f"presets.mine.fit: Field required (from {file})"]
+    (message,) = mistakes(
+        "",
+        {variable("presets.mine.width"): "5", variable("presets.mine.fit"): "contain"},
+        folder=tmp_path,
+    )
+    assert message.endswith("(from environment)")
     (message,) = mistakes("[presets.avatar]\nheight = 0", folder=tmp_path)
     assert message.startswith("presets.avatar: ")
     assert "cover" in message
@@ -849,7 +879,7 @@ def test_the_variable_for_the_file_is_used_where_none_is_given(tmp_path: Path) -
     environment = {CONFIG_VARIABLE: str(named)}
     assert load_config(environment=environment).fetch.timeout == 1
     assert load_config(given, environment=environment).fetch.timeout == 2
-    assert load_config(environment={CONFIG_VARIABLE: ""}) == Config()
+    assert load_config(environment={CONFIG_VARIABLE: ""}) == default()
 
 
 def test_the_environment_of_this_process_is_the_default_one(
@@ -894,7 +924,41 @@ def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_the_default_configuration(tmp_path: Path) -> None:
     """Catches a file that has to be complete."""
-    assert load("", folder=tmp_path) == Config()
+    assert load("", folder=tmp_path) == default()
+
+
+@pytest.mark.parametrize("given", ["--config", CONFIG_VARIABLE])
+def test_a_relative_path_in_a_file_is_one_from_the_files_folder(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a command that runs elsewhere than the server, and blocks nothing there."""
+    (tmp_path / "etc").mkdir()
+    file = tmp_path / "etc" / "imageproxy.toml"
+    file.write_text("[cache]\npath = '../cache'", encoding="utf-8")
+    for folder, named in ((Path("/"), file), (tmp_path, file.relative_to(tmp_path))):
+        monkeypatch.chdir(folder)
+        if given == "--config":
+            config = load_config(named, environment={})
+        else:
+            config = load_config(environment={CONFIG_VARIABLE: str(named)})
+        assert config.cache.path == tmp_path / "etc" / ".." / "cache"
+
+
+def test_a_relative_path_of_another_layer_is_one_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches the variable of a server that means one folder without a file, another with one."""
+    (tmp_path / "etc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    environment = {variable("cache.path"): "here"}
+    for toml in ("", "[cache]\npath = 'there'", "[cache]\npath = '/there'"):
+        config = load(toml, environment, folder=tmp_path / "etc")
+        assert config.cache.path == tmp_path / "here"
+    assert load("[fetch]", folder=tmp_path / "etc").cache.path == tmp_path / "cache"
+
+
+def test_an_absolute_path_in_a_file_stays_as_it_is(tmp_path: Path) -> None:
+    assert load("[cache]\npath = '/srv/images'", folder=tmp_path).cache.path == Path("/srv/images")
 
 
 @pytest.mark.parametrize("toml", ["server = 5", "server = [1]", "presets = 'x'", "presets.x = 1"])

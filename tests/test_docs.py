@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -10,11 +11,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from proxy.cache.base import Selection
 from proxy.cli import cli
 from proxy.config import Config, load_config
+from proxy.moderation.feeds.store import FeedStore
+from proxy.moderation.store import ModerationStore
 from proxy.presets import DEFAULT_PRESETS
+from tests.cache import owner
 from tests.commands import check_line
 from tests.reference import MADE
+from tests.required import skip_unless_required
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,16 +55,17 @@ DOCUMENTS = sorted(
 
 OTHERS = {
     "apt",
-    "install",
-    "python3",
-    "systemctl",
-    "systemd-run",
     "curl",
     "git",
+    "install",
     "ln",
     "nginx",
     "pip",
-    "sqlite3",
+    "python3",
+    "rm",
+    "runuser",
+    "systemctl",
+    "systemd-run",
     ".ci/run",
 }
 """Programs in the documents that are not ours: a block of theirs is held to the shell's syntax."""
@@ -159,12 +166,46 @@ def test_the_changelog_knows_the_version_that_is_released() -> None:
     assert set(re.findall(r"^### (.*)$", changes, re.MULTILINE)) <= allowed
 
 
+def test_blocks_come_back_from_a_backup_by_the_lines_of_the_documents(tmp_path: Path) -> None:
+    """Catches a copy beside the log of what it replaces, which wins over it in silence."""
+    if shutil.which("sqlite3") is None:
+        skip_unless_required("needs sqlite3")
+    live, backups, later = (tmp_path / name for name in ("live", "backups", "later"))
+    backups.mkdir()
+
+    def follow(heading: str, folder: Path) -> None:
+        text = (ROOT / "docs/operations.md").read_text().partition(f"## {heading}\n")[2]
+        found = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
+        assert found is not None
+        for line in found[1].splitlines():
+            line = line.removeprefix("runuser -u imageproxy -- ")
+            line = line.replace("/var/lib/imageproxy", str(folder))
+            line = line.replace("/var/backups/imageproxy", str(backups))
+            if line.split()[0] not in ("install", "systemctl"):
+                subprocess.run(["sh", "-euc", line], check=True)
+
+    store = ModerationStore(live / "moderation.sqlite3")
+    store.record("block", [(Selection(did=owner(1)), "")], by="test", owner="test")
+    FeedStore(live / "feeds.sqlite3").follow(owner(9), "")
+    follow("Back up", live)
+    assert (backups / "feeds.sqlite3").exists()
+    store.record("block", [(Selection(did=owner(2)), "")], by="test", owner="test")
+    # As a service leaves it that was killed: what came last is in the log alone.
+    shutil.copytree(live, later)
+    store.close()
+    assert (later / "moderation.sqlite3-wal").stat().st_size
+    follow("Restore", later)
+    restored = ModerationStore(later / "moderation.sqlite3")
+    assert [block.did for block in restored.blocks()] == [owner(1)]
+    restored.close()
+
+
 def test_commands_that_need_no_network_run_as_the_documents_show_them() -> None:
     """Catches one that is parsed and then fails."""
     for document in DOCUMENTS:
         for block in blocks(document, "sh"):
             for line in lines_of(block):
-                words = line.split()
+                words = line.removeprefix("runuser -u imageproxy -- ").split()
                 if words[:2] in (["imageproxy", "config"], ["imageproxy", "url"]):
                     arguments = [word for word in words[1:] if not word.startswith("/etc/")]
                     arguments = [word for word in arguments if word != "--config"]

@@ -68,6 +68,7 @@ def test_a_client_sees_nothing_of_the_cause(kind: type[ImageProxyError]) -> None
     assert error.public_message == ROWS[kind.__name__].message
     assert error.cause == SECRET
     assert str(error) == SECRET, "the log needs it"
+    assert error.explained == f"{error.public_message}: {SECRET}"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind is not InvalidPreset])
@@ -75,7 +76,7 @@ def test_an_error_without_a_cause_still_says_something_in_a_log(
     kind: type[ImageProxyError],
 ) -> None:
     """Catches an empty log line."""
-    assert str(kind()) == ROWS[kind.__name__].message
+    assert str(kind()) == kind().explained == ROWS[kind.__name__].message
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from proxy.errors import (
     ForbiddenDestination,
     ImageProxyError,
     ImageTooLarge,
+    RateLimited,
     UpstreamTimeout,
 )
 from proxy.fetch import PdsFetcher, is_absent
@@ -226,7 +227,10 @@ def test_an_error_body_of_another_shape_is_a_defect(status: int, body: bytes) ->
     ("fault", "error"),
     [
         (faults.answers(500), FetchFailed),
-        (faults.answers(429), FetchFailed),
+        (faults.answers(429), RateLimited),
+        (faults.answers(429, b"", ("Retry-After", "9")), RateLimited),
+        (faults.answers(503, b"", ("Retry-After", "9")), RateLimited),
+        (faults.answers(503), FetchFailed),
         (faults.answers(403), FetchFailed),
         (faults.reset, FetchFailed),
         (faults.truncated, FetchFailed),
@@ -250,6 +254,23 @@ async def test_a_pds_that_misbehaves_comes_out_as_the_wrong_error(
     client_world.pds.fault = fault
     async with fetching(client_world) as fetcher:
         assert type(await failure(fetcher, client_world.pds.url, blob)) is error
+
+
+async def test_the_time_that_a_pds_asks_for_is_lost(
+    client_world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = client_world
+    blob = BlobKey(*world.add_blob(b"data"))
+    world.pds.faults = [faults.answers(429, b"", ("Retry-After", "30"))]
+    async with fetching(world) as fetcher:
+        for left in (30, 20):
+            error = await failure(fetcher, world.pds.url, blob)
+            assert isinstance(error, RateLimited)
+            assert error.retry_after == pytest.approx(left)
+            await trio.sleep(10)
+        assert len(world.pds.requests) == 1
+        await trio.sleep(10)
+        assert await fetcher.fetch(world.pds.url, blob) == b"data"
 
 
 async def test_a_pds_that_refuses_or_is_nowhere_is_a_defect(client_world: World) -> None:
@@ -390,7 +411,7 @@ async def test_a_pds_without_head_whose_every_blob_counts_as_gone(
     ("fault", "expected"),
     [
         (faults.answers(500, b""), FetchFailed),
-        (faults.answers(429, b""), FetchFailed),
+        (faults.answers(429, b""), RateLimited),
         (faults.answers(403, b""), FetchFailed),
         (faults.answers(204, b""), FetchFailed),
         (faults.answers(400, b'{"error":"InvalidRequest","message":"Bad CID"}'), FetchFailed),

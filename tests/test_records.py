@@ -19,6 +19,7 @@ from proxy.errors import (
     FetchFailed,
     ForbiddenDestination,
     ImageProxyError,
+    RateLimited,
     RecordNotFound,
     UpstreamTimeout,
 )
@@ -172,6 +173,7 @@ async def test_a_record_of_an_account_that_moved_is_asked_of_its_new_pds(
     [
         (faults.answers(404), AccountNotFound),
         (faults.answers(500), FetchFailed),
+        (faults.answers(429), RateLimited),
         (faults.answers(400, b'{"error":"InvalidRequest","message":"other"}'), FetchFailed),
         (faults.answers(400, b"[]"), FetchFailed),
         (faults.answers(200, b"not JSON"), FetchFailed),

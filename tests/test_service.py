@@ -29,6 +29,7 @@ from proxy.errors import (
     InvalidPreset,
     ModerationUnreadable,
     NoPdsEndpoint,
+    RateLimited,
     ResultTooLarge,
     UndecodableImage,
     UnsupportedImage,
@@ -281,6 +282,32 @@ async def test_one_failure_raised_in_many_requests_is_one_object(
         assert [type(error) for error in requests.errors] == [FetchFailed] * 60
         assert len({id(error) for error in requests.errors}) == 60
     assert len(parts.fetcher.calls) == 1
+
+
+async def test_a_pause_that_a_pds_asked_for_is_remembered_beyond_its_end(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    did, cid = world.add_blob(b"a picture")
+    world.pds.faults = [faults.answers(429, b"", ("Retry-After", "3"))]
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        for preset in SIX:
+            assert type(await failure(service, preset, did, cid)) is RateLimited
+        assert world.pds.blob_requests == 1
+        failures = sample(service, "fetch_duration_seconds_count", outcome="rate_limited")
+        assert failures == len(SIX)
+        await trio.sleep(3)
+        assert (await service.get_image("avatar", did, cid)).cache == "miss"
+
+
+async def test_a_pds_that_says_429_alone_is_asked_each_time(
+    world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    did, cid = world.add_blob(b"a picture")
+    world.pds.fault = faults.answers(429)
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        for preset in SIX:
+            assert type(await failure(service, preset, did, cid)) is RateLimited
+    assert world.pds.blob_requests == 2
 
 
 async def test_a_dead_link_is_a_load_on_its_pds(

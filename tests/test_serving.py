@@ -178,7 +178,7 @@ async def test_a_port_in_use_is_told_in_one_line_not_in_a_traceback(
         arguments = imageproxy("serve", "--bind", bind, "--workers", workers)
         async with run(arguments, environment) as process:
             assert await process.exit_code() == 1
-            assert "Address already in use" in process.text
+            assert "Address already in use; --bind HOST:PORT" in process.text
             assert bind in process.text
             assert "Traceback" not in process.text
 
@@ -625,7 +625,8 @@ async def test_warm_fills_the_cache_with_what_an_account_has(tmp_path: Path) -> 
         async with run(imageproxy(*arguments), environment) as process:
             await process.line_with("skipped")
             assert await process.exit_code() == 1
-            assert "0 made, 2 were cached, 1 skipped, 1 failed" in process.text
+            told = f"0 made, 2 were cached, 1 skipped, 1 failed, in {tmp_path / 'cache'}"
+            assert told in process.text
             assert f"/img/banner/plain/{did}/" in process.text
             assert "Traceback" not in process.text
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import trio.testing
 
 from proxy import records as records_module
 from proxy.cache.base import Entry, Selection
-from proxy.errors import Busy, FetchFailed
+from proxy.errors import Busy, DidUnresolvable, FetchFailed
 from proxy.formats import Format
 from proxy.identifiers import Cid, Did
 from proxy.presets import DEFAULT_PRESETS
@@ -21,15 +22,19 @@ from proxy.service import Service
 from proxy.urls import BlobKey, image_key
 from proxy.warm import (
     BUSY_SECONDS,
-    MAX_FAILURES,
+    BUSY_TRIES,
+    MAX_NAMES,
+    MAX_REASONS,
     Bookmark,
+    Failures,
     Pace,
     Tally,
     Warmer,
     warm_account,
+    warm_images,
 )
 from tests.fakes import faults
-from tests.fakes.network import honest
+from tests.fakes.network import Fault, honest
 from tests.fakes.parts import FakeCache, FakeFetcher, FakeProcessor, FakeResolver
 from tests.fakes.sites import GET_BLOB, LIST_BLOBS, cid_of, new_plc_did
 from tests.fakes.world import World, tiny_png
@@ -136,7 +141,9 @@ async def test_what_is_no_image_is_no_failure(world: World, tmp_path: Path) -> N
     tally = warmer.tally
     assert (tally.made, tally.skipped, tally.failed, tally.cached) == (1, 1, 1, 0)
     assert len(tally.failures) == len(PRESETS)
-    assert all("/img/" in line for line in tally.failures)
+    names = [line for line in tally.failures.lines() if line.startswith("  ")]
+    assert len(names) == len(PRESETS)
+    assert all("/img/" in name for name in names)
 
 
 async def test_what_is_blocked_is_neither_fetched_nor_a_failure(
@@ -240,23 +247,166 @@ async def test_only_so_many_blobs_are_under_way(world: World, parts: Parts) -> N
 async def test_what_is_busy_is_tried_again_after_a_pause(
     world: World, parts: Parts, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Catches a 429 of a PDS that is counted as a failure, or answered by the next question."""
+    """Catches a want of room that is counted as a failure, or answered by the next question."""
     blobs = [parts.add()]
-    parts.fetcher.errors = [Busy("429"), Busy("429")]
+    parts.fetcher.errors = [Busy("full"), Busy("full")]
     seconds, tally = await parts.warm(world, blobs)
     assert (tally.made, tally.failed) == (1, 0)
     assert seconds >= 2 * BUSY_SECONDS
-    parts.fetcher.errors = [Busy("429")] * 100
+    parts.fetcher.errors = [Busy("full")] * 100
     _, tally = await parts.warm(world, [parts.add()])
     assert (tally.failed, len(tally.failures)) == (1, 1)
 
 
-async def test_the_list_of_failures_has_an_end(world: World, parts: Parts) -> None:
-    """Catches memory that grows with a broken account."""
-    blobs = [parts.add() for _ in range(MAX_FAILURES + 10)]
-    parts.fetcher.errors = [FetchFailed("reset")] * len(blobs)
-    _, tally = await parts.warm(world, blobs)
-    assert (tally.failed, len(tally.failures)) == (len(blobs), MAX_FAILURES)
+def list_of(world: World, count: int) -> list[BlobKey]:
+    """Pictures of one account."""
+    did, cids = account(world, count)
+    return [BlobKey(did, cid) for cid in cids]
+
+
+WAIT = ("Retry-After", "30")
+
+
+@asynccontextmanager
+async def fetching(world: World) -> AsyncIterator[Service]:
+    """A service with the real fetcher, whose time can jump."""
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        yield service
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_pds_that_asks_for_a_pause_gets_it_and_loses_nothing(
+    world: World, status: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a run that goes through its list while the PDS is left alone, and makes nothing."""
+    blobs = list_of(world, 20)
+    world.pds.faults = [faults.answers(status, b"", WAIT)]
+    async with fetching(world) as service:
+        warmer = warmer_of(service)
+        began = trio.current_time()
+        await warmer.warm(blobs)
+        assert (warmer.tally.made, warmer.tally.failed) == (20, 0)
+        assert trio.current_time() - began >= 30
+    assert world.pds.blob_requests == 21
+
+
+async def test_a_list_of_images_waits_for_a_pds_as_well(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a pause that accounts get and files do not."""
+    keys = [image_key(DEFAULT_PRESETS, "avatar", *blob) for blob in list_of(world, 20)]
+    world.pds.faults = [faults.answers(429, b"", WAIT)]
+    async with fetching(world) as service:
+        assert len(await warm_images(service, keys, at_once=4)) == 0
+        assert all([await service.is_cached(key) for key in keys])
+    assert world.pds.blob_requests == 21
+
+
+async def test_a_pds_that_never_relents_is_waited_for_once(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a run that takes a quarter of an hour for each blob of an account."""
+    blobs = list_of(world, 20)
+    world.pds.fault = faults.answers(429, b"", WAIT)
+    async with fetching(world) as service:
+        warmer = warmer_of(service)
+        began = trio.current_time()
+        await warmer.warm(blobs)
+        assert (warmer.tally.failed, warmer.tally.unsettled) == (20, 20)
+        assert trio.current_time() - began < BUSY_TRIES * (30 + BUSY_TRIES * BUSY_SECONDS)
+
+
+async def test_a_stream_waits_for_no_pds(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a stranger's PDS that holds up what is new on all the others."""
+    send, receive = trio.open_memory_channel[BlobKey](20)
+    for blob in list_of(world, 20):
+        send.send_nowait(blob)
+    send.close()
+    world.pds.fault = faults.answers(429, b"", WAIT)
+    async with fetching(world) as service:
+        warmer = warmer_of(service)
+        began = trio.current_time()
+        await warmer.warm_from(receive)
+        assert warmer.tally.failed == 20
+        assert trio.current_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "pages_later"),
+    [(faults.answers(500), [1, 3, 5]), (faults.answers(404), [5])],
+    ids=["passes", "settled"],
+)
+async def test_a_run_returns_to_what_failed_for_a_reason_that_passes(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    pages_later: list[int],
+) -> None:
+    """Catches a bookmark behind blobs that no run makes then, and one that a lost blob holds."""
+    monkeypatch.setattr(records_module, "PAGE", 2)
+    did, cids = account(world, 6)
+
+    def fail_first_of_second_page(count: int) -> None:
+        if len(pages) == 1:
+            world.pds.faults = [fault]
+        pages.append(count)
+
+    pages: list[int] = []
+    async with world.service() as service:
+        warmer = warmer_of(service, at_once=1)
+        await warm_account(service, did, warmer, nowhere(tmp_path), fail_first_of_second_page)
+        assert (warmer.tally.made, warmer.tally.failed) == (5, 1)
+        kept = await nowhere(tmp_path).load()
+        assert kept == (cids[1] if len(pages_later) > 1 else "")
+        if kept:
+            again = warmer_of(service)
+            await warm_account(service, did, again, nowhere(tmp_path))
+            assert (again.tally.made, again.tally.cached) == (1, 3)
+    assert await nowhere(tmp_path).load() == ""
+
+
+async def test_a_page_is_waited_for_as_blobs_are(
+    world: World, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a run that ends because its PDS said 429 to a page instead of a blob."""
+    did, _ = account(world, 3)
+    world.pds.faults = [faults.answers(429, b"", WAIT)]
+    async with fetching(world) as service:
+        warmer = warmer_of(service)
+        await warm_account(service, did, warmer, nowhere(tmp_path))
+        assert warmer.tally.made == 3
+
+
+def test_one_reason_is_told_once_with_its_number_and_names() -> None:
+    """Catches a directory that is down, told once for each image of a list."""
+    failures = Failures()
+    dids = [new_plc_did() for _ in range(MAX_NAMES + 5)]
+    failures.add("/img/b", dids[0], FetchFailed("https://pds.example: status 500"))
+    for did in dids:
+        failures.add(f"/img/{did}", did, DidUnresolvable(f"{did}: refused"))
+    assert list(failures.lines()) == [
+        "failed to fetch blob from PDS: https://pds.example: status 500",
+        "  /img/b",
+        f"failed to resolve DID: refused ({len(dids)} times)",
+        *(f"  /img/{did}" for did in dids[:MAX_NAMES]),
+        "  and 5 more",
+    ]
+    assert len(failures) == len(dids) + 1
+    assert failures.kinds == {FetchFailed, DidUnresolvable}
+
+
+def test_the_list_of_failures_has_an_end() -> None:
+    """Catches memory that grows with a broken account, or with what a PDS says."""
+    failures, did = Failures(), new_plc_did()
+    for number in range(MAX_REASONS + 7):
+        failures.add(f"/img/{number}", did, FetchFailed(f"reason {number}"))
+    lines = list(failures.lines())
+    assert len(lines) == 2 * MAX_REASONS + 1
+    assert lines[-1] == "7 more for other reasons"
+    assert len(failures) == MAX_REASONS + 7
 
 
 async def test_a_turn_that_is_given_back_is_the_next_ones(

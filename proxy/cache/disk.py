@@ -36,6 +36,8 @@ class DiskCache:
 
     Cancellation of a call waits for the thread: what was begun is done, or not at all.
 
+    What removes entries works on a full disk too: it gives others up for its own records.
+
     Args:
         path: the folder; made when it is missing.
         max_bytes: sum of file sizes; least recently used entries go first.
@@ -89,7 +91,7 @@ class DiskCache:
 
     async def purge(self, *selections: Selection) -> int:
         """See ``Cache.purge``. Writes of it under way in any process come to nothing."""
-        return await self._in_thread(lambda: self._folder.purge(selections))
+        return await self.with_room(lambda: self._folder.purge(selections))
 
     async def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
         """The blobs that anything is kept of, among those that are selected."""
@@ -97,9 +99,24 @@ class DiskCache:
 
     async def cleanup(self) -> int:
         """See ``Cache.cleanup``."""
-        evicted = await self._in_thread(self._folder.cleanup)
+        evicted = await self.with_room(self._folder.cleanup)
         self._note(evicted)
         return evicted.expired + evicted.for_size
+
+    async def with_room(self, work: Callable[[], T]) -> T:
+        """Do ``work``, in a thread; where the disk is too full for it, entries are given up.
+
+        Raises what it raises, also where there was nothing (more) to give up.
+        """
+        return await self._in_thread(lambda: self._folder.with_room(work))
+
+    async def make_room(self) -> bool:
+        """Give entries up, because the disk is full; whether there were any.
+
+        Raises:
+            OSError: they cannot be removed.
+        """
+        return await self._in_thread(self._folder.give_up) > 0
 
     async def aclose(self) -> None:
         """Tell other processes that this one is done. What is called next begins anew."""
@@ -114,7 +131,7 @@ class DiskCache:
         Raises:
             OSError: the folder cannot be read, or the index not written.
         """
-        if not await self._in_thread(self._folder.is_indexed):
+        if not await self.with_room(self._folder.is_indexed):
             await self._index()
 
     async def keep_indexed(self) -> None:
@@ -153,10 +170,10 @@ class DiskCache:
         Yields:
             The share that is done, and what is wrong in the part that was looked at.
         """
-        shards = await self._in_thread(self._folder.shards)
+        shards = await self._in_thread(self._folder.known_shards)
         for number, shard in enumerate(shards, 1):
             look = partial(self._folder.verify_shard, shard, repair=repair)
-            yield number / len(shards), await self._in_thread(look)
+            yield number / len(shards), await self.with_room(look)
 
     async def has(self, selection: Selection) -> bool:
         """Whether anything of what is selected is kept."""
@@ -176,8 +193,9 @@ class DiskCache:
     async def _index(self) -> None:
         added = 0
         for shard in await self._in_thread(self._folder.shards):
-            added += await self._in_thread(partial(self._folder.index_shard, shard))
-        await self._in_thread(self._folder.set_indexed)
+            added += await self.with_room(partial(self._folder.index_shard, shard))
+        await self.with_room(self._folder.forget_missing)
+        await self.with_room(self._folder.set_indexed)
         if added:
             log.info("files found that the index of the cache did not know", files=added)
 

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import os
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import structlog
 
 from proxy.cache.base import Due, Entry, Selection, Selections
 from proxy.cache.index import File, Index, Record, Rows, Totals
@@ -34,6 +37,7 @@ from proxy.cache.layout import (
     owner_folder,
     possible_formats,
 )
+from proxy.database import TRIES_WITH_ROOM, is_full
 from proxy.formats import sniff
 from proxy.presence import Presence
 from proxy.urls import BlobKey, ImageKey
@@ -48,8 +52,15 @@ disks that take a millisecond or two for each."""
 MOST_PASSED_OVER = 1024
 """Candidates for eviction in one go that were read meanwhile; beyond them recency gives way."""
 
+ROOM = 1 << 20
+"""Bytes that are given up together on a full disk: some thousand decisions need no more."""
+
+MOST_WEIGHED = 1024
+"""Files among which the least recently used are looked for then: all could take minutes."""
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +196,7 @@ class CacheFolder:
                 with self._index.writing() as rows:
                     failure = self._carry_out_removals(rows)
                     if failure is None and rows.is_arriving(file) and self._may_keep(key):
+                        self._doubt_if_emptied(rows)
                         self._place(temporary, file)
                         rows.add(record)
                     rows.end_arrival(file)
@@ -214,6 +226,11 @@ class CacheFolder:
                 temporary.unlink()
             raise
         return temporary
+
+    def _doubt_if_emptied(self, rows: Rows) -> None:
+        """Have the index made anew where somebody removed the folder of all files."""
+        if not self._images.exists():
+            rows.set_complete(False)
 
     def _place(self, temporary: Path, file: File) -> None:
         path = self._images / file.path
@@ -273,6 +290,8 @@ class CacheFolder:
         """Remove what is past its TTL or over the limit, and finish what dead processes began."""
         self._enter()
         self._recover()
+        if not self._images.exists():
+            self.forget_missing()
         expired = for_size = 0
         while True:
             with self._index.writing() as rows:
@@ -361,6 +380,52 @@ class CacheFolder:
             path.parent.rmdir()
             path.parent.parent.rmdir()
 
+    # On a full disk
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """Do ``work``, again where the disk was full for it and entries could be given up.
+
+        What it counts is then what the last attempt found.
+        """
+        for _ in range(TRIES_WITH_ROOM):
+            try:
+                return work()
+            except (OSError, sqlite3.Error) as error:
+                if not is_full(error) or not self.give_up():
+                    raise
+        return work()
+
+    def give_up(self) -> int:
+        """Remove files for the sake of room, unasked and before the index knows of it.
+
+        It cannot be written just now. Where it never comes to know, what is missing is a miss.
+
+        Returns:
+            How many; the least recently used of those that are looked at.
+        """
+        found: list[tuple[float, int, File]] = []
+        entries = filter(_is_entry, self._files(self._images))
+        for file in itertools.islice(entries, MOST_WEIGHED):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                status = (self._images / file.path).stat()
+                found.append((status.st_atime, status.st_size, file))
+        given_up: list[File] = []
+        freed = 0
+        for _, size, file in sorted(found, key=lambda each: each[0]):
+            if freed >= ROOM:
+                break
+            self._unlink(file)
+            given_up.append(file)
+            freed += size
+        if given_up:
+            log.warning("the disk is full: entries given up", entries=len(given_up))
+            with suppress(OSError), self._index.writing() as rows:
+                for file in given_up:
+                    if not (self._images / file.path).exists():
+                        rows.remove(file)
+                self.totals = rows.totals()
+        return len(given_up)
+
     # Starting, and what others left behind
 
     def check(self) -> None:
@@ -370,6 +435,9 @@ class CacheFolder:
         temporary = self._write(b"ok", self._clock())
         probe = self._images / f".{self._presence.token}"
         try:
+            if not self._images.exists():
+                with self._index.writing() as rows:
+                    self._doubt_if_emptied(rows)
             self._images.mkdir(parents=True, exist_ok=True)
             temporary.replace(probe)
         finally:
@@ -433,6 +501,12 @@ class CacheFolder:
         """The parts that the files are indexed and verified in."""
         return sorted(self._images.glob("*/*/"))
 
+    def known_shards(self) -> list[Path]:
+        """Those, and the ones that the index alone knows."""
+        with self._index.reading() as rows:
+            known = {self._images / shard for shard in rows.shards()}
+        return sorted(known.union(self.shards()))
+
     def index_shard(self, shard: Path) -> int:
         """Have the index know every file of a shard; leavings of older releases go.
 
@@ -446,8 +520,22 @@ class CacheFolder:
                 self.totals = rows.totals()
         return added
 
+    def forget_missing(self) -> None:
+        """Have the index know no file that is not there."""
+        number = 0
+        while True:
+            with self._index.writing() as rows:
+                page = rows.after(number, BATCH)
+                for _, file in page:
+                    if not (self._images / file.path).exists():
+                        rows.remove(file)
+                self.totals = rows.totals()
+            if not page:
+                return
+            number, _ = page[-1]
+
     def set_indexed(self) -> None:
-        """Say that every shard was indexed."""
+        """Say that every shard was indexed, and what is missing forgotten."""
         with self._index.writing() as rows:
             rows.set_complete()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from proxy.cache.base import Selection
 from proxy.cache.layout import owner_folder
-from proxy.database import Database, code_of
+from proxy.database import Database, code_of, is_full
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS moves (
 CREATE TABLE IF NOT EXISTS state (
     entries INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
-    complete INTEGER NOT NULL -- whether every file is known here
+    complete INTEGER NOT NULL -- whether every file is known here, and no other
 );
 INSERT INTO state SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT * FROM state);
 CREATE TRIGGER IF NOT EXISTS entry_added AFTER INSERT ON entries BEGIN
@@ -67,7 +67,6 @@ FILE_NAME = "index-1.sqlite3"
 """Has the version of the schema: an index that cannot be read is made anew from the files."""
 
 _ERRNO = {
-    sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
     sqlite3.SQLITE_CANTOPEN: errno.EACCES,
     sqlite3.SQLITE_PERM: errno.EACCES,
@@ -171,9 +170,21 @@ class Rows:
         where, values = _selected(selection)
         self._connection.execute(f"UPDATE entries SET checked = ? WHERE {where}", (time, *values))  # noqa: S608
 
-    def set_complete(self) -> None:
-        """From now on every file is known here."""
-        self._connection.execute("UPDATE state SET complete = 1")
+    def shards(self) -> list[str]:
+        """The first two folders of what has entries: ``plc/ab``."""
+        return sorted({"/".join(folder.split("/")[:2]) for folder, _, _ in self.shelves()})
+
+    def after(self, number: int, limit: int) -> list[tuple[int, File]]:
+        """Entries by the numbers that they have for now, those above ``number`` first."""
+        rows = self._connection.execute(
+            "SELECT rowid, folder, name FROM entries WHERE rowid > ? ORDER BY rowid LIMIT ?",
+            (number, limit),
+        )
+        return [(rowid, File(folder, name)) for rowid, folder, name in rows.fetchall()]
+
+    def set_complete(self, complete: bool = True) -> None:
+        """Say whether, from now on, every file is known here, and no other."""
+        self._connection.execute("UPDATE state SET complete = ?", (complete,))
 
     def set_used(self, file: File, time: float) -> None:
         """Note a use."""
@@ -313,8 +324,9 @@ class Index:
         try:
             yield
         except sqlite3.Error as error:
-            number = _ERRNO.get(code_of(error), errno.EIO)
-            raise OSError(number, f"index: {os.strerror(number)}: {error}") from error
+            number = errno.ENOSPC if is_full(error) else _ERRNO.get(code_of(error), errno.EIO)
+            message = f"index: {os.strerror(number)}: {error}"
+            raise OSError(number, message, str(self._database.path)) from error
 
 
 def _selected(selection: Selection, cid: str = "cid") -> tuple[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,16 +43,65 @@ OWN_FILES = 64
 GIB = 1 << 30
 
 
-def judge_folder(path: str, error: str | None) -> Finding:
+def judge_folder(path: str, error: OSError | None, *, is_there: bool = True) -> Finding:
     """Whether the cache folder can be written.
 
     Args:
-        error: why it cannot.
+        error: why it cannot; where it is not there, why it cannot be made.
     """
-    if error is None:
-        return Finding("ok", "cache folder", f"{path} can be written")
-    fix = "give the folder to the user that runs the service, or set cache.path to another"
-    return Finding("fail", "cache folder", f"{path}: {error}", fix)
+    if error is not None:
+        where = error.filename or path
+        return Finding("fail", "cache folder", f"{where}: {error.strerror}", _fix_of(error))
+    if not is_there:
+        fix = "start the service, which makes it, or give its configuration with --config"
+        return Finding("warn", "cache folder", f"{path} is not there", fix)
+    return Finding("ok", "cache folder", f"{path} can be written")
+
+
+def lacks_room(error: OSError) -> bool:
+    """Whether it is only room that is missing."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _fix_of(error: OSError) -> str:
+    if lacks_room(error):
+        return (
+            "make room there: imageproxy cache cleanup with a smaller cache.max_gb removes entries"
+        )
+    if error.errno == errno.EROFS:
+        return "mount its file system for writing, or set cache.path to another folder"
+    return "give it to the user that runs the service, or set cache.path to another folder"
+
+
+def judge_owner(path: str, owner: str) -> Finding:
+    """That nothing can be said of another user's folder: root can read and write everything."""
+    text = f"{path} belongs to {owner}, and was not looked into"
+    return Finding("warn", "cache folder", text, f"run this as {owner}")
+
+
+def judge_blocks(path: str, error: str | None, *, is_there: bool) -> Finding:
+    """Whether what is blocked can be read and written: without it nothing is served.
+
+    Args:
+        error: why not, with the path of the file.
+    """
+    if error is not None:
+        fix = "give it to the user that runs the service; where it is damaged, restore a backup"
+        return Finding("fail", "blocks", f"nothing is served: {error}", fix)
+    return Finding("ok", "blocks", f"{path} can be written" if is_there else "none were ever made")
+
+
+def judge_index(path: str, error: str | None, *, is_there: bool) -> Finding:
+    """Whether the index of the cache can be read and written.
+
+    Args:
+        error: why not, with the path of the file.
+    """
+    if error is not None:
+        fix = "give it to the user that runs the service, or remove it: it is made from the files"
+        return Finding("fail", "cache index", f"nothing is kept: {error}", fix)
+    text = f"{path} can be written" if is_there else "there is none yet"
+    return Finding("ok", "cache index", text)
 
 
 def judge_room(free: int, kept: int, limit: int) -> Finding:
@@ -60,7 +110,9 @@ def judge_room(free: int, kept: int, limit: int) -> Finding:
     text = f"{_gib(room)} for a cache of {_gib(limit)}"
     if room >= limit:
         return Finding("ok", "disk space", text)
-    fix = f"set cache.max_gb below {math.floor(room / GIB * 10) / 10:g}, or use a larger disk"
+    most = math.floor(room / GIB * 10) / 10
+    less = f"set cache.max_gb below {most:g}" if most else "make room on it"
+    fix = f"{less}, or use a larger disk"
     return Finding("warn", "disk space", f"only {text}", fix)
 
 

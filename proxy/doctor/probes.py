@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
 import sqlite3
+import stat
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 
 import trio
 
+from proxy.cache.index import FILE_NAME as INDEX
 from proxy.config import Config
 from proxy.doctor.judgement import (
     AccessTimes,
     Finding,
     files_needed,
     judge_access_times,
+    judge_blocks,
     judge_clock,
     judge_directory,
     judge_dns,
     judge_files,
     judge_folder,
+    judge_index,
     judge_memory,
+    judge_owner,
     judge_room,
     judge_sandbox,
+    lacks_room,
 )
 from proxy.egress.endpoint import configured_origin
 from proxy.egress.errors import EgressError
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.get import Answer
 from proxy.egress.network import Network
+from proxy.found import owner_beside_root
+from proxy.moderation.store import FILE_NAME as STORE
+from proxy.moderation.store import OLDER_NAME as OLDER_STORE
 from proxy.parts import disk_cache_of
 from proxy.process import memory
 from proxy.process.pool import cpus_of_this_process
@@ -58,12 +68,9 @@ async def examine(
         networks: see ``open_service``.
     """
     cpus = cpus_of_this_process()
-    error = await trio.to_thread.run_sync(why_not_writable, config.cache.path)
-    yield judge_folder(str(config.cache.path), error)
-    if error is None:
-        free = (await trio.to_thread.run_sync(shutil.disk_usage, config.cache.path)).free
-        yield judge_room(free, await _kept(config), config.cache.max_bytes)
-        yield judge_access_times(await trio.to_thread.run_sync(access_times_of, config.cache.path))
+    async with aclosing(_examine_folder(config)) as found:
+        async for finding in found:
+            yield finding
     host = configured_origin(config.identity.plc_url)[0].host
     yield judge_dns(host, await why_not_resolved(host))
     answer, why = await ask_directory(config, networks)
@@ -77,16 +84,95 @@ async def examine(
     yield judge_memory(config, cpus, await trio.to_thread.run_sync(memory_available))
 
 
-def why_not_writable(folder: Path) -> str | None:
-    """Why no file can be made, written and removed there; None: one can. Makes the folder."""
+async def _examine_folder(config: Config) -> AsyncGenerator[Finding, None]:
+    folder = config.cache.path
+    owner = await trio.to_thread.run_sync(_owner_beside_root, folder)
+    if owner is not None:
+        yield judge_owner(str(folder), owner)
+        return
+    error = await trio.to_thread.run_sync(why_not_writable, folder)
+    is_there = await trio.to_thread.run_sync(os.path.isdir, folder)
+    yield judge_folder(str(folder), error, is_there=is_there)
+    if not is_there:
+        return
+    is_full = error is not None and lacks_room(error)
+    kept = 0
+    if not is_full:  # there nothing of SQLite's can be opened
+        store, index = folder / STORE, folder / INDEX
+        has_store, broken = await trio.to_thread.run_sync(_look_at, store)
+        if broken is None:
+            _, broken = await trio.to_thread.run_sync(_look_at, folder / OLDER_STORE)
+        yield judge_blocks(str(store), broken, is_there=has_store)
+        has_index, broken = await trio.to_thread.run_sync(_look_at, index)
+        yield judge_index(str(index), broken, is_there=has_index)
+        if has_index and broken is None:
+            kept = await _kept(config)
+    if error is None or is_full:
+        free = (await trio.to_thread.run_sync(shutil.disk_usage, folder)).free
+        yield judge_room(free, kept, config.cache.max_bytes)
+    if error is None:
+        yield judge_access_times(await trio.to_thread.run_sync(access_times_of, folder))
+
+
+def _owner_beside_root(folder: Path) -> str | None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            file.write(b"x")
-            file.flush()
+        return owner_beside_root(folder)
+    except OSError:  # told by the next probe
+        return None
+
+
+def why_not_writable(folder: Path) -> OSError | None:
+    """Why no file can be made, written and removed there, or what is there not changed.
+
+    None: it can; or the folder is not there, and can be made.
+    """
+    try:
+        if not folder.exists():
+            _ask_for_access(next(each for each in folder.parents if each.exists()))
+            return None
+        try:
+            with tempfile.NamedTemporaryFile(dir=folder) as file:
+                file.write(b"x")
+                file.flush()
+        except OSError as error:
+            error.filename = str(folder)
+            raise
+        # One file of another user's is enough to stop the service.
+        for path in (*folder.iterdir(), *folder.glob("images/*"), *folder.glob("images/*/*")):
+            with suppress(FileNotFoundError):  # it has just gone
+                _ask_for_access(path)
     except OSError as error:
-        return error.strerror or str(error)
+        return error
     return None
+
+
+def _ask_for_access(path: Path) -> None:
+    enter = os.X_OK if stat.S_ISDIR(path.stat().st_mode) else 0
+    if not os.access(path, os.R_OK | os.W_OK | enter):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _look_at(path: Path) -> tuple[bool, str | None]:
+    return os.path.exists(path), why_not_usable(path)
+
+
+def why_not_usable(path: Path) -> str | None:
+    """Why a file of SQLite's cannot be read and written; None: it can, or there is none."""
+    try:
+        if not path.exists():
+            return None
+        opened = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None
+        )
+        with closing(opened) as database:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            database.execute("BEGIN IMMEDIATE")
+            # Where the file is read-only the line above passes; this one is taken back.
+            database.execute("PRAGMA user_version = 0")
+            database.execute("ROLLBACK")
+    except (OSError, sqlite3.Error) as error:
+        return f"{path}: {error}"
+    return None if found == "ok" else f"{path}: {found}"
 
 
 def access_times_of(folder: Path) -> AccessTimes:

@@ -23,6 +23,18 @@ class NoAnswer(BadAnswer):
     """The connection broke before the first byte of an answer."""
 
 
+class AskedToWait(EgressError):
+    """The host asked for a pause, which is not over; nothing was sent.
+
+    Args:
+        seconds: left of it.
+    """
+
+    def __init__(self, cause: str, seconds: float = 0.0) -> None:
+        super().__init__(cause)
+        self.seconds = seconds
+
+
 class TooLarge(EgressError):
     """The body is longer than the caller's limit."""
 

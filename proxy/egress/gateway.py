@@ -10,7 +10,7 @@ import trio
 
 from proxy.config import Config
 from proxy.egress.channel import ChannelStatistics, FetchChannel
-from proxy.egress.circuit import Circuits, retry_after
+from proxy.egress.circuit import Circuits, pause_asked
 from proxy.egress.client import MAX_IDLE, HttpClient, Method
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
@@ -120,11 +120,9 @@ class Gateway:
             if is_probe:
                 self._circuits.gave_up(host)
             raise
-        self._circuits.succeeded(host)
-        if answer.status in (429, 503):
-            wait = retry_after(answer.headers.get("retry-after"), time.time())
-            if wait > 0:
-                self._circuits.hold(host, wait, trio.current_time())
+        self._circuits.succeeded(host, trio.current_time())
+        if pause := pause_asked(answer.status, answer.headers, time.time()):
+            self._circuits.hold(host, pause, trio.current_time())
         return answer
 
     async def _keep_closing_expired(self) -> None:

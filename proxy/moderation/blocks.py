@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from proxy.cache.base import Covering, Everything, Selection, Selections
+from proxy.database import is_full
 from proxy.errors import BlobBlocked, ModerationUnreadable
 from proxy.moderation.blockset import BlockSet
 from proxy.moderation.followers import SERVES_NOTHING, Followers
@@ -46,11 +47,21 @@ class Blocks:
     """Follows one store.
 
     Until ``follow`` has begun, and while the store cannot be read, every check raises.
+
+    Args:
+        make_room: called where the disk is too full for what following needs, before the next try.
     """
 
-    def __init__(self, store: ModerationStore, followers: Followers) -> None:
+    def __init__(
+        self,
+        store: ModerationStore,
+        followers: Followers,
+        *,
+        make_room: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         self._store = store
         self._followers = followers
+        self._make_room = make_room
         self._limiter = trio.CapacityLimiter(1)
         self._blocked = BlockSet()
         self._purges: dict[int, list[Selection]] = {}
@@ -131,6 +142,9 @@ class Blocks:
                             self._serve_without(error)
                         else:
                             self._close(error)
+                            if self._make_room is not None and is_full(error):
+                                with suppress(OSError):
+                                    await self._make_room()
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
                     with trio.move_on_after(POLL_SECONDS if self._follows else RETRY_SECONDS):
@@ -269,7 +283,9 @@ class Blocks:
     def _close(self, error: Exception) -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if reason != self._closed_because:
-            log.error("blocks cannot be read: nothing is served", error=reason)
+            named = getattr(error, "filename", None) or self._store.path.name
+            path = str(self._store.path.parent / named)
+            log.error("blocks cannot be read: nothing is served", error=reason, path=path)
         self._closed_because = reason
         # Where that fails the mark is gone, and nobody waits for this process.
         with suppress(OSError):

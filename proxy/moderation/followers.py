@@ -57,6 +57,11 @@ class Followers:
         with self._guard:
             return self._presence.living()
 
+    def serving(self) -> int:
+        """How many others live and have something in force."""
+        noted = (self._presence.noted(token) for token in self.living() - {self.token})
+        return sum(number is not None and number != SERVES_NOTHING for number in noted)
+
     def late(self, version: int) -> frozenset[str]:
         """The tokens of those that have not said that ``version`` is in force."""
         late = set()

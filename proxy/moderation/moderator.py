@@ -19,6 +19,7 @@ import trio
 from trio_util import periodic
 
 from proxy.cache.base import Selection
+from proxy.database import TRIES_WITH_ROOM, is_full
 from proxy.moderation.base import NotInForce
 from proxy.moderation.followers import Followers
 from proxy.moderation.store import Action, ModerationStore, Purge
@@ -62,6 +63,7 @@ class Moderator:
             the store is.
         nudge: called when a change was kept, for this process to follow it at once.
         on_decision: called with what was decided, and how often, once it was kept.
+        make_room: called where the disk is too full for a record; whether it is worth trying again.
 
     Cancelling a decision leaves it undone or kept; one that is kept is carried out in the end.
     """
@@ -76,6 +78,7 @@ class Moderator:
         is_pending: Callable[[], bool] = lambda: True,
         nudge: Callable[[], None] = lambda: None,
         on_decision: Callable[[Action, int], None] = lambda action, count: None,
+        make_room: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.store = store
         self._followers = followers
@@ -84,6 +87,7 @@ class Moderator:
         self._is_pending = is_pending
         self._nudge = nudge
         self._on_decision = on_decision
+        self._make_room = make_room
         self._limiter = trio.CapacityLimiter(4)
         self._under_way: set[int] = set()
 
@@ -121,6 +125,10 @@ class Moderator:
     async def lift_any(self, selection: Selection, *, by: str, reason: str = "") -> bool:
         """Lift the blocks of exactly ``selection``, whoever asked for them: the operator's word."""
         return await self._lift(selection, by, reason, whoever=True)
+
+    async def serving(self) -> int:
+        """How many other processes serve what is not blocked. Raises ``OSError``: nobody knows."""
+        return await self._in_thread(self._followers.serving)
 
     async def cursor(self, stream: str) -> int | None:
         """See ``Cursors``."""
@@ -236,6 +244,12 @@ class Moderator:
             self._under_way.discard(purge.id)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        for _ in range(TRIES_WITH_ROOM):
+            try:
+                return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            except (sqlite3.Error, OSError) as error:
+                if self._make_room is None or not is_full(error) or not await self._make_room():
+                    raise
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 

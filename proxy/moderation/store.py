@@ -22,6 +22,11 @@ from proxy.identifiers import Cid, Did
 from proxy.moderation.blockset import BlockSet
 from proxy.urls import BlobKey
 
+FILE_NAME = "moderation.sqlite3"
+
+OLDER_NAME = "blocks.sqlite3"
+"""What blocks alone were kept in before there was more to keep."""
+
 Action = Literal["block", "lift", "purge"]
 
 ADMIN = "admin"
@@ -196,7 +201,7 @@ class ModerationStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._database = Database(path, _SCHEMA, synchronous="FULL")
-        self._older = path.with_name("blocks.sqlite3")
+        self._older = path.with_name(OLDER_NAME)
         self._looked_for_older = False
 
     def close(self) -> None:

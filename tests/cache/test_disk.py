@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -696,6 +697,53 @@ async def test_verify_tells_what_is_wrong_both_ways_and_repair_mends_just_that(
     assert [row.entries for row in (await cache.by_preset()).values()] == [3]
 
 
+async def stock_and_empty(cache: DiskCache, root: Path, *parts: str) -> None:
+    """Have three entries indexed, and the folder of all files, or parts of it, removed."""
+    for number in range(3):
+        await cache.put(key(number), entry())
+    await cache.make_indexed()
+    for folder in [root / part for part in parts] or [root]:
+        await trio.to_thread.run_sync(shutil.rmtree, folder)
+
+
+@pytest.mark.parametrize("parts", [(), ("plc",), ("plc/aa",)], ids=["all", "method", "shard"])
+async def test_verify_finds_what_was_removed_with_its_folder(
+    cache: DiskCache, root: Path, parts: tuple[str, ...]
+) -> None:
+    """Catches a verification that looks only where there are files."""
+    await stock_and_empty(cache, root, *parts)
+    missing = [("missing", path_of(root, key(number))) for number in range(3)]
+    assert await verified(cache) == sorted(missing)
+    assert await verified(cache, repair=True) == sorted(missing)
+    assert await verified(cache) == []
+    assert cache.statistics() == Totals(0, 0)
+
+
+async def test_a_cleanup_counts_nothing_of_a_folder_that_was_removed(
+    cache: DiskCache, root: Path
+) -> None:
+    """Catches figures of a cache that somebody emptied as the manual says, for good."""
+    await stock_and_empty(cache, root)
+    assert await cache.cleanup() == 0
+    assert cache.statistics() == Totals(0, 0)
+
+
+async def test_a_start_or_a_write_after_the_folder_was_removed_has_the_index_made_anew(
+    cache: DiskCache, make: MakeCache, root: Path
+) -> None:
+    """Catches a folder that is made again before anybody saw that it was gone."""
+    await stock_and_empty(cache, root)
+    restarted = make()
+    await restarted.check()
+    await restarted.make_indexed()
+    assert restarted.statistics() == Totals(0, 0)
+    await stock_and_empty(cache, root)
+    await cache.put(key(9), entry(100))
+    await cache.make_indexed()
+    assert cache.statistics() == Totals(1, 100)
+    assert await cache.get(key(9)) == entry(100)
+
+
 async def test_verify_passes_over_what_goes_meanwhile(
     cache: DiskCache, make: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1159,6 +1207,39 @@ async def test_the_check_tells_a_read_only_disk(
     monkeypatch.setattr(os, "mkdir", failing(errno.EROFS))
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         await cache.check()
+
+
+async def test_on_a_full_disk_the_least_recently_used_is_given_up_and_forgotten(
+    cache: DiskCache, root: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches room made by what is asked for most, and figures that count what is gone."""
+    monkeypatch.setattr("proxy.cache.folder.ROOM", 150)
+    for number in range(4):
+        await cache.put(key(number), entry(100))
+        read_at(path_of(root, key(number)), clock() - (number + 1) % 4)
+    assert await cache.make_room()
+    assert [each for each in range(4) if path_of(root, key(each)).exists()] == [0, 3]
+    assert cache.statistics() == Totals(2, 200)
+    assert await verified(cache) == []
+
+
+async def test_work_that_finds_no_room_fails_once_there_is_nothing_more_to_give_up(
+    cache: DiskCache,
+) -> None:
+    """Catches a loop without an end, and a failure of another kind that costs entries."""
+    attempts: list[int] = []
+
+    def work(code: int) -> None:
+        attempts.append(code)
+        raise OSError(code, os.strerror(code))
+
+    for code, expected in ((errno.EACCES, 1), (errno.ENOSPC, 2)):
+        await cache.put(key(1), entry())
+        attempts.clear()
+        with pytest.raises(OSError, match=os.strerror(code)):
+            await cache.with_room(partial(work, code))
+        assert len(attempts) == expected
+        assert (await cache.get(key(1)) is None) == (code == errno.ENOSPC)
 
 
 async def test_many_at_once_find_what_they_put(cache: DiskCache) -> None:

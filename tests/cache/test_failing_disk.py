@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from proxy.cache.disk import DiskCache
 from tests.fakes.world import tiny_jpeg
-from tests.processes import SERVE, Server, Upstream, serve, until, upstream
+from tests.processes import SERVE, Server, Upstream, imageproxy, run, serve, until, upstream
 from tests.required import skip_unless_required
+
+from . import entry, key, owner
 
 SIZE = 4 << 20
 
@@ -136,3 +140,89 @@ async def test_a_disk_that_is_read_only_at_the_start_is_used_as_soon_as_it_is_no
             await until(asked.is_ready)
             assert await asked.state(after) == "miss"
             await until(lambda: any((disk / "cache" / "images").rglob("*.jpg")))
+
+
+async def fill_cache(folder: Path, number: int, size: int) -> None:
+    """Put ``number`` entries of ``size`` bytes there, and note nothing in memory."""
+    cache = DiskCache(folder, max_bytes=1 << 30)
+    await cache.check()
+    for each in range(number):
+        await cache.put(key(each), entry(size))
+    await cache.make_indexed()
+    await cache.aclose()
+
+
+def files(disk: Path) -> list[Path]:
+    return list((disk / "cache" / "images").rglob("*.jpg"))
+
+
+async def command(environment: dict[str, str], *arguments: str) -> list[str]:
+    """Run one that must succeed; what it wrote."""
+    async with run(imageproxy(*arguments), environment) as process:
+        assert await process.exit_code() == 0, process.text
+        return process.lines
+
+
+COMMANDS = [
+    ("blocks", "add", "--did", owner(1)),
+    ("cache", "purge", "--did", owner(1)),
+    ("cache", "cleanup"),
+    ("cache", "verify", "--repair"),
+]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+async def test_a_command_that_removes_works_on_a_full_disk(
+    disk: Path, arguments: tuple[str, ...]
+) -> None:
+    """Catches a removal whose own records find no room: nothing but rm would help."""
+    await fill_cache(disk / "cache", 40, 50_000)
+    # Wrong for the verification, and more than a cleanup leaves.
+    (removed,) = (path for path in files(disk) if key(1).blob.cid in path.name)
+    if "verify" in arguments:
+        await trio.to_thread.run_sync(removed.write_bytes, b"damaged")
+    await trio.to_thread.run_sync(fill, disk)
+    environment = {
+        "IMAGE_PROXY_CACHE__PATH": str(disk / "cache"),
+        "IMAGE_PROXY_CACHE__MAX_GB": str(500_000 / 1024**3),
+    }
+    await command(environment, *arguments)
+    if arguments == ("cache", "cleanup"):
+        assert 0 < len(files(disk)) <= 10
+    else:
+        assert not removed.exists()
+        assert len(files(disk)) > 10, "no more is given up than is needed"
+    # The index is true to what is left.
+    await command(environment, "cache", "verify")
+    if "blocks" in arguments:
+        assert any(owner(1) in line for line in await command(environment, "blocks", "list"))
+
+
+async def test_a_full_disk_keeps_no_server_from_blocking_nor_from_starting(disk: Path) -> None:
+    """Catches a takedown that has to wait for a larger disk, and a restart that serves nothing."""
+    async with upstream() as made:
+        blocked, served = pictures(made, 2)
+        did = blocked.split("/")[4]
+        environment = made.environment(disk / "cache", SERVER__ADMIN_TOKEN="secret")
+        await fill_cache(disk / "cache", 40, 50_000)
+        async with serve(SERVE, environment) as server:
+            asked = Asked(server)
+            assert await asked.state(blocked) == "miss"
+            await trio.to_thread.run_sync(fill, disk)
+            reply = await server.get(
+                "/admin/blocks",
+                ("Authorization", "Bearer secret"),
+                ("Content-Type", "application/json"),
+                method="POST",
+                body=json.dumps({"did": did}).encode(),
+            )
+            assert reply.status == 200, reply.body
+            assert (await server.get(blocked)).status == 404
+        await trio.to_thread.run_sync(fill, disk)
+        async with serve(SERVE, environment) as server:
+
+            async def serves() -> bool:
+                return (await server.get(served)).status == 200
+
+            await until(serves)
+            assert (await server.get(blocked)).status == 404

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 import pytest
@@ -15,14 +17,18 @@ from proxy.doctor.judgement import (
     failed,
     files_needed,
     judge_access_times,
+    judge_blocks,
     judge_clock,
     judge_directory,
     judge_dns,
     judge_files,
     judge_folder,
+    judge_index,
     judge_memory,
+    judge_owner,
     judge_room,
     judge_sandbox,
+    lacks_room,
 )
 from proxy.process.memory import ceiling
 
@@ -38,14 +44,50 @@ def told(finding: Finding) -> str:
     return finding.level
 
 
-@pytest.mark.parametrize(("error", "level"), [(None, "ok"), ("Permission denied", "fail")])
-def test_a_folder_that_cannot_be_written_fails_with_its_path_and_reason(
-    error: str | None, level: str
+@pytest.mark.parametrize(
+    ("code", "fix"),
+    [
+        (errno.EACCES, "give it to the user"),
+        (errno.ENOTDIR, "set cache.path to another"),
+        (errno.EROFS, "mount"),
+        (errno.ENOSPC, "cache cleanup"),
+        (errno.EDQUOT, "cache cleanup"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_fails_with_its_path_its_reason_and_a_fix_for_it(
+    code: int, fix: str
 ) -> None:
-    finding = judge_folder("/srv/cache", error)
-    assert told(finding) == level
-    assert "/srv/cache" in finding.text
-    assert error is None or error in finding.text
+    """Catches a full disk whose folder is to be given to another user."""
+    for inside in (None, "/srv/cache/processes"):
+        error = OSError(code, os.strerror(code), inside)
+        finding = judge_folder("/srv/cache", error)
+        assert told(finding) == "fail"
+        assert finding.text == f"{inside or '/srv/cache'}: {os.strerror(code)}"
+        assert fix in finding.fix
+        assert lacks_room(error) == (code in (errno.ENOSPC, errno.EDQUOT))
+
+
+def test_a_folder_that_is_not_there_may_be_the_wrong_one() -> None:
+    """Catches an "ok" for a folder that no server will look at."""
+    assert told(judge_folder("/srv/cache", None)) == "ok"
+    finding = judge_folder("/srv/cache", None, is_there=False)
+    assert told(finding) == "warn"
+    assert "--config" in finding.fix
+
+
+def test_root_is_told_that_it_cannot_judge_for_another_user() -> None:
+    finding = judge_owner("/srv/cache", "imageproxy")
+    assert told(finding) == "warn"
+    assert "imageproxy" in finding.fix
+
+
+@pytest.mark.parametrize("judge", [judge_blocks, judge_index])
+def test_a_database_that_cannot_be_used_fails_and_none_is_none(judge: Any) -> None:
+    for is_there in (False, True):
+        assert told(judge("/srv/cache/x", None, is_there=is_there)) == "ok"
+    finding = judge("/srv/cache/x", "/srv/cache/x: damaged", is_there=True)
+    assert told(finding) == "fail"
+    assert "/srv/cache/x: damaged" in finding.text
 
 
 @pytest.mark.parametrize(
@@ -61,6 +103,13 @@ def test_the_fix_for_a_small_disk_is_a_limit_that_then_passes() -> None:
     finding = judge_room(int(7.99 * GIB), 0, 10 * GIB)
     assert "cache.max_gb below 7.9" in finding.fix
     assert told(judge_room(int(7.99 * GIB), 0, int(7.9 * GIB))) == "ok"
+
+
+def test_the_fix_for_a_disk_with_no_room_at_all_is_no_limit_of_nothing() -> None:
+    """Catches "set cache.max_gb below 0", which the configuration refuses."""
+    finding = judge_room(GIB // 20, 0, 10 * GIB)
+    assert told(finding) == "warn"
+    assert "max_gb" not in finding.fix
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from email.utils import formatdate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -22,19 +24,92 @@ from proxy.doctor.probes import (
     sandbox_parts,
     skew_of,
     why_not_resolved,
+    why_not_usable,
     why_not_writable,
 )
 from proxy.egress.get import Answer
+from proxy.moderation.store import ModerationStore
 from tests.fakes.world import World
 from tests.required import skip_unless_required
 
 
 def test_a_folder_is_tried_by_writing_and_nothing_stays_behind(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "cache"
+    folder = tmp_path / "cache"
+    folder.mkdir()
     assert why_not_writable(folder) is None
     assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """Catches an examination by root whose folder the service can then not use."""
+    assert why_not_writable(tmp_path / "new" / "cache") is None
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    assert why_not_writable(tmp_path / "file" / "cache") == "Not a directory"
+    error = why_not_writable(tmp_path / "file")
+    assert error is not None
+    assert (error.errno, error.filename) == (errno.ENOTDIR, str(tmp_path / "file"))
+
+
+STRANGER = """
+import os, sys
+from pathlib import Path
+from proxy.doctor.probes import why_not_usable, why_not_writable
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+found = why_not_writable(Path(sys.argv[1]))
+print(found and found.filename)
+print(why_not_usable(Path(sys.argv[1], sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("name", ["moderation.sqlite3", "processes", "images/plc", "images/plc/ab"])
+def test_one_file_of_roots_in_a_folder_of_the_services_is_found(tmp_path: Path, name: str) -> None:
+    """Catches "can be written" told of a folder in which the service can write nothing."""
+    if os.geteuid() != 0:
+        skip_unless_required("only root can make files of two users")
+    with TemporaryDirectory() as temporary:  # which a stranger can enter, as not those of pytest
+        folder = Path(temporary)
+        folder.chmod(0o755)
+        (folder / "images" / "plc" / "ab").mkdir(parents=True)
+        (folder / "processes").mkdir()
+        store_in(folder)
+        for path in folder.rglob("*"):
+            os.chown(path, 65534, 65534)
+        os.chown(folder, 65534, 65534)
+        command = [sys.executable, "-c", STRANGER, str(folder), "moderation.sqlite3"]
+        assert subprocess.check_output(command, text=True) == "None\nNone\n"
+        os.chown(folder / name, 0, 0)
+        first, second = subprocess.check_output(command, text=True).splitlines()
+        assert first == str(folder / name)
+        assert ("readonly" in second) == (name == "moderation.sqlite3")
+
+
+def store_in(folder: Path) -> Path:
+    store = ModerationStore(folder / "moderation.sqlite3")
+    store.make()
+    store.close()
+    return store.path
+
+
+@pytest.mark.parametrize("damage", ["header", "page"])
+def test_a_damaged_store_is_found_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
+    """Catches nine lines of "ok" before a service that answers 503 to everything."""
+    path = store_in(tmp_path)
+    assert why_not_usable(path) is None
+    data = bytearray(path.read_bytes())
+    start = 0 if damage == "header" else 4096
+    data[start : start + 1000] = b"\xff" * 1000
+    path.write_bytes(data)
+    before = sorted(each.name for each in tmp_path.iterdir())
+    assert str(path) in (why_not_usable(path) or "")
+    assert path.read_bytes() == data
+    assert sorted(each.name for each in tmp_path.iterdir()) == before
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    assert why_not_usable(tmp_path / "moderation.sqlite3") is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @contextmanager
@@ -63,7 +138,48 @@ def test_what_a_read_does_to_access_times_is_found_by_reading(option: str, tmp_p
 
 def test_a_file_system_that_cannot_be_written_is_told_with_its_reason(tmp_path: Path) -> None:
     with mounted(tmp_path, "ro"):
-        assert why_not_writable(tmp_path) == "Read-only file system"
+        error = why_not_writable(tmp_path)
+        assert error is not None
+        assert error.errno == errno.EROFS
+
+
+async def levels_of(config: Config, world: World) -> dict[str, str]:
+    """What an examination finds, by name."""
+    found: dict[str, str] = {}
+    async with aclosing(examine(config, (world.network, world.directory_network))) as findings:
+        async for finding in findings:
+            found[finding.name] = finding.level
+    return found
+
+
+async def test_a_full_disk_is_told_with_what_room_there_is(world: World, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with mounted(disk, "size=64k"):
+        with suppress(OSError):
+            (disk / "ballast").write_bytes(bytes(1 << 20))
+        found = await levels_of(world.config(cache={"path": disk}), world)
+        assert (found["cache folder"], found["disk space"]) == ("fail", "warn")
+
+
+async def test_blocks_that_cannot_be_read_fail_and_looking_makes_nothing(
+    world: World, tmp_path: Path
+) -> None:
+    found = await levels_of(world.config(), world)
+    assert found["cache folder"] == "warn"
+    assert not world.cache_path.exists()
+    world.cache_path.mkdir()
+    found = await levels_of(world.config(), world)
+    assert (found["cache folder"], found["blocks"], found["cache index"]) == ("ok", "ok", "ok")
+    assert list(world.cache_path.iterdir()) == []
+    for name, told in (("moderation.sqlite3", "blocks"), ("blocks.sqlite3", "blocks")):
+        (world.cache_path / name).write_bytes(b"no database" * 1000)
+        assert (await levels_of(world.config(), world))[told] == "fail"
+        (world.cache_path / name).unlink()
+    (world.cache_path / "index-1.sqlite3").write_bytes(b"no database" * 1000)
+    found = await levels_of(world.config(), world)
+    assert (found["blocks"], found["cache index"]) == ("ok", "fail")
+    assert (world.cache_path / "index-1.sqlite3").exists(), "looking removes nothing either"
 
 
 async def test_a_name_is_asked_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +263,7 @@ async def test_an_examination_reports_on_everything_and_goes_on_after_a_failure(
 
     monkeypatch.setattr(socket, "getaddrinfo", no_lookups)
     world.cache_path.write_text("a file where a folder should be")
-    networks = (world.network, world.directory_network)
-    found = {}
-    async with aclosing(examine(world.config(), networks)) as findings:
-        async for finding in findings:
-            found[finding.name] = finding.level
+    found = await levels_of(world.config(), world)
     expected = {"cache folder": "fail", "DNS": "fail", "PLC directory": "ok", "sandbox": "warn"}
     assert found.items() >= expected.items()
     assert {"clock", "open files", "memory"} <= found.keys()

@@ -12,9 +12,10 @@ from proxy.egress.circuit import (
     MAX_RETRY_AFTER,
     OPEN_SECONDS,
     Circuits,
+    pause_asked,
     retry_after,
 )
-from proxy.egress.errors import BadAnswer, ConnectFailed, TimedOut
+from proxy.egress.errors import AskedToWait, ConnectFailed, EgressError, TimedOut
 
 HOST = "pds.example"
 
@@ -44,7 +45,7 @@ def test_failures_with_a_success_between_them_never_open_the_circuit() -> None:
     circuits = Circuits()
     for _ in range(FAILURES_TO_OPEN * 3):
         circuits.failed(HOST, TimedOut("slow"), 0)
-        circuits.succeeded(HOST)
+        circuits.succeeded(HOST, 0)
     circuits.check(HOST, 0)
 
 
@@ -71,7 +72,7 @@ def test_a_probe_that_succeeds_closes_the_circuit() -> None:
     """Catches a circuit that stays half-open, serving one fetch at a time."""
     circuits = opened()
     circuits.check(HOST, OPEN_SECONDS)
-    circuits.succeeded(HOST)
+    circuits.succeeded(HOST, OPEN_SECONDS)
     for _ in range(3):
         circuits.check(HOST, OPEN_SECONDS)
     assert len(circuits) == 0
@@ -99,9 +100,46 @@ def test_a_host_that_asked_for_a_pause_is_left_alone_for_it_and_no_longer() -> N
     """Catches a ``Retry-After`` that is not honoured, and one that never ends."""
     circuits = Circuits()
     circuits.hold(HOST, 20, now=100)
-    with pytest.raises(BadAnswer):
+    with pytest.raises(AskedToWait) as caught:
         circuits.check(HOST, 119)
+    assert caught.value.seconds == 1
     circuits.check(HOST, 120)
+
+
+def test_a_fetch_that_ends_meanwhile_shortens_no_pause() -> None:
+    """Catches an answer to an older question that ends the pause, and a failure that cuts it."""
+    circuits = Circuits()
+    circuits.hold(HOST, 300, now=100)
+    circuits.succeeded(HOST, 101)
+    circuits.failed(HOST, ConnectFailed("refused"), 102)
+    circuits.hold(HOST, 5, now=103)
+    circuits.gave_up(HOST)
+    for now in (104, 102 + OPEN_SECONDS, 399):
+        with pytest.raises(AskedToWait):
+            circuits.check(HOST, now)
+    circuits.check(HOST, 400)
+
+
+def test_after_a_pause_one_fetch_tries_the_host_and_its_success_lets_all_pass() -> None:
+    """Catches a stampede on a host that asked for less, and a circuit that stays half-open."""
+    circuits = Circuits()
+    circuits.hold(HOST, 20, now=100)
+    assert circuits.check(HOST, 120)
+    with pytest.raises(EgressError):
+        circuits.check(HOST, 120)
+    circuits.succeeded(HOST, 121)
+    assert not circuits.check(HOST, 121)
+    assert len(circuits) == 0
+
+
+def test_a_failure_during_a_short_pause_extends_it() -> None:
+    """Catches a host that is down and is asked again because it once asked for a second."""
+    circuits = Circuits()
+    circuits.hold(HOST, 1, now=100)
+    circuits.failed(HOST, ConnectFailed("refused"), 100)
+    with pytest.raises(EgressError):
+        circuits.check(HOST, 100 + OPEN_SECONDS / 2)
+    circuits.check(HOST, 100 + OPEN_SECONDS)
 
 
 def test_only_so_many_hosts_are_remembered() -> None:
@@ -132,6 +170,36 @@ def test_only_so_many_hosts_are_remembered() -> None:
 def test_retry_after_is_read_in_both_its_forms(value: str | None, seconds: float) -> None:
     """Catches dates taken for garbage, and pauses without a bound."""
     assert retry_after(value, wall_clock=60) == seconds
+
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {}, 0),
+        (429, {"retry-after": "7"}, 7),
+        (503, {"retry-after": "7"}, 7),
+        (200, {"retry-after": "7"}, 0),
+        (429, {"ratelimit-reset": "1800000012"}, 12),
+        (429, {"ratelimit-reset": "1799999999"}, 0),
+        (429, {"ratelimit-reset": "1900000000"}, MAX_RETRY_AFTER),
+        (429, {"ratelimit-reset": "12"}, 12),
+        (429, {"ratelimit-reset": "9" * 400}, MAX_RETRY_AFTER),
+        (429, {"ratelimit-reset": "soon"}, 0),
+        (429, {"ratelimit-reset": "\u0667"}, 0),
+        (429, {"ratelimit-reset": "12", "retry-after": "7"}, 7),
+        # Sent with every answer: it asks for nothing unless the limit is reached.
+        (200, {"ratelimit-reset": "1800000012"}, 0),
+        (503, {"ratelimit-reset": "1800000012"}, 0),
+    ],
+)
+def test_a_pause_is_read_from_what_servers_send(
+    status: int, headers: dict[str, str], seconds: float
+) -> None:
+    """Catches the reference PDS' way of saying it, which is not the standard's."""
+    assert pause_asked(status, headers, NOW) == seconds
 
 
 @given(st.text())

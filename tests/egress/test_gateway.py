@@ -11,10 +11,11 @@ import trio.testing
 
 from proxy.egress.circuit import FAILURES_TO_OPEN, OPEN_SECONDS
 from proxy.egress.endpoint import Origin
-from proxy.egress.errors import BadAnswer, ConnectFailed
+from proxy.egress.errors import AskedToWait, ConnectFailed
 from proxy.egress.gateway import IDLE_SECONDS, Gateway
 from proxy.egress.get import Answer
 from proxy.egress.httpx2_client import Httpx2Client
+from tests.fakes import faults
 from tests.fakes.network import Response, Site
 from tests.fakes.world import World
 
@@ -153,13 +154,33 @@ async def test_retry_after_is_honoured(
     site.pages["/"] = Response(status, b"later", (("Retry-After", "20"),))
     assert (await get(gateway)).status == status
     for _ in range(3):
-        with pytest.raises(BadAnswer):
+        with pytest.raises(AskedToWait):
             await get(gateway)
     assert len(site.requests) == 1
 
     site.pages["/"] = Response(200, b"here")
     await trio.sleep(20)
     assert (await get(gateway)).body == b"here"
+
+
+async def test_retry_after_outlasts_an_answer_that_was_under_way(
+    site: Site, gateway: Gateway, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a pause that ends with the next answer to what was asked before it."""
+    gate, seen = trio.Event(), trio.Event()
+    site.pages["/"] = Response(200, b"here")
+    site.faults = [
+        faults.gated(gate, seen=seen),
+        faults.answers(429, b"later", ("Retry-After", "60")),
+    ]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(get, gateway)
+        await seen.wait()
+        assert (await get(gateway)).status == 429
+        gate.set()
+    with pytest.raises(AskedToWait):
+        await get(gateway)
+    assert len(site.requests) == 2
 
 
 async def test_a_503_without_retry_after_holds_nobody_up(

@@ -26,6 +26,7 @@ from proxy.errors import (
     ForbiddenDestination,
     ImageProxyError,
     ImageTooLarge,
+    RateLimited,
     UpstreamTimeout,
 )
 from tests.fakes import faults
@@ -205,7 +206,7 @@ ANSWERING_WRONGLY = (
     _brings("status 401", FetchFailed, faults.answers(401)),
     _brings("status 403", FetchFailed, faults.answers(403)),
     _brings("status 404", BlobNotFound, faults.answers(404)),
-    _brings("status 429", FetchFailed, faults.answers(429)),
+    _brings("status 429", RateLimited, faults.answers(429)),
     _brings("status 500", FetchFailed, faults.answers(500, b'{"error":"InternalServerError"}')),
     _brings("status 502", FetchFailed, faults.answers(502, b"<html>")),
     _brings("status 503", FetchFailed, faults.answers(503)),

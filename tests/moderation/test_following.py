@@ -262,6 +262,7 @@ async def test_while_the_store_cannot_be_read_nothing_is_served_and_then_it_is_a
             assert await refuses(process)
             told = [line for line in logs if line["log_level"] == "error"]
             assert len(told) <= 2, "it is told once, not with each try"
+            assert all(str(store.path.parent) in line["path"] for line in told)
             lose(store.path)
             shutil.move(kept, store.path)
             decide(store_in(tmp_path), BLOB)

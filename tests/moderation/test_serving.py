@@ -112,6 +112,8 @@ async def test_the_command_line_is_obeyed_by_every_worker_when_it_returns(tmp_pa
             async def command(*arguments: str) -> None:
                 async with run(imageproxy(*arguments), environment) as process:
                     assert await process.exit_code() == 0, process.text
+                    await process.line_with("; 2 processes obey$")
+                    assert "warning" not in process.text
 
             async def statuses() -> set[int]:
                 # Each over a connection of its own: whichever worker takes it.

@@ -422,6 +422,12 @@ ERRORS: dict[str, tuple[int, str, Callable[[World], Awaitable[str]], dict[str, A
     "reset": (502, "failed to fetch blob from PDS", pds_plays(reset), {}),
     "forbidden": (502, "failed to fetch blob from PDS", forbidden_pds, {}),
     "bad status": (502, "failed to fetch blob from PDS", pds_plays(answers(500)), {}),
+    "PDS is asked too often": (
+        502,
+        "failed to fetch blob from PDS",
+        pds_plays(answers(429, b"", ("Retry-After", "9"))),
+        {},
+    ),
     "400 of another kind": (502, "failed to fetch blob from PDS", pds_plays(answers(400)), {}),
     "redirects": (502, "failed to fetch blob from PDS", pds_plays(redirects("/xrpc/a?b")), {}),
     "truncated": (502, "failed to fetch blob from PDS", pds_plays(truncated), {}),

@@ -1,0 +1,80 @@
+"""A Debian in a folder, to install into: what a virtual machine boots, and images are built on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+SUITE = "trixie"
+"""Its Python is 3.13, that of the image."""
+
+PACKAGES = ("ca-certificates", "python3", "python3-venv", "dbus", "systemd-sysv", "initramfs-tools",
+            "linux-image-cloud-amd64")  # fmt: skip
+
+PROGRAMS = ("debootstrap", "buildah", "qemu-system-x86_64", "mke2fs", "unshare", "chroot")
+
+MIRROR = "http://deb.debian.org/debian"
+
+
+def missing() -> str:
+    """Why nothing of this can be run here; empty: it can."""
+    if os.geteuid() != 0:
+        return "it needs root"
+    return " ".join(f"{name} is not installed;" for name in PROGRAMS if not shutil.which(name))
+
+
+def output(*command: str | Path) -> str:
+    """What a command writes to standard output.
+
+    Raises:
+        subprocess.CalledProcessError: with the end of what it wrote as a note.
+    """
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        error = subprocess.CalledProcessError(done.returncode, done.args)
+        error.add_note((done.stdout + done.stderr)[-4000:])
+        raise error
+    return done.stdout.strip()
+
+
+def run(*command: str | Path) -> None:
+    """As ``output``, for what is done and not for what is said."""
+    output(*command)
+
+
+def base() -> Path:
+    """A Debian with ``PACKAGES``, made on first use. Nobody changes it: see ``copy_of_base``."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atproto-imageproxy"
+    made = cache / f"debian-{SUITE}"
+    if not made.exists():
+        building = made.with_suffix(".partial")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        names = f"--include={','.join(PACKAGES)}"
+        run("debootstrap", "--variant=minbase", names, SUITE, building, MIRROR)
+        shutil.rmtree(building / "var/cache/apt/archives")
+        building.rename(made)
+    return made
+
+
+def copy_of_base(folder: Path) -> Path:
+    """A copy to install into, with this machine's resolver and trust store."""
+    root = folder / "root"
+    run("cp", "-a", base(), root)
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    trusted = "etc/ssl/certs/ca-certificates.crt"
+    shutil.copy(Path("/", trusted), root / trusted)
+    return root
+
+
+@contextmanager
+def entered(root: Path) -> Iterator[Sequence[str]]:
+    """The beginning of a command that runs the rest of it in ``root``."""
+    with ExitStack() as mounted:
+        run("mount", "-t", "proc", "proc", root / "proc")
+        mounted.callback(run, "umount", root / "proc")
+        yield ["chroot", str(root), "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]

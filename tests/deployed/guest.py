@@ -1,0 +1,130 @@
+"""Runs in the virtual machine, as root, beside the unit: whether it does what it promises."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import trio
+from PIL import Image
+
+from tests.processes import Client, Upstream, until, upstream
+
+PASSED, FAILED = "guest: passed", "guest: failed"
+
+PORT = 8080
+
+SECRETS = Path("/etc/imageproxy/environment")
+
+CACHE = Path("/var/lib/imageproxy/images")
+
+
+def systemctl(*arguments: str) -> str:
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return done.stdout
+
+
+def shown(name: str) -> str:
+    return systemctl("show", "imageproxy", "--value", "-p", name).strip()
+
+
+def picture(number: int) -> bytes:
+    made = BytesIO()
+    Image.radial_gradient("L").resize((600, 400 + number)).save(made, "JPEG")
+    return made.getvalue()
+
+
+def children() -> list[int]:
+    listed = Path(f"/proc/{shown('MainPID')}/task/{shown('MainPID')}/children").read_text()
+    return [int(pid) for pid in listed.split()]
+
+
+async def get(path: str) -> tuple[int, str]:
+    async with Client(PORT) as client:
+        await client.send(path)
+        reply = await client.reply()
+        return reply.status, reply.headers.get("x-cache", "")
+
+
+async def main() -> None:
+    """Raise ``AssertionError`` for what is not as promised."""
+    assert shown("ActiveState") == "active", "it did not start as installed"
+    assert await get("/readyz") == (200, "")
+    ok("it starts with the boot, as installed")
+    async with upstream() as internet:
+        await try_out(internet)
+
+
+async def try_out(internet: Upstream) -> None:
+    """With a directory and a PDS that it can reach."""
+    number = iter(range(100))
+
+    def path() -> str:
+        did, cid = internet.add_blob(picture(next(number)))
+        return f"/img/avatar_small/plain/{did}/{cid}"
+
+    let_reach(internet)
+    systemctl("restart", "imageproxy")
+    assert await get("/readyz") == (200, ""), "a restart returns once it serves"
+    ok("a restart returns once it serves")
+
+    first = path()
+    assert await get(first) == (200, "miss")
+    await until(lambda: any(each.is_file() for each in CACHE.rglob("*")))
+    assert await get(first) == (200, "hit")
+    ok("pictures come, from sandboxed workers within the unit's own limits, and are kept")
+
+    workers = children()
+    assert workers, "no image workers"
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: set(children()).isdisjoint(workers) and children() != [])
+    assert await get(path()) == (200, "miss")
+    assert shown("NRestarts") == "0"
+    ok("image workers that are killed are replaced, and the service goes on")
+
+    before = shown("MainPID")
+    systemctl("kill", "--kill-whom=main", "--signal=HUP", "imageproxy")
+    await until(lambda: shown("MainPID") not in (before, "0") and shown("ActiveState") == "active")
+    assert await get(first) == (200, "hit")
+    ok("SIGHUP makes it start anew, with what it had kept")
+
+    os.kill(int(shown("MainPID")), signal.SIGKILL)
+    await until(lambda: shown("NRestarts") == "2" and shown("ActiveState") == "active")
+    assert await get(first) == (200, "hit")
+    ok("it is started anew when it is killed")
+
+    began = time.monotonic()
+    systemctl("stop", "imageproxy")
+    assert shown("Result") == "success"
+    assert shown("ExecMainStatus") == "0"
+    assert time.monotonic() - began < 20, "a stop of an idle service hangs"  # an emulated machine
+    ok("it stops at once when nothing is in flight")
+
+
+def let_reach(internet: Upstream) -> None:
+    """Configure it by the file for secrets."""
+    settings = internet.environment(Path("unused"))
+    del settings["IMAGE_PROXY_CACHE__PATH"]
+    SECRETS.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    SECRETS.chmod(0o600)
+
+
+def ok(sentence: str) -> None:
+    print(f"ok    {sentence}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        trio.run(main)
+    except BaseException:
+        print(FAILED, flush=True)
+        raise
+    print(PASSED, flush=True)
+    sys.exit(0)
