@@ -39,6 +39,7 @@ from proxy.errors import (
     InvalidRequest,
     UpstreamTimeout,
 )
+from proxy.extras import check_extras
 from proxy.formats import OUTPUTS
 from proxy.found import owner_beside_root, signs_in
 from proxy.identifiers import parse_cid, parse_did
@@ -70,9 +71,17 @@ class _Context:
     def __init__(self, file: Path | None) -> None:
         self.file = file
 
-    def load(self, overrides: Layer | None = None) -> Config:
+    def load(self, overrides: Layer | None = None, *, to_serve: bool = False) -> Config:
+        """Every mistake is told, and ends the process.
+
+        Args:
+            to_serve: also what a service needs beyond right values is looked for.
+        """
         try:
-            return load_config(self.file, overrides=overrides)
+            config = load_config(self.file, overrides=overrides)
+            if to_serve:
+                check_extras(config)
+            return config
         except ConfigError as error:
             for mistake in error.mistakes:
                 click.echo(f"config: {mistake}", err=True)
@@ -113,7 +122,7 @@ def serve(context: _Context, bind: str | None, workers: int | None) -> None:
     given = {"bind": bind, "workers": workers}
     server = {key: value for key, value in given.items() if value is not None}
     overrides: Layer = {"server": server} if server else {}
-    sys.exit(serving.serve(context.load(overrides), context.file, overrides))
+    sys.exit(serving.serve(context.load(overrides, to_serve=True), context.file, overrides))
 
 
 @cli.group()
@@ -141,7 +150,7 @@ def config_show(context: _Context) -> None:
 @_with_config
 def config_check(context: _Context) -> None:
     """Report every mistake at once, with its key."""
-    context.load()
+    context.load(to_serve=True)
     click.echo("ok")
 
 
@@ -174,7 +183,7 @@ def fetch(
     context: _Context, preset: str, did: str, cid: str, format_: str | None, output: Path | None
 ) -> None:
     """Get one image through the whole pipeline, without a server."""
-    settings = context.load()
+    settings = context.load(to_serve=True)
 
     async def work(service: Service) -> None:
         image = await service.get_image(preset, did, cid, format_)
@@ -243,7 +252,7 @@ def warm(
     With --account or --jetstream, a run that was ended goes on where it was, and the options are
     for them alone.
     """
-    settings = context.load()
+    settings = context.load(to_serve=True)
     unknown = [name for name in presets if name not in settings.presets]
     if unknown:
         raise click.UsageError(_mistake(InvalidPreset(unknown[0]), settings.presets))
@@ -500,7 +509,7 @@ def cache_verify(context: _Context, repair: bool) -> None:
 @_with_config
 def doctor(context: _Context) -> None:
     """Examine this machine, and say how to put right what is wrong; exit 1 when anything fails."""
-    settings = context.load()
+    settings = context.load(to_serve=True)
 
     async def run() -> bool:
         findings = []

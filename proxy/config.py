@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -25,9 +26,11 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from proxy.egress.endpoint import Origin, parse_origin
 from proxy.egress.errors import Forbidden
@@ -58,6 +61,10 @@ SEED_VARIABLES: dict[str, tuple[str, str]] = {
     "IMAGE_PROXY_MAX_SOURCE_SIZE_MB": ("fetch", "max_source_mb"),
 }
 """The environment of Coves' imageproxy, which works here unchanged."""
+
+
+DEPLOYED = "deployed"
+"""The context in which what an operator wrote is validated."""
 
 
 class ConfigError(Exception):
@@ -124,6 +131,15 @@ def _bind(text: str) -> str:
 def _path(value: object) -> object:
     if value == "":
         raise ValueError("must not be empty")
+    if isinstance(value, str) and value.startswith("~"):
+        raise ValueError("must not begin with ~, which only a shell expands")
+    return value
+
+
+def _admin_token(value: SecretStr) -> SecretStr:
+    # RFC 9110, section 5.5: spaces around a field's value are no part of it.
+    if not re.fullmatch(r"([!-~]([ -~]*[!-~])?)?", value.get_secret_value()):
+        raise ValueError("must be ASCII characters that are visible, with spaces only among them")
     return value
 
 
@@ -161,6 +177,7 @@ Nameserver = Annotated[str, AfterValidator(_nameserver)]
 Collection = Annotated[
     str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z0-9-]+){2,}$", max_length=317)
 ]
+AdminToken = Annotated[SecretStr, AfterValidator(_admin_token)]
 OperatorName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 LabelerDid = Annotated[Did, AfterValidator(_did)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[!-+\--~]+$", max_length=128)]
@@ -179,9 +196,9 @@ class ServerSection(Section):
     workers: Positive = 1
     base_url: OptionalUrl = ""
     cdn_url: OptionalUrl = ""
-    admin_token: SecretStr = SecretStr("")
+    admin_token: AdminToken = SecretStr("")
     shutdown_timeout: Duration = 10
-    admin_tokens: dict[OperatorName, Annotated[SecretStr, Field(min_length=1)]] = {}
+    admin_tokens: dict[OperatorName, Annotated[AdminToken, Field(min_length=1)]] = {}
 
 
 class IdentitySection(Section):
@@ -293,14 +310,6 @@ class CdnSection(Section):
     zone: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")] = ""
     token: Annotated[SecretStr, AfterValidator(_token)] = SecretStr("")
 
-    @model_validator(mode="after")
-    def _is_complete(self) -> Self:
-        if self.kind and not self.token.get_secret_value():
-            raise ValueError(f"kind {self.kind!r} needs a token")
-        if self.kind == "cloudflare" and not self.zone:
-            raise ValueError("kind 'cloudflare' needs a zone")
-        return self
-
 
 class LabelsSection(Section):
     """[labels]"""
@@ -374,10 +383,64 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         return found
 
     @model_validator(mode="after")
-    def _has_public_url(self) -> Self:
-        if self.cdn.kind and not (self.server.cdn_url or self.server.base_url):
-            raise ValueError("server.cdn_url: must not be empty where there is a cdn.kind")
+    def _is_consistent(self, info: ValidationInfo) -> Self:
+        conflicts = list(_conflicts(self))
+        if info.context == DEPLOYED:
+            conflicts += _missing_presets(self)
+        if conflicts:
+            raise _Inconsistent(conflicts)
         return self
+
+
+Location = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class _Conflict:
+    """A mistake that no value is by itself.
+
+    Attributes:
+        at: the key that it is told of.
+        others: what else it depends on; where one of these is wrong, nothing is known.
+    """
+
+    at: Location
+    message: str
+    others: tuple[Location, ...]
+
+
+class _Inconsistent(ValueError):
+    """Values that do not go together."""
+
+    def __init__(self, conflicts: list[_Conflict]) -> None:
+        super().__init__("; ".join(f"{_dotted(each.at)}: {each.message}" for each in conflicts))
+        self.conflicts = conflicts
+
+
+def _conflicts(config: Config) -> Iterator[_Conflict]:
+    """The rules between keys, wherever a configuration comes from."""
+    cdn, server = config.cdn, config.server
+    kind = ("cdn", "kind")
+    if cdn.kind and not cdn.token.get_secret_value():
+        yield _Conflict(kind, "needs cdn.token", (("cdn", "token"),))
+    if cdn.kind == "cloudflare" and not cdn.zone:
+        yield _Conflict(kind, "needs cdn.zone", (("cdn", "zone"),))
+    if cdn.kind and not (server.cdn_url or server.base_url):
+        urls = (("server", "cdn_url"), ("server", "base_url"))
+        yield _Conflict(kind, "needs server.cdn_url or server.base_url", urls)
+    names: dict[str, str] = {}
+    for name, token in [("admin", server.admin_token), *server.admin_tokens.items()]:
+        secret = token.get_secret_value()
+        if secret and (first := names.setdefault(secret, name)) != name:
+            told = f"{first} and {name} have one token: nobody could tell who decides"
+            yield _Conflict(("server", "admin_tokens"), told, (("server", "admin_token"),))
+
+
+def _missing_presets(config: Config) -> Iterator[_Conflict]:
+    """What ``/avatar`` and ``/banner`` lead to; one made in Python may have neither."""
+    for key in ("avatar_preset", "banner_preset"):
+        if (preset := getattr(config.actors, key)) not in config.presets:
+            yield _Conflict(("actors", key), "no such preset", (("presets", preset),))
 
 
 Layer = dict[str, Any]
@@ -420,19 +483,69 @@ def load_config(
     merged: Layer = {}
     for source in sources:
         _merge(merged, source.values)
-    try:
-        config = Config.model_validate(merged)
-    except ValidationError as error:
-        for detail in error.errors():
-            mistakes.append(_explain(detail["loc"], detail["msg"], detail["input"], sources))
-    else:
-        for key in ("avatar_preset", "banner_preset"):
-            if (name := getattr(config.actors, key)) not in config.presets:
-                mistakes.append(_explain(("actors", key), "no such preset", name, sources))
+    wrong: set[Location] = set()
+    while True:
+        try:
+            config = Config.model_validate(merged, context=DEPLOYED)
+            break
+        except ValidationError as error:
+            details = error.errors()
+        found = [each for detail in details for each in _mistakes_in(detail, merged, wrong)]
+        mistakes += [_explain(*each, sources) for each in found]
+        wrong.update(location for location, _, _ in found)
+        # Rules between keys are looked at when each value is right: without those that are not.
+        if any(not detail["loc"] for detail in details):
+            break
+        for detail in details:
+            _drop(merged, _location_of(detail))
     if mistakes:
         raise ConfigError(mistakes)
     cache = config.cache.model_copy(update={"path": config.cache.path.absolute()})
     return config.model_copy(update={"cache": cache})
+
+
+Mistake = tuple[Location, str, object]
+"""The key, what is wrong with it, and its value."""
+
+
+def _mistakes_in(detail: ErrorDetails, merged: Layer, wrong: set[Location]) -> Iterator[Mistake]:
+    """What pydantic found; but not what may only follow from what was ``wrong``."""
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, _Inconsistent):
+        for each in cause.conflicts:
+            if not any(_overlap(key, bad) for key in (each.at, *each.others) for bad in wrong):
+                yield each.at, each.message, _value_at(merged, each.at)
+    elif not any(_overlap(_location_of(detail), bad) for bad in wrong):
+        message = detail["msg"].removeprefix("Value error, ")
+        yield _location_of(detail), message, detail["input"]
+
+
+def _location_of(detail: ErrorDetails) -> Location:
+    return tuple(part for part in detail["loc"] if part != "[key]")
+
+
+def _overlap(first: Location, second: Location) -> bool:
+    """Whether one of two keys is the other, or within it."""
+    return all(a == b for a, b in zip(first, second, strict=False))
+
+
+def _value_at(layer: Layer, location: Location) -> object:
+    value: Any = layer
+    for part in location:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _drop(layer: Layer, location: Location) -> None:
+    """Take out a value, the list it is in, or the table that lacks it."""
+    holder: dict[Any, Any] = layer
+    key = location[0]
+    for part in location[1:]:
+        inner = holder.get(key)
+        if not isinstance(inner, dict) or part not in inner:
+            break
+        holder, key = inner, part
+    holder.pop(key, None)
 
 
 def environment_for(overrides: Layer) -> dict[str, str]:
@@ -459,7 +572,7 @@ def _read_file(file: Path | None, mistakes: list[str]) -> Layer:
         mistakes.append(f"{file}: is not TOML: {error}")
     else:
         match layer:
-            case {"cache": {"path": str(path)}} if path:
+            case {"cache": {"path": str(path)}} if path and not path.startswith("~"):
                 # Wherever a command runs, it means the folder that the server means.
                 layer["cache"]["path"] = str(file.absolute().parent / path)
         return layer
@@ -515,28 +628,30 @@ def _merge(into: Layer, layer: Layer) -> None:
             into[key] = value
 
 
-def _explain(
-    location: tuple[int | str, ...], message: str, value: object, sources: list[_Source]
-) -> str:
+def _explain(location: Location, message: str, value: object, sources: list[_Source]) -> str:
     """One line that names key, value, its origin and what is accepted."""
-    if not location:  # it concerns two sections, and names the key itself
-        return message.removeprefix("Value error, ")
-    key = ".".join(str(part) for part in location if part != "[key]")
+    key = _dotted(location)
     if message == "Field required":
         # It is in no layer: the one that began the table is where it belongs.
         holders = [source.name for source in sources if _holds(source.values, location[:-1])]
     else:
         holders = [source.name for source in reversed(sources) if _holds(source.values, location)]
-    origin = holders[0] if holders else ""
-    origin = f" (from {origin})" if origin else ""
+    origin = f" (from {holders[0]})" if holders else ""
     if message == "Extra inputs are not permitted":
         # Without its value: the key may be a misspelled secret.
-        return f"{key}: unknown key{origin}; known: {', '.join(_known_beside(location))}"
+        known = _known_beside(location)
+        likely = get_close_matches(str(location[-1]), known, n=1)
+        meant = f"did you mean {likely[0]}? " if likely else ""
+        return f"{key}: unknown key{origin}; {meant}known: {', '.join(known)}"
     shown = "" if isinstance(value, dict) else f" = {_masked(key, value)}"
     return f"{key}{shown}: {message}{origin}"
 
 
-def _known_beside(location: tuple[int | str, ...]) -> list[str]:
+def _dotted(location: Location) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _known_beside(location: Location) -> list[str]:
     match location:
         case (_,):
             return list(Config.model_fields)
@@ -551,7 +666,7 @@ def _masked(key: str, value: object) -> str:
     return "***" if "token" in key else repr(value)
 
 
-def _holds(layer: Layer, location: tuple[int | str, ...]) -> bool:
+def _holds(layer: Layer, location: Location) -> bool:
     value: Any = layer
     for part in location:
         if not isinstance(value, dict):

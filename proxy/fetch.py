@@ -139,7 +139,7 @@ def mapped_errors(pds: str) -> Iterator[None]:
     except TimedOut as error:
         raise UpstreamTimeout(str(error)) from error
     except TooLarge as error:
-        raise ImageTooLarge(str(error)) from error
+        raise ImageTooLarge(f"{error} (fetch.max_source_mb)") from error
     except Forbidden as error:
         raise ForbiddenDestination(str(error)) from error
     except AskedToWait as error:

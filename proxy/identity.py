@@ -37,6 +37,10 @@ MIGRATION_AGE = 60.0
 """Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
 
 
+GONE = (404, 410)
+"""Statuses that say that there is no such DID."""
+
+
 class Resolver(Protocol):
     """Finds the PDS of an account."""
 
@@ -148,6 +152,8 @@ class DidResolver:
 
     Args:
         nursery: owns the questions under way; concurrent ones for a DID are asked once.
+        on_directory: called with ``ok`` where the directory answered, also that there is none, and
+            with ``failed`` where it did not.
         clock: seconds; Trio's by default.
     """
 
@@ -157,7 +163,9 @@ class DidResolver:
         gateway: Gateway,
         nursery: trio.Nursery,
         clock: Callable[[], float] = trio.current_time,
+        on_directory: Callable[[str], None] = lambda outcome: None,
     ) -> None:
+        self._on_directory = on_directory
         self._fetch = config.fetch
         self._directory, self._directory_path = configured_origin(config.identity.plc_url)
         self._gateway = gateway
@@ -202,7 +210,7 @@ class DidResolver:
             raise ForbiddenDomain(f"{did}: {error}") from error
         except EgressError as error:
             raise DidUnresolvable(f"{did}: {error}") from error
-        if answer.status in (404, 410):
+        if answer.status in GONE:
             raise DidNotFound(f"{did}: status {answer.status}")
         if answer.status != 200:
             raise DidUnresolvable(f"{did}: status {answer.status}")
@@ -211,10 +219,7 @@ class DidResolver:
     async def _get(self, did: Did) -> Answer:
         authority = did_web_authority(did)
         if authority is None:
-            target = f"{self._directory_path}/{did}"
-            return await self._gateway.get(
-                self._directory, target, max_bytes=MAX_DOCUMENT, trusted=True
-            )
+            return await self._ask_directory(did)
         # atproto, DID specification: did:web on localhost is for development, over plain http.
         is_localhost = authority.partition(":")[0] == "localhost"
         if is_localhost and not self._fetch.allow_http:
@@ -226,3 +231,20 @@ class DidResolver:
             allow_private_hosts=self._fetch.allow_private_hosts,
         )
         return await self._gateway.get(origin, "/.well-known/did.json", max_bytes=MAX_DOCUMENT)
+
+    async def _ask_directory(self, did: Did) -> Answer:
+        target = f"{self._directory_path}/{did}"
+        outcome = "failed"
+        try:
+            answer = await self._gateway.get(
+                self._directory, target, max_bytes=MAX_DOCUMENT, trusted=True
+            )
+            if answer.status in (200, *GONE):
+                outcome = "ok"
+            return answer
+        except (Saturated, trio.Cancelled):
+            outcome = ""  # it was not asked, or nobody waited for what it says
+            raise
+        finally:
+            if outcome:
+                self._on_directory(outcome)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
+from platform import python_version
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -21,6 +24,8 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and no query asks for them
 
+VERSION = version("atproto-imageproxy")
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 ACTOR_OUTCOMES = ("found", "absent", "invalid", "busy", "failed", "cancelled")
@@ -31,6 +36,7 @@ GAUGES = {
     "purges_pending": "Purges, of any process, that are not finished",
     "cache_entries": "Entries on disk",
     "cache_bytes": "Bytes on disk",
+    "cache_free_bytes": "Bytes that the file system of the cache has left",
     "fetch_queue_depth": "Fetches that wait",
     "process_waiting": "Transforms that wait for a turn",
     "cdn_pending": "Blobs that the CDN has yet to forget",
@@ -39,9 +45,18 @@ GAUGES = {
 """Those that are read when the metrics are, each where there is what it tells of."""
 
 SHARED = frozenset(
-    f"imageproxy_{name}" for name in ("blocks", "purges_pending", "cache_entries", "cache_bytes")
+    (
+        "imageproxy_blocks",
+        "imageproxy_purges_pending",
+        "imageproxy_cache_entries",
+        "imageproxy_cache_bytes",
+        "imageproxy_cache_free_bytes",
+        "imageproxy_build_info",
+        "process_start_time_seconds",
+    )
 )
-"""Gauges of which all processes on the cache folder read the same figure: they are not added."""
+"""Gauges that are not added over processes: of the cache folder and of the release all read the
+same figure, and of their starts the latest counts."""
 
 
 class Metrics:
@@ -85,6 +100,12 @@ class Metrics:
         )
 
         self.cdn_requests = counter("cdn_requests_total", "Requests to purge the CDN", "outcome")
+        self.directory_requests = counter(
+            "directory_requests_total", "Questions to the PLC directory", "outcome"
+        )
+        self.admin_requests = counter(
+            "admin_requests_total", "Requests below /admin, wrong tokens among them", "status"
+        )
         self.revalidations = counter(
             "revalidations_total", "Cached blobs that their PDS was asked for", "finding"
         )
@@ -100,6 +121,13 @@ class Metrics:
         self.feed_connections = Gauge(
             "imageproxy_feed_connections", "Open connections to feeds", ["feed"], registry=registry
         )
+        self.not_ready = Gauge(
+            "imageproxy_not_ready", "Processes that are not ready", ["reason"], registry=registry
+        )
+        build = Gauge(
+            "imageproxy_build_info", "1, of what runs", ["version", "python"], registry=registry
+        )
+        build.labels(VERSION, python_version()).set(1)
 
         # What has not happened is 0 and not absent: else a first event is no increase.
         for metric, values in (
@@ -107,6 +135,9 @@ class Metrics:
             (self.evictions, ("ttl", "size")),
             (self.worker_deaths, ("crash", "hang", "protocol")),
             (self.decisions, ("block", "lift", "purge")),
+            (self.directory_requests, ("ok", "failed")),
+            (self.admin_requests, ("401",)),
+            (self.not_ready, ("blocks", "cache", "draining")),
         ):
             for value in values:
                 metric.labels(value)
@@ -126,6 +157,18 @@ class Metrics:
     def gauge(self, name: str, value: Callable[[], float]) -> None:
         """One of ``GAUGES``, by what it is read from."""
         Gauge(f"imageproxy_{name}", GAUGES[name], registry=self.registry).set_function(value)
+
+    def tell_process(self) -> None:
+        """Memory, descriptors, processor time and start of this process, where there is /proc."""
+        ProcessCollector(registry=self.registry)
+
+    def asked_directory(self, outcome: str) -> None:
+        """Count a question to the PLC directory."""
+        self.directory_requests.labels(outcome).inc()
+
+    def tell_not_ready(self, reason: str, holds: Callable[[], bool]) -> None:
+        """For which reason this process may be not ready, and what knows whether it is."""
+        self.not_ready.labels(reason).set_function(lambda: float(holds()))
 
     def snapshot(self) -> Snapshot:
         """What was counted until now."""

@@ -17,12 +17,13 @@ from proxy.cache.writer import CacheWriter
 from proxy.config import Config
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
+from proxy.extras import check_extras
 from proxy.fetch import Fetcher, PdsFetcher
 from proxy.identifiers import Did
 from proxy.identity import DidResolver, Resolver
 from proxy.metrics import Metrics
 from proxy.moderation.blocks import Blocks
-from proxy.moderation.feeds.run import check_feeds, run_feeds
+from proxy.moderation.feeds.run import run_feeds
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.permission import Permission
 from proxy.parts import (
@@ -76,7 +77,7 @@ async def open_service(
     Raises:
         TypeError: one of the four is None.
         RuntimeError: this is not a Trio task.
-        ConfigError: feeds are configured, and what they need is not installed.
+        ConfigError: what the configuration needs is not installed.
     """
     if not trio.lowlevel.in_trio_run():
         raise RuntimeError("open_service runs under Trio only; from asyncio ask a server by HTTP")
@@ -84,8 +85,9 @@ async def open_service(
     for name, part in parts.items():
         if part is None:
             raise TypeError(f"{name} must not be None")
-    check_feeds(config)
+    check_extras(config)
     metrics = Metrics()
+    metrics.tell_process()
     spans = spans_of(config)
     disk = claims = None
     store, followers = moderation_store_of(config), followers_of(config)
@@ -107,6 +109,8 @@ async def open_service(
     cdn = counted_cdn_sender(config, networks[1], metrics)
     permission = Permission(blocks, policy, on_refused=metrics.blocked.inc)
     upkeep = Upkeep(cache)
+    metrics.tell_not_ready("blocks", lambda: blocks.problem is not None)
+    metrics.tell_not_ready("cache", lambda: upkeep.problem is not None)
     writer = CacheWriter(
         cache,
         queue_size=config.cache.write_queue,
@@ -150,8 +154,9 @@ async def open_service(
                 nursery.start_soon(upkeep.keep_checking)
                 if disk is not None:
                     nursery.start_soon(disk.keep_indexed)
+                    await nursery.start(disk.keep_measured)
                 nursery.start_soon(upkeep.keep_cleaning, config.cache.cleanup_interval_minutes * 60)
-                dids = DidResolver(config, gateway, nursery)
+                dids = DidResolver(config, gateway, nursery, on_directory=metrics.asked_directory)
                 if resolver is ...:
                     resolver = dids
                 pds = PdsFetcher(config, gateway, spans.outgoing)

@@ -116,6 +116,7 @@ def counted_disk_cache(config: Config, metrics: Metrics, store: ModerationStore)
     kept = disk.statistics
     metrics.gauge("cache_entries", lambda: kept().entries)
     metrics.gauge("cache_bytes", lambda: kept().bytes)
+    metrics.gauge("cache_free_bytes", lambda: disk.free_bytes)
     return disk
 
 
@@ -224,16 +225,10 @@ def invalidation(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Inva
 
 
 def spans_of(config: Config) -> Spans:
-    """What the configured traces are made of.
-
-    Raises:
-        RuntimeError: traces are configured, and their extra is not installed.
-    """
+    """What the configured traces are made of."""
     if not config.trace.endpoint:
         return NoSpans()
-    try:
-        # Imported late: it is an extra.
-        from proxy.tracing import tracing_of
-    except ImportError as error:
-        raise RuntimeError(f"trace.endpoint needs the extra otel: {error}") from error
+    # Imported late: it is an extra.
+    from proxy.tracing import tracing_of
+
     return tracing_of(config.trace)

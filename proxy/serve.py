@@ -51,7 +51,7 @@ def serve(config: Config, file: Path | None, overrides: Layer) -> int:
             on_serving=lambda: systemd.notify(systemd.READY),
             on_stopping=lambda: systemd.notify(systemd.STOPPING),
         )
-    configure_logging(config.log)
+    configure_logging(config.log, names_process=True)
     environment = {**os.environ, **environment_for(overrides)}
     if file is not None:
         environment[CONFIG_VARIABLE] = str(file.absolute())

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -38,6 +40,9 @@ FLUSH_SECONDS = 5.0
 EXPORT_SECONDS = 10.0
 """Seconds for one export, retries included."""
 
+MAX_CAUSE = 500
+"""Characters of what OpenTelemetry says of a failure."""
+
 NAME = "atproto-imageproxy"
 
 log = structlog.get_logger(__name__)
@@ -53,6 +58,8 @@ class Tracing:
     def __init__(self, settings: TraceSection, exporter: SpanExporter) -> None:
         self._settings = settings
         self._exporter = exporter
+        # The exporter's results have no reason: it tells that to its own log.
+        self._said = _Said()
         self._queue = _Queue()
         provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(settings.sample)),
@@ -124,14 +131,50 @@ class Tracing:
                     log.exception("the exporter of spans failed")
                     continue
                 if done is not SpanExportResult.SUCCESS:
-                    log.warning("spans were not exported", spans=len(batch))
+                    log.warning(
+                        "spans were not exported",
+                        spans=len(batch),
+                        endpoint=_without_secrets(self._settings.endpoint),
+                        cause=self._said.lately(),
+                    )
         finally:
             # Also ends the pauses between the tries of an export under way.
             self._exporter.shutdown()
+            self._said.end()
 
     def close(self) -> None:
         """See ``Spans.close``."""
         self._queue.close()
+
+
+class _Said(logging.Handler):
+    """What OpenTelemetry logged last: it becomes a part of our own line, and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The last try and what came of all; it leaves out what it has said a moment ago.
+        self._messages: deque[str] = deque(maxlen=2)
+        self._log = logging.getLogger("opentelemetry")
+        self._log.addHandler(self)
+        self._log.propagate = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message. Called in the exporter's thread."""
+        self._messages.append(record.getMessage()[:MAX_CAUSE])
+
+    def lately(self) -> str:
+        """Its last messages."""
+        return "; ".join(self._messages)
+
+    def end(self) -> None:
+        """Keep no more of them."""
+        self._log.removeHandler(self)
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without the name and password that it may have."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 class _Queue(SpanProcessor):
@@ -172,8 +215,5 @@ class _Queue(SpanProcessor):
 
 def tracing_of(settings: TraceSection) -> Tracing:
     """What exports to ``trace.endpoint``."""
-    # It reports failures by `logging`, beside our own line and in another form.
-    logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
-    logging.getLogger("opentelemetry").propagate = False
     exporter = OTLPSpanExporter(endpoint=settings.endpoint, timeout=EXPORT_SECONDS)
     return Tracing(settings, exporter)

@@ -14,17 +14,22 @@ from functools import partial
 
 import trio
 
-from proxy.config import load_config
+from proxy.config import ConfigError, load_config
 from proxy.serve import run
 from proxy.supervisor import SERVES
 
 
 def main(descriptor: int) -> int:
     """Serve; the process's exit code."""
+    try:
+        config = load_config()
+    except ConfigError as error:  # the file was changed since the first process read it
+        print(f"imageproxy: {error}", file=sys.stderr)
+        return 2
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as tie:
         tie.setblocking(False)
         return run(
-            load_config(),
+            config,
             f"fd://{descriptor}",
             on_serving=partial(_tell, tie),
             also_until=partial(_end_of, tie),

@@ -30,6 +30,12 @@ A histogram has `_bucket`, `_sum` and `_count` series.
 
 (1) All processes on one cache folder read the same figure, so that it is not added over the workers
 of a server. Do not add it over instances that share a folder either.
+
+Beside these there are `process_resident_memory_bytes`, `process_virtual_memory_bytes`,
+`process_cpu_seconds_total`, `process_open_fds` and `process_max_fds`, added over the workers of a
+server, and `process_start_time_seconds` of the worker that began last. They are of the processes
+that serve: what image workers take is in the control group of the unit alone. There are none of
+them where there is no `/proc`.
 """
 
 PRESET = "a preset's name"
@@ -56,11 +62,15 @@ VALUES: Mapping[str, Mapping[str, str | Iterable[str]]] = {
     "decisions_total": {"action": get_args(Action)},
     "policy_answers_total": {"answer": (*Verdict, "failure")},
     "cdn_requests_total": {"outcome": ("ok", "failed")},
+    "directory_requests_total": {"outcome": ("ok", "failed")},
+    "admin_requests_total": {"status": "of the answer"},
     "revalidations_total": {"finding": tuple(Finding)},
     "actor_requests_total": {"kind": KINDS, "outcome": ACTOR_OUTCOMES},
     "feed_events_total": {"feed": FEED, "outcome": "what followed, in a word"},
     "feed_disconnects_total": {"feed": FEED, "reason": "why, in a few words"},
     "feed_connections": {"feed": FEED},
+    "not_ready": {"reason": ("blocks", "cache", "draining")},
+    "build_info": {"version": "of this package", "python": "the interpreter's version"},
 }
 """What the labels of each metric may be: all there is, or in words what it is one of."""
 
@@ -87,7 +97,8 @@ def registered() -> list[MetricWrapperBase]:
     for name in GAUGES:
         metrics.gauge(name, lambda: 0.0)
     # The registry has no public list of what was registered, only of families without labels.
-    return list(metrics.registry._collector_to_names)  # type: ignore[arg-type]
+    found = metrics.registry._collector_to_names
+    return [each for each in found if isinstance(each, MetricWrapperBase)]
 
 
 def metrics_reference() -> str:

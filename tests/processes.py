@@ -268,6 +268,22 @@ def own_environment(more: Mapping[str, str]) -> dict[str, str]:
     return inherited | dict(more) | {"PYTHONUNBUFFERED": "1"}
 
 
+def what_cannot_start(folder: Path) -> dict[str, str]:
+    """Variables of a server whose application fails when it starts, and not before.
+
+    It finds a release of OpenTelemetry of another age: its modules, and not what is wanted of them.
+    """
+    for name in ("sdk/trace", "exporter/otlp/proto/http/trace_exporter"):
+        package = folder / "opentelemetry" / name
+        package.mkdir(parents=True)
+        for each in (package, *package.parents):
+            if each == folder:
+                break
+            (each / "__init__.py").touch()
+    endpoint = "http://127.0.0.1:9/v1/traces"
+    return {"PYTHONPATH": str(folder), "IMAGE_PROXY_TRACE__ENDPOINT": endpoint}
+
+
 P = TypeVar("P", bound=Process)
 
 

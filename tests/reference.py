@@ -34,6 +34,18 @@ Order: command line, then environment, then the file that `--config` or `IMAGE_P
 then defaults. In the environment a key is `IMAGE_PROXY_` + section + `__` + key, in capitals:
 `IMAGE_PROXY_FETCH__TIMEOUT=10`. `imageproxy config show` prints what is in force, secrets masked;
 `imageproxy config check` every mistake at once. An unknown key is a mistake, and stops the start.
+A change counts from the next start on.
+
+What a variable holds is taken as it stands, without quotes:
+
+| | | |
+|---|---|---|
+| a text or a number | `IMAGE_PROXY_CACHE__MAX_GB=20` | |
+| true or false | `IMAGE_PROXY_FETCH__ALLOW_HTTP=true` | or `1`; `false` or `0` |
+| a list | `IMAGE_PROXY_NEGOTIATE__FORMATS=avif,webp` | its items between commas; JSON is not read |
+| an empty list | `IMAGE_PROXY_NEGOTIATE__FORMATS=` | where a list may be empty |
+| a key of a table | `IMAGE_PROXY_SERVER__ADMIN_TOKENS__ALICE=bz7-Xw1cKf0y` | one for each |
+| a key of a preset | `IMAGE_PROXY_PRESETS__AVATAR__QUALITY=90` | the same |
 """
 
 FORMS = {

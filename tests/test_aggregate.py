@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 
 import pytest
 from prometheus_client import generate_latest
@@ -51,6 +53,25 @@ def test_what_all_processes_read_from_one_folder_is_not_added_up() -> None:
     """Catches a cache that seems twice as large with two workers."""
     merged = merge([counted(entries=7).snapshot(), counted(entries=9).snapshot()])
     assert b"imageproxy_cache_entries 9.0\n" in render(merged)
+
+
+def test_of_two_processes_one_version_runs_and_the_later_start_counts() -> None:
+    """Catches a service that began in a century to come."""
+    both = [counted(), counted()]
+    for each in both:
+        each.tell_process()
+    text = render(merge(each.snapshot() for each in both)).decode()
+    (running,) = re.findall(r"^imageproxy_build_info\{.*\} (.*)$", text, re.MULTILINE)
+    (began,) = re.findall(r"^process_start_time_seconds (.*)$", text, re.MULTILINE)
+    (memory,) = re.findall(r"^process_resident_memory_bytes (.*)$", text, re.MULTILINE)
+    (own,) = re.findall(
+        r"^process_resident_memory_bytes (.*)$",
+        render(both[0].snapshot()).decode(),
+        re.MULTILINE,
+    )
+    assert running == "1.0"
+    assert float(began) < time.time()
+    assert float(memory) == pytest.approx(2 * float(own), rel=0.5)
 
 
 def test_a_snapshot_comes_over_a_socket_as_it_was() -> None:

@@ -196,7 +196,9 @@ INVALID: dict[str, tuple[list[object], str]] = {
         "http:// or https://|[Pp]ort|IPv6|string",
     ),
     "server.cdn_url": (["cdn.example", "javascript:alert(1)"], "http:// or https://"),
-    "server.admin_token": ([5, True], "string"),
+    "server.admin_token": (
+        [5, True, " ", "\t", "s3cret ", " s3cret", "s3\ncret", "s\u00e4cret"], "string|visible"
+    ),
     "server.admin_tokens": (["s3cret", 5, ["s3cret"]], "dictionary"),
     "server.shutdown_timeout": (
         [-1, "soon", float("inf"), float("nan"), True],
@@ -228,7 +230,7 @@ INVALID: dict[str, tuple[list[object], str]] = {
         ["image", "image/*;q=1", "*/*", "", "Image/png", "image/png,", ["image"], [5], 5],
         "pattern|string|tuple",
     ),
-    "cache.path": (["", 5], "empty|path"),
+    "cache.path": (["", 5, "~/cache", "~"], "empty|path|shell"),
     "cache.max_gb": ([0, -5, float("inf"), "10GB", True], "greater than 0|finite|number"),
     "cache.ttl_days": ([-1, float("nan"), "30d"], "greater than or equal to 0|finite|number"),
     "cache.revalidate_days": ([-1, float("inf"), "7d"], "greater than or equal to 0|finite|number"),
@@ -307,7 +309,9 @@ def nested(key: str, value: object) -> Layer:
     return layer
 
 
-@pytest.mark.parametrize("tokens", [{"Alice": "x"}, {"a b": "x"}, {"": "x"}, {"alice": ""}])
+@pytest.mark.parametrize(
+    "tokens", [{"Alice": "x"}, {"a b": "x"}, {"": "x"}, {"alice": ""}, {"alice": " "}]
+)
 def test_a_name_that_a_log_line_cannot_hold_or_an_empty_token_is_refused(
     tokens: dict[str, str],
 ) -> None:
@@ -528,6 +532,12 @@ def test_other_programs_variables_are_none_of_ours() -> None:
     assert load(environment=environment) == default()
 
 
+def test_a_folder_that_a_shell_would_expand_is_refused_in_a_file_too(tmp_path: Path) -> None:
+    """Catches a folder named ~ beside the file, full of pictures."""
+    (message,) = mistakes('[cache]\npath = "~/cache"', folder=tmp_path)
+    assert message.startswith("cache.path = '~/cache': ")
+
+
 def test_a_table_and_a_value_of_one_name_are_a_mistake() -> None:
     """Catches one of two contradicting variables winning by its place in the alphabet."""
     environment = {"IMAGE_PROXY_PRESETS__AVATAR": "x", "IMAGE_PROXY_PRESETS__AVATAR__WIDTH": "5"}
@@ -691,6 +701,7 @@ def test_a_preset_name_that_no_url_can_have_stops_the_start(name: str, tmp_path:
     toml = f"[presets.{name!r}]\nwidth = 10\nfit = 'contain'\nquality = 80"
     (message,) = mistakes(toml, folder=tmp_path)
     assert message.startswith(f"presets.{name}")
+    assert message.endswith("imageproxy.toml)"), "where it is from"
 
 
 def test_what_is_missing_from_a_preset_is_named(tmp_path: Path) -> None:
@@ -739,6 +750,93 @@ def test_a_cdns_token_is_in_no_message_either(toml: str, tmp_path: Path) -> None
     assert "s3cret" not in "".join(mistakes(toml, folder=tmp_path))
     config = load('[cdn]\ntoken = "s3cret"', folder=tmp_path)
     assert "s3cret" not in f"{config!r} {config} {config.model_dump_json()}"
+
+
+CLOUDFLARE_AND_BAD_TOKEN = '[cdn]\nkind = "cloudflare"\ntoken = "with space"'
+
+
+@pytest.mark.parametrize(
+    ("toml", "keys"),
+    [
+        ('[actors]\navatar_preset = "nosuch"', {"actors.avatar_preset", "server.workers"}),
+        ('[cdn]\nkind = "cloudflare"', {"cdn.kind", "server.workers"}),
+        # The zone is told beside the token that is wrong; that a token is missing is not.
+        (CLOUDFLARE_AND_BAD_TOKEN, {"cdn.token", "cdn.kind", "server.workers"}),
+        ('[fetch]\ntimuot = 1\n[cdn]\nkind = "bunny"\ntoken = "t"',
+         {"fetch.timuot", "cdn.kind", "server.workers"}),
+        ("[presets.avatar]\nheight = 0\n[presets.banner]\nquality = 0",
+         {"presets.avatar", "presets.banner.quality", "server.workers"}),
+        # Nothing is known of a preset that is wrong, nor of whether it is there.
+        ('[actors]\navatar_preset = "mine"\n[presets.mine]\nfit = "cover"\nquality = 0\nwidth = 1',
+         {"presets.mine.quality", "server.workers"}),
+        ('[actors]\navatar_preset = "mine"\n[presets.mine]\nfit = "contain"\nquality = 1',
+         {"presets.mine.width", "server.workers"}),
+        ('[actors]\navatar_preset = "mine"\n[labels]\nvalues = ["!takedown", ""]',
+         {"actors.avatar_preset", "labels.values.1", "server.workers"}),
+        ("presets = 5", {"presets", "server.workers"}),
+        ("cdn = 5", {"cdn", "server.workers"}),
+    ],
+)  # fmt: skip
+def test_mistakes_between_keys_are_told_beside_those_of_single_ones(
+    toml: str, keys: set[str], tmp_path: Path
+) -> None:
+    """Catches a second run that finds what the first one hid, and what only seems wrong then."""
+    found = mistakes(toml, {"IMAGE_PROXY_SERVER__WORKERS": "a"}, folder=tmp_path)
+    assert {re.split(" = |: ", message)[0] for message in found} == keys
+    assert len(found) == len(set(found))
+    told = [message for message in found if message.startswith("cdn.kind")]
+    if toml == CLOUDFLARE_AND_BAD_TOKEN:
+        assert [message.partition(": ")[2].partition(" (")[0] for message in told] == [
+            "needs cdn.zone",
+            "needs server.cdn_url or server.base_url",
+        ]
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"admin_token": "s3cret", "admin_tokens": {"alice": "s3cret"}},
+        {"admin_tokens": {"alice": "s3cret", "bob": "other", "carol": "s3cret"}},
+    ],
+)
+def test_one_token_of_two_names_stops_the_start(server: Layer) -> None:
+    """Catches an audit that names whoever comes first."""
+    with pytest.raises(ConfigError) as caught:
+        load(overrides={"server": server})
+    (message,) = caught.value.mistakes
+    assert message.startswith("server.admin_tokens: ")
+    assert "alice" in message
+    assert "s3cret" not in message
+
+
+def test_a_configuration_made_in_python_is_held_to_the_same_rules() -> None:
+    """Catches rules that only files are held to."""
+    with pytest.raises(ValueError, match=r"cdn\.kind: needs cdn\.token"):
+        Config.model_validate(
+            {"cdn": {"kind": "bunny"}, "server": {"cdn_url": "https://a.example"}}
+        )
+
+
+def test_a_configuration_made_in_python_may_have_presets_of_its_own_alone() -> None:
+    """Catches a program that must keep ours, for routes that it does not use."""
+    small = {"width": 9, "fit": "contain", "quality": 80}
+    assert set(Config.model_validate({"presets": {"small": small}}).presets) == {"small"}
+
+
+def test_no_message_speaks_of_how_it_was_found(tmp_path: Path) -> None:
+    """Catches the validator's own words before ours."""
+    for key, value, _ in CASES:
+        with pytest.raises(ConfigError) as caught:
+            load_config(environment={}, overrides=nested(key, value))
+        assert "Value error" not in str(caught.value)
+
+
+def test_a_likely_key_is_offered_first() -> None:
+    """Catches a list of twenty keys to look through for one letter."""
+    (message,) = mistakes(environment={"IMAGE_PROXY_FETCH__TIMOUT": "5"})
+    assert "; did you mean timeout? known: " in message
+    (message,) = mistakes(environment={"IMAGE_PROXY_FETCH__COLOUR": "5"})
+    assert "did you mean" not in message
 
 
 ZONE = "0123456789abcdef" * 2

@@ -33,7 +33,7 @@ EMPTY = {
 
 RULES = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]
 
-COMPARISON = re.compile(r" (?:==|>|<) [\d.]+$")
+COMPARISON = re.compile(r" (?:==|>|<) [\d.]+(?=$| and )")
 
 
 def is_empty(expression: str) -> bool:

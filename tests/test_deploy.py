@@ -51,6 +51,19 @@ def unit() -> RawConfigParser:
     return parser
 
 
+def test_the_documented_examination_has_the_limits_of_the_unit() -> None:
+    """Catches a doctor that judges limits which are not those of the service."""
+    document = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    joined = document.replace("\\\n", " ")
+    (command,) = re.findall(r"^systemd-run .*$", joined, re.MULTILINE)
+    words = shlex.split(command)
+    given = dict(words[at + 1].split("=", 1) for at, word in enumerate(words) if word == "-p")
+    service = unit()["Service"]
+    assert given == {name: service[name] for name in given}
+    limits = {name for name in service if name.startswith("Limit") or name.endswith("Max")}
+    assert given.keys() >= limits - {"MemorySwapMax"}, "swap is of no interest to it"
+
+
 def with_python_for_program() -> str:
     return UNIT.read_text().replace("=/opt/imageproxy/bin/imageproxy", f"={sys.executable}")
 

@@ -15,6 +15,7 @@ import pytest
 
 import proxy
 from proxy.cache.base import Selection
+from proxy.config import Config, load_config
 from proxy.moderation.feeds.store import FeedStore
 from proxy.moderation.store import ModerationStore
 from proxy.presets import DEFAULT_PRESETS
@@ -40,6 +41,19 @@ def test_every_counterpart_of_the_seeds_tests_exists() -> None:
     assert not missing
 
 
+def test_every_claim_of_security_is_held_by_tests_that_exist() -> None:
+    """Catches a defence that is claimed, and whose test was renamed or never written."""
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    table = text.partition("\n## Guarded connections\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (?!what holds|---)(.*) \| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) > 15
+    for claim, tests in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests)
+        assert named, claim
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{claim}: {file}::{test}"
+
+
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 )
@@ -52,9 +66,11 @@ OTHERS = {
     "ln",
     "nginx",
     "pip",
+    "python3",
     "rm",
     "runuser",
     "systemctl",
+    "systemd-run",
     ".ci/run",
 }
 """Programs in the documents that are not ours: a block of theirs is held to the shell's syntax."""
@@ -87,6 +103,34 @@ def test_a_command_that_is_none_would_be_noticed() -> None:
 def test_what_is_made_from_the_code_is_as_the_code_would_make_it(file: str) -> None:
     """Catches a key or a metric without its document, and an nginx that would find no file."""
     assert (ROOT / file).read_text(encoding="utf-8") == MADE[file](), "stale: run ./run docs"
+
+
+VARIABLES = sorted(
+    {
+        (document, name, value)
+        for document in DOCUMENTS
+        for name, value in re.findall(
+            r"(IMAGE_PROXY_\w+)=([^`\"'\s]*)", (ROOT / document).read_text(encoding="utf-8")
+        )
+    }
+)
+
+
+@pytest.mark.parametrize(("document", "name", "value"), VARIABLES)
+def test_every_variable_in_the_documents_is_one_and_takes_its_value(
+    document: str, name: str, value: str
+) -> None:
+    """Catches an example of the environment that stops the start, or changes nothing."""
+    assert load_config(environment={name: value}) != Config() or value == "", document
+
+
+def test_the_documents_show_each_form_of_a_variable() -> None:
+    """Catches lists and tables that nobody can guess the spelling of."""
+    shown = {name.removeprefix("IMAGE_PROXY_"): value for _, name, value in VARIABLES}
+    config = load_config(environment={f"IMAGE_PROXY_{name}": v for name, v in shown.items() if v})
+    assert config.negotiate.formats == ("avif", "webp")
+    assert set(config.server.admin_tokens) == {"alice"}
+    assert config.presets["avatar"].quality == 90
 
 
 def test_the_readme_lists_the_presets_as_they_are() -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging as stdlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+import trio
+import trio.testing
 
 from proxy import request_id
 from proxy.config import LogSection
-from proxy.log import configure_logging, server_log
+from proxy.log import ACCEPT, ACCEPT_SECONDS, configure_logging, server_log
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, serve, upstream
 
@@ -88,6 +94,22 @@ def test_an_exception_is_a_traceback_within_its_line(capsys: pytest.CaptureFixtu
     assert line["exception"].endswith("ValueError: the reason")
 
 
+def written_to(monkeypatch: pytest.MonkeyPatch, format: str, *, on_a_terminal: bool) -> str:
+    """A line of a request, as standard error gets it."""
+    stream = StringIO()
+    stream.isatty = lambda: on_a_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    before = structlog.get_config()
+    try:
+        configure_logging(LogSection.model_validate({"format": format}))
+        token = request_id.current.set("the-id")
+        structlog.get_logger().info("what happened")
+        request_id.current.reset(token)
+    finally:
+        structlog.configure(**before)
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("format", "on_a_terminal", "is_json"),
     [
@@ -101,20 +123,23 @@ def test_the_form_is_as_configured_whatever_standard_error_is(
     format: str, on_a_terminal: bool, is_json: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches colours in a journal, and JSON for somebody who asked for words."""
-    stream = StringIO()
-    stream.isatty = lambda: on_a_terminal  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stderr", stream)
-    before = structlog.get_config()
-    try:
-        configure_logging(LogSection.model_validate({"format": format}))
-        token = request_id.current.set("the-id")
-        structlog.get_logger().info("what happened")
-        request_id.current.reset(token)
-    finally:
-        structlog.configure(**before)
-    assert "what happened" in stream.getvalue()
-    assert "the-id" in stream.getvalue()
-    assert stream.getvalue().startswith("{") is is_json
+    text = written_to(monkeypatch, format, on_a_terminal=on_a_terminal)
+    assert "what happened" in text
+    assert "the-id" in text
+    assert text.startswith("{") is is_json
+
+
+@pytest.mark.parametrize(
+    ("on_a_terminal", "no_color", "is_coloured"),
+    [(True, "", True), (True, "1", False), (False, "", False)],
+)
+def test_colours_are_for_terminals_whose_owner_wants_them(
+    on_a_terminal: bool, no_color: str, is_coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches escapes of a terminal in a file."""
+    monkeypatch.setenv("NO_COLOR", no_color)
+    text = written_to(monkeypatch, "console", on_a_terminal=on_a_terminal)
+    assert ("\x1b[" in text) is is_coloured
 
 
 @pytest.mark.parametrize(
@@ -150,6 +175,90 @@ def test_hypercorns_lines_are_as_ours_with_their_traceback_within(
     assert running["pid"] == os.getpid()
     assert failed["event"] == "Error in an application"
     assert failed["exception"].endswith("ValueError: the reason")
+
+
+def test_whatever_a_library_logs_is_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a library that writes in its own form, and one whose mistake ends a request."""
+    with logging(capsys) as lines:
+        library = stdlib.getLogger("a.library")
+        library.warning("it %s", "warns")
+        library.log(35, "between two levels")
+        library.log(99, "beyond them")
+        server_log().error("arguments %s %s", "too few")
+        library.info("not asked for")
+        found = lines.read()
+    assert [(line["event"], line["level"]) for line in found] == [
+        ("it warns", "warning"),
+        ("between two levels", "warning"),
+        ("beyond them", "critical"),
+        ("arguments %s %s", "error"),
+    ]
+    assert {line["logger"] for line in found} == {"a.library", server_log().name}
+
+
+class NoDescriptors(trio.abc.Listener[trio.abc.Stream]):
+    """Accepts nothing, as at the limit of open files."""
+
+    async def accept(self) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_connections_that_cannot_be_accepted_are_one_line_a_minute(
+    capsys: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a journal that fills the disk while descriptors are missing, and tracebacks in it."""
+
+    async def serve_nobody(_stream: trio.abc.Stream) -> None:
+        raise AssertionError
+
+    with logging(capsys) as lines:
+        with trio.move_on_after(5):
+            await trio.serve_listeners(serve_nobody, [NoDescriptors()])
+        (first,) = lines.read()
+        later = stdlib.makeLogRecord({"name": ACCEPT, "levelno": stdlib.ERROR, "msg": "again"})
+        later.created += ACCEPT_SECONDS
+        stdlib.getLogger(ACCEPT).handle(later)
+        (second,) = lines.read()
+    assert first["event"].startswith("accept returned EMFILE (Too many open files)")
+    assert (first["level"], "exception" in first, "left_out" in first) == ("error", False, False)
+    assert second["event"] == "again"
+    assert second["left_out"] > 10
+
+
+async def test_several_workers_name_themselves_on_each_line(tmp_path: Path) -> None:
+    """Catches requests whose process nobody can tell."""
+    async with upstream() as internet:
+        environment = internet.environment(tmp_path, PROCESS__ISOLATION="thread")
+        async with serve([*SERVE, "--workers", "2"], environment, workers=2) as server:
+            await server.get("/img/nosuch")
+            server.send(signal.SIGTERM)
+            assert await server.exit_code() == 0
+            written = [json.loads(line) for line in server.lines]
+    assert all("pid" in line for line in written)
+    (request,) = (line for line in written if line["event"] == "request")
+    assert request["pid"] in server.workers
+    assert sum(line["event"] == "service stopped" for line in written) == 2
+
+
+async def test_a_server_tells_its_version_what_is_risky_and_its_end(tmp_path: Path) -> None:
+    """Catches a log that does not say which release a line is of."""
+    async with upstream() as internet:
+        environment = internet.environment(tmp_path, PROCESS__ISOLATION="thread")
+        async with serve(SERVE, environment) as server:
+            server.send(signal.SIGTERM)
+            assert await server.exit_code() == 0
+            written = [json.loads(line) for line in server.lines]
+    started = next(line for line in written if line["event"] == "service started")
+    risky = next(line for line in written if "private networks" in line["event"])
+    assert started["version"] == version("atproto-imageproxy")
+    assert started["python"] == platform.python_version()
+    assert (risky["level"], risky["key"]) == ("warning", "fetch.allow_private_hosts")
+    assert written[-1]["event"] == "service stopped"
+    assert "pid" not in started, "of one process it says nothing"
 
 
 async def test_every_line_of_a_server_is_json_and_each_request_has_one_with_its_id(

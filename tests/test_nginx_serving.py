@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -417,6 +418,17 @@ async def test_a_miss_comes_from_the_proxy_and_is_a_hit_of_nginx_from_then_on(
                 differing = told(first)[1]
                 del differing["server-timing"]
                 assert told(again)[1] == {**differing, "x-cache": "hit"}
+
+
+async def test_a_request_has_one_id_in_both_logs_which_no_stranger_chooses(tmp_path: Path) -> None:
+    """Catches a line of the proxy's that no line of nginx' belongs to."""
+    nginx_program()
+    async with upstream() as internet:
+        environment = internet.environment(tmp_path / "cache")
+        async with run_site(tmp_path / "nginx", environment) as site:
+            await site.front.get("/img/nosuch", ("X-Request-Id", "of-a-stranger"))
+            line = json.loads((await site.proxy.line_with('^.*"event":"request".*$'))[0])
+    assert re.fullmatch("[0-9a-f]{32}", line["request_id"])
 
 
 async def test_errors_pass_through_as_they_are(tmp_path: Path) -> None:

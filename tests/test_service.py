@@ -1155,6 +1155,23 @@ async def test_bad_input_breaks_the_service(
 
 
 @pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (tiny_png(size=(3000, 2)), "3000 x 2 pixels are over process.max_megapixels = 0.005"),
+        (bytes(200_000), "Content-Length 200000 is over 104857 (fetch.max_source_mb)"),
+    ],
+)
+async def test_what_is_too_large_names_the_key_that_allows_more(
+    world: World, data: bytes, cause: str
+) -> None:
+    """Catches a log line whose numbers have to be looked for in the configuration."""
+    config = world.config(process={"max_megapixels": 0.005}, fetch={"max_source_mb": 0.1})
+    async with world.service(config) as service:
+        did, cid = world.add_blob(data)
+        assert str(await failure(service, "avatar_thumbnail", did, cid)) == cause
+
+
+@pytest.mark.parametrize(
     "value",
     [
         document("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", pds_service("https://pds.example")),

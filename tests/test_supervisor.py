@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.world import tiny_jpeg
-from tests.processes import SERVE, Client, imageproxy, run, serve, until, until_refused, upstream
+from tests.processes import (
+    SERVE,
+    Client,
+    imageproxy,
+    run,
+    serve,
+    until,
+    until_refused,
+    upstream,
+    what_cannot_start,
+)
 from tests.test_serving import img, is_gone, metric
 
 TWO = [*SERVE, "--workers", "2"]
@@ -78,15 +88,13 @@ async def test_workers_that_stop_accept_nobody_while_one_still_answers(tmp_path:
 
 async def test_workers_that_cannot_start_end_it_with_their_reason(tmp_path: Path) -> None:
     """Catches a service that tries for ever what never succeeds."""
-    (tmp_path / "opentelemetry.py").write_text("raise ImportError('not installed')")
     environment = {
-        "PYTHONPATH": str(tmp_path),
+        **what_cannot_start(tmp_path),
         "IMAGE_PROXY_CACHE__PATH": str(tmp_path / "cache"),
-        "IMAGE_PROXY_TRACE__ENDPOINT": "http://127.0.0.1:9/v1/traces",
     }
     async with run(TWO, environment) as process:
         assert await process.exit_code() == 1
-        await process.line_with("imageproxy: .*extra otel: not installed")
+        await process.line_with("imageproxy: .*cannot import name")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
@@ -21,6 +22,9 @@ THREADS = 4
 
 INDEX_CHECK_SECONDS = 5.0
 """How soon an index that was lost is noticed, and made anew."""
+
+MEASURE_SECONDS = 15.0
+"""How often the room on the disk is looked at: as often as Prometheus asks."""
 
 T = TypeVar("T")
 
@@ -42,6 +46,9 @@ class DiskCache:
             process; what it refuses does not appear. May raise ``OSError``.
         on_evicted: called with ``"ttl"`` or ``"size"`` and how many went.
         clock: seconds since the epoch, as file times are.
+
+    Attributes:
+        free_bytes: what the file system has left, as ``keep_measured`` found it.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class DiskCache:
             path, max_bytes=max_bytes, ttl_seconds=ttl_seconds, may_keep=may_keep, clock=clock
         )
         self._on_evicted = on_evicted
+        self.free_bytes = math.nan
         self._limiter = trio.CapacityLimiter(THREADS)
 
     @property
@@ -134,6 +142,21 @@ class DiskCache:
             except OSError as error:
                 log.warning("the index of the cache cannot be made", error=str(error))
             await trio.sleep(INDEX_CHECK_SECONDS)
+
+    async def keep_measured(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Know ``free_bytes``, until cancelled; not a number while the disk does not tell."""
+        is_first = True
+        while True:
+            try:
+                self.free_bytes = await self._in_thread(self._folder.free)
+            except OSError:
+                self.free_bytes = math.nan
+            if is_first:
+                is_first = False
+                task_status.started()
+            await trio.sleep(MEASURE_SECONDS)
 
     async def by_preset(self) -> dict[str, Totals]:
         """What is kept, by preset and fingerprint."""

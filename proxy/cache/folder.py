@@ -591,6 +591,16 @@ class CacheFolder:
         else:
             self._remove([file])
 
+    def free(self) -> int:
+        """Bytes that its file system has left for this user.
+
+        Raises:
+            OSError: it does not tell.
+        """
+        # Before the first write there is no folder.
+        place = next(each for each in (self._images, *self._images.parents) if each.exists())
+        return shutil.disk_usage(place).free
+
     def by_preset(self) -> dict[str, Totals]:
         """What is kept, by preset and fingerprint."""
         found: dict[str, Totals] = {}

@@ -176,7 +176,8 @@ def _decoding() -> Iterator[None]:
 
 def _check_pixels(size: Size, max_pixels: int) -> None:
     if size.width * size.height > max_pixels:
-        raise ImageTooLarge(f"{size.width} x {size.height} pixels")
+        limit = f"process.max_megapixels = {max_pixels / 1_000_000:g}"
+        raise ImageTooLarge(f"{size.width} x {size.height} pixels are over {limit}")
 
 
 def _moves(format_: Format, facts: containers.Facts) -> bool:

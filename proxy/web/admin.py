@@ -22,7 +22,7 @@ from proxy.identifiers import parse_cid, parse_did
 from proxy.moderation.base import NotInForce
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.store import ADMIN, Block, ModerationStore
-from proxy.web.responder import Responder
+from proxy.web.responder import LOGGED, Responder
 
 log = structlog.get_logger(__name__)
 
@@ -41,11 +41,15 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         name = _name_of(given.strip(), tokens)
         if scheme.lower() != "bearer" or name is None:
+            cause = "no bearer token" if scheme.lower() != "bearer" else "a token that is nobody's"
+            _log_refusal(401, cause)
             raise Unauthorized(www_authenticate=WWWAuthenticate("bearer"))
         g.by = name
 
     @routes.after_request
-    async def keep_out_of_caches(response: Response) -> Response:
+    async def count_and_keep_out_of_caches(response: Response) -> Response:
+        if responder.service is not None:
+            responder.service.metrics.admin_requests.labels(str(response.status_code)).inc()
         response.headers["Cache-Control"] = "no-store"
         return response
 
@@ -78,6 +82,11 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
         selection, reason = await _decision()
         return {"lifted": await moderator().lift_any(selection, by=g.by, reason=reason)}
 
+    @routes.errorhandler(BadBody)
+    async def bad_body(error: BadBody) -> tuple[Json, int]:
+        _log_refusal(400, str(error), by=g.by)
+        return {"error": str(error)}, 400
+
     @routes.errorhandler(NotInForce)
     async def not_in_force(error: NotInForce) -> tuple[Json, int]:
         log.error("admin request is not in force everywhere", error=str(error))
@@ -90,6 +99,22 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
         return {"error": "the store could not be written"}, 503
 
     return routes
+
+
+class BadBody(Exception):
+    """The body of a request asks for nothing that can be done; the message says why."""
+
+
+def _log_refusal(status: int, cause: str, **more: str) -> None:
+    """A line for what was asked in vain: without the header, which may have half a token."""
+    log.warning(
+        "admin request refused",
+        method=request.method,
+        path=request.path[:LOGGED],
+        status=status,
+        cause=cause,
+        **more,
+    )
 
 
 def _tokens(config: Config) -> list[tuple[str, bytes]]:
@@ -124,7 +149,7 @@ async def _decision() -> tuple[Selection, str]:
     body = await _body()
     reason = body.get("reason", "")
     if not (isinstance(reason, str) and _is_encodable(reason)):
-        abort(400)
+        raise BadBody("reason must be a text")
     return _selection(body), reason
 
 
@@ -132,9 +157,11 @@ async def _body() -> Json:
     try:
         body = json.loads(await request.get_data())
     except (ValueError, RecursionError):
-        abort(400)
-    if not isinstance(body, dict) or not body.keys() <= {"did", "cid", "reason"}:
-        abort(400)
+        raise BadBody("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise BadBody("the body must be an object")
+    if unknown := sorted(body.keys() - {"did", "cid", "reason"}):
+        raise BadBody(f"unknown key {unknown[0][:64]!a}; known: did, cid, reason")
     return body
 
 
@@ -154,5 +181,7 @@ def _selection(body: Json) -> Selection:
             None if did is None else parse_did(str(did)),
             None if cid is None else parse_cid(str(cid)),
         )
-    except (InvalidRequest, ValueError):
-        abort(400)
+    except InvalidRequest as error:
+        raise BadBody(str(error)) from None
+    except ValueError:
+        raise BadBody("give did, cid, or both") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from platform import python_version
 
 import structlog
 import trio
@@ -14,6 +15,7 @@ from proxy import metrics, request_id
 from proxy.aggregate import Snapshot, merge, render
 from proxy.config import Config, load_config
 from proxy.egress.network import Network
+from proxy.extras import check_extras
 from proxy.log import configure_logging
 from proxy.opening import open_service
 from proxy.siblings import siblings
@@ -33,6 +35,8 @@ RESTART_PAUSE = 1.0
 
 IMAGE, BLOB = "/img/{preset}/plain/{did}/{cid}", "/blob/{did}/{cid}"
 """The routes, as traces call them."""
+
+PRIVATE = "fetch.allow_private_hosts"
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +98,9 @@ class ImageProxyApp(QuartTrio):
         """Say on ``/readyz`` that this process will end."""
         self.responder.draining = True
 
+    def _is_draining(self) -> bool:
+        return self.responder.draining
+
     async def metrics(self) -> bytes:
         """The Prometheus text format, of all worker processes of this server."""
         if self._siblings is None:
@@ -126,8 +133,10 @@ class ImageProxyApp(QuartTrio):
                 try:
                     async with open_service(self._config, networks=self._networks) as service:
                         self.responder.service = service
+                        service.metrics.tell_not_ready("draining", self._is_draining)
                         if not started:
                             started = True
+                            self._tell_start()
                             task_status.started()
                         await self._stopping.wait()
                 except Exception:
@@ -138,7 +147,15 @@ class ImageProxyApp(QuartTrio):
                     await trio.sleep(RESTART_PAUSE)
         finally:
             self.responder.service = None
+            if started:
+                log.info("service stopped", version=metrics.VERSION)
             self._stopped.set()
+
+    def _tell_start(self) -> None:
+        """What a log is searched for, and what holds for as long as the process runs."""
+        log.info("service started", version=metrics.VERSION, python=python_version())
+        if self._config.fetch.allow_private_hosts:
+            log.warning("strangers' URLs may lead into private networks", key=PRIVATE)
 
 
 def create_app(
@@ -151,10 +168,11 @@ def create_app(
         networks: see ``open_service``.
 
     Raises:
-        ConfigError: the configuration is wrong.
+        ConfigError: the configuration is wrong, or needs what is not installed.
     """
     config = config or load_config()
-    configure_logging(config.log)
+    check_extras(config)
+    configure_logging(config.log, names_process=config.server.workers > 1)
     connection.install()
     app = ImageProxyApp(config, networks)
     responder = app.responder

@@ -12,11 +12,9 @@ import trio
 import trio.testing
 
 from proxy.cache.base import Selection
-from proxy.config import Config, ConfigError
 from proxy.identifiers import Cid, Did
-from proxy.moderation.feeds import keeper, run
+from proxy.moderation.feeds import keeper
 from proxy.moderation.feeds.follow import SAVE_SECONDS
-from proxy.moderation.feeds.run import check_feeds
 from tests.fakes import faults
 from tests.fakes.network import honest
 from tests.fakes.sites import cid_of, new_plc_did, record_cid
@@ -643,24 +641,6 @@ async def test_nothing_configured_opens_a_file_or_a_connection(world: World, tol
         await trio.testing.wait_all_tasks_blocked()
     assert not world.cache_path.exists()
     assert world.network.asked == world.directory_network.asked == []
-
-
-def test_a_missing_extra_is_found_out_at_the_first_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    configured = Config.model_validate(
-        {
-            "labels": {"subscribe": (new_plc_did(),)},
-            "accounts": {"url": "wss://jetstream.example"},
-        }
-    )
-    check_feeds(configured)
-    monkeypatch.setattr(run, "NEEDED", ("trio_websocket", "no_such_module"))
-    check_feeds(Config())
-    with pytest.raises(ConfigError) as caught:
-        check_feeds(configured)
-    first, second = caught.value.mistakes
-    assert first.startswith("labels.subscribe: needs no_such_module")
-    assert second.startswith("accounts.url: needs no_such_module")
-    assert "atproto-imageproxy[moderation]" in first
 
 
 async def test_two_processes_on_a_folder_both_follow_or_neither_after_the_first_ended(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+import proxy.web.admin
 from proxy.cache.base import Selection
 from proxy.identifiers import Cid, Did
 from proxy.moderation.followers import Followers
@@ -19,6 +20,7 @@ from tests.fakes.faults import gated
 from tests.fakes.network import honest
 from tests.fakes.sites import cid_of, new_plc_did
 from tests.fakes.world import World, tiny_png
+from tests.logs import logged_by
 from tests.web import Client, Reply, img, serving
 
 TOKEN = "a-token-of-the-operator"
@@ -272,9 +274,61 @@ async def test_a_body_that_is_wrong_is_a_400_and_changes_nothing(name: str, worl
         for method, path in ROUTES:
             if method != "GET":
                 reply = await client.ask(path, *headers, method=method, body=BAD_BODIES[name])
-                assert (reply.status, reply.text) == (400, "bad request\n"), path
+                assert (reply.status, reply.headers["content-type"]) == (400, "application/json")
+                assert json.loads(reply.body)["error"], path
         assert await told(client, "GET", "blocks") == {"blocks": []}
         assert (await client.get(img(did, cid))).headers["x-cache"] == "hit"
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("no JSON", "the body is not JSON"),
+        ("a list", "the body must be an object"),
+        ("an unknown key", "unknown key 'preset'; known: did, cid, reason"),
+        ("neither", "give did, cid, or both"),
+        ("a bad DID", "DID 'did:plc:nothing'"),
+        ("a bad CID", "CID 'bafk'"),
+    ],
+)
+async def test_why_a_body_is_wrong_is_told_to_the_operator_and_to_the_log(
+    name: str, cause: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a block that was never made, and nobody knows why."""
+    headers = (("Authorization", f"Bearer {TOKEN}"),)
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        with logged_by(proxy.web.admin, monkeypatch) as lines:
+            reply = await client.ask(
+                "/admin/blocks", *headers, method="POST", body=BAD_BODIES[name]
+            )
+    assert json.loads(reply.body) == {"error": cause}
+    (line,) = lines
+    assert (line["log_level"], line["status"], line["cause"]) == ("warning", 400, cause)
+    assert (line["method"], line["path"], line["by"]) == ("POST", "/admin/blocks", "admin")
+
+
+async def test_a_wrong_token_is_logged_and_counted_and_never_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches somebody who tries tokens for a year unseen, and a log that has them."""
+    refused = 'imageproxy_admin_requests_total{status="401"}'
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        assert await client.metric(refused) == 0
+        with logged_by(proxy.web.admin, monkeypatch) as lines:
+            for given in (f"Bearer {TOKEN}x", "Basic s3cret"):
+                await client.get("/admin/blocks", ("Authorization", given))
+            await client.get("/admin/blocks")
+        assert await client.metric(refused) == 3
+        await told(client, "GET", "blocks")
+        assert await client.metric('imageproxy_admin_requests_total{status="200"}') == 1
+    assert [line["cause"] for line in lines] == [
+        "a token that is nobody's",
+        "no bearer token",
+        "no bearer token",
+    ]
+    assert {line["status"] for line in lines} == {401}
+    assert TOKEN not in str(lines)
+    assert "s3cret" not in str(lines)
 
 
 @pytest.mark.parametrize("reason", [7, None, ["x"], {"a": 1}])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+from platform import python_version
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.errors import Busy
+from proxy.metrics import VERSION
 from proxy.presets import DEFAULT_PRESETS
 from proxy.web.app import create_app
 from tests import metrics_reference
+from tests.fakes import faults
 from tests.fakes.sites import cid_of, new_plc_did
 from tests.fakes.world import World, tiny_png
 from tests.processes import until
@@ -144,6 +148,54 @@ async def test_what_is_no_path_is_a_400_not_a_500(target: str, world: World) -> 
     assert reply.headers["content-type"] == PLAIN
 
 
+async def test_what_runs_how_it_fares_and_why_it_is_not_ready_is_told(world: World) -> None:
+    """Catches a fleet whose versions nobody knows, and a process that is out without an alert."""
+    async with serving(world) as client:
+        text = (await client.get("/metrics")).text
+        build = f'imageproxy_build_info{{python="{python_version()}",version="{VERSION}"}}'
+        assert await client.metric(build) == 1
+        free = shutil.disk_usage(world.cache_path.parent).free
+        assert await client.metric("imageproxy_cache_free_bytes") == pytest.approx(free, rel=0.2)
+        assert "process_resident_memory_bytes" in text
+        assert "process_open_fds" in text
+        not_ready = {
+            reason: f'imageproxy_not_ready{{reason="{reason}"}}'
+            for reason in ("blocks", "cache", "draining")
+        }
+        for series in not_ready.values():
+            assert await client.metric(series) == 0
+        client.service.upkeep.failed(OSError("no"))
+        assert await client.metric(not_ready["cache"]) == 1
+        (world.cache_path / "moderation.sqlite3").unlink()
+
+        async def noticed() -> bool:
+            return await client.metric(not_ready["blocks"]) == 1
+
+        await until(noticed)
+        client.app.drain()
+        assert await client.metric(not_ready["draining"]) == 1
+
+
+async def test_what_strangers_cannot_resolve_is_no_failure_of_the_directory(world: World) -> None:
+    """Catches thirty requests that wake somebody."""
+    answered, failed = (
+        f'imageproxy_directory_requests_total{{outcome="{outcome}"}}'
+        for outcome in ("ok", "failed")
+    )
+    async with serving(world) as client:
+        assert (await client.get(img(*world.add_blob()))).status == 200
+        for number in range(3):
+            did = f"did:web:y{number}.example.invalid"
+            assert (await client.get(img(did, cid_of(b"any")))).status == 502
+            assert (await client.get(img(new_plc_did(), cid_of(b"any")))).status == 404
+        assert await client.metric(failed) == 0
+        assert await client.metric(answered) == 4
+        world.plc.fault = faults.answers(500)
+        assert (await client.get(img(new_plc_did(), cid_of(b"any")))).status == 502
+        assert await client.metric(failed) == 1
+        assert await client.metric(answered) == 4
+
+
 FAMILIES = {
     "imageproxy_requests_total": ("counter", {"preset", "status", "cache"}),
     "imageproxy_request_duration_seconds": ("histogram", {"cache"}),
@@ -162,13 +214,20 @@ FAMILIES = {
     "imageproxy_blocks": ("gauge", set()),
     "imageproxy_purges_pending": ("gauge", set()),
     "imageproxy_decisions_total": ("counter", {"action"}),
+    "imageproxy_directory_requests_total": ("counter", {"outcome"}),
+    "imageproxy_admin_requests_total": ("counter", {"status"}),
+    "imageproxy_not_ready": ("gauge", {"reason"}),
+    "imageproxy_build_info": ("gauge", {"version", "python"}),
+    "imageproxy_cache_free_bytes": ("gauge", set()),
     "imageproxy_actor_requests_total": ("counter", {"kind", "outcome"}),
 }
 """Those of the contract with dashboards, and what moderation adds."""
 
 VALUES = {
     "preset": {*DEFAULT_PRESETS, "none"},
-    "status": {"200", "304", "400", "404", "405", "422", "500", "502", "503", "504"},
+    "version": {VERSION},
+    "python": {python_version()},
+    "status": {"200", "401", "304", "400", "404", "405", "422", "500", "502", "503", "504"},
 }
 """Every value of labels for which docs/metrics.md has words."""
 

@@ -110,7 +110,9 @@ def ask(
         assert NAME.fullmatch(name), name
         assert VALUE.fullmatch(value), value
     if reply.status >= 400:
-        assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+        # The operator is told in JSON why a body is wrong.
+        told = ("application/json",) if (reply.status, target[:7]) == (400, "/admin/") else ()
+        assert reply.headers["content-type"] in ("text/plain; charset=utf-8", *told)
         assert len(reply.body) < 1000
     for file in here.files:
         assert FILES.fullmatch(file), file

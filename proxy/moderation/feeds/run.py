@@ -6,12 +6,11 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from importlib.util import find_spec
 
 import structlog
 import trio
 
-from proxy.config import Config, ConfigError
+from proxy.config import Config
 from proxy.egress.endpoint import Origin
 from proxy.egress.gateway import Gateway
 from proxy.egress.network import Network
@@ -24,9 +23,6 @@ from proxy.moderation.feeds.records import RecordReader
 from proxy.moderation.feeds.store import FeedStore
 from proxy.turns import Turn, in_turn
 
-NEEDED = ("trio_websocket", "cryptography")
-"""What the extra ``moderation`` brings."""
-
 FORGET_SECONDS = 1.0
 """How soon a process notices that the document of a DID has changed."""
 
@@ -34,26 +30,6 @@ RESTART_SECONDS = 5.0
 """Pause after the disk failed, or a defect."""
 
 log = structlog.get_logger(__name__)
-
-
-def check_feeds(config: Config) -> None:
-    """Raise ``ConfigError`` where feeds are configured that cannot be followed here."""
-    keys = [
-        key
-        for key, configured in (
-            ("labels.subscribe", config.labels.subscribe),
-            ("accounts.url", config.accounts.url),
-        )
-        if configured
-    ]
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if keys and missing:
-        raise ConfigError(
-            [
-                f"{key}: needs {' and '.join(missing)}; install atproto-imageproxy[moderation]"
-                for key in keys
-            ]
-        )
 
 
 async def run_feeds(

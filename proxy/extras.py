@@ -1,0 +1,46 @@
+"""The optional packages that a configuration needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from proxy.config import Config, ConfigError
+
+NEEDED = {
+    "moderation": ("trio_websocket", "cryptography"),
+    "otel": ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"),
+}
+"""The modules that an extra brings."""
+
+
+def check_extras(config: Config) -> None:
+    """Raise ``ConfigError``, with a line for each key, where what keys need cannot be imported."""
+    mistakes = []
+    for key, modules, remedy in _needs(config):
+        missing = [name for name in modules if not _is_importable(name)]
+        if missing:
+            mistakes.append(f"{key}: needs {' and '.join(missing)}; {remedy}")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _needs(config: Config) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Each key that is set and needs more: with the modules, and what to do without them."""
+    for key, is_set, extra in (
+        ("labels.subscribe", config.labels.subscribe, "moderation"),
+        ("accounts.url", config.accounts.url, "moderation"),
+        ("trace.endpoint", config.trace.endpoint, "otel"),
+    ):
+        if is_set:
+            yield key, NEEDED[extra], f"install atproto-imageproxy[{extra}]"
+    if config.fetch.client == "asks":
+        yield "fetch.client", ("asks",), 'see docs/clients.md, or set it to "httpx2"'
+
+
+def _is_importable(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True
