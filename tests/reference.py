@@ -184,7 +184,7 @@ def seed() -> str:
 def nginx_conf() -> str:
     """What ``imageproxy nginx`` prints where the head of the systemd unit puts the cache."""
     unit = (ROOT / "deploy/imageproxy.service").read_text(encoding="utf-8")
-    (folder,) = re.findall(r'sed .*path = "(/.*?)"\|', unit)
+    (folder,) = re.findall(r'echo .*path = "(/.*?)"', unit)
     values = {"server": {"base_url": "https://img.example.com"}, "cache": {"path": folder}}
     config = Config.model_validate(values)
     return server_block(config, disk_cache_of(config).images)
