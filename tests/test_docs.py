@@ -63,6 +63,8 @@ OTHERS = {
     "curl",
     "git",
     "install",
+    "mkdir",
+    "printf",
     "ln",
     "nginx",
     "pip",

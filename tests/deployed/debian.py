@@ -16,7 +16,8 @@ SUITE = "trixie"
 """Its Python is 3.13, that of the image."""
 
 PACKAGES = ("ca-certificates", "python3", "python3-venv", "dbus", "systemd-sysv", "initramfs-tools",
-            "linux-image-cloud-amd64", "nginx-light", "sqlite3")  # fmt: skip
+            "linux-image-cloud-amd64", "nginx-light", "sqlite3",
+            "curl")  # fmt: skip
 
 PROGRAMS = ("debootstrap", "buildah", "qemu-system-x86_64", "mke2fs", "unshare", "chroot")
 
