@@ -209,6 +209,7 @@ async def test_a_signal_ends_it_only_after_the_request_in_flight_and_its_write(
 async def test_a_worker_that_ends_first_does_not_take_the_requests_of_the_others_with_it(
     tmp_path: Path,
 ) -> None:
+    """Catches also a socket that the first process holds: clients wait in it, and are reset."""
     async with upstream() as internet:
         did, cid = internet.add_blob(tiny_jpeg())
         held = internet.hold_blobs()
@@ -222,6 +223,7 @@ async def test_a_worker_that_ends_first_does_not_take_the_requests_of_the_others
             server.send(signal.SIGTERM)
             # The idle worker ends at once; the busy one must not be ended with it.
             await until(lambda: any(is_gone(pid) for pid in server.workers))
+            await until_refused(server.port)
             held.released.set()
             assert (await client.reply()).status == 200
             assert await server.exit_code() == 0

@@ -68,24 +68,6 @@ async def test_a_port_of_another_server_of_the_same_user_is_in_use(
             assert "Address already in use" in second.text
 
 
-async def test_workers_that_stop_accept_nobody_while_one_still_answers(tmp_path: Path) -> None:
-    """Catches a socket that the first process holds open: clients wait in it, and are reset."""
-    async with upstream() as internet:
-        did, cid = internet.add_blob(tiny_jpeg())
-        held = internet.hold_blobs()
-        async with (
-            serve(TWO, internet.environment(tmp_path), workers=2) as server,
-            Client(server.port) as client,
-        ):
-            await client.send(img(did, cid))
-            await held.seen.wait()
-            server.send(signal.SIGTERM)
-            await until_refused(server.port)
-            held.released.set()
-            assert (await client.reply()).status == 200
-            assert await server.exit_code() == 0
-
-
 async def test_workers_that_cannot_start_end_it_with_their_reason(tmp_path: Path) -> None:
     """Catches a service that tries for ever what never succeeds."""
     environment = {
