@@ -22,7 +22,9 @@ from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
 from proxy.cache.base import Selection
-from proxy.cli import BAR, bar, cli, parse_warm_line
+from proxy.cli import cli
+from proxy.cli.caching import BAR, bar
+from proxy.cli.warming import parse_warm_line
 from proxy.config import Config, Layer, load_config
 from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
 from proxy.formats import Format
