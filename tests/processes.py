@@ -419,6 +419,12 @@ class Client:
             return b""
 
 
+def files_in(cache: Path) -> list[Path]:
+    """The results that a cache folder has, also while folders come and go: ``rglob`` fails then."""
+    found = os.walk(cache / "images")
+    return [Path(folder, name) for folder, _, names in found for name in names]
+
+
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
     """Wait for what tells nobody when it happens: files, threads, other processes."""
     with trio.fail_after(PATIENCE):

@@ -31,6 +31,7 @@ from tests.processes import (
     Client,
     Reply,
     Server,
+    files_in,
     imageproxy,
     own_environment,
     run,
@@ -55,10 +56,6 @@ GARBAGE_AFTER_A_JPEG_MARK = b"\xff\xd8\xff" + bytes(16 * 1024 * 1024)
 
 def img(did: str, cid: str, preset: str = "avatar_thumbnail") -> str:
     return f"/img/{preset}/plain/{did}/{cid}"
-
-
-def files_in(cache: Path) -> list[Path]:
-    return [path for path in (cache / "images").rglob("*") if path.is_file()]
 
 
 def is_gone(pid: int) -> bool:

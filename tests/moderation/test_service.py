@@ -21,7 +21,7 @@ from proxy.urls import BlobKey, public_urls
 from tests.fakes.cdns import TOKEN, FakeBunny
 from tests.fakes.streams import FakeJetstream, FakeLabeler
 from tests.fakes.world import World
-from tests.processes import until
+from tests.processes import files_in, until
 
 BASE = "https://img.example"
 CDN: dict[str, Any] = {
@@ -50,7 +50,7 @@ async def holding(
 
 
 def files(world: World) -> list[Path]:
-    return [path for path in (world.cache_path / "images").rglob("*") if path.is_file()]
+    return files_in(world.cache_path)
 
 
 def urls_of(*pictures: tuple[Did, Cid]) -> set[str]:

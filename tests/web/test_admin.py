@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from tests.fakes.network import honest
 from tests.fakes.sites import cid_of, new_plc_did
 from tests.fakes.world import World, tiny_png
 from tests.logs import logged_by
+from tests.processes import files_in
 from tests.web import Client, Reply, img, serving
 
 TOKEN = "a-token-of-the-operator"
@@ -50,17 +50,13 @@ async def told(client: Client, method: str, route: str, value: Any = None) -> An
     return json.loads(reply.body)
 
 
-def files_in(world: World) -> list[Path]:
-    return [path for path in (world.cache_path / "images").rglob("*") if path.is_file()]
-
-
 async def fill(world: World, *blobs: tuple[Did, Cid]) -> None:
     """Have every preset of ``PRESETS`` on disk; the application's end waits for its writes."""
     async with serving(world) as client:
         for did, cid in blobs:
             for preset in PRESETS:
                 assert (await client.get(img(did, cid, preset))).status == 200
-    assert len(files_in(world)) == len(blobs) * len(PRESETS)
+    assert len(files_in(world.cache_path)) == len(blobs) * len(PRESETS)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "OPTIONS"])
@@ -144,12 +140,12 @@ async def test_a_purge_removes_an_owner_a_blob_or_a_pair_and_counts_what_it_remo
         assert await told(client, "POST", "purge", pair) == {"removed": 0}
         states = [(await client.get(img(*blob))).headers["x-cache"] for blob in blobs]
         assert states == ["miss", "hit", "hit"]
-    assert len(files_in(world)) == 7
+    assert len(files_in(world.cache_path)) == 7
     async with serving(world, world.config(**WITH_TOKEN)) as client:
         assert await told(client, "POST", "purge", {"cid": shared}) == {"removed": 4}
         assert await told(client, "POST", "purge", {"did": alice}) == {"removed": 3}
         assert await told(client, "POST", "purge", {"did": bob, "cid": None}) == {"removed": 0}
-    assert files_in(world) == []
+    assert files_in(world.cache_path) == []
 
 
 async def test_a_block_purges_before_it_answers_and_holds_until_it_is_lifted(
@@ -161,7 +157,7 @@ async def test_a_block_purges_before_it_answers_and_holds_until_it_is_lifted(
         assert (await client.get(img(did, cid))).status == 200
         block = {"did": did, "cid": cid, "reason": "a court said so"}
         assert await told(client, "POST", "blocks", block) == {"removed": 3}
-        assert files_in(world) == []
+        assert files_in(world.cache_path) == []
         assert (await client.get(img(did, cid))).status == 404
         (listed,) = (await told(client, "GET", "blocks"))["blocks"]
         assert listed.pop("created_at") > 1.7e9

@@ -6,7 +6,6 @@ import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,16 +19,12 @@ from proxy.service import Service
 from tests.fakes.faults import answers, gated, hang, redirects, reset, truncated, with_body
 from tests.fakes.sites import cid_of, document, new_plc_did, pds_service
 from tests.fakes.world import World, tiny_jpeg, tiny_png
-from tests.processes import until
+from tests.processes import files_in, until
 from tests.web import SECURITY, Client, Exchange, Reply, img, serving
 
 PLAIN = "text/plain; charset=utf-8"
 
 OTHER_METHODS = ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get"]
-
-
-def files_in(world: World) -> list[Path]:
-    return [path for path in (world.cache_path / "images").rglob("*") if path.is_file()]
 
 
 def picture(format: str, size: tuple[int, int] = (16, 12), **options: Any) -> bytes:
@@ -266,7 +261,7 @@ async def test_what_is_blocked_is_a_404_before_the_cache_and_before_a_304(
                 reply = await client.get(target, *headers)
                 assert (reply.status, reply.body) == (404, b"blob not found\n")
                 assert "etag" not in reply.headers
-        assert files_in(world) == []
+        assert files_in(world.cache_path) == []
         assert await client.metric("imageproxy_blocked_total") == 6
 
 
@@ -470,7 +465,7 @@ async def test_every_row_of_the_error_table_has_its_status_line_and_headers(
             assert secret not in reply.text
         # The server goes on.
         assert (await client.get("/healthz")).status == 200
-    assert files_in(world) == []
+    assert files_in(world.cache_path) == []
 
 
 async def test_a_full_fetch_channel_is_a_503_with_retry_after_while_hits_are_served(
@@ -589,7 +584,7 @@ async def one_entry(
                 assert reply.headers["x-cache"] == "hit", target
                 assert reply.headers["etag"] == plain.headers["etag"]
     # The application has ended, and all writes are done.
-    assert len(files_in(world)) == 1
+    assert len(files_in(world.cache_path)) == 1
     assert world.pds.blob_requests == 1
 
 
@@ -695,7 +690,7 @@ async def test_a_web_did_with_a_port_is_one_owner_in_its_one_spelling(world: Wor
         ):
             reply = await client.get(f"/img/avatar_thumbnail/plain/did:web:{other}/{cid}")
             assert (reply.status, reply.text) == (400, "invalid DID format\n"), other
-    assert len(files_in(world)) == 1
+    assert len(files_in(world.cache_path)) == 1
 
 
 async def test_a_name_that_is_echoed_is_cut_and_escaped(world: World) -> None:
