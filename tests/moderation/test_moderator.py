@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import trio
-from structlog.testing import capture_logs
 
 from proxy.cache.base import Selection
 from proxy.moderation import moderator as moderating
@@ -22,6 +21,7 @@ from proxy.moderation.followers import Followers
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.store import ModerationStore
 from tests.cache import owner
+from tests.logs import logged_by
 from tests.processes import ROOT, run, until
 
 from . import A1, A2, BLOB, OWNER, PAIR, Process, decide, followers_in, store_in
@@ -260,10 +260,12 @@ async def test_a_source_lifts_its_own_block_and_the_operator_any(here: Here) -> 
         assert await moderator.lift_any(OWNER, by="bob") is False
 
 
-async def test_each_decision_is_a_line_of_the_log(here: Here) -> None:
+async def test_each_decision_is_a_line_of_the_log(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches an audit that needs the host to be read."""
     async with here.running() as moderator:
-        with capture_logs() as logs:
+        with logged_by(moderating, monkeypatch) as logs:
             await moderator.block(PAIR, by="alice", reason="a court said so")
             await moderator.purge(OWNER, by="bob", reason="a wish")
             await moderator.lift(PAIR, by="alice", reason="an appeal")
