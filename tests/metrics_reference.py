@@ -21,8 +21,9 @@ HEAD = """# Metrics
 Made by `./run docs` from the registry. `/metrics` has them in the text format of Prometheus;
 [operations](operations.md#watch) says what to watch, and what to do about it.
 
-No label has a DID, a CID or a host as its value, so that strangers cannot add series. A counter's
-series is there once something was counted in it; a gauge where there is what it tells of.
+No label has a DID, a CID or a host as its value, so that strangers cannot add series. A counter
+without labels, and those whose outcomes alerts or panels go by, begin at 0; another series is there
+once something was counted in it, a gauge where there is what it tells of.
 """
 
 TAIL = """

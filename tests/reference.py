@@ -158,7 +158,8 @@ def presets() -> str:
     """The keys of a preset, and those that there are."""
     lines = [
         "## [presets.NAME]\n",
-        "A name is `[a-z][a-z0-9_]*`. A section for a name below changes what it names alone.\n",
+        "A name is `[a-z][a-z0-9_]*`, at most 64 characters long, those of its variants too. A"
+        " section for a name below changes what it names alone.\n",
         "| key | default | accepts |",
         "|---|---|---|",
     ]

@@ -82,7 +82,7 @@ class DiskCache:
         await self._in_thread(self._folder.check)
 
     async def get(self, key: ImageKey) -> Entry | None:
-        """See ``Cache.get``. What expired is not found; a file that is not what was written goes."""
+        """See ``Cache.get``. What expired is not found; what is not what was written goes."""
         return await self._in_thread(lambda: self._folder.get(key))
 
     async def put(self, key: ImageKey, entry: Entry) -> None:

@@ -32,10 +32,10 @@ _CHROMA = (
 _OPTIMIZED_PIXELS = 500_000
 _FINER_OPTIMIZED, _FINER = 0.86, 0.9
 
-# libwebp's own default; 6 took up to half as long again for a picture that looks the same.
+# libwebp's own default; 6 takes nearly twice as long for a picture that looks the same.
 _WEBP_METHOD = 4
 
-# Of 0 (slowest) to 10: a result is made while somebody waits, and at 6 the wait is twice as long.
+# Of 0 (slowest) to 10: a result is made while somebody waits, and at 6 the wait is thrice as long.
 _AVIF_SPEED = 8
 
 # libavif's scale lies lower than JPEG's: its 60 shows what a JPEG's 80 does, in half the bytes.

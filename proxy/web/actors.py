@@ -10,11 +10,11 @@ import trio
 from quart import Blueprint, Response, request
 
 from proxy.config import Config
-from proxy.errors import Busy, ImageProxyError
+from proxy.errors import Busy
 from proxy.service import Service
 from proxy.urls import BlobKey, Kind, image_key, image_url, parse_actor_path
 from proxy.web.answers import Answer, error_answer, json_answer, redirect
-from proxy.web.responder import Responder
+from proxy.web.responder import LOGGED, Responder, as_ours
 from proxy.web.response import as_response
 
 log = structlog.get_logger(__name__)
@@ -33,16 +33,17 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
 
     async def answered(work: Callable[[Service], Awaitable[Answer]]) -> Response:
         began = trio.current_time()
-        cause = ""
+        line, more = log.info, {}
         try:
             if responder.service is None:
                 raise Busy("the service is not running")
             answer = await work(responder.service)
-        except ImageProxyError as error:
+        except Exception as failure:
+            error = as_ours(failure)
             answer = error_answer(error)
-            cause = f"{type(error).__name__}: {error}"
-        took = round((trio.current_time() - began) * 1000, 1)
-        log.info("request", path=request.path[:300], status=answer.status, ms=took, cause=cause)
+            line, more = log.warning, {"error": type(error).__name__, "cause": str(error)}
+        ms = round((trio.current_time() - began) * 1000, 1)
+        line("request", **more, path=request.path[:LOGGED], status=answer.status, ms=ms)
         return as_response(answer)
 
     async def redirected(service: Service, path: str) -> Answer:

@@ -154,7 +154,7 @@ class Responder:
         return answer
 
     def _failed(self, asked: _Asked, failure: Exception) -> Answer:
-        error = _as_ours(failure)
+        error = as_ours(failure)
         answer = error_answer(error)
         ms = self._count(asked, answer, "none")
         log.warning(
@@ -204,7 +204,7 @@ def _in_ms(timings: Timings) -> dict[str, float]:
     return {name: round(seconds * 1000, 1) for name, seconds in timings.items()}
 
 
-def _as_ours(failure: Exception) -> ImageProxyError:
+def as_ours(failure: Exception) -> ImageProxyError:
     """Our own errors as they are; a defect is logged with its traceback and becomes a 500."""
     if isinstance(failure, ImageProxyError):
         return failure

@@ -10,6 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+import proxy.web.actors
+import proxy.web.responder
+from proxy.actors import Actors
 from proxy.cache.base import Selection
 from proxy.config import Config
 from proxy.identifiers import Cid, Did
@@ -18,6 +21,7 @@ from tests.fakes import faults
 from tests.fakes.dns import FakeDns, serving_dns
 from tests.fakes.sites import GET_RECORD, document, pds_service
 from tests.fakes.world import World, tiny_png
+from tests.logs import logged_by
 from tests.web import PATIENCE, SECURITY, serving
 
 PROFILE = "app.bsky.actor.profile"
@@ -295,6 +299,23 @@ async def test_a_pds_that_is_not_there_is_a_502(world: World) -> None:
     async with serving(world) as client:
         reply = await client.get(f"/avatar/{did}")
     assert (reply.status, reply.text) == (502, "failed to fetch blob from PDS\n")
+
+
+async def test_a_failure_is_a_warning_with_its_cause_and_a_defect_has_its_own_line(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches failures that ``log.level = "warning"`` hides, and a defect that nobody hears of."""
+    did = world.make_account()
+    async with serving(world) as client:
+        with logged_by(proxy.web.actors, monkeypatch) as lines:
+            assert (await client.get(f"/avatar/{did}")).status == 404
+        (line,) = lines
+        assert (line["log_level"], line["error"]) == ("warning", "NoAvatar")
+        assert line["cause"]
+        monkeypatch.setattr(Actors, "picture", None)
+        with logged_by(proxy.web.responder, monkeypatch) as lines:
+            assert (await client.get(f"/avatar/{did}")).status == 500
+        assert [each["event"] for each in lines] == ["defect"]
 
 
 async def test_head_is_answered_and_other_methods_are_not(world: World) -> None:
