@@ -130,12 +130,15 @@ async def _serve(
 ) -> None:
     app = create_app(config)
     stopping = trio.Event()
+    has_started = False
 
     def stop() -> None:
         if not stopping.is_set():
             on_stopping()
             app.drain()
             stopping.set()
+        if not has_started:  # there are no requests to wait for
+            nursery.cancel_scope.cancel()
 
     async def stop_after_that() -> None:
         await also_until()
@@ -150,6 +153,7 @@ async def _serve(
                     hypercorn.trio.serve, app, settings, shutdown_trigger=stopping.wait, mode="asgi"
                 )
             )
+            has_started = True
             # Hypercorn listens for a moment also where the application could not start.
             if app.responder.service is not None:
                 on_serving()
@@ -159,9 +163,13 @@ async def _serve(
 async def _on_signals(stop: Callable[[], None]) -> None:
     """Call ``stop`` for each that asks this process to end, until cancelled.
 
-    SIGHUP is one of them: a changed configuration is for a process that starts anew.
+    SIGHUP is one of them, for a changed configuration is for a process that starts anew; but not
+    where whoever started this one has it ignored, as nohup(1) does.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    asked = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asked.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*asked) as signals:
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
             stop()

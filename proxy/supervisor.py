@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from os.path import abspath
 from pathlib import Path
 
 import structlog
@@ -24,6 +25,13 @@ SERVES = b"1"
 
 RESTART_PAUSE = 1.0
 """Seconds before a worker that ended is replaced."""
+
+BOOTSTRAP = """
+import sys
+sys.path[:] = sys.argv[2:]
+from proxy.worker import main
+sys.exit(main(int(sys.argv[1])))
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +64,7 @@ class Supervisor:
         self._patience = patience
         self._stopping = trio.Event()
         self._serving = 0
+        self._was_ready = False
         self._code = 0
 
     def stop(self) -> None:
@@ -66,7 +75,7 @@ class Supervisor:
             self._stopping.set()
 
     async def run(self) -> int:
-        """Run the workers until ``stop``, or until one cannot start in the first place.
+        """Run the workers until ``stop``, or until one cannot start while no other serves.
 
         Cancellation kills them.
 
@@ -80,48 +89,73 @@ class Supervisor:
 
     async def _keep_one(self) -> None:
         """One worker after another."""
-        has_served = False
-        while not self._stopping.is_set():
-            async with self._started() as (process, tie):
-                serves = await self._serves(tie)
-                has_served = has_served or serves
-                code = await self._end_of(process, tie)
+        while True:
+            served = False
+            try:
+                async with self._started() as (process, tie):
+                    served = await self._serves(tie)
+                    with self._counted(served):
+                        code = await self._end_of(process, tie)
+                how: dict[str, object] = {"pid": process.pid, **_how(code)}
+            except OSError as error:  # no process, no descriptor
+                code, how = 1, {"cause": str(error)}
             if self._stopping.is_set():
                 return
-            if not has_served:
+            if not served and self._serving == 0:
+                log.error("a worker cannot be started, and no other serves", **how)
                 self._code = code if code > 0 else 1
                 self.stop()
                 return
-            log.error("a worker ended; another is started", pid=process.pid, **_how(code))
+            log.error("a worker ended; another is started", **how)
             with trio.move_on_after(RESTART_PAUSE):
                 await self._stopping.wait()
+            if self._stopping.is_set():
+                return
+
+    @contextmanager
+    def _counted(self, serves: bool) -> Iterator[None]:
+        """Count a worker among those that serve, while it does."""
+        self._serving += serves
+        if self._serving == self._count and not self._was_ready:
+            self._was_ready = True
+            systemd.notify(systemd.READY)
+        try:
+            yield
+        finally:
+            self._serving -= serves
 
     @asynccontextmanager
     async def _started(self) -> AsyncIterator[tuple[trio.Process, trio.SocketStream]]:
-        """A worker; killed, if it still runs, at the end of the block."""
+        """A worker; killed, if it still runs, at the end of the block.
+
+        Raises:
+            OSError: it cannot be started.
+        """
         ours, theirs = socket.socketpair()
-        descriptor = self._listener.fileno()
-        with theirs:
-            tie = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-            try:
+        tie = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        try:
+            # A copy: ``stop`` may close the listener meanwhile.
+            with theirs, self._listener.dup() as listener:
+                descriptor = listener.fileno()
                 process = await trio.lowlevel.open_process(
-                    [sys.executable, "-m", "proxy.worker", str(descriptor)],
+                    # As ``-m``, but that the current folder is not where modules are looked for.
+                    [sys.executable, "-c", BOOTSTRAP, str(descriptor), *map(abspath, sys.path)],
                     stdin=theirs,
                     env=self._environment,
                     pass_fds=[descriptor],
                 )
-            except BaseException:
-                await trio.aclose_forcefully(tie)
-                raise
+        except BaseException:
+            ours.close()
+            raise
         try:
             yield process, tie
         finally:
-            await trio.aclose_forcefully(tie)
             with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(tie)
                 if process.poll() is None:
                     process.kill()
                     await process.wait()
-            siblings.forget(self._folder, process.pid)
+                siblings.forget(self._folder, process.pid)
 
     async def _serves(self, tie: trio.SocketStream) -> bool:
         """Wait until the worker serves, ends, or is to stop; whether it serves."""
@@ -137,10 +171,6 @@ class Supervisor:
             nursery.start_soon(heard)
             await self._stopping.wait()
             nursery.cancel_scope.cancel()
-        if serves:
-            self._serving += 1
-            if self._serving == self._count:
-                systemd.notify(systemd.READY)
         return serves
 
     async def _end_of(self, process: trio.Process, tie: trio.SocketStream) -> int:

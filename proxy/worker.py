@@ -1,7 +1,6 @@
-"""One of several worker processes of a server: ``python -m proxy.worker DESCRIPTOR``.
+"""One of several worker processes of a server, as ``supervisor`` starts it.
 
-It serves on the listening socket that it inherits by that number, until its tie ends; see
-``supervisor``. Its configuration is in its environment.
+Its configuration is in its environment, its tie is its standard input.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from proxy.supervisor import SERVES
 
 
 def main(descriptor: int) -> int:
-    """Serve; the process's exit code."""
+    """Serve on the socket that is inherited as ``descriptor``; the process's exit code."""
     try:
         config = load_config()
     except ConfigError as error:  # the file was changed since the first process read it
@@ -46,7 +45,3 @@ async def _end_of(tie: socket.socket) -> None:
     with suppress(trio.BrokenResourceError):
         async for _ in stream:
             pass
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
