@@ -97,6 +97,10 @@ class Tally:
     failures: Failures = field(default_factory=Failures)
 
 
+UNNAMED_PAUSE = 60.0
+"""Seconds to wait for a PDS that names none: as long as the service remembers its refusal."""
+
+
 class Patience:
     """Waits where there is no room.
 
@@ -130,7 +134,7 @@ class Patience:
                     self._spent.add(did)
                 if did in self._spent or not self._with_pdses:
                     raise
-                asked = error.retry_after or 0.0
+                asked = UNNAMED_PAUSE if error.retry_after is None else error.retry_after
             else:
                 self._spent.discard(did)
                 return result
@@ -164,14 +168,16 @@ class Warmer:
         self._at_once = at_once
         self._pace = Pace(per_second)
         self._on_done = on_done
+        # Of the whole run: a PDS that never relents is waited for once, not once a page.
+        self._patience = Patience()
         self.tally = Tally()
 
     async def warm(self, blobs: Iterable[BlobKey]) -> None:
         """Return once every blob is done with. Cancellation leaves what was made."""
-        todo, patience = iter(blobs), Patience()
+        todo = iter(blobs)
         async with trio.open_nursery() as nursery:
             for _ in range(self._at_once):
-                nursery.start_soon(self._work_on, todo, patience)
+                nursery.start_soon(self._work_on, todo, self._patience)
 
     async def warm_from(self, blobs: trio.MemoryReceiveChannel[BlobKey]) -> None:
         """As ``warm``, with what comes while the channel is open.

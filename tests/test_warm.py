@@ -316,6 +316,33 @@ async def test_a_pds_that_never_relents_is_waited_for_once(
         assert trio.current_time() - began < BUSY_TRIES * (30 + BUSY_TRIES * BUSY_SECONDS)
 
 
+async def test_a_pds_that_never_relents_costs_a_run_one_wait_and_not_one_a_page(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches an account of forty pages that takes ten hours, and makes nothing."""
+    blobs = list_of(world, 4)
+    world.pds.fault = faults.answers(429, b"", WAIT)
+    async with fetching(world) as service:
+        warmer = warmer_of(service)
+        await warmer.warm(blobs)
+        began = trio.current_time()
+        await warmer.warm(blobs)
+        assert warmer.tally.failed == 8
+        assert trio.current_time() - began < 1
+
+
+async def test_a_pds_that_names_no_time_is_asked_again_when_its_refusal_is_forgotten(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches tries that the service answers by itself, from what it remembers."""
+    blobs = list_of(world, 1)
+    world.pds.faults = [faults.answers(429)] * 2
+    async with fetching(world) as service:
+        warmer = warmer_of(service)
+        await warmer.warm(blobs)
+        assert (warmer.tally.made, warmer.tally.failed) == (1, 0)
+
+
 async def test_a_stream_waits_for_no_pds(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:

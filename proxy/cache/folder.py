@@ -403,6 +403,8 @@ class CacheFolder:
         Returns:
             How many; the least recently used of those that are looked at.
         """
+        if not self._images_are_beside_the_index():
+            return 0
         found: list[tuple[float, int, File]] = []
         entries = filter(_is_entry, self._files(self._images))
         for file in itertools.islice(entries, MOST_WEIGHED):
@@ -425,6 +427,13 @@ class CacheFolder:
                         rows.remove(file)
                 self.totals = rows.totals()
         return len(given_up)
+
+    def _images_are_beside_the_index(self) -> bool:
+        """Whether both are on one file system, so that room for one is room for the other."""
+        try:
+            return self._images.stat().st_dev == self._images.parent.stat().st_dev
+        except FileNotFoundError:
+            return False
 
     # Starting, and what others left behind
 

@@ -139,6 +139,8 @@ def why_not_writable(folder: Path) -> OSError | None:
             raise
         # One file of another user's is enough to stop the service.
         for path in (*folder.iterdir(), *folder.glob("images/*"), *folder.glob("images/*/*")):
+            if path.name == "lost+found":  # the file system's own, at the root of a volume
+                continue
             with suppress(FileNotFoundError):  # it has just gone
                 _ask_for_access(path)
     except OSError as error:

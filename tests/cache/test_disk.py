@@ -34,6 +34,7 @@ from proxy.presence import Presence
 from proxy.presets import DEFAULT_PRESETS
 from proxy.urls import ImageKey, image_key
 from tests.processes import until
+from tests.required import skip_unless_required
 
 from . import SIGNATURES, blob_cid, entry, key, owner
 from .test_layout import dids
@@ -1221,6 +1222,19 @@ async def test_on_a_full_disk_the_least_recently_used_is_given_up_and_forgotten(
     assert [each for each in range(4) if path_of(root, key(each)).exists()] == [0, 3]
     assert cache.statistics() == Totals(2, 200)
     assert await verified(cache) == []
+
+
+def test_entries_on_another_disk_are_not_given_up(cache: DiskCache, root: Path) -> None:
+    """Catches a whole cache that is thrown away, and no room made where it is wanted."""
+    folder = cache._folder
+    folder.put(key(), entry())
+    elsewhere = Path("/dev/shm")  # noqa: S108
+    if not elsewhere.exists() or elsewhere.stat().st_dev == root.stat().st_dev:
+        skip_unless_required("needs a second file system")
+    with tempfile.TemporaryDirectory(dir=elsewhere) as other:
+        root.symlink_to(shutil.move(root, other))
+        assert folder.give_up() == 0
+        assert folder.get(key()) == entry()
 
 
 async def test_work_that_finds_no_room_fails_once_there_is_nothing_more_to_give_up(
