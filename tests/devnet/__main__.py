@@ -3,6 +3,7 @@
 import argparse
 import errno
 import io
+import signal
 import sys
 from dataclasses import dataclass
 
@@ -147,8 +148,10 @@ async def run(plc_port: int, pds_port: int) -> None:
     async with run_devnet(plc_port, pds_port) as devnet, serving_dns() as dns:
         seeded = await seed(devnet)
         dns.records |= {f"_atproto.{name}": [f"did={did}"] for name, did in seeded.accounts.items()}
-        print(directions(devnet, dns.address, seeded), flush=True)
-        await trio.sleep_forever()
+        # By a receiver: an interrupt could be raised where it is lost.
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            print(directions(devnet, dns.address, seeded), flush=True)
+            await anext(signals)
 
 
 def port(text: str) -> int:

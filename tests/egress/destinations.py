@@ -6,6 +6,7 @@ leaves is the harm, and none of these tests sends one beyond the loopback interf
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,10 +46,17 @@ class Trap:
     """Listeners on both loopback addresses that count who arrives. A context manager."""
 
     def __enter__(self) -> Self:
-        self._ipv4 = _listener(socket.AF_INET, "127.0.0.1", 0)
-        self.port: int = self._ipv4.getsockname()[1]
-        self._ipv6 = _listener(socket.AF_INET6, "::1", self.port)
-        return self
+        while True:
+            self._ipv4 = _listener(socket.AF_INET, "127.0.0.1", 0)
+            self.port: int = self._ipv4.getsockname()[1]
+            try:
+                self._ipv6 = _listener(socket.AF_INET6, "::1", self.port)
+            except OSError as error:
+                self._ipv4.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue  # another process has that one of the two: another port
+            return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._ipv4.close()
@@ -82,7 +90,11 @@ class Trap:
 
 def _listener(family: int, address: str, port: int) -> socket.socket:
     listener = socket.socket(family)
-    listener.bind((address, port))
+    try:
+        listener.bind((address, port))
+    except BaseException:
+        listener.close()
+        raise
     listener.listen()
     listener.setblocking(False)
     return listener
