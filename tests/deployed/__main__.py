@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,8 @@ def main(names: list[str]) -> int:
     if unknown := set(names) - CHECKS.keys():
         print(f"deployed: no {', '.join(unknown)}; there are {', '.join(CHECKS)}", file=sys.stderr)
         return 2
+    # Where programs for root are, which is not on every PATH.
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     if lacking := missing():
         print(f"deployed: {lacking}", file=sys.stderr)
         return 2
