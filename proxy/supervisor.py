@@ -7,7 +7,6 @@ learns that it is to stop, also when the first process was killed.
 
 from __future__ import annotations
 
-import math
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -181,7 +180,7 @@ class Supervisor:
             await trio.aclose_forcefully(tie)
             scope.deadline = trio.current_time() + self._patience
 
-        with trio.CancelScope(deadline=math.inf) as scope:
+        with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(tell)
                 await process.wait()

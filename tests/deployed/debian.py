@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.processes import ROOT
@@ -20,8 +20,6 @@ PACKAGES = ("ca-certificates", "python3", "python3-venv", "dbus", "systemd-sysv"
             "curl")  # fmt: skip
 
 PROGRAMS = ("debootstrap", "buildah", "qemu-system-x86_64", "mke2fs", "unshare", "chroot")
-
-MIRROR = "http://deb.debian.org/debian"
 
 
 def missing() -> str:
@@ -60,7 +58,7 @@ def base() -> Path:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         names = f"--include={','.join(PACKAGES)}"
-        run("debootstrap", "--variant=minbase", names, SUITE, building, MIRROR)
+        run("debootstrap", "--variant=minbase", names, SUITE, building)
         shutil.rmtree(building / "var/cache/apt/archives")
         building.rename(made)
     return made
@@ -79,10 +77,11 @@ def copy_of_base(folder: Path) -> Path:
 @contextmanager
 def entered(root: Path) -> Iterator[Sequence[str]]:
     """The beginning of a command that runs the rest of it in ``root``."""
-    with ExitStack() as mounted:
-        run("mount", "-t", "proc", "proc", root / "proc")
-        mounted.callback(run, "umount", root / "proc")
+    run("mount", "-t", "proc", "proc", root / "proc")
+    try:
         yield ["chroot", str(root), "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+    finally:
+        run("umount", root / "proc")
 
 
 def checkout(folder: Path) -> None:

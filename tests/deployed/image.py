@@ -94,7 +94,7 @@ def built(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     store = ["buildah", "--root", str(folder / "store"), "--runroot", str(folder / "runroot")]
     empty = output(*store, "from", "scratch")
     run(*store, "add", empty, base, "/")
-    run(*store, "commit", "--rm", empty, f"docker.io/library/{name}")
+    run(*store, "commit", "--rm", empty, name)
     how = ["--isolation", "chroot", "--network", "host", "--pull-never"]
     run(*store, "bud", *how, "--file", recipe, "--tag", "atproto-imageproxy", ROOT)
     inspected = json.loads(output(*store, "inspect", "--type", "image", "atproto-imageproxy"))
