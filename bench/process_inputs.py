@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.processes import BenchError
+from tests.processes import cache_folder
 
 SHARP = Path(__file__).resolve().parent / "sharp"
 IMAGING = Path(__file__).resolve().parent / "imaging/worker.go"
@@ -38,14 +39,9 @@ QUALITY = 90
 Plane = NDArray[np.float64]
 
 
-def cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "atproto-imageproxy"
-
-
 def photographs() -> tuple[list[Path], str]:
     """JPEG files of the benchmark's sizes, 4:2:0, and where they come from."""
-    folder = cache() / "photographs"
+    folder = cache_folder() / "photographs"
     try:
         return _once(folder, _from_debian), f"Debian's {' and '.join(PACKAGES)}"
     except (OSError, subprocess.CalledProcessError) as error:
@@ -106,7 +102,7 @@ def sharp() -> list[str]:
     """The command of sharp's worker; installed on first use."""
     node, npm = _find("node"), _find("npm")
     key = hashlib.sha256((SHARP / "package-lock.json").read_bytes()).hexdigest()[:16]
-    folder = cache() / f"sharp-{key}"
+    folder = cache_folder() / f"sharp-{key}"
     if not folder.exists():
         building = folder.with_suffix(".partial")
         shutil.rmtree(building, ignore_errors=True)
@@ -120,7 +116,7 @@ def sharp() -> list[str]:
 
 def thumbor(worker: Path) -> list[str]:
     """The command of thumbor's worker; in an environment of its own, made on first use."""
-    folder = cache() / f"thumbor-{sys.version_info.major}.{sys.version_info.minor}"
+    folder = cache_folder() / f"thumbor-{sys.version_info.major}.{sys.version_info.minor}"
     python = folder / "bin/python"
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -133,7 +129,7 @@ def thumbor(worker: Path) -> list[str]:
 def imaging() -> list[str]:
     """The command of the worker in Go; compiled on first use, with Debian's copy of imaging."""
     key = hashlib.sha256(IMAGING.read_bytes()).hexdigest()[:16]
-    program = cache() / f"imaging-{key}"
+    program = cache_folder() / f"imaging-{key}"
     if not program.exists():
         go = _find("go", "apt install golang-go golang-github-disintegration-imaging-dev")
         debian = {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode"}

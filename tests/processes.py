@@ -32,6 +32,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def cache_folder() -> Path:
+    """Where tests and benchmarks keep what they install: ``$XDG_CACHE_HOME``, or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atproto-imageproxy"
+
+
 class Held:
     """Answers that wait.
 

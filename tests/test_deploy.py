@@ -25,12 +25,12 @@ from proxy.nginx import server_block
 from proxy.parts import disk_cache_of
 from proxy.process.memory import ceiling
 from tests.commands import assert_is_command
+from tests.deployed.unit import UNIT, head
 from tests.fakes.world import tiny_jpeg
 from tests.processes import ROOT, SERVE, Client, run, serve, until, upstream
 from tests.required import skip_unless_required
 
 DEPLOY = ROOT / "deploy"
-UNIT = DEPLOY / "imageproxy.service"
 
 
 def need(program: str) -> str:
@@ -66,11 +66,6 @@ def test_the_documented_examination_has_the_limits_of_the_unit() -> None:
 
 def with_python_for_program() -> str:
     return UNIT.read_text().replace("=/opt/imageproxy/bin/imageproxy", f"={sys.executable}")
-
-
-def head() -> list[str]:
-    """What the unit says to type before it is installed."""
-    return re.findall(r"^#   (.*)$", UNIT.read_text(), re.MULTILINE)
 
 
 def installed_config(folder: Path) -> Config:

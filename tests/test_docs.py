@@ -175,9 +175,7 @@ def test_blocks_come_back_from_a_backup_by_the_lines_of_the_documents(tmp_path: 
 
     def follow(heading: str, folder: Path) -> None:
         text = (ROOT / "docs/operations.md").read_text().partition(f"## {heading}\n")[2]
-        found = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
-        assert found is not None
-        for line in found[1].splitlines():
+        for line in blocks(text, "sh")[0].splitlines():
             line = line.removeprefix("runuser -u imageproxy -- ")
             line = line.replace("/var/lib/imageproxy", str(folder))
             line = line.replace("/var/backups/imageproxy", str(backups))

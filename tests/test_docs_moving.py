@@ -11,6 +11,7 @@ from proxy.config import Config, ConfigError, load_config
 from proxy.errors import InvalidFormat
 from proxy.presets import DEFAULT_PRESETS, Preset
 from proxy.urls import parse_image_path
+from tests.documents import blocks
 from tests.processes import ROOT
 
 TEXT = (ROOT / "docs/moving.md").read_text(encoding="utf-8")
@@ -29,7 +30,7 @@ def written(preset: Preset) -> str:
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """Of the only block of TOML."""
-    (block,) = re.findall(r"^```toml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    (block,) = blocks(TEXT, "toml")
     file = tmp_path / "config.toml"
     file.write_text(block)
     return load_config(file, environment={})

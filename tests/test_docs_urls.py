@@ -25,13 +25,14 @@ from proxy.urls import (
     parse_image_path,
 )
 from proxy.web.negotiate import choose
+from tests.documents import blocks
 from tests.fakes.sites import cid_of
 
 TEXT = (Path(__file__).parent.parent / "docs/urls.md").read_text(encoding="utf-8")
 
 RULES = {
     name: definition
-    for block in re.findall(r"```abnf\n(.*?)```", TEXT, re.DOTALL)
+    for block in blocks(TEXT, "abnf")
     for name, definition in re.findall(r"^([\w-]+) *= (.*)$", block, re.MULTILINE)
 }
 

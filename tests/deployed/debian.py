@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.processes import ROOT
+from tests.processes import ROOT, cache_folder
 
 SUITE = "trixie"
 """Its Python is 3.13, that of the image."""
@@ -50,9 +50,8 @@ def run(*command: str | Path) -> None:
 
 def base() -> Path:
     """A Debian with ``PACKAGES``, made on first use. Nobody changes it: see ``copy_of_base``."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atproto-imageproxy"
     key = hashlib.sha256(repr((SUITE, PACKAGES)).encode()).hexdigest()[:16]
-    made = cache / f"debian-{key}"
+    made = cache_folder() / f"debian-{key}"
     if not made.exists():
         building = made.with_suffix(".partial")
         shutil.rmtree(building, ignore_errors=True)

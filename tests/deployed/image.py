@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +21,8 @@ from typing import Any
 import yaml
 
 from tests.deployed.debian import copy_of_base, entered, output, run
+from tests.nginx import free_port
 from tests.processes import ROOT
-
-PORT = 18080
 
 STARTS_WITHIN = 60.0
 
@@ -59,14 +57,15 @@ def serve_from(root: Path, configuration: dict[str, Any], folder: Path) -> None:
     user = int(configuration["User"])
     os.chown(volume, user, user)
     command = [*configuration["Entrypoint"], *configuration["Cmd"]]
-    environment = [*configuration["Env"], f"IMAGE_PROXY_SERVER__BIND=127.0.0.1:{PORT}"]
+    port = free_port()
+    environment = [*configuration["Env"], f"IMAGE_PROXY_SERVER__BIND=127.0.0.1:{port}"]
     confined = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
                 "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]  # fmt: skip
     entering = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", MOUNTS, "sh"]
     inside = [*entering, str(root), str(volume), *environment, *confined]
     serving = subprocess.Popen([*inside, *command])
     try:
-        until_ready(serving)
+        until_ready(serving, port)
         doctor = subprocess.run(
             [*inside, "imageproxy", "doctor"], check=False, capture_output=True, text=True
         )
@@ -92,27 +91,28 @@ def built(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     recipe = ROOT / "deploy/Dockerfile"
     (name,) = set(re.findall(r"^FROM (\S+)", recipe.read_text(), re.MULTILINE))
     store = ["buildah", "--root", str(folder / "store"), "--runroot", str(folder / "runroot")]
-    empty = output(*store, "from", "scratch")
-    run(*store, "add", empty, base, "/")
-    run(*store, "commit", "--rm", empty, name)
-    how = ["--isolation", "chroot", "--network", "host", "--pull-never"]
-    run(*store, "bud", *how, "--file", recipe, "--tag", "atproto-imageproxy", ROOT)
-    inspected = json.loads(output(*store, "inspect", "--type", "image", "atproto-imageproxy"))
-    container = output(*store, "from", "--pull-never", "atproto-imageproxy")
     try:
+        empty = output(*store, "from", "scratch")
+        run(*store, "add", empty, base, "/")
+        run(*store, "commit", "--rm", empty, name)
+        how = ["--isolation", "chroot", "--network", "host", "--pull-never"]
+        run(*store, "bud", *how, "--file", recipe, "--tag", "atproto-imageproxy", ROOT)
+        inspected = json.loads(output(*store, "inspect", "--type", "image", "atproto-imageproxy"))
+        container = output(*store, "from", "--pull-never", "atproto-imageproxy")
         yield Path(output(*store, "mount", container)), inspected["Docker"]["config"]
     finally:
+        # Also what a step that failed left mounted.
         run(*store, "rm", "--all")
 
 
-def until_ready(serving: subprocess.Popen[bytes]) -> None:
+def until_ready(serving: subprocess.Popen[bytes], port: int) -> None:
     deadline = time.monotonic() + STARTS_WITHIN
     while True:
         assert serving.poll() is None, "it ended"
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz") as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
                 assert answer.read() == b"ok\n"
                 return
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:  # refused, or no answer yet
             assert time.monotonic() < deadline, "it does not serve"
             time.sleep(0.1)

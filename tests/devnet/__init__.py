@@ -13,7 +13,6 @@ import base64
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from typing import Any
 
 import httpx2
 import trio
+
+from tests.processes import cache_folder
 
 __all__ = [
     "Account",
@@ -116,7 +117,7 @@ def ensure_installed(log: Callable[[str], None] = _log_to_stderr) -> Path:
     key = hashlib.sha256(platform.encode())
     for name in names:
         key.update((HERE / name).read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atproto-imageproxy"
+    cache = cache_folder()
     installed = cache / f"devnet-{key.hexdigest()[:16]}"
     if installed.exists():
         return installed
