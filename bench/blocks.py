@@ -28,13 +28,13 @@ from bench.client import Result, closed_loop
 from bench.pictures import Size, cid_of
 from bench.processes import BenchError, Server, free_port, metric, run, running, upstream
 from bench.upstream import LOOPBACK, Manifest, account
-from proxy.cache.base import Selection
 from proxy.config import Config, LogSection
-from proxy.identifiers import Cid, Did
-from proxy.log import configure_logging
+from proxy.lifecycle import open_moderator
+from proxy.model.identifiers import Cid, Did
+from proxy.model.selection import Selection
 from proxy.moderation.store import ModerationStore
-from proxy.opening import open_moderator
-from proxy.parts import moderation_store_of
+from proxy.observability.log import configure_logging
+from proxy.wiring_parts import moderation_store_of
 
 PRESET = "avatar_small"
 NONE, MANY = "no blocks", "blocks"

@@ -33,14 +33,16 @@ from bench import plot, report
 from bench.client import get
 from bench.processes import BenchError, Server, free_port, run, running
 from bench.upstream import LOOPBACK
-from proxy.cache.base import Entry, Selection
-from proxy.cache.folder import CacheFolder
-from proxy.cache.index import FILE_NAME, File, Index, Record, Rows
+from proxy.cache.files import CacheFolder
+from proxy.cache.index import FILE_NAME, File, Index, IndexEntry, Rows
+from proxy.cache.interface import Entry
 from proxy.cache.layout import IMAGES, entry_folder, entry_name
-from proxy.formats import Format
-from proxy.identifiers import Cid, Did
-from proxy.presets import DEFAULT_PRESETS
-from proxy.urls import ImageKey, image_key, image_url
+from proxy.model.formats import Format
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.selection import Selection
+from proxy.urls import image_url
 
 PER_OWNER = 10
 """Entries of each owner: as many blobs, each in one preset."""
@@ -129,7 +131,7 @@ class Stock:
                     # Read in another order than they were written in.
                     used = now - 3600 - (number * 7919) % self.entries / 1000
                     os.utime(path, (used, used))
-                    rows.add(Record(file, len(ENTRY), digest, used, used))
+                    rows.add(IndexEntry(file, len(ENTRY), digest, used, used))
             on_step()
         with index.writing() as rows:
             rows.set_complete()

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from bench import process_inputs, report
-from proxy.formats import Format
-from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.process.heap import keep_freed_memory
-from proxy.process.pipeline import render
+from proxy.imaging.pipeline import render
+from proxy.imaging.workers.heap import keep_freed_memory
+from proxy.model.formats import Format
+from proxy.model.presets import DEFAULT_PRESETS, Preset
 
 TRIES = 3
 

@@ -35,12 +35,13 @@ from bench.client import Connection, get
 from bench.pictures import Size
 from bench.processes import BenchError, Server, free_port, metric, run, running, until, upstream
 from bench.upstream import LOOPBACK, account
-from proxy.cache.folder import CacheFolder
+from proxy.cache.files import CacheFolder
 from proxy.cache.index import File, Index
 from proxy.cache.layout import IMAGES, blob_of, entry_folder, entry_name
-from proxy.formats import Format
-from proxy.presets import DEFAULT_PRESETS
-from proxy.urls import BlobKey, ImageKey, image_key, image_url
+from proxy.model.formats import Format
+from proxy.model.keys import BlobKey, ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.urls import image_url
 
 PLOT = Path("build/bench-crash.svg")
 TOKEN = "of-the-benchmark"  # noqa: S105

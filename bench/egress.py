@@ -27,7 +27,7 @@ from bench.processes import allow_open_files, run
 from bench.sockets import Sockets, bound_of, count_sockets
 from bench.starvation import PER_HEALTHY, PRESET, Phase, Plan, starvation
 from proxy.config import Config
-from proxy.egress.client import MAX_IDLE
+from proxy.egress.http_client import MAX_IDLE
 
 GOAL = 1.5
 """p99 beside the hanging PDS over p99 alone."""

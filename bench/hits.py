@@ -40,7 +40,7 @@ from bench.processes import (
 from bench.wrk import Load, load, wrk_program
 from proxy.cache.layout import entry_folder, entry_name
 from proxy.config import Config
-from proxy.formats import Format
+from proxy.model.formats import Format
 from proxy.urls import parse_image_path
 from tests.nginx import find_nginx
 

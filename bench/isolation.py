@@ -21,10 +21,10 @@ from PIL import Image
 from bench import report
 from bench.pictures import Pictures, Size
 from proxy.config import Config
-from proxy.formats import Format
-from proxy.presets import DEFAULT_PRESETS
-from proxy.process.heap import keep_freed_memory
-from proxy.process.pool import ProcessingPool, cpus_of_this_process
+from proxy.imaging.workers.heap import keep_freed_memory
+from proxy.imaging.workers.pool import ProcessingPool, cpus_of_this_process
+from proxy.model.formats import Format
+from proxy.model.presets import DEFAULT_PRESETS
 
 GOAL = 0.95
 """Of the throughput of threads."""

@@ -41,7 +41,7 @@ from bench.processes import (
 )
 from bench.upstream import Manifest
 from proxy.config import Config
-from proxy.process.pool import cpus_of_this_process
+from proxy.imaging.workers.pool import cpus_of_this_process
 
 PEER = "hits: peer (bare ASGI)"
 MEMORY = "hits: memory"

@@ -21,8 +21,8 @@ import trio
 
 from bench.client import Answer
 from proxy.config import load_config
-from proxy.serve import hypercorn_config
-from proxy.web import connection
+from proxy.serving.serve import hypercorn_config
+from proxy.web import hypercorn_connection as connection
 from proxy.web.asgi import Receive, Scope, Send
 
 READY = "/readyz"

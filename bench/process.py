@@ -37,9 +37,9 @@ from rich.table import Table
 from bench import plot, process_inputs, report
 from bench.process_worker import geometry
 from bench.processes import BenchError
-from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.process.heap import keep_freed_memory
-from proxy.process.pipeline import Recipe, render_each
+from proxy.imaging.pipeline import Recipe, render_each
+from proxy.imaging.workers.heap import keep_freed_memory
+from proxy.model.presets import DEFAULT_PRESETS, Preset
 
 PRESETS = ("avatar", "avatar_small", "banner", "content_preview", "content_full",
            "embed_thumbnail")  # fmt: skip

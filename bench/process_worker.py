@@ -38,10 +38,10 @@ def geometry(job: Job, width: int, height: int) -> tuple[tuple[float, ...], tupl
 
 def ours() -> Engine:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    render = import_module("proxy.process.pipeline").render
-    preset_of = import_module("proxy.presets").Preset
-    formats = import_module("proxy.formats").Format
-    import_module("proxy.process.heap").keep_freed_memory()  # as every worker does
+    render = import_module("proxy.imaging.pipeline").render
+    preset_of = import_module("proxy.model.presets").Preset
+    formats = import_module("proxy.model.formats").Format
+    import_module("proxy.imaging.workers.heap").keep_freed_memory()  # as every worker does
 
     def run(source: bytes, job: Job) -> bytes:
         shape = {name: job[name] for name in ("width", "height", "fit", "quality")}

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from proxy.process.pool import cpus_of_this_process
+from proxy.imaging.workers.pool import cpus_of_this_process
 
 PACKAGES = ("trio", "hypercorn", "h11", "httpcore2", "pillow")
 

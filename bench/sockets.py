@@ -15,10 +15,10 @@ from bench.pictures import Size
 from bench.processes import upstream
 from bench.starvation import configuration, network_of_names
 from proxy.config import Config
-from proxy.egress.client import MAX_IDLE
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import EgressError
 from proxy.egress.gateway import Gateway
+from proxy.egress.http_client import MAX_IDLE
 from proxy.egress.network import Network
 
 MAX_BYTES = 4096
@@ -85,7 +85,7 @@ async def count_sockets(hosts: int, folder: Path, note: Callable[[], None]) -> S
         def count() -> None:
             found.most = max(found.most, open_sockets() - before)
 
-        gateway = Gateway(config, _Counting(network_of_names(), count), network_of_names())
+        gateway = Gateway(config.fetch, _Counting(network_of_names(), count), network_of_names())
         began = trio.current_time()
         with trio.fail_after(MAX_SECONDS):
             async with trio.open_nursery() as nursery:

@@ -21,7 +21,7 @@ from bench.upstream import LOOPBACK, Manifest, account
 from proxy.config import Config
 from proxy.egress.guard import GuardedNetwork
 from proxy.errors import ImageProxyError
-from proxy.opening import open_service
+from proxy.lifecycle import open_service
 from proxy.service import Service
 
 PRESET = "avatar_small"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from proxy.config import Config, load_config
     from proxy.egress.network import Network
-    from proxy.opening import open_service
+    from proxy.lifecycle import open_service
     from proxy.web.app import ImageProxyApp
 
 __all__ = ["Config", "create_app", "load_config", "open_service"]
@@ -34,7 +34,7 @@ if not TYPE_CHECKING:
     _HOMES = {
         "Config": "proxy.config",
         "load_config": "proxy.config",
-        "open_service": "proxy.opening",
+        "open_service": "proxy.lifecycle",
     }
 
     def __getattr__(name: str) -> object:

@@ -3,6 +3,8 @@
 Command line, then environment, then the file, then defaults. Unknown keys and bad values are
 mistakes; all of them are reported at once. A relative path means one from the folder of the file
 that has it, or else from the one that the process runs in; once loaded it is absolute.
+
+Pure.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ from pydantic_core import ErrorDetails
 from proxy.egress.endpoint import Origin, parse_origin
 from proxy.egress.errors import Forbidden
 from proxy.errors import InvalidDid
-from proxy.formats import Format
-from proxy.identifiers import Did, parse_did
-from proxy.presets import (
+from proxy.model.formats import Format
+from proxy.model.identifiers import Did, parse_did
+from proxy.model.presets import (
     DEFAULT_PRESETS,
     CommaSeparated,
     NoneOrMore,

@@ -2,6 +2,8 @@
 
 Every class knows its HTTP ``status`` and its public ``message``. What a client may see is that
 message alone; ``cause`` is for the log, and may name hosts and addresses.
+
+Pure.
 """
 
 from __future__ import annotations

@@ -11,13 +11,15 @@ from typing import Literal
 
 import trio
 
-from proxy.actors import Actors
-from proxy.cache.base import Cache, Covering, Entry
-from proxy.cache.claims import Claims
+from proxy.accounts.blob_fetcher import Fetcher
+from proxy.accounts.did_documents import MIGRATION_AGE, Resolver
+from proxy.accounts.profiles import Profiles
+from proxy.cache.health import CacheHealth
+from proxy.cache.interface import Cache, Entry
 from proxy.cache.memory import MemoryCache
-from proxy.cache.upkeep import Upkeep
 from proxy.cache.writer import CacheWriter
 from proxy.config import Config
+from proxy.coordination.build_locks import BuildLocks
 from proxy.errors import (
     BlobNotFound,
     Busy,
@@ -35,19 +37,18 @@ from proxy.errors import (
     UnsupportedImage,
     UpstreamTimeout,
 )
-from proxy.fetch import Fetcher
-from proxy.flight import Flight, SingleFlight
-from proxy.formats import content_type_of
-from proxy.identity import MIGRATION_AGE, Resolver
-from proxy.metrics import Metrics
+from proxy.imaging.workers.pool import Processed, Processor
+from proxy.model.formats import content_type_of
+from proxy.model.keys import BlobKey, ImageKey, image_key
+from proxy.model.presets import Preset
+from proxy.model.selection import Covering
 from proxy.moderation.blocks import Blocks
+from proxy.moderation.gate import Gate
 from proxy.moderation.moderator import Moderator
-from proxy.moderation.permission import Permission
-from proxy.negative import NegativeCache
-from proxy.presets import Preset
-from proxy.process.pool import Processed, Processor
-from proxy.spans import Spans
-from proxy.urls import BlobKey, ImageKey, image_key
+from proxy.observability.metrics import Metrics
+from proxy.observability.spans import Spans
+from proxy.shared.negative_cache import NegativeCache
+from proxy.shared.single_flight import Flight, SingleFlight
 
 CacheState = Literal["hit", "miss", "coalesced"]
 
@@ -118,17 +119,17 @@ class Service:
         config: Config,
         *,
         blocks: Blocks,
-        permission: Permission,
+        gate: Gate,
         moderator: Moderator,
         cache: Cache,
         memory: MemoryCache,
         writer: CacheWriter,
-        upkeep: Upkeep,
+        cache_health: CacheHealth,
         resolver: Resolver,
         fetcher: Fetcher,
         processor: Processor,
-        claims: Claims | None,
-        actors: Actors,
+        build_locks: BuildLocks | None,
+        actors: Profiles,
         metrics: Metrics,
         spans: Spans,
         nursery: trio.Nursery,
@@ -138,13 +139,13 @@ class Service:
         self.metrics = metrics
         self.spans = spans
         self.blocks = blocks
-        self.permission = permission
+        self.gate = gate
         self.moderator = moderator
-        self.upkeep = upkeep
+        self.cache_health = cache_health
         self._cache = cache
         self._memory = memory
         self._writer = writer
-        self._claims = claims
+        self._build_locks = build_locks
         self._resolver = resolver
         self._fetcher = fetcher
         self._processor = processor
@@ -167,7 +168,7 @@ class Service:
 
     async def get(self, key: ImageKey) -> Image:
         """The image of a key that was checked; otherwise as ``get_image``."""
-        await self.permission.permit(key.blob)
+        await self.gate.permit(key.blob)
         image = self.hit(key)
         if image is not None:
             return image
@@ -175,7 +176,7 @@ class Service:
         # could land unseen, and the same work would be done twice.
         async with self._images.join(key, partial(self._make, key)) as landed:
             made = landed.value
-        self.permission.check(key.blob)
+        self.gate.check(key.blob)
         state = made.state
         if state == "miss" and not landed.started_it:
             state = "coalesced"
@@ -189,7 +190,7 @@ class Service:
         Raises:
             ImageProxyError: it is known that it may not be served.
         """
-        if not self.permission.check(key.blob):
+        if not self.gate.check(key.blob):
             return None
         entry = self._memory.get(key) or self._writer.pending(key)
         return None if entry is None else _image(key, entry, "hit", {})
@@ -201,10 +202,10 @@ class Service:
             UnsupportedImage: its type is not among ``blob.allowed_types``.
             ImageProxyError: as for images.
         """
-        await self.permission.permit(blob)
+        await self.gate.permit(blob)
         async with self._blobs.join(blob, partial(self._obtain, blob)) as landed:
             data = landed.value.data
-        self.permission.check(blob)
+        self.gate.check(blob)
         content_type = content_type_of(data)
         if not any(fnmatchcase(content_type, allowed) for allowed in self._allowed_types):
             raise UnsupportedImage(f"{content_type} is not among blob.allowed_types")
@@ -223,7 +224,7 @@ class Service:
         Raises:
             ImageProxyError: as for an image.
         """
-        await self.permission.permit(blob)
+        await self.gate.permit(blob)
         async with self._blobs.join(blob, partial(self._obtain, blob)):
             yield
 
@@ -259,15 +260,15 @@ class Service:
             return _Made(cached, "hit")
         self._image_failures.check(key.blob, trio.current_time())
         with ExitStack() as stack:
-            if self._claims is not None:
-                free, waited = await self._claims.claim(key)
+            if self._build_locks is not None:
+                free, waited = await self._build_locks.claim(key)
                 stack.callback(free)
                 # Another process may have made it since the first look, waited for or not.
                 if (cached := await self._recall(making)) is not None:
                     return _Made(cached, "coalesced" if waited else "hit")
             made = await self._transform(key, flight)
             # Nothing awaits from here on: what was transformed is not lost to a cancellation.
-            if not (making.is_forgotten or self.permission.refuses(key.blob)):
+            if not (making.is_forgotten or self.gate.refuses(key.blob)):
                 self._memory.put(key, made.entry)
                 stack.callback(self.spans.begin("write"))
                 # The claim goes with the write: who waits for it then finds the file.
@@ -315,7 +316,7 @@ class Service:
             return await self._cache.get(key)
         except OSError as error:
             # The image can still come from its PDS.
-            self.upkeep.failed(error)
+            self.cache_health.failed(error)
             return None
 
     async def _obtain(self, blob: BlobKey, _flight: Flight[_Source]) -> _Source:

@@ -7,14 +7,14 @@ from typing import get_args
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from proxy.formats import OUTPUTS, Format
-from proxy.metrics import ACTOR_OUTCOMES, GAUGES, SHARED, Metrics
+from proxy.imaging.workers.client import DeathReason
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.keys import KINDS
 from proxy.moderation.policy import Verdict
-from proxy.moderation.revalidate import Finding
+from proxy.moderation.revalidate import Availability
 from proxy.moderation.store import Action
-from proxy.process.workers import DeathReason
+from proxy.observability.metrics import ACTOR_OUTCOMES, GAUGES, SHARED, Metrics
 from proxy.service import OUTCOMES, CacheState
-from proxy.urls import KINDS
 
 HEAD = """# Metrics
 
@@ -65,7 +65,7 @@ VALUES: Mapping[str, Mapping[str, str | Iterable[str]]] = {
     "cdn_requests_total": {"outcome": ("ok", "failed")},
     "directory_requests_total": {"outcome": ("ok", "failed")},
     "admin_requests_total": {"status": "of the answer"},
-    "revalidations_total": {"finding": tuple(Finding)},
+    "revalidations_total": {"finding": tuple(Availability)},
     "actor_requests_total": {"kind": KINDS, "outcome": ACTOR_OUTCOMES},
     "feed_events_total": {"feed": FEED, "outcome": "what followed, in a word"},
     "feed_disconnects_total": {"feed": FEED, "reason": "why, in a few words"},

@@ -63,7 +63,7 @@ def build(folder: Path) -> tuple[Path, Path]:
 def look_into(wheel: Path) -> None:
     """Fail for a wheel with too little or too much in it."""
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("proxy/py.typed", "proxy/nginx.conf", "proxy/web/page.html"):
+    for needed in ("proxy/py.typed", "proxy/tools/nginx.conf", "proxy/web/page.html"):
         assert needed in names, f"{needed} is not in the wheel"
     strangers = {name.split("/")[0] for name in names if ".dist-info/" not in name} - {"proxy"}
     assert not strangers, f"in the wheel: {strangers}"

@@ -19,7 +19,7 @@ from typing import Any, Generic, Self, TypeVar
 import h11
 import trio
 
-from proxy.identifiers import Cid, Did
+from proxy.model.identifiers import Cid, Did
 from tests.fakes.network import Request, Site
 from tests.fakes.sites import FakePds, FakePlc, document, new_plc_did, pds_service
 

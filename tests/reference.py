@@ -19,10 +19,11 @@ from pydantic import AfterValidator, BaseModel, SecretStr, StringConstraints
 from pydantic.fields import FieldInfo
 
 from proxy.config import ENV_PREFIX, SEED_VARIABLES, Config
-from proxy.nginx import server_block
-from proxy.parts import disk_cache_of
-from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.model.presets import DEFAULT_PRESETS, Preset
+from proxy.tools.nginx import server_block
+from proxy.wiring_parts import disk_cache_of
 from tests.metrics_reference import metrics_reference
+from tests.rooms import architecture
 
 ROOT = Path(__file__).parent.parent
 
@@ -192,6 +193,7 @@ def nginx_conf() -> str:
 
 
 MADE: Mapping[str, Callable[[], str]] = {
+    "docs/architecture.md": architecture,
     "docs/configuration.md": reference,
     "docs/metrics.md": metrics_reference,
     "deploy/nginx.conf": nginx_conf,

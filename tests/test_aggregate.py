@@ -9,8 +9,8 @@ import time
 import pytest
 from prometheus_client import generate_latest
 
-from proxy.aggregate import Snapshot, merge, render
-from proxy.metrics import Metrics
+from proxy.observability.metrics import Metrics
+from proxy.observability.metrics_snapshot import MetricsSnapshot, merge, render
 
 
 def counted(*seconds: float, preset: str = "avatar", entries: int = 7, waiting: int = 1) -> Metrics:
@@ -76,8 +76,8 @@ def test_of_two_processes_one_version_runs_and_the_later_start_counts() -> None:
 
 def test_a_snapshot_comes_over_a_socket_as_it_was() -> None:
     snapshot = counted(0.5, 2).snapshot()
-    assert render(Snapshot.from_json(snapshot.to_json())) == render(snapshot)
-    shared = Snapshot.from_json(snapshot.to_json()).shared
+    assert render(MetricsSnapshot.from_json(snapshot.to_json())) == render(snapshot)
+    shared = MetricsSnapshot.from_json(snapshot.to_json()).shared
     assert "imageproxy_cache_entries" in shared
     assert "imageproxy_process_waiting" not in shared
 
@@ -97,4 +97,4 @@ def test_a_snapshot_comes_over_a_socket_as_it_was() -> None:
 )
 def test_what_is_no_snapshot_is_refused_and_not_taken_for_an_empty_one(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (JSON's own is one)
-        Snapshot.from_json(data)
+        MetricsSnapshot.from_json(data)

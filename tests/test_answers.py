@@ -17,18 +17,18 @@ from proxy.errors import (
     ImageProxyError,
     InvalidPreset,
 )
-from proxy.formats import OUTPUTS, Format
-from proxy.presets import DEFAULT_PRESETS
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.keys import BlobKey, ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS
 from proxy.service import Blob, Image
-from proxy.urls import BlobKey, ImageKey, image_key
-from proxy.web.answers import (
-    Answer,
-    blob_answer,
-    error_answer,
-    image_answer,
+from proxy.web.responses import (
+    HttpResponse,
+    blob_response,
+    error_response,
+    image_response,
     method_not_allowed,
     not_modified,
-    plain_answer,
+    plain_response,
 )
 
 from .test_errors import FAMILY, ROWS, SECRET
@@ -48,7 +48,7 @@ SECURITY = {
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
-def fields(answer: Answer) -> dict[str, str]:
+def fields(answer: HttpResponse) -> dict[str, str]:
     """The headers by lower-case name; every one of them is fit to be sent."""
     names = [name.lower() for name, _value in answer.headers]
     assert len(set(names)) == len(names), "a field is sent twice"
@@ -73,7 +73,7 @@ def image(
 
 def test_an_image_has_exactly_the_specified_headers() -> None:
     """Catches a header that is missing, and one that nobody promised."""
-    answer = image_answer(key(), image(key()))
+    answer = image_response(key(), image(key()))
     assert answer.status == 200
     assert answer.body == b"pixels"
     assert fields(answer) == {
@@ -89,7 +89,7 @@ def test_an_image_has_exactly_the_specified_headers() -> None:
 @pytest.mark.parametrize("format_", list(Format))
 def test_type_and_file_name_follow_the_result(format_: Format) -> None:
     """Catches the asked format in place of the one that was served: a GIF named .jpg."""
-    headers = fields(image_answer(key(), image(key(), format_)))
+    headers = fields(image_response(key(), image(key(), format_)))
     assert headers["content-type"] == format_.content_type
     assert headers["content-disposition"] == f'inline; filename="{CID}.{format_.extension}"'
 
@@ -102,7 +102,7 @@ def test_no_preset_and_no_cid_breaks_a_header(
 ) -> None:
     """Catches a line break, a quote or a control character on its way into a header."""
     made = key(preset, cid, format_ and format_.value)
-    for answer in (image_answer(made, image(made)), not_modified(made.etag)):
+    for answer in (image_response(made, image(made)), not_modified(made.etag)):
         etag = fields(answer)["etag"]
         assert re.fullmatch(r'"[a-z0-9_]+-[A-Za-z0-9]+-[0-9a-f]{10}"', etag)
 
@@ -110,11 +110,11 @@ def test_no_preset_and_no_cid_breaks_a_header(
 def test_the_timings_that_took_place_are_told_in_milliseconds() -> None:
     """Catches seconds, and durations of stages that a hit never had."""
     timings = {"resolve": 0.0012, "fetch": 1.5, "queue": 0.0, "process": 0.04567}
-    headers = fields(image_answer(key(), image(key(), timings=timings)))
+    headers = fields(image_response(key(), image(key(), timings=timings)))
     assert headers["server-timing"] == (
         "resolve;dur=1.2, fetch;dur=1500.0, queue;dur=0.0, process;dur=45.7"
     )
-    assert "server-timing" not in fields(image_answer(key(), image(key())))
+    assert "server-timing" not in fields(image_response(key(), image(key())))
 
 
 def test_a_304_repeats_what_a_200_would_say_to_a_cache() -> None:
@@ -128,7 +128,7 @@ def test_a_304_repeats_what_a_200_would_say_to_a_cache() -> None:
 def test_a_blob_is_a_download_that_no_browser_runs(cid: str) -> None:
     """Catches an original shown inline: whatever somebody uploaded, from this origin."""
     blob_key = BlobKey(key(cid=cid).blob.did, key(cid=cid).blob.cid)
-    answer = blob_answer(blob_key, Blob(b"original", "image/png", f'"{cid}"'))
+    answer = blob_response(blob_key, Blob(b"original", "image/png", f'"{cid}"'))
     assert (answer.status, answer.body) == (200, b"original")
     assert fields(answer) == {
         "content-type": "image/png",
@@ -143,7 +143,7 @@ def test_a_blob_is_a_download_that_no_browser_runs(cid: str) -> None:
 def test_every_error_gives_its_row_of_the_table(kind: type[ImageProxyError]) -> None:
     """Catches a cacheable 502, a 404 that is asked again by every reader, a bare 503."""
     status, message, caching, _ = ROWS[kind.__name__]
-    answer = error_answer(kind(SECRET))
+    answer = error_response(kind(SECRET))
     assert answer.status == status
     body = answer.body.decode("ascii")
     assert body.startswith(message)
@@ -164,7 +164,7 @@ def test_every_error_gives_its_row_of_the_table(kind: type[ImageProxyError]) -> 
 
 def test_busy_says_when_to_come_back_in_whole_seconds() -> None:
     """Catches a Retry-After of 0, which is a storm, and one that is no number."""
-    assert int(fields(error_answer(Busy()))["retry-after"]) >= 1
+    assert int(fields(error_response(Busy()))["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_what_is_hidden_is_answered_byte_for_byte_like_what_is_not(
     hidden: type[ImageProxyError], plain: type[ImageProxyError]
 ) -> None:
     """Catches a port scanner of this network, and a list of what is blocked."""
-    assert error_answer(hidden("to 169.254.169.254")) == error_answer(plain("reset"))
+    assert error_response(hidden("to 169.254.169.254")) == error_response(plain("reset"))
 
 
 @given(name=st.text())
 @settings(deadline=None, derandomize=True)
 def test_any_preset_name_is_answered_in_one_plain_line(name: str) -> None:
     """Catches a body, or a failure to encode it, that a URL decides about."""
-    answer = error_answer(InvalidPreset(name))
+    answer = error_response(InvalidPreset(name))
     fields(answer)
     body = answer.body.decode("ascii")
     assert body.startswith("invalid preset: ")
@@ -202,7 +202,7 @@ def test_another_method_is_told_which_are_allowed() -> None:
 @pytest.mark.parametrize(("status", "text"), [(200, "ok"), (503, "draining"), (404, "not found")])
 def test_a_plain_answer_is_never_cached(status: int, text: str) -> None:
     """Catches a load balancer that reads yesterday's health from a cache."""
-    answer = plain_answer(status, text)
+    answer = plain_response(status, text)
     assert answer.status == status
     assert answer.body == f"{text}\n".encode()
     assert fields(answer) == {

@@ -3,85 +3,58 @@
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-
-LOWEST = "what decides (pure)"
+from tests.rooms import ROOT, architecture, arrows, imports, modules, order, room_of
 
 TALKING = {"trio", "socket", "sqlite3", "fcntl", "subprocess", "httpcore2", "asks", "structlog"}
 """What a module that decides has no use for."""
 
 
-def floors() -> list[tuple[str, list[str]]]:
-    """The map from its top: the name of each floor, and the modules on it."""
-    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    found: list[tuple[str, list[str]]] = []
-    for line in re.findall(r"^ {4}.*$", text.partition("\n`process/worker`")[0], re.MULTILINE):
-        if name := line[4:31].strip():
-            found.append((name, []))
-        found[-1][1].extend(line[31:].split())
-    return found
+def test_every_room_is_on_the_map_with_the_sentence_of_its_docstring() -> None:
+    """Catches a folder that came, went or changed its purpose without the map."""
+    assert sorted(order()) == sorted({room_of(name) for name in modules()})
+    assert (ROOT / "docs/architecture.md").read_text(encoding="utf-8") == architecture()
 
 
-def trees() -> dict[str, ast.Module]:
-    """Each module that has more than a docstring."""
-    files = (ROOT / "proxy").rglob("*.py")
-    read = {
-        file.relative_to(ROOT / "proxy").with_suffix("").as_posix(): ast.parse(file.read_text())
-        for file in files
-    }
-    return {name: tree for name, tree in read.items() if len(tree.body) > 1}
-
-
-def imports(tree: ast.Module) -> Iterator[str]:
-    """The names that a module imports, wherever it does, with dots."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def module_of(name: str, modules: dict[str, ast.Module]) -> str | None:
-    """The module of ours that is, or has, an imported name."""
-    if not name.startswith("proxy."):
-        return None
-    path = name.removeprefix("proxy.").replace(".", "/")
-    while path not in modules:
-        path, slash, _ = path.rpartition("/")
-        if not slash:
-            return "__init__"
-    return path
-
-
-def test_every_module_stands_on_one_floor() -> None:
-    """Catches a module that came, went or moved without the map."""
-    assert sorted(name for _, names in floors() for name in names) == sorted(trees())
-
-
-def test_imports_go_down_or_sideways_and_never_in_a_circle() -> None:
+def test_imports_go_down_the_map_and_never_in_a_circle() -> None:
     """Catches an arrow that points up, and two modules that are one."""
-    height = {name: -at for at, (_, names) in enumerate(floors()) for name in names}
-    modules = trees()
-    arrows = {
-        name: {to for each in imports(tree) if (to := module_of(each, modules))}
-        for name, tree in modules.items()
-    }
-    up = [f"{a} -> {b}" for a, found in arrows.items() for b in found if height[b] > height[a]]
+    depth = {room: at for at, room in enumerate(order())}
+    found = arrows()
+    up = [
+        f"{name} -> {to}"
+        for name, imported in found.items()
+        for to in imported
+        if depth[room_of(to)] < depth[room_of(name)]
+    ]
     assert up == []
-    assert len(arrows["service"]) > 10, "the check must see arrows"
-    TopologicalSorter(arrows).prepare()
+    assert len(found["service"]) > 10, "the check must see arrows"
+    TopologicalSorter(found).prepare()
 
 
-def test_what_decides_imports_nothing_that_talks() -> None:
-    """Catches I/O on the lowest floor, whose modules are tested without any."""
-    name, lowest = floors()[-1]
-    assert name == LOWEST
-    modules = trees()
-    talks = {each: {part.partition(".")[0] for part in imports(modules[each])} for each in lowest}
-    assert {each: found & TALKING for each, found in talks.items() if found & TALKING} == {}
+def test_no_folder_holds_a_single_module() -> None:
+    """Catches a level of folders that nobody needs."""
+    folders = [path.parent for path in (ROOT / "proxy").rglob("__init__.py")]
+    alone = [
+        folder
+        for folder in folders
+        if len([each for each in folder.glob("*.py") if each.name != "__init__.py"])
+        + len([each for each in folder.iterdir() if each in folders])
+        < 2
+    ]
+    assert alone == []
+
+
+def test_a_module_that_calls_itself_pure_imports_nothing_that_talks() -> None:
+    """Catches I/O in what decides, which is tested without any."""
+    pure = {
+        name: {each.partition(".")[0] for each in imports(tree)}
+        for name, tree in modules().items()
+        if "pure" in _docstring(tree).lower()
+    }
+    assert {name: found & TALKING for name, found in pure.items() if found & TALKING} == {}
+    assert len(pure) > 30, "the check must see modules"
+
+
+def _docstring(tree: ast.Module) -> str:
+    return ast.get_docstring(tree) or ""

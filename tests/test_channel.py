@@ -10,12 +10,12 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.egress.channel import ChannelStatistics, FetchChannel
 from proxy.egress.errors import BadAnswer, EgressError, Saturated, TimedOut
-from proxy.egress.get import Answer
+from proxy.egress.fetch_channel import ChannelStatistics, FetchChannel
+from proxy.egress.guarded_get import Response
 from tests.fakes.steps import cancelled_at_every_step
 
-ANSWER = Answer(200, {}, b"", b"")
+ANSWER = Response(200, {}, b"", b"")
 IDLE = ChannelStatistics(0, 0)
 LONG = 3600.0
 
@@ -40,7 +40,7 @@ class Asker:
         return scope
 
     async def _ask(self, host: str, name: str, timeout: float, scope: trio.CancelScope) -> None:
-        async def work() -> Answer:
+        async def work() -> Response:
             self.began.append(name)
             self.running += 1
             self.most_running = max(self.most_running, self.running)
@@ -230,7 +230,7 @@ async def test_time_in_the_queue_does_not_count(
 async def test_a_failure_ends_the_worker_or_reaches_nobody(
     nursery: trio.Nursery, error: Exception
 ) -> None:
-    async def fail() -> Answer:
+    async def fail() -> Response:
         await trio.lowlevel.checkpoint()
         raise error
 
@@ -239,7 +239,7 @@ async def test_a_failure_ends_the_worker_or_reaches_nobody(
             with pytest.raises(type(error)):
                 await channel.submit("host", fail, timeout=LONG)
 
-        async def succeed() -> Answer:
+        async def succeed() -> Response:
             return ANSWER
 
         assert await channel.submit("host", succeed, timeout=LONG) is ANSWER
@@ -252,7 +252,7 @@ async def test_a_cancellation_somewhere_leaves_a_worker_or_a_place_taken(
     channel = FetchChannel(queue_size=4, workers=2, per_host=1)
     nursery.start_soon(channel.run)
 
-    async def work() -> Answer:
+    async def work() -> Response:
         for _ in range(3):
             await trio.lowlevel.checkpoint()
         return ANSWER

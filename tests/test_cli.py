@@ -21,19 +21,20 @@ import trio
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from proxy.cache.base import Selection
 from proxy.cli import cli
 from proxy.cli.caching import BAR, bar
 from proxy.cli.warming import parse_warm_line
 from proxy.config import Config, Layer, load_config
 from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
-from proxy.formats import Format
+from proxy.lifecycle import open_moderator
+from proxy.model.formats import Format
+from proxy.model.keys import BlobKey, ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.selection import Selection
 from proxy.moderation.cdn.queue import CdnQueue
-from proxy.nginx import server_block
-from proxy.opening import open_moderator
-from proxy.parts import disk_cache_of, moderation_database_of, moderation_store_of
-from proxy.presets import DEFAULT_PRESETS
-from proxy.urls import BlobKey, ImageKey, image_key, image_url
+from proxy.tools.nginx import server_block
+from proxy.urls import image_url
+from proxy.wiring_parts import disk_cache_of, moderation_database_of, moderation_store_of
 from tests.required import skip_unless_required
 
 from .cache import blob_cid, entry, key, owner
@@ -353,7 +354,7 @@ def test_serve_gives_its_options_precedence_and_passes_the_exit_code_on(
         served.append((config, file, overrides))
         return 7
 
-    monkeypatch.setattr("proxy.serve.serve", serve)
+    monkeypatch.setattr("proxy.serving.serve.serve", serve)
     environment = {"IMAGE_PROXY_SERVER__BIND": "127.0.0.1:1", "IMAGE_PROXY_SERVER__WORKERS": "2"}
     assert run("serve", *arguments, env=environment).exit_code == 7
     ((config, file, given),) = served
@@ -365,7 +366,7 @@ def test_serve_gives_its_options_precedence_and_passes_the_exit_code_on(
 
 def test_serve_does_not_start_with_a_bad_address(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an option that is not checked like a key of the file."""
-    monkeypatch.setattr("proxy.serve.serve", lambda *_arguments: pytest.fail("served"))
+    monkeypatch.setattr("proxy.serving.serve.serve", lambda *_arguments: pytest.fail("served"))
     result = run("serve", "--bind", "8080")
     assert result.exit_code == 2
     assert "server.bind = '8080'" in result.stderr

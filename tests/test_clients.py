@@ -11,19 +11,12 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.egress.channel import ChannelStatistics
-from proxy.egress.client import MAX_IDLE
 from proxy.egress.endpoint import Origin
-from proxy.egress.errors import (
-    BadAnswer,
-    ConnectFailed,
-    Forbidden,
-    NoAnswer,
-    TimedOut,
-    TooLarge,
-)
+from proxy.egress.errors import BadAnswer, ConnectFailed, Forbidden, NoAnswer, TimedOut, TooLarge
+from proxy.egress.fetch_channel import ChannelStatistics
 from proxy.egress.gateway import Gateway
-from proxy.egress.get import MIN_BYTES_PER_SECOND, USER_AGENT
+from proxy.egress.guarded_get import MIN_BYTES_PER_SECOND, USER_AGENT
+from proxy.egress.http_client import MAX_IDLE
 from tests.fakes import faults
 from tests.fakes.misbehaviours import MISBEHAVIOURS, Misbehaviour, heal
 from tests.fakes.network import Conversation, Fault, Response, Site, honest
@@ -50,7 +43,7 @@ async def site(client_world: World) -> Site:
 @asynccontextmanager
 async def running_gateway(world: World, **fetch: object) -> AsyncIterator[Gateway]:
     config = world.config(fetch=dict(fetch))
-    gateway = Gateway(config, world.network, world.directory_network)
+    gateway = Gateway(config.fetch, world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         yield gateway

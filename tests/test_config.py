@@ -22,7 +22,7 @@ from proxy.config import (
     environment_for,
     load_config,
 )
-from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.model.presets import DEFAULT_PRESETS, Preset
 
 ROOT = Path(__file__).parent.parent
 

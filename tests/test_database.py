@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from proxy.database import Database
+from proxy.shared.sqlite import Database
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS numbers (value INTEGER NOT NULL)"
 
 COUNT = """
 import sys
 from pathlib import Path
-from proxy.database import Database
+from proxy.shared.sqlite import Database
 database = Database(Path(sys.argv[1]), %r, synchronous="NORMAL")
 for _ in range(100):
     with database.writing() as connection:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import proxy
-from proxy.cache.base import Selection
 from proxy.config import Config, load_config
-from proxy.moderation.feeds.store import FeedStore
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.selection import Selection
+from proxy.moderation.feeds.label_store import FeedStore
 from proxy.moderation.store import ModerationStore
-from proxy.presets import DEFAULT_PRESETS
 from tests.cache import owner
 from tests.commands import check_line
 from tests.deployed import guest
@@ -52,6 +52,18 @@ def test_every_claim_of_security_is_held_by_tests_that_exist() -> None:
         assert named, claim
         for file, test in named:
             assert f"def {test}(" in (ROOT / file).read_text(), f"{claim}: {file}::{test}"
+
+
+def test_every_module_that_a_document_names_exists() -> None:
+    """Catches a module that moved away under a document."""
+    named = {
+        path
+        for document in DOCUMENTS
+        for path in re.findall(r"`(?:proxy/)?([\w/]+\.py)`", (ROOT / document).read_text())
+        if not path.startswith(("tests/", "bench/", "test_"))
+    }
+    assert len(named) > 10
+    assert [path for path in sorted(named) if not (ROOT / "proxy" / path).exists()] == []
 
 
 DOCUMENTS = sorted(

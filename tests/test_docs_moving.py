@@ -9,7 +9,7 @@ import pytest
 
 from proxy.config import Config, ConfigError, load_config
 from proxy.errors import InvalidFormat
-from proxy.presets import DEFAULT_PRESETS, Preset
+from proxy.model.presets import DEFAULT_PRESETS, Preset
 from proxy.urls import parse_image_path
 from tests.documents import blocks
 from tests.processes import ROOT

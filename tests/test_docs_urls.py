@@ -13,17 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import ImageProxyError, InvalidCid, InvalidDid, InvalidHandle, InvalidPreset
-from proxy.formats import OUTPUTS, Format
-from proxy.presets import DEFAULT_PRESETS, Preset, variant_name, variants_of
-from proxy.references import parse_actor
-from proxy.urls import (
-    blob_url,
-    image_key,
-    image_url,
-    parse_actor_path,
-    parse_blob_path,
-    parse_image_path,
-)
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.keys import image_key
+from proxy.model.presets import DEFAULT_PRESETS, Preset, variant_name, variants_of
+from proxy.model.references import parse_actor
+from proxy.urls import blob_url, image_url, parse_actor_path, parse_blob_path, parse_image_path
 from proxy.web.negotiate import choose
 from tests.documents import blocks
 from tests.fakes.sites import cid_of

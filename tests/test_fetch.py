@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from libipld import encode_cid
 
+from proxy.accounts.blob_fetcher import PdsFetcher, is_absent
 from proxy.egress.gateway import Gateway
 from proxy.errors import (
     BlobNotFound,
@@ -27,9 +28,8 @@ from proxy.errors import (
     RateLimited,
     UpstreamTimeout,
 )
-from proxy.fetch import PdsFetcher, is_absent
-from proxy.identifiers import Cid, Did
-from proxy.urls import BlobKey
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import BlobKey
 from tests.fakes import faults
 from tests.fakes.network import Conversation, Fault, honest
 from tests.fakes.sites import Blob, FakePds, cid_of, new_plc_did
@@ -41,7 +41,7 @@ MB = 1024 * 1024
 @asynccontextmanager
 async def fetching(world: World, **fetch: Any) -> AsyncIterator[PdsFetcher]:
     config = world.config(fetch=fetch)
-    gateway = Gateway(config, world.network, world.directory_network)
+    gateway = Gateway(config.fetch, world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         yield PdsFetcher(config, gateway)

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from proxy.errors import Busy, FetchFailed
-from proxy.flight import Flight, SingleFlight
+from proxy.shared.single_flight import Flight, SingleFlight
 
 
 class Work:

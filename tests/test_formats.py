@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import InvalidFormat
-from proxy.formats import OUTPUTS, Format, content_type_of, output_for, parse_output, sniff
+from proxy.model.formats import OUTPUTS, Format, content_type_of, output_for, parse_output, sniff
 
 
 def ftyp(*brands: bytes, size: int | None = None) -> bytes:

@@ -11,6 +11,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.accounts.did_documents import DidResolver
+from proxy.accounts.handles import HandleResolver, dids_in
 from proxy.egress.errors import ConnectFailed, EgressError, Saturated, TimedOut
 from proxy.egress.gateway import Gateway
 from proxy.errors import (
@@ -21,9 +23,7 @@ from proxy.errors import (
     ImageProxyError,
     UpstreamTimeout,
 )
-from proxy.handles import HandleResolver, dids_in
-from proxy.identifiers import Did, Handle
-from proxy.identity import DidResolver
+from proxy.model.identifiers import Did, Handle
 from tests.fakes import faults
 from tests.fakes.network import Fault, Response, Site
 from tests.fakes.sites import document, new_plc_did, pds_service
@@ -109,7 +109,7 @@ async def resolving(world: World, names: Names) -> AsyncIterator[HandleResolver]
     config = world.config(
         identity={"ttl": TTL, "stale_ttl": STALE_TTL, "negative_ttl": NEGATIVE_TTL}
     )
-    gateway = Gateway(config, world.network, world.directory_network)
+    gateway = Gateway(config.fetch, world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         documents = DidResolver(config, gateway, nursery)

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import ImageProxyError, InvalidCid, InvalidDid, InvalidHandle
-from proxy.identifiers import (
+from proxy.model.identifiers import (
     MAX_CID,
     cid_digest,
     did_web_authority,
@@ -362,7 +362,7 @@ def test_a_long_cid_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPa
     def never(text: str) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("proxy.identifiers.decode_cid", never)
+    monkeypatch.setattr("proxy.model.identifiers.decode_cid", never)
     with pytest.raises(InvalidCid):
         parse_cid("Q" * (MAX_CID + 1))
 

@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.accounts.did_documents import DidResolver, handle_of, pds_of
 from proxy.egress.gateway import Gateway
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.network import Network
@@ -25,8 +26,7 @@ from proxy.errors import (
     NoPdsEndpoint,
     UpstreamTimeout,
 )
-from proxy.identifiers import Did
-from proxy.identity import DidResolver, handle_of, pds_of
+from proxy.model.identifiers import Did
 from tests.fakes import faults
 from tests.fakes.network import FakeNetwork, Fault, Site
 from tests.fakes.sites import FakePlc, FakeWeb, document, new_plc_did, pds_service
@@ -202,7 +202,7 @@ async def resolving(
     config = world.config(
         identity={"ttl": TTL, "stale_ttl": STALE_TTL, "negative_ttl": NEGATIVE_TTL}
     )
-    gateway = Gateway(config, *(networks or (world.network, world.directory_network)))
+    gateway = Gateway(config.fetch, *(networks or (world.network, world.directory_network)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         yield DidResolver(config, gateway, nursery, clock or trio.current_time)
@@ -232,7 +232,7 @@ async def test_a_directory_below_a_path_is_asked_at_its_root(world: World) -> No
     world.directory_network.add(plc)
     world.plc = plc
     config = world.config(identity={"plc_url": f"{plc.url}/mirror/"})
-    gateway = Gateway(config, world.network, world.directory_network)
+    gateway = Gateway(config.fetch, world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         assert await DidResolver(config, gateway, nursery).resolve(DID) == PDS
@@ -255,7 +255,7 @@ async def test_a_did_web_is_asked_of_the_directory_or_of_the_wrong_port(
     web.document = document(did, pds_service(PDS))
     world.network.add(web)
     config = world.config(fetch={"allow_private_hosts": True})
-    gateway = Gateway(config, world.network, world.directory_network)
+    gateway = Gateway(config.fetch, world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         assert await DidResolver(config, gateway, nursery).resolve(did) == PDS
@@ -274,7 +274,7 @@ async def test_a_did_web_of_localhost_reaches_this_machine(
     web.document = document(did, pds_service(PDS))
     world.network.add(web)
     config = world.config(fetch={"allow_http": allow_http})
-    gateway = Gateway(config, world.network, world.directory_network)
+    gateway = Gateway(config.fetch, world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         with pytest.raises(ForbiddenDomain):
@@ -496,7 +496,7 @@ async def test_a_full_channel_is_a_failure_of_the_account(world: World) -> None:
     gate = trio.Event()
     world.plc.fault = faults.gated(gate)
     config = world.config(fetch={"queue_size": 1, "workers": 1, "per_host": 1})
-    gateway = Gateway(config, world.network, world.directory_network)
+    gateway = Gateway(config.fetch, world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         resolver = DidResolver(config, gateway, nursery)

@@ -22,9 +22,9 @@ import structlog
 import trio
 import trio.testing
 
-from proxy import request_id
 from proxy.config import LogSection
-from proxy.log import ACCEPT, ACCEPT_SECONDS, configure_logging, server_log
+from proxy.observability import request_id
+from proxy.observability.log import ACCEPT, ACCEPT_SECONDS, configure_logging, server_log
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, serve, upstream
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from proxy import negative
-from proxy.cache.base import Selection
 from proxy.errors import BlobNotFound, FetchFailed, UndecodableImage
-from proxy.identifiers import Cid, Did
-from proxy.negative import NegativeCache
-from proxy.urls import BlobKey
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Selection
+from proxy.shared import negative_cache as negative
+from proxy.shared.negative_cache import NegativeCache
 
 CID = Cid("bafkreiemeosfdll427qzow5tipvctigjebyvi6ketznqrau2ydhzyggt7i")
 BLOB = BlobKey(Did("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"), CID)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from proxy.cache.layout import AUTO, entry_folder, entry_name, possible_formats
 from proxy.config import Config
-from proxy.formats import OUTPUTS, Format
-from proxy.nginx import CANONICAL, IS_KNOWN, accept_patterns, server_block
-from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.urls import image_key, image_url
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.keys import image_key
+from proxy.model.presets import DEFAULT_PRESETS, Preset
+from proxy.tools.nginx import CANONICAL, IS_KNOWN, accept_patterns, server_block
+from proxy.urls import image_url
 from proxy.web.conditional import none_match
 from proxy.web.negotiate import choose
 

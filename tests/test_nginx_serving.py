@@ -22,11 +22,12 @@ import trio
 
 from proxy.cache.layout import entry_folder, entry_name
 from proxy.config import Config, load_config
-from proxy.formats import OUTPUTS, Format
-from proxy.identifiers import Cid, Did, parse_did
-from proxy.parts import disk_cache_of
-from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.urls import ImageKey, image_key, image_url
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.identifiers import Cid, Did, parse_did
+from proxy.model.keys import ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS, Preset
+from proxy.urls import image_url
+from proxy.wiring_parts import disk_cache_of
 from tests.cache import blob_cid, entry, owner
 from tests.fakes.sites import document, new_plc_did, pds_service
 from tests.fakes.world import tiny_jpeg

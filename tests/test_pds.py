@@ -21,19 +21,19 @@ import pytest
 import trio
 from PIL import Image
 
-from proxy import records
-from proxy.cache.base import Selection
+from proxy.accounts import records
+from proxy.accounts.blob_fetcher import PdsFetcher
+from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
 from proxy.egress.gateway import Gateway
 from proxy.egress.guard import GuardedNetwork
 from proxy.errors import BlobNotFound
-from proxy.fetch import PdsFetcher
-from proxy.identifiers import Cid, Did
-from proxy.identity import DidResolver
+from proxy.lifecycle import open_service
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import image_key
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.selection import Selection
 from proxy.moderation.revalidate import Revalidator
-from proxy.opening import open_service
-from proxy.presets import DEFAULT_PRESETS
-from proxy.urls import image_key
 from proxy.web.app import create_app
 from tests import devnet as real
 from tests.devnet import Account, Devnet, DevnetUnavailable, blob_cid
@@ -360,7 +360,7 @@ async def test_what_its_pds_took_down_is_noticed_without_a_byte_of_it(
 
         decisions = FakeDecisions(purge)
         async with trio.open_nursery() as nursery:
-            gateway = Gateway(config, wiretap, wiretap)
+            gateway = Gateway(config.fetch, wiretap, wiretap)
             nursery.start_soon(gateway.run)
             revalidator = Revalidator(
                 age=7 * 86400,

@@ -11,20 +11,20 @@ import trio.testing
 
 from proxy.config import Config
 from proxy.errors import Busy, UndecodableImage
-from proxy.formats import Format
-from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.process import threads as threads_module
-from proxy.process.admission import Admission, Claim
-from proxy.process.batch import Batch, Call
-from proxy.process.memory import Estimate
-from proxy.process.pipeline import Outcome, Recipe, Rendered
-from proxy.process.pool import (
+from proxy.imaging.memory_estimate import Estimate
+from proxy.imaging.pipeline import Outcome, Recipe, Rendered
+from proxy.imaging.workers import threads as threads_module
+from proxy.imaging.workers.admission import Admission, Reservation
+from proxy.imaging.workers.batch import Batch, Call
+from proxy.imaging.workers.ipc import MOST_RECIPES
+from proxy.imaging.workers.pool import (
     PoolStatistics,
     Processed,
     ProcessingPool,
     cpus_of_this_process,
 )
-from proxy.process.wire import MOST_RECIPES
+from proxy.model.formats import Format
+from proxy.model.presets import DEFAULT_PRESETS, Preset
 from tests.fakes.world import tiny_jpeg
 
 PRESET = DEFAULT_PRESETS["avatar_thumbnail"]
@@ -441,7 +441,7 @@ async def test_a_job_grows_beyond_the_budget_or_beyond_what_it_was_estimated_for
 async def test_a_job_that_was_admitted_grows_into_the_room_of_others() -> None:
     admission = Admission(100, 1000)
     batch = Batch(call(BLOB, 40), admission, 5)
-    async with admission.room(batch.claim), admission.room(Claim(45, b"")):
+    async with admission.room(batch.claim), admission.room(Reservation(45, b"")):
         assert batch.take(call(BLOB, 40))
         assert admission.statistics().admitted_bytes == 95
         assert not batch.take(call(BLOB, 50))

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from proxy.presence import Presence
+from proxy.coordination.liveness import Liveness
 
 ENTER = """
 import sys
 from pathlib import Path
-from proxy.presence import Presence
-mark = Presence(Path(sys.argv[1]))
+from proxy.coordination.liveness import Liveness
+mark = Liveness(Path(sys.argv[1]))
 mark.enter()
 print(mark.token, flush=True)
 sys.stdin.read()
@@ -45,7 +45,7 @@ class Neighbour:
 
 def test_a_process_lives_until_it_is_killed_and_is_then_buried_once(tmp_path: Path) -> None:
     """Catches marks told by their existence or age alone, which outlive a SIGKILL."""
-    mark = Presence(tmp_path)
+    mark = Liveness(tmp_path)
     mark.enter()
     neighbour = Neighbour(tmp_path)
     try:
@@ -62,7 +62,7 @@ def test_a_number_left_with_a_mark_is_read_by_others_until_the_mark_is_gone(
     tmp_path: Path,
 ) -> None:
     """Catches a number that outlives its process, or that only its own process can read."""
-    here, there = Presence(tmp_path), Presence(tmp_path)
+    here, there = Liveness(tmp_path), Liveness(tmp_path)
     with pytest.raises(FileNotFoundError):
         here.note(1)
     here.enter()
@@ -76,7 +76,7 @@ def test_a_number_left_with_a_mark_is_read_by_others_until_the_mark_is_gone(
 
 def test_a_mark_that_was_deleted_is_noticed(tmp_path: Path) -> None:
     """Catches a process that notes a number where nobody looks."""
-    mark = Presence(tmp_path)
+    mark = Liveness(tmp_path)
     assert not mark.is_there()
     mark.enter()
     assert mark.is_there()
@@ -88,7 +88,7 @@ def test_a_mark_that_was_deleted_is_noticed(tmp_path: Path) -> None:
 
 def test_two_marks_of_one_process_are_told_apart(tmp_path: Path) -> None:
     """Catches locks that belong to a process: two services in one would bury each other."""
-    one, other = Presence(tmp_path), Presence(tmp_path)
+    one, other = Liveness(tmp_path), Liveness(tmp_path)
     one.enter()
     other.enter()
     assert one.living() == other.living() == {one.token, other.token}
@@ -100,7 +100,7 @@ def test_two_marks_of_one_process_are_told_apart(tmp_path: Path) -> None:
 
 def test_entering_and_leaving_twice_is_as_once(tmp_path: Path) -> None:
     """Catches a second lock that waits for the first for ever, and a leak of the first."""
-    mark = Presence(tmp_path)
+    mark = Liveness(tmp_path)
     mark.enter()
     mark.enter()
     assert mark.living() == {mark.token}
@@ -114,7 +114,7 @@ def test_no_mark_is_seen_before_it_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches creating a mark by its name first: another process would bury the living."""
-    watcher = Presence(tmp_path)
+    watcher = Liveness(tmp_path)
     watcher.enter()
     buried: list[frozenset[str]] = []
     rename = Path.rename
@@ -124,7 +124,7 @@ def test_no_mark_is_seen_before_it_is_locked(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", look_first)
-    late = Presence(tmp_path)
+    late = Liveness(tmp_path)
     late.enter()
     assert buried == [frozenset()]
     assert watcher.living() == {watcher.token, late.token}
@@ -139,7 +139,7 @@ def test_many_who_bury_at_once_share_the_dead(tmp_path: Path) -> None:
     start = threading.Barrier(4)
 
     def bury() -> None:
-        mark = Presence(tmp_path)
+        mark = Liveness(tmp_path)
         start.wait()
         found.update(mark.bury())
 
@@ -155,4 +155,4 @@ def test_a_folder_that_cannot_be_made_raises(tmp_path: Path) -> None:
     """Catches a mark that is silently not there."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="Not a directory"):
-        Presence(tmp_path / "file" / "folder").enter()
+        Liveness(tmp_path / "file" / "folder").enter()

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from proxy.formats import Format
-from proxy.presets import (
+from proxy.model.formats import Format
+from proxy.model.presets import (
     DEFAULT_PRESETS,
     MAX_SIDE,
     Box,
@@ -321,7 +321,7 @@ def test_a_fingerprint_changes_with_the_encoders_settings(monkeypatch: pytest.Mo
     """Catches a cache that outlives the encoder that filled it."""
     preset = Preset.model_validate(BASE)
     before = preset.fingerprint(None)
-    monkeypatch.setattr("proxy.presets.ENCODER_REVISION", 10_000)
+    monkeypatch.setattr("proxy.model.presets.ENCODER_REVISION", 10_000)
     assert preset.fingerprint(None) != before
 
 
@@ -336,7 +336,7 @@ def test_a_fingerprint_can_stand_in_a_header_and_a_file_name(format_: Format | N
 def test_a_fingerprint_is_the_same_in_every_process() -> None:
     """Catches hash(): with its random seed, a restart would empty the cache and every browser's."""
     program = (
-        "import json; from proxy.presets import DEFAULT_PRESETS as presets;"
+        "import json; from proxy.model.presets import DEFAULT_PRESETS as presets;"
         "print(json.dumps({n: p.fingerprint(None) for n, p in presets.items()}))"
     )
     for seed in ("1", "2"):

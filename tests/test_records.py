@@ -12,7 +12,16 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import records as module
+from proxy.accounts import records as module
+from proxy.accounts.did_documents import DidResolver
+from proxy.accounts.records import (
+    MAX_ANSWER,
+    MAX_PICTURES,
+    Picture,
+    Records,
+    picture_cid,
+    pictures_in,
+)
 from proxy.egress.gateway import Gateway
 from proxy.errors import (
     AccountNotFound,
@@ -23,9 +32,7 @@ from proxy.errors import (
     RecordNotFound,
     UpstreamTimeout,
 )
-from proxy.identifiers import Cid
-from proxy.identity import DidResolver
-from proxy.records import MAX_ANSWER, MAX_PICTURES, Picture, Records, picture_cid, pictures_in
+from proxy.model.identifiers import Cid
 from tests.fakes import faults
 from tests.fakes.network import Fault
 from tests.fakes.sites import GET_RECORD, LIST_BLOBS, FakePds, cid_of
@@ -121,7 +128,7 @@ def test_no_record_brings_more_than_a_page_can_show() -> None:
 @asynccontextmanager
 async def reading(world: World) -> AsyncIterator[Records]:
     config = world.config(fetch={"allow_http": False})
-    gateway = Gateway(config, world.network, world.directory_network)
+    gateway = Gateway(config.fetch, world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         yield Records(config, gateway, DidResolver(config, gateway, nursery))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import InvalidCid, InvalidDid, InvalidHandle, InvalidRequest
-from proxy.references import POST, Reference, parse_reference
+from proxy.model.references import POST, Reference, parse_reference
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
 PORT = "did:web:localhost%3A2583"

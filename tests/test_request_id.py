@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy import request_id
+from proxy.observability import request_id
 
 NAME = b"x-request-id"
 

@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.cache.base import Entry, Selection
+from proxy.accounts.did_documents import MIGRATION_AGE
+from proxy.cache.interface import Entry
 from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
 from proxy.config import Config
 from proxy.errors import (
@@ -37,15 +38,15 @@ from proxy.errors import (
     UnsupportedImage,
     UpstreamTimeout,
 )
-from proxy.formats import Format
-from proxy.identifiers import Cid, Did
-from proxy.identity import MIGRATION_AGE
-from proxy.opening import open_moderator, open_service
-from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.process.decode import Decoded, Original
-from proxy.process.pool import Processed
+from proxy.imaging.decode import Decoded, Original
+from proxy.imaging.workers.pool import Processed
+from proxy.lifecycle import open_moderator, open_service
+from proxy.model.formats import Format
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import BlobKey, ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS, Preset
+from proxy.model.selection import Selection
 from proxy.service import Image, Service
-from proxy.urls import BlobKey, ImageKey, image_key
 from tests.fakes import faults
 from tests.fakes.network import Fault
 from tests.fakes.parts import FakeCache, FakeFetcher, FakeProcessor, FakeResolver
@@ -611,9 +612,9 @@ async def test_a_full_write_channel_makes_answers_wait_or_grows(world: World, pa
 async def test_a_cache_that_cannot_be_read_is_an_error(world: World, parts: Parts) -> None:
     parts.cache.get_error = OSError(5, "Input/output error")
     async with world.service(**parts.all) as service:
-        assert service.upkeep.problem is None
+        assert service.cache_health.problem is None
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
-        assert service.upkeep.problem is not None
+        assert service.cache_health.problem is not None
 
 
 async def test_a_cache_that_is_broken_at_the_start_stops_it_or_stays_broken(
@@ -621,11 +622,11 @@ async def test_a_cache_that_is_broken_at_the_start_stops_it_or_stays_broken(
 ) -> None:
     parts.cache.check_error = OSError(30, "Read-only file system")
     async with world.service(**parts.all) as service:
-        assert service.upkeep.problem == "Read-only file system"
+        assert service.cache_health.problem == "Read-only file system"
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
         parts.cache.check_error = None
         await trio.sleep(10)
-        assert service.upkeep.problem is None
+        assert service.cache_health.problem is None
 
 
 async def test_a_writer_that_crashed_stays_dead_or_spins(

@@ -21,7 +21,7 @@ import trio
 import trio.testing
 from PIL import Image
 
-from proxy.serve import KEEP_ALIVE_SECONDS, hypercorn_config
+from proxy.serving.serve import KEEP_ALIVE_SECONDS, hypercorn_config
 from proxy.web.app import create_app
 from tests.fakes.world import World, tiny_jpeg, tiny_png
 from tests.processes import (

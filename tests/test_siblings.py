@@ -12,20 +12,20 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.aggregate import Snapshot, merge, render
-from proxy.metrics import Metrics
-from proxy.siblings import PATIENCE, Siblings
+from proxy.observability.metrics import Metrics
+from proxy.observability.metrics_snapshot import MetricsSnapshot, merge, render
+from proxy.serving.multiprocess.peers import PATIENCE, WorkerPeers
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, serve, upstream
 
 
-def snapshot(count: int) -> Snapshot:
+def snapshot(count: int) -> MetricsSnapshot:
     metrics = Metrics()
     metrics.coalesced.inc(count)
     return metrics.snapshot()
 
 
-async def coalesced(siblings: Siblings) -> float:
+async def coalesced(siblings: WorkerPeers) -> float:
     text = render(merge(await siblings.snapshots())).decode()
     (value,) = re.findall(r"^imageproxy_coalesced_total (\S+)$", text, re.MULTILINE)
     return float(value)
@@ -33,10 +33,10 @@ async def coalesced(siblings: Siblings) -> float:
 
 async def started(
     nursery: trio.Nursery, folder: Path, pid: int, count: int, monkeypatch: pytest.MonkeyPatch
-) -> Siblings:
+) -> WorkerPeers:
     """One of several processes; all of them are this one."""
     monkeypatch.setattr(os, "getpid", lambda: pid)
-    siblings = Siblings(folder, lambda: snapshot(count))
+    siblings = WorkerPeers(folder, lambda: snapshot(count))
     monkeypatch.undo()
     await nursery.start(siblings.run)
     return siblings

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import trio
 
-from proxy import supervisor
-from proxy.supervisor import Supervisor
+from proxy.serving.multiprocess import supervisor
+from proxy.serving.multiprocess.supervisor import Supervisor
 from tests.fakes.world import tiny_jpeg
 from tests.processes import (
     SERVE,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-import proxy.systemd
-from proxy.systemd import READY, notify
+import proxy.serving.systemd
+from proxy.serving.systemd import READY, notify
 from tests.logs import logged_by
 from tests.processes import PATIENCE, SERVE, run, serve, what_cannot_start
 
@@ -83,7 +83,7 @@ def test_an_abstract_address_is_told_too(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_systemd_nothing_is_told_and_a_deaf_one_stops_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with logged_by(proxy.systemd, monkeypatch) as lines:
+    with logged_by(proxy.serving.systemd, monkeypatch) as lines:
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
         notify(READY)
         assert lines == []

@@ -15,10 +15,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-import proxy.tracing
+import proxy.observability.tracing
 from proxy.config import TraceSection
-from proxy.spans import NoSpans
-from proxy.tracing import BATCH, FLUSH_SECONDS, QUEUE_SIZE, Tracing, tracing_of
+from proxy.observability.spans import NoSpans
+from proxy.observability.tracing import BATCH, FLUSH_SECONDS, QUEUE_SIZE, Tracing, tracing_of
 from tests.fakes.world import World
 from tests.logs import logged_by
 from tests.web import img, serving
@@ -196,7 +196,7 @@ async def test_a_collector_that_refuses_costs_its_spans_and_no_request(
         tracing = tracing_of(config.trace)
         end_spans(tracing, 3)
         tracing.close()
-        with logged_by(proxy.tracing, monkeypatch) as lines:
+        with logged_by(proxy.observability.tracing, monkeypatch) as lines:
             await tracing.run()
     assert [(line["event"], line["spans"]) for line in lines] == [("spans were not exported", 3)]
     assert lines[0]["endpoint"] == found.endpoint
@@ -207,14 +207,16 @@ async def test_spans_that_are_lost_say_where_they_went_and_why_but_no_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches a line that only counts, and a collector's password in the log."""
-    monkeypatch.setattr(proxy.tracing, "EXPORT_SECONDS", 2.0)  # it tries once more within
+    monkeypatch.setattr(
+        proxy.observability.tracing, "EXPORT_SECONDS", 2.0
+    )  # it tries once more within
     with socket.socket() as taken:  # nobody listens there
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         tracing = tracing_of(TraceSection(endpoint=f"http://user:s3cret@{address}/v1/traces"))
         end_spans(tracing, 1)
         tracing.close()
-        with logged_by(proxy.tracing, monkeypatch) as lines:
+        with logged_by(proxy.observability.tracing, monkeypatch) as lines:
             await tracing.run()
     (line,) = lines
     assert line["endpoint"] == f"http://{address}/v1/traces"
@@ -277,7 +279,7 @@ async def test_more_spans_than_fit_are_dropped_and_told_and_nobody_waits(
     tracing = Tracing(TraceSection(), exporter)
     end_spans(tracing, QUEUE_SIZE + 7)
     tracing.close()
-    with logged_by(proxy.tracing, monkeypatch) as lines:
+    with logged_by(proxy.observability.tracing, monkeypatch) as lines:
         await tracing.run()
     assert sum(exporter.sizes) == QUEUE_SIZE
     assert [line["spans"] for line in lines if line["event"] == "spans were dropped"] == [7]
@@ -291,6 +293,6 @@ async def test_an_exporter_that_breaks_does_not_end_the_service(
     tracing = Tracing(TraceSection(), exporter)
     end_spans(tracing, BATCH + 1)
     tracing.close()
-    with logged_by(proxy.tracing, monkeypatch):
+    with logged_by(proxy.observability.tracing, monkeypatch):
         await tracing.run()
     assert exporter.sizes == [BATCH, 1]

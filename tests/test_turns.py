@@ -13,14 +13,14 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.turns import TURN_SECONDS, Turn, in_turn
+from proxy.coordination.leader import TURN_SECONDS, Leadership, as_leader
 from tests.fakes.steps import cancelled_at_every_step
 
 HOLD = """
 import sys
 from pathlib import Path
-from proxy.turns import Turn
-turn = Turn(Path(sys.argv[1]))
+from proxy.coordination.leader import Leadership
+turn = Leadership(Path(sys.argv[1]))
 print(turn.take(), flush=True)
 sys.stdin.read()
 """
@@ -38,7 +38,7 @@ def test_a_turn_outlasts_the_process_that_was_killed_with_it(tmp_path: Path) -> 
     try:
         assert neighbour.stdout is not None
         assert neighbour.stdout.readline().strip() == "True"
-        turn = Turn(path)
+        turn = Leadership(path)
         assert not turn.take()
     finally:
         os.kill(neighbour.pid, signal.SIGKILL)
@@ -49,7 +49,7 @@ def test_a_turn_outlasts_the_process_that_was_killed_with_it(tmp_path: Path) -> 
 
 
 def test_a_turn_that_was_given_up_is_free_and_turns_of_other_chores_always(tmp_path: Path) -> None:
-    first, second, other = (Turn(tmp_path / name) for name in ("a", "a", "b"))
+    first, second, other = (Leadership(tmp_path / name) for name in ("a", "a", "b"))
     assert first.take()
     assert not second.take()
     assert other.take()
@@ -75,11 +75,11 @@ async def test_a_chore_runs_twice_or_never_after_the_first_one_ended(
 
     async def first() -> None:
         with scope:
-            await in_turn(Turn(tmp_path / "chore"), partial(chore, "first"))
+            await as_leader(Leadership(tmp_path / "chore"), partial(chore, "first"))
 
     nursery.start_soon(first)
     await began["first"].wait()
-    nursery.start_soon(in_turn, Turn(tmp_path / "chore"), partial(chore, "second"))
+    nursery.start_soon(as_leader, Leadership(tmp_path / "chore"), partial(chore, "second"))
     mock_clock.jump(TURN_SECONDS)
     await trio.testing.wait_all_tasks_blocked()
     assert events == ["first"]
@@ -101,7 +101,7 @@ async def test_a_folder_that_cannot_be_written_ends_the_service(
         began.set()
         await trio.lowlevel.checkpoint()
 
-    nursery.start_soon(in_turn, Turn(tmp_path / "turns" / "chore"), chore)
+    nursery.start_soon(as_leader, Leadership(tmp_path / "turns" / "chore"), chore)
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert not began.is_set()
     (tmp_path / "turns").unlink()
@@ -116,10 +116,10 @@ async def test_a_cancelled_wait_keeps_the_turn(tmp_path: Path, after: bool) -> N
     """Catches a lock that was taken in a thread while the task was cancelled."""
 
     async def attempt() -> None:
-        await in_turn(Turn(tmp_path / "chore"), trio.lowlevel.checkpoint)
+        await as_leader(Leadership(tmp_path / "chore"), trio.lowlevel.checkpoint)
 
     def check() -> None:
-        turn = Turn(tmp_path / "chore")
+        turn = Leadership(tmp_path / "chore")
         assert turn.take()
         turn.give_up()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.presets import DEFAULT_PRESETS
+from proxy.model.presets import DEFAULT_PRESETS
 from tests.fakes.world import tiny_jpeg, tiny_png
 from tests.processes import SERVE, Upstream, imageproxy, run, serve, until, upstream
 

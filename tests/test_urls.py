@@ -9,26 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.errors import (
-    InvalidCid,
-    InvalidDid,
-    InvalidFormat,
-    InvalidPreset,
-    InvalidRequest,
-)
-from proxy.formats import OUTPUTS, Format
-from proxy.presets import DEFAULT_PRESETS, Preset, with_variants
-from proxy.urls import (
-    BlobKey,
-    ImageKey,
-    blob_url,
-    image_key,
-    image_url,
-    parse_blob_path,
-    parse_image_path,
-    public_urls,
-    srcset,
-)
+from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.keys import BlobKey, ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS, Preset, with_variants
+from proxy.urls import blob_url, image_url, parse_blob_path, parse_image_path, public_urls, srcset
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
 WEB = "did:web:example.com"

@@ -12,15 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from proxy import records as records_module
-from proxy.cache.base import Entry, Selection
+from proxy.accounts import records as records_module
+from proxy.cache.interface import Entry
 from proxy.errors import Busy, DidUnresolvable, FetchFailed
-from proxy.formats import Format
-from proxy.identifiers import Cid, Did
-from proxy.presets import DEFAULT_PRESETS
+from proxy.model.formats import Format
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import BlobKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.selection import Selection
 from proxy.service import Service
-from proxy.urls import BlobKey, image_key
-from proxy.warm import (
+from proxy.tools.warm import (
     BUSY_SECONDS,
     BUSY_TRIES,
     MAX_NAMES,

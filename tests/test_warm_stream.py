@@ -17,15 +17,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import warm_stream as module
 from proxy.cli import cli
 from proxy.egress.endpoint import Origin
-from proxy.identifiers import Cid, Did
-from proxy.moderation.feeds.frames import BadFrame
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import BlobKey
+from proxy.moderation.feeds.event_frames import BadFrame
 from proxy.service import Service
-from proxy.urls import BlobKey
-from proxy.warm import Warmer
-from proxy.warm_stream import BookmarkedCursors, new_pictures, warm_stream
+from proxy.tools import warm_stream as module
+from proxy.tools.warm import Warmer
+from proxy.tools.warm_stream import BookmarkedCursors, new_pictures, warm_stream
 from tests.fakes.sites import cid_of, new_plc_did
 from tests.fakes.streams import FakeJetstream
 from tests.fakes.world import World, tiny_jpeg, tiny_png

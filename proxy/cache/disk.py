@@ -12,10 +12,11 @@ from typing import TypeVar
 import structlog
 import trio
 
-from proxy.cache.base import Due, Entry, Selection
-from proxy.cache.folder import CacheFolder, Evicted
+from proxy.cache.files import CacheFolder, Evicted
 from proxy.cache.index import Totals
-from proxy.urls import BlobKey, ImageKey
+from proxy.cache.interface import Due, Entry
+from proxy.model.keys import BlobKey, ImageKey
+from proxy.model.selection import Selection
 
 THREADS = 4
 """Reads and writes at once. More of them wait for each other at Python's lock than for the disk."""

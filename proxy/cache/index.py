@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.cache.base import Selection
 from proxy.cache.layout import owner_folder
-from proxy.database import Database, code_of, is_full
+from proxy.model.selection import Selection
+from proxy.shared.sqlite import Database, code_of, is_full
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -88,7 +88,7 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class IndexEntry:
     """What is known of an entry. Times are seconds since the epoch; ``digest`` as in the table."""
 
     file: File
@@ -113,7 +113,7 @@ class Rows:
         self._connection = connection
         self._process = process
 
-    def find(self, file: File) -> Record | None:
+    def find(self, file: File) -> IndexEntry | None:
         """The record of a file."""
         return next(self._records("folder = ? AND name = ?", (file.folder, file.name)), None)
 
@@ -133,20 +133,20 @@ class Rows:
         (complete,) = self._connection.execute("SELECT complete FROM state").fetchone()
         return bool(complete)
 
-    def least_used(self, limit: int) -> list[Record]:
+    def least_used(self, limit: int) -> list[IndexEntry]:
         """The first ones to go, by what is known of their use."""
         return list(self._records("true ORDER BY used LIMIT ?", (limit,)))
 
-    def written_until(self, time: float, limit: int) -> list[Record]:
+    def written_until(self, time: float, limit: int) -> list[IndexEntry]:
         """Entries of that age or older, oldest first."""
         return list(self._records("written <= ? ORDER BY written LIMIT ?", (time, limit)))
 
-    def selected(self, selection: Selection, limit: int = -1) -> list[Record]:
+    def selected(self, selection: Selection, limit: int = -1) -> list[IndexEntry]:
         """Entries of an owner, a blob, or a pair; a negative limit is none."""
         where, values = _selected(selection)
         return list(self._records(f"{where} LIMIT ?", (*values, limit)))
 
-    def below(self, folder: str) -> list[Record]:
+    def below(self, folder: str) -> list[IndexEntry]:
         """Entries whose files lie anywhere below a folder."""
         return list(self._records(*_below(folder)))
 
@@ -193,7 +193,7 @@ class Rows:
             (time, file.folder, file.name),
         )
 
-    def add(self, record: Record) -> None:
+    def add(self, record: IndexEntry) -> None:
         """Add an entry, in place of the one that has its file."""
         cid = record.file.name.partition("@")[0]
         self._connection.execute(
@@ -210,11 +210,11 @@ class Rows:
         )
         return found.rowcount > 0
 
-    def begin_arrival(self, record: Record) -> None:
+    def begin_arrival(self, record: IndexEntry) -> None:
         """Say that this process is about to add a file."""
         self._begin(record, arrives=True)
 
-    def begin_removal(self, record: Record) -> None:
+    def begin_removal(self, record: IndexEntry) -> None:
         """Take an entry out, and say that this process is about to remove its file."""
         self.remove(record.file)
         self._begin(record, arrives=False)
@@ -244,7 +244,7 @@ class Rows:
         """The files that a process, if not specified this one, is about to remove."""
         return [record.file for record in self._moves(process, arrives=False)]
 
-    def arrivals(self, process: str) -> list[Record]:
+    def arrivals(self, process: str) -> list[IndexEntry]:
         """The entries that a process is about to add."""
         return self._moves(process, arrives=True)
 
@@ -253,7 +253,7 @@ class Rows:
         rows = self._connection.execute("SELECT DISTINCT process FROM moves").fetchall()
         return [process for (process,) in rows]
 
-    def _moves(self, process: str | None, *, arrives: bool) -> list[Record]:
+    def _moves(self, process: str | None, *, arrives: bool) -> list[IndexEntry]:
         rows = self._connection.execute(
             "SELECT folder, name, size, digest, written, written FROM moves"
             " WHERE process = ? AND arrives = ?",
@@ -261,7 +261,7 @@ class Rows:
         )
         return list(map(_record, rows.fetchall()))
 
-    def _begin(self, record: Record, *, arrives: bool) -> None:
+    def _begin(self, record: IndexEntry, *, arrives: bool) -> None:
         self._connection.execute(
             "INSERT OR REPLACE INTO moves VALUES (?, ?, ?, ?, ?, ?, ?)",
             (self._process, arrives, *_names(record.file), *_values(record)),
@@ -273,7 +273,7 @@ class Rows:
             (process or self._process, arrives, *_names(file)),
         )
 
-    def _records(self, where: str, values: Iterable[object]) -> Iterator[Record]:
+    def _records(self, where: str, values: Iterable[object]) -> Iterator[IndexEntry]:
         rows = self._connection.execute(
             f"SELECT folder, name, size, digest, written, used FROM entries WHERE {where}",  # noqa: S608
             tuple(values),
@@ -351,10 +351,10 @@ def _names(file: File) -> tuple[str, str]:
     return file.folder, file.name
 
 
-def _values(record: Record) -> tuple[int, bytes | None, float]:
+def _values(record: IndexEntry) -> tuple[int, bytes | None, float]:
     return record.size, record.digest, record.written
 
 
-def _record(row: tuple[str, str, int, bytes | None, float, float]) -> Record:
+def _record(row: tuple[str, str, int, bytes | None, float, float]) -> IndexEntry:
     folder, name, size, digest, written, used = row
-    return Record(File(folder, name), size, digest, written, used)
+    return IndexEntry(File(folder, name), size, digest, written, used)

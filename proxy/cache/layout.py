@@ -13,9 +13,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from proxy.errors import InvalidRequest
-from proxy.formats import OUTPUTS, Format
-from proxy.identifiers import Did, parse_cid, parse_did
-from proxy.urls import BlobKey, ImageKey
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.identifiers import Did, parse_cid, parse_did
+from proxy.model.keys import BlobKey, ImageKey
 
 IMAGES = "images"
 """The folder of all files, below the cache folder."""

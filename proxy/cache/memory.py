@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import trio
 
-from proxy.cache.base import Covering, Entry
-from proxy.urls import ImageKey
+from proxy.cache.interface import Entry
+from proxy.model.keys import ImageKey
+from proxy.model.selection import Covering
 
 OVERHEAD = 512
 """Bytes that an entry costs beside its data: key, entry and table slot, measured roughly up."""

@@ -9,8 +9,9 @@ import structlog
 import trio
 from trio_util import AsyncValue
 
-from proxy.cache.base import Cache, Covering, Entry, Selection, Selections
-from proxy.urls import ImageKey
+from proxy.cache.interface import Cache, Entry
+from proxy.model.keys import ImageKey
+from proxy.model.selection import Covering, Selection, Selections
 
 RETRY_PAUSE = 1.0
 """Seconds before a failed write is tried its second and last time."""

@@ -13,7 +13,7 @@ from proxy.cli.configuring import config
 from proxy.cli.serving import doctor, fetch, nginx, serve, url
 from proxy.cli.warming import warm
 from proxy.config import LogSection
-from proxy.log import configure_logging
+from proxy.observability.log import configure_logging
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,21 +9,13 @@ from typing import TextIO
 
 import click
 
-from proxy.cache.base import Selection
-from proxy.cli.common import (
-    Context,
-    decide,
-    in_folder,
-    in_words,
-    selection_of,
-    user,
-    with_config,
-)
+from proxy.cli.common import Context, decide, in_folder, in_words, selection_of, user, with_config
 from proxy.errors import InvalidRequest
-from proxy.identifiers import parse_cid, parse_did
+from proxy.model.identifiers import parse_cid, parse_did
+from proxy.model.selection import Selection
 from proxy.moderation.cdn.queue import CdnQueue, Pending
 from proxy.moderation.store import Block, Decision
-from proxy.parts import moderation_database_of, moderation_store_of
+from proxy.wiring_parts import moderation_database_of, moderation_store_of
 
 
 @click.group()

@@ -8,14 +8,7 @@ from contextlib import aclosing
 import click
 
 from proxy.cache.disk import DiskCache
-from proxy.cli.common import (
-    Context,
-    decide,
-    selection_of,
-    user,
-    with_cache,
-    with_config,
-)
+from proxy.cli.common import Context, decide, selection_of, user, with_cache, with_config
 
 
 @click.group()

@@ -15,7 +15,6 @@ from typing import Any, NoReturn, TypeVar
 import click
 import trio
 
-from proxy.cache.base import Selection
 from proxy.cache.disk import DiskCache
 from proxy.config import Config, ConfigError, Layer, load_config
 from proxy.errors import (
@@ -30,13 +29,14 @@ from proxy.errors import (
     UpstreamTimeout,
 )
 from proxy.extras import check_extras
-from proxy.formats import OUTPUTS
-from proxy.found import owner_beside_root, signs_in
-from proxy.identifiers import parse_cid, parse_did
+from proxy.lifecycle import open_moderator, open_service
+from proxy.model.formats import OUTPUTS
+from proxy.model.identifiers import parse_cid, parse_did
+from proxy.model.selection import Selection
 from proxy.moderation.moderator import Moderator
-from proxy.opening import open_moderator, open_service
-from proxy.parts import disk_cache_of
 from proxy.service import Service
+from proxy.tools.existing_folder import owner_beside_root, signs_in
+from proxy.wiring_parts import disk_cache_of
 
 T = TypeVar("T")
 

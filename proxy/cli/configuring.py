@@ -6,10 +6,7 @@ import json
 
 import click
 
-from proxy.cli.common import (
-    Context,
-    with_config,
-)
+from proxy.cli.common import Context, with_config
 
 
 @click.group()

@@ -9,23 +9,18 @@ from pathlib import Path
 import click
 import trio
 
-from proxy import serve as serving
-from proxy.cli.common import (
-    Context,
-    in_words,
-    no_cache,
-    with_config,
-    with_service,
-)
+from proxy.cli.common import Context, in_words, no_cache, with_config, with_service
 from proxy.config import Layer
-from proxy.doctor.judgement import Level, failed
-from proxy.doctor.probes import examine
 from proxy.errors import InvalidRequest
-from proxy.found import signs_in
-from proxy.nginx import server_block
-from proxy.parts import disk_cache_of
+from proxy.model.keys import image_key
 from proxy.service import Service
-from proxy.urls import image_key, image_url
+from proxy.serving import serve as serving
+from proxy.tools.doctor.checks import Level, failed
+from proxy.tools.doctor.probes import examine
+from proxy.tools.existing_folder import signs_in
+from proxy.tools.nginx import server_block
+from proxy.urls import image_url
+from proxy.wiring_parts import disk_cache_of
 
 _COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
 

@@ -12,23 +12,15 @@ from urllib.parse import unquote, urlsplit
 import click
 import trio
 
-from proxy.cli.common import (
-    Context,
-    in_words,
-    point_to_doctor,
-    with_config,
-    with_service,
-)
+from proxy.cli.common import Context, in_words, point_to_doctor, with_config, with_service
 from proxy.config import Config, stream_origin
 from proxy.egress.errors import Forbidden
 from proxy.egress.gateway import guarded_networks
-from proxy.errors import (
-    InvalidPreset,
-    InvalidRequest,
-)
+from proxy.errors import InvalidPreset, InvalidRequest
+from proxy.model.keys import ImageKey, image_key
 from proxy.service import Service
-from proxy.urls import ImageKey, image_key, parse_image_path
-from proxy.warm import Bookmark, Failures, Tally, Warmer, warm_account, warm_images
+from proxy.tools.warm import Bookmark, Failures, Tally, Warmer, warm_account, warm_images
+from proxy.urls import parse_image_path
 
 TELL_SECONDS = 60.0
 """How often a run without an end says how far it has come."""
@@ -169,7 +161,7 @@ def _warm_stream(
     try:
         origin = stream_origin(url)
         # Imported late: what it needs is an extra.
-        from proxy.warm_stream import warm_stream
+        from proxy.tools.warm_stream import warm_stream
     except Forbidden as error:
         raise click.UsageError(f"--jetstream must be wss://HOST: {error}") from None
     except ImportError as error:
@@ -197,7 +189,7 @@ def _warm_stream(
         nonlocal tally
         warmer = limits.warmer(service)
         tally = warmer.tally
-        own = guarded_networks(settings)[1]
+        own = guarded_networks(settings.fetch)[1]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_signalled, nursery.cancel_scope)
             nursery.start_soon(keep_telling)

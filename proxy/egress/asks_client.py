@@ -13,9 +13,9 @@ import anyio
 import asks  # type: ignore[import-untyped]
 import trio
 
-from proxy.egress.client import Method, Reply
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, EgressError, NoAnswer
+from proxy.egress.http_client import Method, StreamingResponse
 from proxy.egress.network import Network
 
 CHUNK = 64 * 1024
@@ -30,13 +30,13 @@ class AsksClient:
     @asynccontextmanager
     async def request(
         self, method: Method, origin: Origin, target: str, headers: Mapping[str, str]
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncIterator[StreamingResponse]:
         """See ``HttpClient.request``."""
         session = _Session(self._network, origin)
         try:
             response = await session.ask(method, target, headers)
             headers = {str(k).lower(): str(v) for k, v in response.headers.items()}
-            yield Reply(response.status_code, headers, _body(response.body))
+            yield StreamingResponse(response.status_code, headers, _body(response.body))
         finally:
             if session.stream is not None:
                 await trio.aclose_forcefully(session.stream)

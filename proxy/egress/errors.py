@@ -1,4 +1,4 @@
-"""How a request to the outside fails. Internal: callers map these to ``proxy.errors``."""
+"""How a request to the outside fails. Internal: callers map these to ``proxy.errors``. Pure."""
 
 from __future__ import annotations
 

@@ -5,34 +5,54 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Protocol
 
 import trio
 
-from proxy.config import Config
-from proxy.egress.channel import ChannelStatistics, FetchChannel
 from proxy.egress.circuit import Circuits, pause_asked
-from proxy.egress.client import MAX_IDLE, HttpClient, Method
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
-from proxy.egress.get import NO_HEADERS, Answer, Rules, guarded_get
+from proxy.egress.fetch_channel import ChannelStatistics, FetchChannel
 from proxy.egress.guard import GuardedNetwork
+from proxy.egress.guarded_get import NO_HEADERS, RequestRules, Response, guarded_get
+from proxy.egress.http_client import MAX_IDLE, HttpClient, Method
 from proxy.egress.httpx2_client import Httpx2Client
 from proxy.egress.network import Network
 
 IDLE_SECONDS = 30.0
 
 
+class FetchSettings(Protocol):
+    """What the ``fetch`` section of the configuration says; ``docs/configuration.md`` has units."""
+
+    @property
+    def client(self) -> str: ...
+    @property
+    def timeout(self) -> float: ...
+    @property
+    def queue_size(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def per_host(self) -> int: ...
+    @property
+    def max_redirects(self) -> int: ...
+    @property
+    def allow_http(self) -> bool: ...
+    @property
+    def allow_private_hosts(self) -> bool: ...
+
+
 class Gateway:
     """Bounded, guarded GETs and HEADs.
 
     Args:
-        config: its ``fetch`` section.
+        fetch: the settings.
         network: what strangers' hosts are reached over.
         directory_network: what the operator's own directory is reached over.
     """
 
-    def __init__(self, config: Config, network: Network, directory_network: Network) -> None:
-        fetch = config.fetch
+    def __init__(self, fetch: FetchSettings, network: Network, directory_network: Network) -> None:
         self._fetch = fetch
         self._strangers = make_client(fetch.client, network)
         self._directory = make_client(fetch.client, directory_network)
@@ -65,7 +85,7 @@ class Gateway:
         max_bytes: int,
         trusted: bool = False,
         headers: Mapping[str, str] = NO_HEADERS,
-    ) -> Answer:
+    ) -> Response:
         """GET ``target`` from ``origin`` within ``fetch.timeout``, waiting included.
 
         Cancellation leaves no connection, worker or place in the queue behind.
@@ -80,7 +100,7 @@ class Gateway:
         """
         return await self._ask("GET", origin, target, max_bytes, trusted, headers)
 
-    async def head(self, origin: Origin, target: str, *, method: Method = "HEAD") -> Answer:
+    async def head(self, origin: Origin, target: str, *, method: Method = "HEAD") -> Response:
         """Ask for the head of an answer alone; otherwise as ``get``.
 
         Args:
@@ -97,8 +117,8 @@ class Gateway:
         max_bytes: int | None,
         trusted: bool,
         headers: Mapping[str, str] = NO_HEADERS,
-    ) -> Answer:
-        rules = Rules(
+    ) -> Response:
+        rules = RequestRules(
             max_bytes=max_bytes,
             max_redirects=self._fetch.max_redirects,
             allow_http=self._fetch.allow_http,
@@ -132,10 +152,10 @@ class Gateway:
                 await client.close_expired()
 
 
-def guarded_networks(config: Config) -> tuple[Network, Network]:
+def guarded_networks(fetch: FetchSettings) -> tuple[Network, Network]:
     """The networks for strangers' hosts and for the operator's directory."""
     return (
-        GuardedNetwork(allow_private_hosts=config.fetch.allow_private_hosts),
+        GuardedNetwork(allow_private_hosts=fetch.allow_private_hosts),
         GuardedNetwork(allow_private_hosts=True),
     )
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import httpcore2
 import trio
 
-from proxy.egress.client import Method, Reply
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, ConnectFailed, NoAnswer
+from proxy.egress.http_client import Method, StreamingResponse
 from proxy.egress.network import Network
 
 
@@ -44,14 +44,14 @@ class Httpx2Client:
         target: str,
         headers: Mapping[str, str],
         content: bytes | None = None,
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncIterator[StreamingResponse]:
         """See ``HttpClient.request``; this client also POSTs, with ``content`` as the body."""
         url = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=target)
         pairs = [("Host", origin.authority), *headers.items()]
         with _mapped_errors():
             _received.set(0)
             async with self._pool.stream(method, url, headers=pairs, content=content) as response:
-                yield Reply(
+                yield StreamingResponse(
                     response.status,
                     {
                         name.decode("latin-1").lower(): value.decode("latin-1")

@@ -17,14 +17,14 @@ from typing import TypeVar
 import structlog
 import trio
 
-from proxy.cache.base import Covering, Everything, Selection, Selections
-from proxy.database import is_full
+from proxy.coordination.change_watch import ChangeWatch, Stamp
+from proxy.coordination.replicas import SERVES_NOTHING, Replicas
 from proxy.errors import BlobBlocked, ModerationUnreadable
-from proxy.moderation.blockset import BlockSet
-from proxy.moderation.followers import SERVES_NOTHING, Followers
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Covering, Everything, Selection, Selections
+from proxy.moderation.block_set import BlockSet
 from proxy.moderation.store import Changes, ModerationStore
-from proxy.moderation.watch import Stamp, Watch
-from proxy.urls import BlobKey
+from proxy.shared.sqlite import is_full
 
 POLL_SECONDS = 0.05
 """How often other processes' changes are looked for; asking costs microseconds."""
@@ -55,12 +55,12 @@ class Blocks:
     def __init__(
         self,
         store: ModerationStore,
-        followers: Followers,
+        replicas: Replicas,
         *,
         make_room: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._store = store
-        self._followers = followers
+        self._replicas = replicas
         self._make_room = make_room
         self._limiter = trio.CapacityLimiter(1)
         self._blocked = BlockSet()
@@ -69,7 +69,7 @@ class Blocks:
         self._version = 0
         self._last = 0
         self._noted = 0
-        self._watch = Watch(store.path)
+        self._watch = ChangeWatch(store.path)
         self._stamp: Stamp | None = None
         self._must_reopen = False
         self._was_read = False
@@ -153,7 +153,7 @@ class Blocks:
         finally:
             self._closed_because = "stopped"
             self._watch.close()
-            self._followers.leave()
+            self._replicas.leave()
             self._store.close()
 
     @property
@@ -179,7 +179,7 @@ class Blocks:
         nursery.start_soon(self._acknowledge, self._version, written)
 
     def _has_changed(self) -> bool:
-        if not self._followers.is_there():
+        if not self._replicas.is_there():
             raise FileNotFoundError(errno.ENOENT, "the mark of this process is gone")
         before, self._stamp = self._stamp, self._watch.stamp()
         if before is None or self._stamp.file != before.file:
@@ -190,7 +190,7 @@ class Blocks:
         return self._stamp != before or self._stamp.commits is None
 
     async def _read_all(self, forget: Callable[[Covering], None]) -> None:
-        await self._in_thread(self._followers.enter)
+        await self._in_thread(self._replicas.enter)
         await self._in_thread(self._store.close)
         if not self._was_read:
             # Later a file that is missing is one that was lost, with the blocks in it.
@@ -203,7 +203,7 @@ class Blocks:
         self._unfinished, self._purges = snapshot.purges, {}
         # From here on others wait for this process; what they decided before is read now.
         self._noted = snapshot.version
-        self._followers.note(snapshot.version)
+        self._replicas.note(snapshot.version)
         self._stamp = self._watch.stamp()
         await self._read_changes(forget)
         forget(Everything())
@@ -258,7 +258,7 @@ class Blocks:
         if self._is_open and version > self._noted:
             self._noted = version
             try:
-                self._followers.note(version)
+                self._replicas.note(version)
             except OSError as error:
                 self._close(error)
 
@@ -289,7 +289,7 @@ class Blocks:
         self._closed_because = reason
         # Where that fails the mark is gone, and nobody waits for this process.
         with suppress(OSError):
-            self._followers.note(SERVES_NOTHING)
+            self._replicas.note(SERVES_NOTHING)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)

@@ -18,11 +18,11 @@ import structlog
 import trio
 from trio_util import periodic
 
-from proxy.cache.base import Selection
-from proxy.database import TRIES_WITH_ROOM, is_full
-from proxy.moderation.base import NotInForce
-from proxy.moderation.followers import Followers
+from proxy.coordination.replicas import Replicas
+from proxy.model.selection import Selection
+from proxy.moderation.interface import NotInForce
 from proxy.moderation.store import Action, ModerationStore, Purge
+from proxy.shared.sqlite import TRIES_WITH_ROOM, is_full
 
 PATIENCE_SECONDS = 5.0
 """How long processes may take to follow; they look 20 times a second."""
@@ -55,7 +55,7 @@ class Moderator:
 
     Args:
         store: what is decided is kept there.
-        followers: who must follow it; this process is among them before the first decision.
+        replicas: who must follow it; this process is among them before the first decision.
         remove: purges the cache.
         invalidate: called before that, while the cache still knows which blobs of an owner it
             has: notes what a CDN is to be told. Called again for a purge that is tried again.
@@ -71,7 +71,7 @@ class Moderator:
     def __init__(
         self,
         store: ModerationStore,
-        followers: Followers,
+        replicas: Replicas,
         *,
         remove: Remove,
         invalidate: Invalidate | None = None,
@@ -81,7 +81,7 @@ class Moderator:
         make_room: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.store = store
-        self._followers = followers
+        self._replicas = replicas
         self._remove = remove
         self._invalidate = invalidate
         self._is_pending = is_pending
@@ -128,7 +128,7 @@ class Moderator:
 
     async def serving(self) -> int:
         """How many other processes serve what is not blocked. Raises ``OSError``: nobody knows."""
-        return await self._in_thread(self._followers.serving)
+        return await self._in_thread(self._replicas.serving)
 
     async def cursor(self, stream: str) -> int | None:
         """See ``Cursors``."""
@@ -164,7 +164,7 @@ class Moderator:
                     action,
                     chunk,
                     by=by,
-                    owner=self._followers.token,
+                    owner=self._replicas.token,
                     purge=purge,
                 )
                 recorded = await self._in_thread(keep)
@@ -217,25 +217,25 @@ class Moderator:
         """Wait for every process to follow; those that have not when patience ends."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
-            late = await self._in_thread(partial(self._followers.late, version))
+            late = await self._in_thread(partial(self._replicas.late, version))
             if not late or time.monotonic() > deadline:
                 return late
             await trio.sleep(LOOK_SECONDS)
 
     async def _finish_abandoned(self) -> None:
         unfinished = await self._in_thread(self.store.unfinished)
-        living = await self._in_thread(self._followers.living)
+        living = await self._in_thread(self._replicas.living)
         for purge in unfinished:
             if purge.id in self._under_way:
                 continue
-            is_own = purge.owner == self._followers.token
+            is_own = purge.owner == self._replicas.token
             if is_own or purge.owner not in living:
                 await self._finish(purge)
 
     async def _finish(self, purge: Purge) -> None:
         self._under_way.add(purge.id)
         try:
-            if await self._in_thread(partial(self.store.claim, purge, self._followers.token)):
+            if await self._in_thread(partial(self.store.claim, purge, self._replicas.token)):
                 meant, version = await self._in_thread(partial(self.store.decisions_of, purge))
                 await self._carry_out(purge.id, meant, version)
         except (sqlite3.Error, OSError) as error:

@@ -21,8 +21,8 @@ from proxy.egress.errors import EgressError
 from proxy.egress.gateway import Gateway
 from proxy.egress.network import Network
 from proxy.errors import PolicyUnavailable, TakenDown
-from proxy.flight import Flight, SingleFlight
-from proxy.urls import BlobKey
+from proxy.model.keys import BlobKey
+from proxy.shared.single_flight import Flight, SingleFlight
 
 MAX_ANSWER = 64 * 1024
 """Bytes of an answer that are read past: only its status counts."""
@@ -100,7 +100,7 @@ class Policy:
         fetch = config.fetch.model_copy(
             update={"timeout": settings.timeout, "per_host": config.fetch.workers}
         )
-        self._gateway = Gateway(config.model_copy(update={"fetch": fetch}), strangers, trusted)
+        self._gateway = Gateway(fetch, strangers, trusted)
         self._on_taken_down = on_taken_down
         self._on_answer = on_answer
         self._verdicts = Verdicts(ttl=settings.ttl, max_entries=settings.max_entries)

@@ -17,11 +17,12 @@ from typing import Protocol
 import structlog
 import trio
 
-from proxy.cache.base import Due, Selection
+from proxy.accounts.did_documents import MIGRATION_AGE, Resolver
+from proxy.cache.interface import Due
 from proxy.errors import DidNotFound, ImageProxyError
-from proxy.identity import MIGRATION_AGE, Resolver
-from proxy.moderation.base import Decisions
-from proxy.urls import BlobKey
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Selection
+from proxy.moderation.interface import Decisions
 
 BY = "revalidation"
 """Who purges, as the audit shows it."""
@@ -62,7 +63,7 @@ class CheckTimes(Protocol):
         ...
 
 
-class Finding(StrEnum):
+class Availability(StrEnum):
     """What a check found."""
 
     PRESENT = "present"
@@ -70,7 +71,7 @@ class Finding(StrEnum):
     UNKNOWN = "unknown"
 
 
-def finding_of(outcome: bool | ImageProxyError) -> Finding:
+def availability_of(outcome: bool | ImageProxyError) -> Availability:
     """What follows from an answer, or from why there is none. Pure, total.
 
     Args:
@@ -78,11 +79,11 @@ def finding_of(outcome: bool | ImageProxyError) -> Finding:
     """
     match outcome:
         case True:
-            return Finding.PRESENT
+            return Availability.PRESENT
         case False | DidNotFound():  # the directory has spoken: no such account anywhere
-            return Finding.ABSENT
+            return Availability.ABSENT
         case _:
-            return Finding.UNKNOWN
+            return Availability.UNKNOWN
 
 
 class Revalidator:
@@ -105,7 +106,7 @@ class Revalidator:
         resolver: Resolver,
         exists: Callable[[str, BlobKey], Awaitable[bool]],
         decisions: Decisions,
-        on_checked: Callable[[Finding], None] = lambda finding: None,
+        on_checked: Callable[[Availability], None] = lambda finding: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._age = age
@@ -142,22 +143,22 @@ class Revalidator:
                     await self._at_once.acquire()
                     nursery.start_soon(self._check_and_release, blob)
 
-    async def check(self, blob: BlobKey) -> Finding:
+    async def check(self, blob: BlobKey) -> Availability:
         """Ask for one blob, and do what follows. Cancellation leaves it due.
 
         Raises:
             sqlite3.Error, OSError: what follows could not be done; it stays due.
         """
         try:
-            finding = finding_of(await self._is_there(blob))
+            finding = availability_of(await self._is_there(blob))
         except ImageProxyError as error:
-            finding = finding_of(error)
-            if finding is Finding.UNKNOWN:
+            finding = availability_of(error)
+            if finding is Availability.UNKNOWN:
                 log.info("cannot be revalidated", did=blob.did, cid=blob.cid, cause=str(error))
         match finding:
-            case Finding.PRESENT:
+            case Availability.PRESENT:
                 await self._times.mark_checked(blob)
-            case Finding.ABSENT:
+            case Availability.ABSENT:
                 selection = Selection(blob.did, blob.cid)
                 await self._decisions.purge(selection, by=BY, reason="its PDS no longer has it")
         self._on_checked(finding)

@@ -16,11 +16,11 @@ from typing import Literal
 
 import structlog
 
-from proxy.cache.base import Selection
-from proxy.database import Database
-from proxy.identifiers import Cid, Did
-from proxy.moderation.blockset import BlockSet
-from proxy.urls import BlobKey
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Selection
+from proxy.moderation.block_set import BlockSet
+from proxy.shared.sqlite import Database
 
 FILE_NAME = "moderation.sqlite3"
 
@@ -131,7 +131,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class BlocksSnapshot:
     """All that is in force at one moment.
 
     Attributes:
@@ -310,13 +310,13 @@ class ModerationStore:
         with self._reading():
             pass
 
-    def load(self) -> Snapshot:
+    def load(self) -> BlocksSnapshot:
         """All blocks."""
         blocks = BlockSet()
         with self._snapshot() as connection:
             for did, cid in connection.execute("SELECT did, cid FROM blocks"):
                 blocks.add(did, cid)
-            return Snapshot(
+            return BlocksSnapshot(
                 _version(connection), _last(connection), blocks, _unfinished(connection)
             )
 

@@ -11,11 +11,12 @@ from quart import Blueprint, Response, request
 
 from proxy.config import Config
 from proxy.errors import Busy
+from proxy.model.keys import BlobKey, Kind, image_key
 from proxy.service import Service
-from proxy.urls import BlobKey, Kind, image_key, image_url, parse_actor_path
-from proxy.web.answers import Answer, error_answer, json_answer, redirect
+from proxy.urls import image_url, parse_actor_path
+from proxy.web.asgi import quart_response
 from proxy.web.responder import LOGGED, Responder, as_ours
-from proxy.web.response import as_response
+from proxy.web.responses import HttpResponse, error_response, json_response, redirect
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,7 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
         "banner": config.actors.banner_preset,
     }
 
-    async def answered(work: Callable[[Service], Awaitable[Answer]]) -> Response:
+    async def answered(work: Callable[[Service], Awaitable[HttpResponse]]) -> Response:
         began = trio.current_time()
         line, more = log.info, {}
         try:
@@ -40,16 +41,16 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
             answer = await work(responder.service)
         except Exception as failure:
             error = as_ours(failure)
-            answer = error_answer(error)
+            answer = error_response(error)
             line, more = log.warning, {"error": type(error).__name__, "cause": str(error)}
         ms = round((trio.current_time() - began) * 1000, 1)
         line("request", **more, path=request.path[:LOGGED], status=answer.status, ms=ms)
-        return as_response(answer)
+        return quart_response(answer)
 
-    async def redirected(service: Service, path: str) -> Answer:
+    async def redirected(service: Service, path: str) -> HttpResponse:
         actors = service.actors
         key = parse_actor_path(config.presets, path, allow_test=actors.allow_test)
-        blob = await actors.picture(key.actor, key.kind, service.permission.permit)
+        blob = await actors.picture(key.actor, key.kind, service.gate.permit)
         preset = key.preset or configured[key.kind]
         image = image_key(config.presets, preset, blob.did, blob.cid, key.format)
         return redirect(image_url(image, base), max_age=config.actors.ttl)
@@ -77,15 +78,15 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
 
     @routes.get("/lookup")
     async def look_up() -> Response:
-        async def work(service: Service) -> Answer:
+        async def work(service: Service) -> HttpResponse:
             found = await service.actors.look_up(request.args.get("q", ""))
             pictures = [
                 {"cid": picture.cid, "name": picture.name, "alt": picture.alt}
                 for picture in found.pictures
-                if not service.permission.refuses(BlobKey(found.did, picture.cid))
+                if not service.gate.refuses(BlobKey(found.did, picture.cid))
             ]
             answer = {"did": found.did, "profile_of": found.profile_of, "pictures": pictures}
-            return json_answer(json.dumps(answer))
+            return json_response(json.dumps(answer))
 
         return await answered(work)
 

@@ -15,11 +15,11 @@ from quart import Blueprint, Response, abort, g, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
-from proxy.cache.base import Selection
 from proxy.config import Config
 from proxy.errors import InvalidRequest
-from proxy.identifiers import parse_cid, parse_did
-from proxy.moderation.base import NotInForce
+from proxy.model.identifiers import parse_cid, parse_did
+from proxy.model.selection import Selection
+from proxy.moderation.interface import NotInForce
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.store import ADMIN, Block, ModerationStore
 from proxy.web.responder import LOGGED, Responder

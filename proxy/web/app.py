@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from platform import python_version
+from typing import Protocol
 
 import structlog
 import trio
@@ -11,24 +13,22 @@ from quart import Response
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from proxy import metrics, request_id
-from proxy.aggregate import Snapshot, merge, render
 from proxy.config import Config, load_config
 from proxy.egress.network import Network
 from proxy.extras import check_extras
-from proxy.log import configure_logging
-from proxy.opening import open_service
-from proxy.siblings import siblings
-from proxy.web import connection
+from proxy.lifecycle import open_service
+from proxy.observability import metrics, request_id
+from proxy.observability.log import configure_logging
+from proxy.observability.metrics_snapshot import MetricsSnapshot, merge, render
+from proxy.web import hypercorn_connection as connection
 from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
-from proxy.web.answers import Answer, plain_answer
-from proxy.web.asgi import Receive, Respond, Scope, Send, serve
+from proxy.web.asgi import Receive, Respond, Scope, Send, quart_response, serve
 from proxy.web.negotiate import accept_of, as_negotiated, choose, is_negotiable
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
-from proxy.web.response import as_response
-from proxy.web.traced import traced
+from proxy.web.responses import HttpResponse, plain_response
+from proxy.web.tracing_middleware import traced
 
 RESTART_PAUSE = 1.0
 """Seconds before a crashed service starts again."""
@@ -41,19 +41,44 @@ PRIVATE = "fetch.allow_private_hosts"
 log = structlog.get_logger(__name__)
 
 
+class Peers(Protocol):
+    """The other processes of this server: ``serving.multiprocess`` has them."""
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tell the others what this process counted, until ``stop``."""
+        ...
+
+    def stop(self) -> None:
+        """End ``run``."""
+        ...
+
+    async def snapshots(self) -> list[MetricsSnapshot]:
+        """This process's own, and those of the others that answer in time."""
+        ...
+
+
 class ImageProxyApp(QuartTrio):
     """The application, and the one service that it runs between start-up and shutdown.
+
+    Args:
+        peers: made with what tells this process's metrics: the server's other processes. None:
+            this one serves alone.
 
     Attributes:
         responder: answers images and blobs.
     """
 
-    def __init__(self, config: Config, networks: tuple[Network, Network] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        networks: tuple[Network, Network] | None = None,
+        peers: Callable[[Callable[[], MetricsSnapshot]], Peers] | None = None,
+    ) -> None:
         super().__init__("proxy", static_folder=None)
         self.responder = Responder(config.presets)
         self._config = config
         self._networks = networks
-        self._siblings = siblings(self._snapshot)
+        self._peers = peers(self._snapshot) if peers is not None else None
         self._stopping = trio.Event()
         self._stopped = trio.Event()
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = config.server.shutdown_timeout + 1
@@ -103,23 +128,23 @@ class ImageProxyApp(QuartTrio):
 
     async def metrics(self) -> bytes:
         """The Prometheus text format, of all worker processes of this server."""
-        if self._siblings is None:
+        if self._peers is None:
             return render(self._snapshot())
-        return render(merge(await self._siblings.snapshots()))
+        return render(merge(await self._peers.snapshots()))
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> MetricsSnapshot:
         service = self.responder.service
-        return service.metrics.snapshot() if service else Snapshot(())
+        return service.metrics.snapshot() if service else MetricsSnapshot(())
 
     async def _start(self) -> None:
         # The lifespan's nursery; the service opens its own within.
         await self.nursery.start(self._run_service)
-        if self._siblings is not None:
-            await self.nursery.start(self._siblings.run)
+        if self._peers is not None:
+            await self.nursery.start(self._peers.run)
 
     async def _stop(self) -> None:
-        if self._siblings is not None:
-            self._siblings.stop()
+        if self._peers is not None:
+            self._peers.stop()
         self._stopping.set()
         await self._stopped.wait()
 
@@ -159,13 +184,17 @@ class ImageProxyApp(QuartTrio):
 
 
 def create_app(
-    config: Config | None = None, *, networks: tuple[Network, Network] | None = None
+    config: Config | None = None,
+    *,
+    networks: tuple[Network, Network] | None = None,
+    peers: Callable[[Callable[[], MetricsSnapshot]], Peers] | None = None,
 ) -> ImageProxyApp:
     """The ASGI application, for Hypercorn's Trio worker.
 
     Args:
         config: None: from the environment, and the file that ``IMAGE_PROXY_CONFIG`` names.
         networks: see ``open_service``.
+        peers: see ``ImageProxyApp``.
 
     Raises:
         ConfigError: the configuration is wrong, or needs what is not installed.
@@ -174,17 +203,17 @@ def create_app(
     check_extras(config)
     configure_logging(config.log, names_process=config.server.workers > 1)
     connection.install()
-    app = ImageProxyApp(config, networks)
+    app = ImageProxyApp(config, networks, peers)
     responder = app.responder
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        return as_response(plain_answer(200, "ok"))
+        return quart_response(plain_response(200, "ok"))
 
     @app.get("/readyz")
     async def readyz() -> Response:
         reason = responder.not_ready_because()
-        return as_response(plain_answer(503, reason) if reason else plain_answer(200, "ok"))
+        return quart_response(plain_response(503, reason) if reason else plain_response(200, "ok"))
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
@@ -192,7 +221,7 @@ def create_app(
 
     @app.errorhandler(HTTPException)
     async def as_text(error: HTTPException) -> Response:
-        response = as_response(plain_answer(error.code or 500, error.name.lower()))
+        response = quart_response(plain_response(error.code or 500, error.name.lower()))
         for name, value in error.get_headers():
             if name in ("Allow", "WWW-Authenticate"):
                 response.headers[name] = value
@@ -204,5 +233,5 @@ def create_app(
     return app
 
 
-def _not_a_path(_path: str, _if_none_match: str | None) -> Answer:
-    return plain_answer(400, "bad request")
+def _not_a_path(_path: str, _if_none_match: str | None) -> HttpResponse:
+    return plain_response(400, "bad request")

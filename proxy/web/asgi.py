@@ -7,13 +7,14 @@ from functools import lru_cache
 from typing import Any
 
 import trio
+from quart import Response
 
-from proxy.web.answers import Answer, Headers, Later, method_not_allowed
+from proxy.web.responses import Headers, HttpResponse, PendingResponse, method_not_allowed
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Respond = Callable[[str, str | None], Answer | Later]
+Respond = Callable[[str, str | None], HttpResponse | PendingResponse]
 
 METHODS = ("GET", "HEAD")
 
@@ -35,7 +36,7 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) ->
     else:
         answer = method_not_allowed(METHODS)
     is_head = scope["method"] == "HEAD"
-    if isinstance(answer, Answer) and not may_have_body:
+    if isinstance(answer, HttpResponse) and not may_have_body:
         for message in _messages(answer, is_head):
             await send(message)
         return
@@ -43,11 +44,16 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) ->
         work = trio.CancelScope()
         nursery.start_soon(_drop_body, receive, work)
         with work:
-            found = answer if isinstance(answer, Answer) else await answer()
+            found = answer if isinstance(answer, HttpResponse) else await answer()
         if not work.cancelled_caught:
             for message in _messages(found, is_head):
                 await send(message)
         nursery.cancel_scope.cancel()
+
+
+def quart_response(response: HttpResponse) -> Response:
+    """The same as Quart's, for the routes that the framework serves."""
+    return Response(response.body, status=response.status, headers=dict(response.headers))
 
 
 def _read_headers(scope: Scope) -> tuple[str | None, bool]:
@@ -72,7 +78,7 @@ async def _drop_body(receive: Receive, work: trio.CancelScope) -> None:
     work.cancel()
 
 
-def _messages(answer: Answer, is_head: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _messages(answer: HttpResponse, is_head: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     headers = list(_encoded(answer.headers))
     if answer.status != 304:
         headers.append((b"content-length", b"%d" % len(answer.body)))

@@ -8,9 +8,9 @@ from functools import lru_cache
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from proxy.formats import Format
-from proxy.presets import Preset
-from proxy.web.answers import Answer, Later, varying
+from proxy.model.formats import Format
+from proxy.model.presets import Preset
+from proxy.web.responses import HttpResponse, PendingResponse, varying
 
 REMEMBERED = 256
 """Headers whose choice is kept; browsers in use send a few dozen."""
@@ -64,12 +64,12 @@ def is_negotiable(presets: Mapping[str, Preset], path: str) -> bool:
             return False
 
 
-def as_negotiated(answer: Answer | Later) -> Answer | Later:
+def as_negotiated(answer: HttpResponse | PendingResponse) -> HttpResponse | PendingResponse:
     """``answer`` as one that depends on ``Accept``."""
-    if isinstance(answer, Answer):
+    if isinstance(answer, HttpResponse):
         return varying(answer)
 
-    async def later() -> Answer:
+    async def later() -> HttpResponse:
         return varying(await answer())
 
     return later

@@ -11,7 +11,7 @@ from importlib.resources import files
 from quart import Blueprint, Response
 
 from proxy.config import Config
-from proxy.presets import Preset
+from proxy.model.presets import Preset
 
 _PRESETS_MARK = "<!-- presets -->"
 _BASE_MARK = 'data-base=""'

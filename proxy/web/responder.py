@@ -10,19 +10,20 @@ import structlog
 import trio
 
 from proxy.errors import Busy, ImageProxyError, ResultTooLarge
-from proxy.formats import Format
-from proxy.presets import Preset
+from proxy.model.formats import Format
+from proxy.model.keys import BlobKey, ImageKey
+from proxy.model.presets import Preset
 from proxy.service import Service
-from proxy.urls import BlobKey, ImageKey, parse_blob_path, parse_image_path
-from proxy.web.answers import (
-    Answer,
-    Later,
-    blob_answer,
-    error_answer,
-    image_answer,
+from proxy.urls import parse_blob_path, parse_image_path
+from proxy.web.conditional import none_match
+from proxy.web.responses import (
+    HttpResponse,
+    PendingResponse,
+    blob_response,
+    error_response,
+    image_response,
     not_modified,
 )
-from proxy.web.conditional import none_match
 
 PARSED = 4096
 """Paths whose parse is kept, the most recent: about 1 KB each, and right ones alone."""
@@ -75,13 +76,13 @@ class Responder:
             return "starting"
         if self.service.blocks.problem is not None:
             return f"blocks cannot be read: {self.service.blocks.problem}"
-        if self.service.upkeep.problem is not None:
-            return f"cache unusable: {self.service.upkeep.problem}"
+        if self.service.cache_health.problem is not None:
+            return f"cache unusable: {self.service.cache_health.problem}"
         return None
 
     def image(
         self, path: str, if_none_match: str | None, chosen: Format | None = None
-    ) -> Answer | Later:
+    ) -> HttpResponse | PendingResponse:
         """Answer a GET for ``/img/...``, percent-decoded once: at once where nothing must wait.
 
         Args:
@@ -100,11 +101,11 @@ class Responder:
                 keys = (key,) if chosen is None else (key, self._image_key(path))
                 work = partial(_get_image, service, keys, if_none_match)
                 return partial(self._answer_later, asked, work)
-            return self._answered(asked, image_answer(key, image), image.cache)
+            return self._answered(asked, image_response(key, image), image.cache)
         except Exception as failure:
             return self._failed(asked, failure)
 
-    def blob(self, path: str, if_none_match: str | None) -> Answer | Later:
+    def blob(self, path: str, if_none_match: str | None) -> HttpResponse | PendingResponse:
         """Answer a GET for ``/blob/...``; as ``image``."""
         asked = _Asked(path, trio.current_time())
         try:
@@ -118,15 +119,15 @@ class Responder:
 
     def _unmodified(
         self, asked: _Asked, service: Service, blob: BlobKey, etag: str
-    ) -> Answer | Later:
+    ) -> HttpResponse | PendingResponse:
         """304, where the blob may be served."""
-        if service.permission.check(blob):
+        if service.gate.check(blob):
             return self._answered(asked, not_modified(etag))
         return partial(self._answer_later, asked, partial(_confirm, service, blob, etag))
 
     async def _answer_later(
-        self, asked: _Asked, work: Callable[[], Awaitable[tuple[Answer, str, Timings]]]
-    ) -> Answer:
+        self, asked: _Asked, work: Callable[[], Awaitable[tuple[HttpResponse, str, Timings]]]
+    ) -> HttpResponse:
         try:
             return self._answered(asked, *await work())
         except Exception as failure:
@@ -138,8 +139,12 @@ class Responder:
         return self.service
 
     def _answered(
-        self, asked: _Asked, answer: Answer, state: str = "none", timings: Timings = NO_TIMINGS
-    ) -> Answer:
+        self,
+        asked: _Asked,
+        answer: HttpResponse,
+        state: str = "none",
+        timings: Timings = NO_TIMINGS,
+    ) -> HttpResponse:
         ms = self._count(asked, answer, state)
         more = {"timings": _in_ms(timings)} if timings else {}
         log.info(
@@ -153,9 +158,9 @@ class Responder:
         )
         return answer
 
-    def _failed(self, asked: _Asked, failure: Exception) -> Answer:
+    def _failed(self, asked: _Asked, failure: Exception) -> HttpResponse:
         error = as_ours(failure)
-        answer = error_answer(error)
+        answer = error_response(error)
         ms = self._count(asked, answer, "none")
         log.warning(
             "request",
@@ -167,7 +172,7 @@ class Responder:
         )
         return answer
 
-    def _count(self, asked: _Asked, answer: Answer, state: str) -> float:
+    def _count(self, asked: _Asked, answer: HttpResponse, state: str) -> float:
         """Note an image in the metrics; the milliseconds that the request took, for its line."""
         seconds = trio.current_time() - asked.began
         if self.service is not None and asked.preset is not None:
@@ -177,7 +182,7 @@ class Responder:
 
 async def _get_image(
     service: Service, keys: Sequence[ImageKey], if_none_match: str | None
-) -> tuple[Answer, str, Timings]:
+) -> tuple[HttpResponse, str, Timings]:
     """The first of ``keys``; or, where its format cannot hold the result, the next."""
     key, *others = keys
     try:
@@ -188,15 +193,15 @@ async def _get_image(
         if not none_match(if_none_match, others[0].etag):
             return await _confirm(service, key.blob, others[0].etag)
         return await _get_image(service, others, if_none_match)
-    return image_answer(key, image), image.cache, image.timings
+    return image_response(key, image), image.cache, image.timings
 
 
-async def _get_blob(service: Service, key: BlobKey) -> tuple[Answer, str, Timings]:
-    return blob_answer(key, await service.get_blob(key)), "none", NO_TIMINGS
+async def _get_blob(service: Service, key: BlobKey) -> tuple[HttpResponse, str, Timings]:
+    return blob_response(key, await service.get_blob(key)), "none", NO_TIMINGS
 
 
-async def _confirm(service: Service, blob: BlobKey, etag: str) -> tuple[Answer, str, Timings]:
-    await service.permission.permit(blob)
+async def _confirm(service: Service, blob: BlobKey, etag: str) -> tuple[HttpResponse, str, Timings]:
+    await service.gate.permit(blob)
     return not_modified(etag), "none", NO_TIMINGS
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 
-from proxy.cache.base import Entry
-from proxy.formats import Format
-from proxy.identifiers import Cid, Did, parse_cid, parse_did
-from proxy.presets import DEFAULT_PRESETS
-from proxy.urls import ImageKey, image_key
+from proxy.cache.interface import Entry
+from proxy.model.formats import Format
+from proxy.model.identifiers import Cid, Did, parse_cid, parse_did
+from proxy.model.keys import ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS
 
 SIGNATURES = {
     Format.JPEG: b"\xff\xd8\xff",

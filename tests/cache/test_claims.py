@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from proxy.cache.claims import Claims, _byte_of
-from proxy.formats import Format
-from proxy.urls import ImageKey
+from proxy.coordination.build_locks import BuildLocks, _byte_of
+from proxy.model.formats import Format
+from proxy.model.keys import ImageKey
 
 from . import blob_cid, key, owner
 
@@ -21,11 +21,11 @@ CLAIM = """
 import sys
 from pathlib import Path
 import trio
-from proxy.cache.claims import Claims
+from proxy.coordination.build_locks import BuildLocks
 from tests.cache import key
 
 async def main():
-    claims = Claims(Path(sys.argv[1]))
+    claims = BuildLocks(Path(sys.argv[1]))
     free, waited = await claims.claim(key(int(sys.argv[2])))
     print("waited" if waited else "had it", flush=True)
     for line in sys.stdin:
@@ -62,7 +62,7 @@ class Neighbour:
         self._process.communicate()
 
 
-async def is_free(claims: Claims, wanted: ImageKey) -> bool:
+async def is_free(claims: BuildLocks, wanted: ImageKey) -> bool:
     """Whether a claim is had at once."""
     with trio.move_on_after(0.1) as patience:
         free, _ = await claims.claim(wanted)
@@ -79,7 +79,7 @@ async def test_a_claim_of_another_process_is_waited_for_until_it_is_freed_or_its
     neighbour = Neighbour(path, 1)
     try:
         assert neighbour.told() == "had it"
-        claims = Claims(path)
+        claims = BuildLocks(path)
         assert not await is_free(claims, key(1))
         assert await is_free(claims, key(2)), "another result is another claim"
         end(neighbour)
@@ -92,7 +92,7 @@ async def test_a_claim_of_another_process_is_waited_for_until_it_is_freed_or_its
 
 async def test_a_claim_says_whether_another_process_had_it(tmp_path: Path) -> None:
     """Catches a second fetch because nobody looked into the cache again."""
-    claims = Claims(tmp_path / "flights.lock")
+    claims = BuildLocks(tmp_path / "flights.lock")
     free, had_been_claimed = await claims.claim(key(1))
     free()
     assert not had_been_claimed
@@ -118,7 +118,7 @@ async def test_a_claim_says_whether_another_process_had_it(tmp_path: Path) -> No
 
 async def test_a_cancelled_wait_leaves_no_claim(tmp_path: Path) -> None:
     """Catches a result that nobody makes any more because somebody once waited for it."""
-    claims = Claims(tmp_path / "flights.lock")
+    claims = BuildLocks(tmp_path / "flights.lock")
     free, _ = await claims.claim(key(1))
     assert not await is_free(claims, key(1))
     free()
@@ -143,6 +143,6 @@ def test_every_part_of_a_key_makes_another_claim(tmp_path: Path) -> None:
 async def test_without_a_usable_file_nobody_waits(tmp_path: Path) -> None:
     """Catches a broken disk that takes the images down which could still be fetched."""
     (tmp_path / "file").write_bytes(b"")
-    claims = Claims(tmp_path / "file" / "flights.lock")
+    claims = BuildLocks(tmp_path / "file" / "flights.lock")
     assert await is_free(claims, key(1))
     claims.close()

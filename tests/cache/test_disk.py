@@ -22,17 +22,18 @@ import pytest
 import trio
 from hypothesis import given, settings
 
-from proxy.cache.base import Cache, Entry, Selection
 from proxy.cache.disk import DiskCache
-from proxy.cache.folder import TOUCH_AFTER, CacheFolder
-from proxy.cache.index import File, Index, Record, Rows, Totals
+from proxy.cache.files import TOUCH_AFTER, CacheFolder
+from proxy.cache.index import File, Index, IndexEntry, Rows, Totals
+from proxy.cache.interface import Cache, Entry
 from proxy.cache.layout import entry_folder, entry_name
+from proxy.coordination.liveness import Liveness
 from proxy.errors import InvalidCid, InvalidDid, InvalidPreset
-from proxy.formats import OUTPUTS, Format
-from proxy.identifiers import Did, parse_did
-from proxy.presence import Presence
-from proxy.presets import DEFAULT_PRESETS
-from proxy.urls import ImageKey, image_key
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.identifiers import Did, parse_did
+from proxy.model.keys import ImageKey, image_key
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.selection import Selection
 from tests.processes import until
 from tests.required import skip_unless_required
 
@@ -154,7 +155,7 @@ def full_disk(after: int) -> Iterator[None]:
 
 def end(cache: DiskCache) -> None:
     """Have its process be gone, as the kernel does with whatever it had locked."""
-    descriptor = cache._folder._presence._descriptor
+    descriptor = cache._folder._liveness._descriptor
     assert descriptor is not None
     os.close(descriptor)
 
@@ -436,7 +437,7 @@ async def test_room_is_made_although_everything_was_just_read(
     make: MakeCache, root: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a search for something unread that goes through the whole cache for one write."""
-    monkeypatch.setattr("proxy.cache.folder.MOST_PASSED_OVER", 3)
+    monkeypatch.setattr("proxy.cache.files.MOST_PASSED_OVER", 3)
     cache = make(max_bytes=10_000)
     for number in range(10):
         await cache.put(key(number), entry(1000))
@@ -650,7 +651,7 @@ async def test_a_file_that_is_replaced_while_it_is_read_is_not_taken_for_damaged
     find = Rows.find
     replaced = False
 
-    def find_after_the_other(rows: Rows, file: File) -> Record | None:
+    def find_after_the_other(rows: Rows, file: File) -> IndexEntry | None:
         nonlocal replaced
         found = find(rows, file)
         if not replaced:
@@ -754,7 +755,7 @@ async def test_verify_passes_over_what_goes_meanwhile(
     other = make()
     below = Rows.below
 
-    def evicted_just_now(rows: Rows, folder: str) -> list[Record]:
+    def evicted_just_now(rows: Rows, folder: str) -> list[IndexEntry]:
         found = below(rows, folder)
         other._folder.purge([Selection(cid=blob_cid(1))])
         return found
@@ -919,16 +920,16 @@ async def test_a_process_that_enters_while_another_starts_keeps_what_it_writes(
     """Catches a start that asks who lives first, and takes a newcomer's file for left behind."""
     starting, entering = make(), make()
     written: list[Path] = []
-    living = Presence.living
+    living = Liveness.living
 
-    def enter_then(presence: Presence) -> frozenset[str]:
+    def enter_then(presence: Liveness) -> frozenset[str]:
         found = living(presence)
-        if presence is starting._folder._presence and not written:
+        if presence is starting._folder._liveness and not written:
             entering._folder._enter()
             written.append(entering._folder._write(b"half", 0))
         return found
 
-    monkeypatch.setattr(Presence, "living", enter_then)
+    monkeypatch.setattr(Liveness, "living", enter_then)
     await starting.check()
     assert exists(*written)
 
@@ -957,7 +958,7 @@ async def test_a_purge_in_one_process_ends_a_write_under_way_in_another(
     committed = CacheFolder._place
     placed: list[File] = []
 
-    def purge_between(rows: Rows, record: Record) -> None:
+    def purge_between(rows: Rows, record: IndexEntry) -> None:
         begin(rows, record)
         # At the end of this transaction: the arrival is committed, the file not there yet.
         after_commit.append(lambda: purging._folder.purge([selection]))
@@ -1214,7 +1215,7 @@ async def test_on_a_full_disk_the_least_recently_used_is_given_up_and_forgotten(
     cache: DiskCache, root: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches room made by what is asked for most, and figures that count what is gone."""
-    monkeypatch.setattr("proxy.cache.folder.ROOM", 150)
+    monkeypatch.setattr("proxy.cache.files.ROOM", 150)
     for number in range(4):
         await cache.put(key(number), entry(100))
         read_at(path_of(root, key(number)), clock() - (number + 1) % 4)

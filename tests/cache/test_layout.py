@@ -17,10 +17,10 @@ from proxy.cache.layout import (
     owner_folder,
     possible_formats,
 )
-from proxy.formats import OUTPUTS, Format, output_for
-from proxy.identifiers import Did, parse_did
-from proxy.presets import DEFAULT_PRESETS
-from proxy.urls import ImageKey
+from proxy.model.formats import OUTPUTS, Format, output_for
+from proxy.model.identifiers import Did, parse_did
+from proxy.model.keys import ImageKey
+from proxy.model.presets import DEFAULT_PRESETS
 
 from . import blob_cid, key
 

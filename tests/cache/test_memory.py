@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.cache.base import Selection
 from proxy.cache.memory import OVERHEAD, MemoryCache
-from proxy.formats import OUTPUTS, Format
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.selection import Selection
 
 from . import blob_cid, entry, key, owner
 

@@ -12,9 +12,10 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from proxy.cache.base import Cache, Entry, Selection
-from proxy.cache.upkeep import CHECK_SECONDS, Upkeep
-from proxy.urls import ImageKey
+from proxy.cache.health import CHECK_SECONDS, CacheHealth
+from proxy.cache.interface import Cache, Entry
+from proxy.model.keys import ImageKey
+from proxy.model.selection import Selection
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -67,9 +68,9 @@ def cache() -> FakeCache:
 
 
 @pytest.fixture
-def upkeep(cache: FakeCache) -> Upkeep:
+def upkeep(cache: FakeCache) -> CacheHealth:
     it: Cache = cache
-    return Upkeep(it)
+    return CacheHealth(it)
 
 
 @asynccontextmanager
@@ -85,7 +86,7 @@ async def running(
 
 
 async def test_the_cleanup_job_starts_at_once_and_repeats_at_its_interval(
-    cache: FakeCache, upkeep: Upkeep, autojump_clock: MockClock
+    cache: FakeCache, upkeep: CacheHealth, autojump_clock: MockClock
 ) -> None:
     """Catches a first cleanup an hour after the start, and intervals that drift."""
     async with running(cache, upkeep.keep_cleaning, 30):
@@ -94,7 +95,7 @@ async def test_the_cleanup_job_starts_at_once_and_repeats_at_its_interval(
 
 
 async def test_what_expired_does_not_stay_for_the_whole_of_a_long_interval(
-    cache: FakeCache, upkeep: Upkeep, autojump_clock: MockClock
+    cache: FakeCache, upkeep: CacheHealth, autojump_clock: MockClock
 ) -> None:
     """Catches a TTL that nginx keeps only once an hour."""
     async with running(cache, upkeep.keep_cleaning, 3600):
@@ -103,7 +104,7 @@ async def test_what_expired_does_not_stay_for_the_whole_of_a_long_interval(
 
 
 async def test_the_cleanup_job_is_off_at_0(
-    cache: FakeCache, upkeep: Upkeep, autojump_clock: MockClock
+    cache: FakeCache, upkeep: CacheHealth, autojump_clock: MockClock
 ) -> None:
     """Catches an interval of 0 taken for "all the time"."""
     with trio.fail_after(1):
@@ -114,7 +115,7 @@ async def test_the_cleanup_job_is_off_at_0(
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["between two", "in the middle of one"])
 async def test_the_cleanup_job_stops_when_it_is_cancelled(
-    cache: FakeCache, upkeep: Upkeep, autojump_clock: MockClock, hangs: bool
+    cache: FakeCache, upkeep: CacheHealth, autojump_clock: MockClock, hangs: bool
 ) -> None:
     """Catches a shutdown that waits for the next interval, or for a cleanup."""
     cache.hangs = hangs
@@ -128,7 +129,7 @@ async def test_the_cleanup_job_stops_when_it_is_cancelled(
 
 
 async def test_a_cleanup_that_fails_is_noted_and_the_job_goes_on(
-    cache: FakeCache, upkeep: Upkeep, autojump_clock: MockClock
+    cache: FakeCache, upkeep: CacheHealth, autojump_clock: MockClock
 ) -> None:
     """Catches a full disk that ends the one job which could make room."""
     cache.failure = FULL
@@ -141,7 +142,7 @@ async def test_a_cleanup_that_fails_is_noted_and_the_job_goes_on(
 
 
 async def test_a_cleanup_says_how_much_it_removed(
-    cache: FakeCache, upkeep: Upkeep, autojump_clock: MockClock
+    cache: FakeCache, upkeep: CacheHealth, autojump_clock: MockClock
 ) -> None:
     """Catches a job that nobody sees at work."""
     with capture_logs() as logs:
@@ -150,7 +151,7 @@ async def test_a_cleanup_says_how_much_it_removed(
     assert [(line["event"], line["removed"]) for line in logs] == [("cache cleaned up", 7)]
 
 
-def test_a_problem_is_logged_when_it_begins_and_when_it_ends(upkeep: Upkeep) -> None:
+def test_a_problem_is_logged_when_it_begins_and_when_it_ends(upkeep: CacheHealth) -> None:
     """Catches a log that a full disk fills, line by line, with every write."""
     assert upkeep.problem is None
     with capture_logs() as logs:
@@ -166,7 +167,7 @@ def test_a_problem_is_logged_when_it_begins_and_when_it_ends(upkeep: Upkeep) -> 
     assert os.strerror(errno.ENOSPC) in logs[0]["error"], "the log names the cause"
 
 
-def test_the_problem_is_the_latest_one_without_its_path(upkeep: Upkeep) -> None:
+def test_the_problem_is_the_latest_one_without_its_path(upkeep: CacheHealth) -> None:
     """Catches a readiness answer that tells strangers about folders."""
     upkeep.failed(OSError(errno.EROFS, os.strerror(errno.EROFS), "/var/lib/imageproxy/x.tmp"))
     assert upkeep.problem == os.strerror(errno.EROFS)
@@ -178,7 +179,7 @@ def test_the_problem_is_the_latest_one_without_its_path(upkeep: Upkeep) -> None:
     assert upkeep.problem is None
 
 
-async def test_a_check_notes_what_it_finds(cache: FakeCache, upkeep: Upkeep) -> None:
+async def test_a_check_notes_what_it_finds(cache: FakeCache, upkeep: CacheHealth) -> None:
     """Catches a cache that stays unusable for good, and one that is called usable unseen."""
     cache.failure = FULL
     await upkeep.check()
@@ -189,7 +190,7 @@ async def test_a_check_notes_what_it_finds(cache: FakeCache, upkeep: Upkeep) -> 
 
 
 async def test_only_an_unusable_cache_is_checked_and_until_it_works_again(
-    cache: FakeCache, upkeep: Upkeep, autojump_clock: MockClock
+    cache: FakeCache, upkeep: CacheHealth, autojump_clock: MockClock
 ) -> None:
     """Catches a write to the disk every few seconds, and a recovery that waits for traffic."""
     async with running(cache, upkeep.keep_checking):

@@ -10,9 +10,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from proxy.cache.base import Cache, Entry, Selection, Selections
+from proxy.cache.interface import Cache, Entry
 from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
-from proxy.urls import ImageKey
+from proxy.model.keys import ImageKey
+from proxy.model.selection import Selection, Selections
 
 from . import blob_cid, entry, key, owner
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from proxy.config import Config
-from proxy.doctor.judgement import (
+from proxy.imaging.memory_estimate import ceiling
+from proxy.tools.doctor.checks import (
     CLIENTS,
     GIB,
     AccessTimes,
@@ -30,7 +31,6 @@ from proxy.doctor.judgement import (
     judge_sandbox,
     lacks_room,
 )
-from proxy.process.memory import ceiling
 
 
 def config(**sections: dict[str, Any]) -> Config:

@@ -16,7 +16,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from proxy.config import Config
-from proxy.doctor.probes import (
+from proxy.egress.guarded_get import Response
+from proxy.moderation.store import ModerationStore
+from proxy.tools.doctor.probes import (
     access_times_of,
     ask_directory,
     examine,
@@ -27,8 +29,6 @@ from proxy.doctor.probes import (
     why_not_usable,
     why_not_writable,
 )
-from proxy.egress.get import Answer
-from proxy.moderation.store import ModerationStore
 from tests.fakes.world import World
 from tests.required import skip_unless_required
 
@@ -53,7 +53,7 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 STRANGER = """
 import os, sys
 from pathlib import Path
-from proxy.doctor.probes import why_not_usable, why_not_writable
+from proxy.tools.doctor.probes import why_not_usable, why_not_writable
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
@@ -208,13 +208,13 @@ async def test_a_directory_that_is_not_there_is_told_with_the_reason(world: Worl
 
 
 def test_the_clock_is_held_against_the_date_of_an_answer() -> None:
-    def dated(date: str) -> Answer:
-        return Answer(200, {"date": date}, b"", b"")
+    def dated(date: str) -> Response:
+        return Response(200, {"date": date}, b"", b"")
 
     assert skew_of(dated(formatdate(1000, usegmt=True)), 1090.0) == 90
     for nothing in ("", "yesterday", "Thu, 99 Jan 1970 00:00:00 GMT"):
         assert skew_of(dated(nothing), 0) is None
-    assert skew_of(Answer(200, {}, b"", b""), 0) is None
+    assert skew_of(Response(200, {}, b"", b""), 0) is None
 
 
 async def test_the_sandbox_is_tried_in_a_real_worker_which_ends_with_it(

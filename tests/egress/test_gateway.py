@@ -13,7 +13,7 @@ from proxy.egress.circuit import FAILURES_TO_OPEN, OPEN_SECONDS
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import AskedToWait, ConnectFailed
 from proxy.egress.gateway import IDLE_SECONDS, Gateway
-from proxy.egress.get import Answer
+from proxy.egress.guarded_get import Response as Answer
 from proxy.egress.httpx2_client import Httpx2Client
 from tests.fakes import faults
 from tests.fakes.network import Response, Site
@@ -37,7 +37,9 @@ async def site(world: World) -> Site:
 
 @pytest.fixture
 async def gateway(world: World, nursery: trio.Nursery) -> AsyncIterator[Gateway]:
-    gateway = Gateway(world.config(fetch={"timeout": 300}), world.network, world.directory_network)
+    gateway = Gateway(
+        world.config(fetch={"timeout": 300}).fetch, world.network, world.directory_network
+    )
     nursery.start_soon(gateway.run)
     yield gateway
     nursery.cancel_scope.cancel()

@@ -10,12 +10,12 @@ import trio
 from proxy.egress.endpoint import Origin, parse_url
 from proxy.egress.errors import EgressError, Forbidden
 from proxy.egress.gateway import make_client
-from proxy.egress.get import Rules, guarded_get
+from proxy.egress.guarded_get import RequestRules, guarded_get
 from tests.egress.destinations import BY_ADDRESS, DESTINATIONS, PUBLIC, Destination, Trap
 from tests.fakes.faults import redirects
 from tests.fakes.network import FakeNetwork, Site
 
-RULES = Rules(max_bytes=1000, max_redirects=3, allow_http=False, allow_private_hosts=False)
+RULES = RequestRules(max_bytes=1000, max_redirects=3, allow_http=False, allow_private_hosts=False)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import dns.rcode
 import pytest
 import trio
 
-from proxy.egress import txt
+from proxy.egress import dns_txt as txt
+from proxy.egress.dns_txt import TxtRecords
 from proxy.egress.errors import ConnectFailed, Saturated, TimedOut
-from proxy.egress.txt import TxtRecords
 from tests.fakes.dns import FakeDns, serving_dns
 
 NAME = "_atproto.alice.community"

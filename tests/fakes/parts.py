@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 import trio
 
-from proxy.cache.base import Entry, Selection, Selections
-from proxy.formats import Format
-from proxy.identifiers import Did
-from proxy.presets import Preset
-from proxy.process.pool import Processed
-from proxy.urls import BlobKey, ImageKey
+from proxy.cache.interface import Entry
+from proxy.imaging.workers.pool import Processed
+from proxy.model.formats import Format
+from proxy.model.identifiers import Did
+from proxy.model.keys import BlobKey, ImageKey
+from proxy.model.presets import Preset
+from proxy.model.selection import Selection, Selections
 
 
 class Gate:

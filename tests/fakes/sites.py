@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from libipld import encode_cid
 
-from proxy.identifiers import Cid, Did, did_web_authority
+from proxy.model.identifiers import Cid, Did, did_web_authority
 from tests.fakes.network import Request, Response, Site
 
 GET_BLOB = "/xrpc/com.atproto.sync.getBlob"

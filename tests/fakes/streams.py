@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from libipld import encode_dag_cbor, encode_multibase
 
-from proxy.identifiers import Did
+from proxy.model.identifiers import Did
 from tests.fakes.network import Request, Site, Wire
 from tests.fakes.sites import document, new_plc_did
 

@@ -12,8 +12,8 @@ import trio
 from PIL import Image
 
 from proxy.config import Config
-from proxy.identifiers import Cid, Did
-from proxy.opening import open_service
+from proxy.lifecycle import open_service
+from proxy.model.identifiers import Cid, Did
 from proxy.service import Service
 from tests.fakes.network import FakeNetwork
 from tests.fakes.sites import FakePds, FakePlc, FakeWeb, document, new_plc_did, pds_service

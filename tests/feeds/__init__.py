@@ -9,14 +9,14 @@ from typing import Any
 
 import trio
 
-from proxy.cache.base import Selection
+from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
 from proxy.egress.gateway import Gateway
 from proxy.egress.network import Network
-from proxy.identifiers import Did
-from proxy.identity import DidResolver
-from proxy.metrics import Metrics
+from proxy.model.identifiers import Did
+from proxy.model.selection import Selection
 from proxy.moderation.feeds.run import run_feeds
+from proxy.observability.metrics import Metrics
 from tests.fakes.world import World
 
 EPOCH = 1_800_000_000.0
@@ -127,7 +127,7 @@ async def following(
     config = world.config(**sections)
     networks = networks or (world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
-        gateway = Gateway(config, *networks)
+        gateway = Gateway(config.fetch, *networks)
         nursery.start_soon(gateway.run)
         found = Following(Metrics(), DidResolver(config, gateway, nursery))
         nursery.start_soon(_run, config, told, is_cached, found, gateway, networks)

@@ -8,10 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.cache.base import Selection
-from proxy.identifiers import Did
-from proxy.moderation.feeds.follow import SAVE_SECONDS
-from proxy.moderation.feeds.owners import JETSTREAM, MAX_MESSAGE
+from proxy.model.identifiers import Did
+from proxy.model.selection import Selection
+from proxy.moderation.feeds.account_feed import JETSTREAM, MAX_MESSAGE
+from proxy.moderation.feeds.follower import SAVE_SECONDS
 from proxy.moderation.feeds.run import FORGET_SECONDS
 from tests.fakes.sites import FakePds, new_plc_did
 from tests.fakes.streams import Connection, EventStream, FakeJetstream, frame

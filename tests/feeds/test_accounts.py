@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.identifiers import Did
-from proxy.moderation.feeds.accounts import AccountEvent, of_jetstream, of_relay
-from proxy.moderation.feeds.frames import BadFrame, Message
+from proxy.model.identifiers import Did
+from proxy.moderation.feeds.account_events import AccountEvent, of_jetstream, of_relay
+from proxy.moderation.feeds.event_frames import BadFrame, Message
 
 DID = Did("did:plc:z72i7hdynmk6r22z27h6tvur")
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.moderation.feeds.backoff import (
-    FIRST_SECONDS,
-    LONGEST_SECONDS,
-    STEADY_SECONDS,
-    Backoff,
-)
+from proxy.moderation.feeds.backoff import FIRST_SECONDS, LONGEST_SECONDS, STEADY_SECONDS, Backoff
 
 
 def test_the_waits_do_not_double_or_grow_without_bound() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from libipld import encode_dag_cbor
 
-from proxy.moderation.feeds.frames import (
+from proxy.moderation.feeds.event_frames import (
     BadFrame,
     CursorRefused,
     Message,

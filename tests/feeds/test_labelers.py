@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.cache.base import Selection
-from proxy.identifiers import Cid, Did
-from proxy.moderation.feeds import keeper
-from proxy.moderation.feeds.follow import SAVE_SECONDS
+from proxy.model.identifiers import Cid, Did
+from proxy.model.selection import Selection
+from proxy.moderation.feeds import label_enforcer as keeper
+from proxy.moderation.feeds.follower import SAVE_SECONDS
 from tests.fakes import faults
 from tests.fakes.network import honest
 from tests.fakes.sites import cid_of, new_plc_did, record_cid

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.cache.base import Selection
-from proxy.identifiers import Cid, Did
-from proxy.moderation.feeds.frames import decode_frame
-from proxy.moderation.feeds.keys import _K256, _P256, BadKey, parse_key
+from proxy.model.identifiers import Cid, Did
+from proxy.model.selection import Selection
+from proxy.moderation.feeds.event_frames import decode_frame
 from proxy.moderation.feeds.labels import (
     BadLabel,
     Label,
-    Record,
+    LabelledRecord,
     blobs_of,
     parse_label,
     subject_of,
 )
+from proxy.moderation.feeds.signatures import _K256, _P256, BadKey, parse_key
 from tests.fakes.streams import SigningKey
 
 CASES = json.loads((Path(__file__).parent / "vectors.json").read_text())["cases"]
@@ -31,7 +31,7 @@ IDS = [case["name"] for case in CASES]
 SRC = "did:plc:ar7c4by46qjdydhdevvrndac"
 OWNER = Did("did:plc:z72i7hdynmk6r22z27h6tvur")
 RECORD = f"at://{OWNER}/app.bsky.feed.post/3jzfcijpj2z2a"
-POST = Record(OWNER, "app.bsky.feed.post", "3jzfcijpj2z2a")
+POST = LabelledRecord(OWNER, "app.bsky.feed.post", "3jzfcijpj2z2a")
 VERSION = "bafyreidfayvfuwqa7qlnopdjiqrxzs6blmoeu4rujcjtnci5beludirz2a"
 BLOB = Cid("bafkreihagr2cmvl2jt4mgx3sppwe2it3fwolkrbtjrhcnwjk4jdijhsoze")
 CTS = "2026-01-02T03:04:05.678Z"
@@ -224,12 +224,12 @@ def test_no_label_makes_any_other_error(raw: dict[str, Any]) -> None:
         ({"uri": RECORD, "cid": VERSION}, replace(POST, cid=VERSION)),
         (
             {"uri": f"at://{OWNER}/app.bsky.actor.profile/self"},
-            Record(OWNER, "app.bsky.actor.profile", "self"),
+            LabelledRecord(OWNER, "app.bsky.actor.profile", "self"),
         ),
     ],
 )
 def test_a_subject_is_taken_for_another(
-    fields: dict[str, Any], subject: Selection | Record
+    fields: dict[str, Any], subject: Selection | LabelledRecord
 ) -> None:
     assert subject_of(made(**fields)) == subject
 

@@ -20,19 +20,19 @@ import pytest
 import trio
 from libipld import decode_dag_cbor_multi
 
-from proxy.cache.base import Selection
+from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
 from proxy.egress.endpoint import Origin
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.guard import GuardedNetwork
-from proxy.identifiers import Cid, Did
-from proxy.identity import DidResolver
-from proxy.metrics import Metrics
-from proxy.moderation.feeds.frames import CursorRefused, decode_frame
-from proxy.moderation.feeds.labels import Record
-from proxy.moderation.feeds.records import RecordGone, RecordReader
+from proxy.model.identifiers import Cid, Did
+from proxy.model.selection import Selection
+from proxy.moderation.feeds.event_frames import CursorRefused, decode_frame
+from proxy.moderation.feeds.label_records import RecordGone, RecordReader
+from proxy.moderation.feeds.labels import LabelledRecord
 from proxy.moderation.feeds.run import run_feeds
 from proxy.moderation.feeds.websocket import Server, open_socket
+from proxy.observability.metrics import Metrics
 from tests import devnet as real
 from tests.devnet import Account, Devnet, DevnetUnavailable, blob_cid
 from tests.devnet.ozone import Ozone, run_ozone
@@ -79,14 +79,14 @@ async def following(
 ) -> AsyncIterator[DidResolver]:
     """Run feeds whose clock is so many seconds ahead."""
     config = config_of(devnet, folder, **sections)
-    networks = guarded_networks(config)
+    networks = guarded_networks(config.fetch)
 
     async def is_cached(did: Did) -> bool:
         await trio.lowlevel.checkpoint()
         return True
 
     async with trio.open_nursery() as nursery:
-        gateway = Gateway(config, *networks)
+        gateway = Gateway(config.fetch, *networks)
         nursery.start_soon(gateway.run)
         resolver = DidResolver(config, gateway, nursery)
 
@@ -313,16 +313,16 @@ async def test_the_fake_pds_has_other_records_than_the_real_one(tmp_path: Path) 
         post, picture = await new_post(devnet, account)
         config = config_of(devnet, tmp_path)
         async with trio.open_nursery() as nursery:
-            gateway = Gateway(config, *guarded_networks(config))
+            gateway = Gateway(config.fetch, *guarded_networks(config.fetch))
             nursery.start_soon(gateway.run)
             reader = RecordReader(config, gateway, DidResolver(config, gateway, nursery))
             did, collection, key = post["uri"].removeprefix("at://").split("/")
-            version = Record(Did(did), collection, key, post["cid"])
+            version = LabelledRecord(Did(did), collection, key, post["cid"])
             assert await reader.blobs(version) == {picture}
             with pytest.raises(RecordGone):
-                await reader.blobs(Record(Did(did), collection, key, str(picture)))
+                await reader.blobs(LabelledRecord(Did(did), collection, key, str(picture)))
             with pytest.raises(RecordGone):
-                await reader.blobs(Record(Did(did), collection, "none"))
+                await reader.blobs(LabelledRecord(Did(did), collection, "none"))
             nursery.cancel_scope.cancel()
 
         fake = FakePds()

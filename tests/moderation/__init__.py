@@ -12,11 +12,11 @@ from pathlib import Path
 
 import trio
 
-from proxy.cache.base import Covering, Selection
+from proxy.coordination.replicas import Replicas
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Covering, Selection
 from proxy.moderation.blocks import Blocks
-from proxy.moderation.followers import Followers
 from proxy.moderation.store import ModerationStore
-from proxy.urls import BlobKey
 from tests.cache import blob_cid, owner
 from tests.processes import until
 
@@ -36,9 +36,9 @@ def store_in(folder: Path) -> ModerationStore:
     return ModerationStore(folder / "moderation.sqlite3")
 
 
-def followers_in(folder: Path) -> Followers:
+def followers_in(folder: Path) -> Replicas:
     """A mark as another process would leave it."""
-    return Followers(folder / "followers")
+    return Replicas(folder / "followers")
 
 
 def decide(store: ModerationStore, *selections: Selection, by: str = "a test") -> int:
@@ -71,7 +71,7 @@ def checkpoint(path: Path) -> None:
         assert not busy
 
 
-class CountingFollowers(Followers):
+class CountingFollowers(Replicas):
     """Counts what a process does in vain, to be waited for.
 
     Attributes:
@@ -98,8 +98,8 @@ class Process:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.followers = CountingFollowers(folder / "followers")
-        self.blocks = Blocks(store_in(folder), self.followers)
+        self.replicas = CountingFollowers(folder / "followers")
+        self.blocks = Blocks(store_in(folder), self.replicas)
         self.forgotten: list[Covering] = []
         self.written = trio.Event()
         self.written.set()
@@ -123,13 +123,13 @@ class Process:
 
     async def started_again(self, times: int = 2) -> None:
         """Wait until it has tried to read everything ``times`` more."""
-        tries = self.followers.starts
-        await until(lambda: self.followers.starts >= tries + times)
+        tries = self.replicas.starts
+        await until(lambda: self.replicas.starts >= tries + times)
 
     async def looked_again(self, times: int = 2) -> None:
         """Wait until it has looked for changes ``times`` more."""
-        looks = self.followers.looks
-        await until(lambda: self.followers.looks >= looks + times)
+        looks = self.replicas.looks
+        await until(lambda: self.replicas.looks >= looks + times)
 
     async def _wait(self) -> None:
         await self.written.wait()

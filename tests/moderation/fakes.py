@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from proxy.cache.base import Due, Selection
-from proxy.urls import BlobKey
+from proxy.cache.interface import Due
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Selection
 
 
 class FakeDecisions:

@@ -7,9 +7,9 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.moderation import blockset
-from proxy.moderation.blockset import DIGEST, BlockSet
-from proxy.urls import BlobKey
+from proxy.model.keys import BlobKey
+from proxy.moderation import block_set as blockset
+from proxy.moderation.block_set import DIGEST, BlockSet
 from tests.cache import blob_cid, owner
 
 from . import ALL

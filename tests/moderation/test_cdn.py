@@ -21,18 +21,19 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from proxy.config import Config
-from proxy.database import Database
+from proxy.coordination.leader import Leadership
 from proxy.egress.guard import GuardedNetwork
-from proxy.formats import OUTPUTS
-from proxy.log import configure_logging
+from proxy.model.formats import OUTPUTS
+from proxy.model.keys import BlobKey
+from proxy.model.presets import DEFAULT_PRESETS
 from proxy.moderation.cdn import sender as sending
-from proxy.moderation.cdn.apis import Api, Bunny, Cloudflare, Failure, Reply, api_of
+from proxy.moderation.cdn.apis import ApiResponse, Bunny, CdnApi, Cloudflare, Failure, api_of
 from proxy.moderation.cdn.queue import SCHEMA, CdnQueue, Pending
 from proxy.moderation.cdn.sender import DEADLINE, MAX_PAUSE, CdnSender, pause_after
-from proxy.parts import moderation_database_of
-from proxy.presets import DEFAULT_PRESETS
-from proxy.turns import Turn
-from proxy.urls import BlobKey, parse_blob_path, parse_image_path, public_urls
+from proxy.observability.log import configure_logging
+from proxy.shared.sqlite import Database
+from proxy.urls import parse_blob_path, parse_image_path, public_urls
+from proxy.wiring_parts import moderation_database_of
 from tests.fakes import faults
 from tests.fakes.cdns import TOKEN, ZONE, FakeBunny, FakeCdn, FakeCloudflare
 from tests.fakes.misbehaviours import heal
@@ -103,17 +104,19 @@ def test_the_configuration_says_which() -> None:
 
 # What an answer means.
 
-APIS: list[Api] = [Cloudflare(ZONE, SecretStr(TOKEN)), Bunny(SecretStr(TOKEN))]
+APIS: list[CdnApi] = [Cloudflare(ZONE, SecretStr(TOKEN)), Bunny(SecretStr(TOKEN))]
 EACH_API = pytest.mark.parametrize("api", APIS, ids=lambda api: type(api).__name__)
 
 
-def reply(status: int, body: bytes = b"", **headers: str) -> Reply:
-    return Reply(status, {name.replace("_", "-"): text for name, text in headers.items()}, body)
+def reply(status: int, body: bytes = b"", **headers: str) -> ApiResponse:
+    return ApiResponse(
+        status, {name.replace("_", "-"): text for name, text in headers.items()}, body
+    )
 
 
 @EACH_API
 @pytest.mark.parametrize("status", [301, 401, 403, 408, 429, 500, 502, 503, 522])
-def test_what_would_meet_any_url_is_no_refusal_of_these(api: Api, status: int) -> None:
+def test_what_would_meet_any_url_is_no_refusal_of_these(api: CdnApi, status: int) -> None:
     failure = api.failure(reply(status), 0)
     assert failure is not None
     assert not failure.is_refusal
@@ -121,7 +124,7 @@ def test_what_would_meet_any_url_is_no_refusal_of_these(api: Api, status: int) -
 
 @EACH_API
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
-def test_a_refusal_of_these_urls_is_told_apart(api: Api, status: int) -> None:
+def test_a_refusal_of_these_urls_is_told_apart(api: CdnApi, status: int) -> None:
     failure = api.failure(reply(status), 0)
     assert failure is not None
     assert failure.is_refusal
@@ -144,7 +147,7 @@ def test_the_reason_is_what_the_cdn_says() -> None:
 
 
 @EACH_API
-def test_a_token_that_the_cdn_repeats_is_kept_nowhere(api: Api) -> None:
+def test_a_token_that_the_cdn_repeats_is_kept_nowhere(api: CdnApi) -> None:
     message = f"no such token: {TOKEN}"
     for body in (
         {"success": False, "errors": [{"code": 1, "message": message}]},
@@ -158,7 +161,7 @@ def test_a_token_that_the_cdn_repeats_is_kept_nowhere(api: Api) -> None:
 
 
 @EACH_API
-def test_retry_after_is_read(api: Api) -> None:
+def test_retry_after_is_read(api: CdnApi) -> None:
     failure = api.failure(reply(429, retry_after="17"), 0)
     assert failure is not None
     assert failure.wait == 17
@@ -174,7 +177,7 @@ def test_retry_after_is_read(api: Api) -> None:
     ).map(lambda value: json.dumps(value).encode()),
     st.text(),
 )
-def test_any_answer_will_do(api: Api, status: int, body: bytes, wait: str) -> None:
+def test_any_answer_will_do(api: CdnApi, status: int, body: bytes, wait: str) -> None:
     failure = api.failure(reply(status, body, retry_after=wait), 0)
     if failure is not None:
         assert failure.reason.isprintable()
@@ -290,7 +293,7 @@ class Office:
             self.queue,
             api_of(self.config),
             self.network,
-            Turn(self.folder / "turns" / "cdn"),
+            Leadership(self.folder / "turns" / "cdn"),
             on_request=self.outcomes.append,
         )
 
@@ -498,7 +501,7 @@ async def test_a_store_that_fails_while_a_refusal_is_sat_out_ends_nothing(
 async def test_without_a_cdn_nothing_is_queued(tmp_path: Path) -> None:
     queue = CdnQueue(Database(tmp_path / "cdn.sqlite3", SCHEMA, synchronous="NORMAL"))
     network = GuardedNetwork(lookup=_nowhere)
-    sender = CdnSender(Config(), queue, None, network, Turn(tmp_path / "turns" / "cdn"))
+    sender = CdnSender(Config(), queue, None, network, Leadership(tmp_path / "turns" / "cdn"))
     await sender.invalidate(blobs(2))
     await sender.run()
     assert list(await trio.Path(tmp_path).iterdir()) == []

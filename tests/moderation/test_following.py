@@ -14,12 +14,12 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from proxy.cache.base import Everything, Selection
+from proxy.coordination.replicas import SERVES_NOTHING
 from proxy.errors import BlobBlocked, ModerationUnreadable
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Everything, Selection
 from proxy.moderation import blocks
-from proxy.moderation.followers import SERVES_NOTHING
 from proxy.moderation.store import ModerationStore
-from proxy.urls import BlobKey
 from tests.cache import blob_cid, owner
 from tests.processes import until
 
@@ -150,15 +150,15 @@ async def test_many_changes_come_in_steps_and_are_all_there_when_it_says_so(
     selections = [Selection(did=owner(number)) for number in range(20)]
     async with process.following():
         noted: list[tuple[int, int]] = []
-        note = process.followers.note
+        note = process.replicas.note
 
         def noting(version: int) -> None:
             noted.append((version, len(process.blocks)))
             note(version)
 
-        monkeypatch.setattr(process.followers, "note", noting)
+        monkeypatch.setattr(process.replicas, "note", noting)
         version = decide(store, *selections)
-        await until(lambda: not process.followers.late(version))
+        await until(lambda: not process.replicas.late(version))
     assert noted == [(version, 20)]
 
 
@@ -168,16 +168,16 @@ async def test_it_says_that_it_follows_only_when_writes_under_way_have_ended(
     """Catches a purge that a write, begun before the block, undoes."""
     process, store = Process(tmp_path), store_in(tmp_path)
     async with process.following():
-        await until(lambda: not process.followers.late(0))
+        await until(lambda: not process.replicas.late(0))
         process.written = trio.Event()
         first = decide(store, PAIR)
         await until(lambda: process.blocked() == [A1])
-        assert process.followers.late(first) == {process.followers.token}
+        assert process.replicas.late(first) == {process.replicas.token}
         second = decide(store, OWNER)
         await until(lambda: process.blocked() == [A1, A2])
-        assert process.followers.late(first)
+        assert process.replicas.late(first)
         process.written.set()
-        await until(lambda: not process.followers.late(second))
+        await until(lambda: not process.replicas.late(second))
 
 
 async def test_what_is_decided_is_forgotten_in_the_step_in_which_it_comes_into_force(
@@ -257,7 +257,7 @@ async def test_while_the_store_cannot_be_read_nothing_is_served_and_then_it_is_a
                 return await refuses(process)
 
             await until(refused)
-            assert not process.followers.late(SERVES_NOTHING), "nobody need wait for it"
+            assert not process.replicas.late(SERVES_NOTHING), "nobody need wait for it"
             await process.started_again(5)
             assert await refuses(process)
             told = [line for line in logs if line["log_level"] == "error"]
@@ -280,9 +280,9 @@ async def test_damage_is_noticed_also_where_the_log_has_all_there_is(tmp_path: P
     decide(store, OWNER)
     process = Process(tmp_path)
     async with process.following():
-        starts = process.followers.starts
+        starts = process.replicas.starts
         damage(store.path)
-        await until(lambda: process.followers.starts > starts)
+        await until(lambda: process.replicas.starts > starts)
 
 
 async def test_a_store_that_cannot_be_read_at_the_start_serves_nothing_until_it_can(
@@ -347,10 +347,10 @@ async def test_a_mark_that_somebody_deleted_is_left_anew(tmp_path: Path) -> None
     process, store = Process(tmp_path), store_in(tmp_path)
     async with process.following():
         shutil.rmtree(tmp_path / "followers")
-        await until(lambda: (tmp_path / "followers" / process.followers.token).exists())
+        await until(lambda: (tmp_path / "followers" / process.replicas.token).exists())
         await until(lambda: process.blocks.problem is None)
         version = decide(store, OWNER)
-        await until(lambda: not process.followers.late(version))
+        await until(lambda: not process.replicas.late(version))
         assert process.blocked() == [A1, A2]
 
 
@@ -380,5 +380,5 @@ async def test_a_mark_is_gone_with_its_process(tmp_path: Path) -> None:
     """Catches a block that waits five seconds for a service that has ended."""
     process = Process(tmp_path)
     async with process.following():
-        assert os.listdir(tmp_path / "followers") == [process.followers.token]
+        assert os.listdir(tmp_path / "followers") == [process.replicas.token]
     assert os.listdir(tmp_path / "followers") == []

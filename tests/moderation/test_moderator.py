@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from proxy.cache.base import Selection
+from proxy.coordination.replicas import Replicas
+from proxy.model.selection import Selection
 from proxy.moderation import moderator as moderating
-from proxy.moderation.base import Cursors, Decisions, NotInForce
-from proxy.moderation.followers import Followers
+from proxy.moderation.interface import Cursors, Decisions, NotInForce
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.store import ModerationStore
 from tests.cache import owner
@@ -40,7 +40,7 @@ class Here:
 
     def __init__(self, folder: Path) -> None:
         self.store = store_in(folder)
-        self.followers = followers_in(folder)
+        self.replicas = followers_in(folder)
         self.removed: list[tuple[Selection, ...]] = []
         self.may_remove = trio.Event()
         self.may_remove.set()
@@ -48,17 +48,17 @@ class Here:
         self.invalidated: list[Sequence[Selection]] = []
         self.steps: list[str] = []
         self.moderator = Moderator(
-            self.store, self.followers, remove=self._remove, invalidate=self._invalidate
+            self.store, self.replicas, remove=self._remove, invalidate=self._invalidate
         )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Moderator]:
         """Be there while the block runs."""
-        self.followers.enter()
+        self.replicas.enter()
         try:
             yield self.moderator
         finally:
-            self.followers.leave()
+            self.replicas.leave()
 
     @asynccontextmanager
     async def finishing(self) -> AsyncIterator[None]:
@@ -124,7 +124,7 @@ async def test_a_block_is_kept_then_followed_by_all_then_purged_then_answered(
         for other in others:
             await until(lambda other=other: other.blocked() == [A1, A2])  # type: ignore[misc]
         (purge,) = here.store.unfinished()
-        assert purge.owner == here.followers.token
+        assert purge.owner == here.replicas.token
         here.may_remove.set()
         for other in others:
             assert (here.removed, answers) == ([], []), "one still has a write under way"
@@ -176,7 +176,7 @@ async def test_nobody_is_waited_for_who_has_ended_or_serves_nothing(
     """Catches five seconds, and an error, for a process that was killed."""
     async with run(["-c", STUCK, str(tmp_path)], {}) as killed:
         await killed.line_with("there")
-        assert here.followers.late(1), "while it lives it is waited for"
+        assert here.replicas.late(1), "while it lives it is waited for"
     closed = Process(tmp_path)
     async with here.running() as moderator, closed.following():
         closed.blocks._close(OSError("no disk"))
@@ -187,10 +187,10 @@ async def test_nobody_is_waited_for_who_has_ended_or_serves_nothing(
 STUCK = """
 import sys, time
 from pathlib import Path
-from proxy.moderation.followers import Followers
-followers = Followers(Path(sys.argv[1]) / "followers")
-followers.enter()
-followers.note(0)
+from proxy.coordination.replicas import Replicas
+replicas = Replicas(Path(sys.argv[1]) / "followers")
+replicas.enter()
+replicas.note(0)
 print("there", flush=True)
 time.sleep(1000)
 """
@@ -296,9 +296,9 @@ DIES = """
 import os, signal, sys
 from pathlib import Path
 import trio
-from proxy.cache.base import Selection
-from proxy.identifiers import parse_did
-from proxy.moderation.followers import Followers
+from proxy.model.selection import Selection
+from proxy.model.identifiers import parse_did
+from proxy.coordination.replicas import Replicas
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.store import ModerationStore
 
@@ -308,9 +308,9 @@ async def remove(*selections):
     os.kill(os.getpid(), signal.SIGKILL)
 
 async def main():
-    followers = Followers(folder / "followers")
-    followers.enter()
-    moderator = Moderator(ModerationStore(folder / "moderation.sqlite3"), followers, remove=remove)
+    replicas = Replicas(folder / "followers")
+    replicas.enter()
+    moderator = Moderator(ModerationStore(folder / "moderation.sqlite3"), replicas, remove=remove)
     await getattr(moderator, action)(Selection(did=did), by="who died")
 
 trio.run(main)
@@ -417,7 +417,7 @@ async def test_one_purge_that_fails_does_not_hold_up_the_others(here: Here, tmp_
 
 def test_late_is_who_lives_and_has_not_said_so(tmp_path: Path) -> None:
     """Catches a mark that is taken for an acknowledgement."""
-    first, second = Followers(tmp_path), Followers(tmp_path)
+    first, second = Replicas(tmp_path), Replicas(tmp_path)
     assert first.late(1) == frozenset()
     first.enter()
     second.enter()

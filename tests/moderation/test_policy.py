@@ -12,11 +12,11 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from proxy.cache.base import Selection
 from proxy.errors import BlobBlocked, ImageProxyError, PolicyUnavailable, TakenDown
-from proxy.identifiers import Did
+from proxy.model.identifiers import Did
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Selection
 from proxy.moderation.policy import Policy, Verdict, Verdicts, verdict_of
-from proxy.urls import BlobKey
 from tests.fakes import faults
 from tests.fakes.misbehaviours import heal
 from tests.fakes.network import Fault, Request, Response, Site
@@ -406,23 +406,23 @@ async def test_a_known_permission_costs_a_hit_no_step(
     blob = BlobKey(did, cid)
     config = world.config(policy=settings(ttl=60))
     async with world.service(config, cache=FakeCache(), processor=FakeProcessor()) as service:
-        assert service.permission.check(blob) is False
+        assert service.gate.check(blob) is False
         await service.get_image("avatar", did, cid)
-        assert service.permission.check(blob) is True
+        assert service.gate.check(blob) is True
         await trio.sleep(60)
-        assert service.permission.check(blob) is False
+        assert service.gate.check(blob) is False
         site.take_down(blob)
         with pytest.raises(TakenDown):
-            await service.permission.permit(blob)
+            await service.gate.permit(blob)
         with pytest.raises(TakenDown):
-            service.permission.check(blob)
-        assert service.permission.refuses(blob)
+            service.gate.check(blob)
+        assert service.gate.refuses(blob)
 
 
 async def test_without_a_policy_service_nothing_has_to_be_asked(world: World) -> None:
     did, cid = world.add_blob(tiny_png())
     async with world.service() as service:
-        assert service.permission.check(BlobKey(did, cid)) is True
+        assert service.gate.check(BlobKey(did, cid)) is True
 
 
 async def test_a_take_down_beats_a_fetch_under_way(
@@ -480,7 +480,7 @@ async def test_questions_wait_for_no_fetch(
             nursery.start_soon(_ignored, service.get_image, "avatar", did, cid)
         await trio.testing.wait_all_tasks_blocked()
         with trio.fail_after(1):
-            await service.permission.permit(BLOB)
+            await service.gate.permit(BLOB)
         nursery.cancel_scope.cancel()
 
 

@@ -9,7 +9,6 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.cache.base import Selection
 from proxy.errors import (
     BlobNotFound,
     Busy,
@@ -21,16 +20,17 @@ from proxy.errors import (
     NoPdsEndpoint,
     UpstreamTimeout,
 )
-from proxy.identifiers import Did
+from proxy.model.identifiers import Did
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Selection
 from proxy.moderation.revalidate import (
     AT_ONCE,
     CHECKS_PER_SECOND,
     PAGE,
-    Finding,
+    Availability,
     Revalidator,
-    finding_of,
+    availability_of,
 )
-from proxy.urls import BlobKey
 from tests.fakes.parts import FakeResolver
 from tests.fakes.sites import cid_of, new_plc_did
 from tests.moderation.fakes import FakeCheckTimes, FakeDecisions
@@ -76,7 +76,7 @@ class Sweeper:
         self.hosts = Hosts()
         self.resolver = FakeResolver()
         self.decisions = FakeDecisions(self._forget)
-        self.findings: list[Finding] = []
+        self.findings: list[Availability] = []
         self._numbers = itertools.count()
         self.revalidator = Revalidator(
             age=AGE,
@@ -122,22 +122,24 @@ async def sweeper() -> Sweeper:
 @pytest.mark.parametrize(
     ("outcome", "finding"),
     [
-        (True, Finding.PRESENT),
-        (False, Finding.ABSENT),
-        (DidNotFound(), Finding.ABSENT),
+        (True, Availability.PRESENT),
+        (False, Availability.ABSENT),
+        (DidNotFound(), Availability.ABSENT),
         # As they are raised here, none of these says that the PDS lacks the blob.
-        (BlobNotFound(), Finding.UNKNOWN),
-        (DidUnresolvable(), Finding.UNKNOWN),
-        (NoPdsEndpoint(), Finding.UNKNOWN),
-        (FetchFailed(), Finding.UNKNOWN),
-        (ForbiddenDestination(), Finding.UNKNOWN),
-        (UpstreamTimeout(), Finding.UNKNOWN),
-        (Busy(), Finding.UNKNOWN),
+        (BlobNotFound(), Availability.UNKNOWN),
+        (DidUnresolvable(), Availability.UNKNOWN),
+        (NoPdsEndpoint(), Availability.UNKNOWN),
+        (FetchFailed(), Availability.UNKNOWN),
+        (ForbiddenDestination(), Availability.UNKNOWN),
+        (UpstreamTimeout(), Availability.UNKNOWN),
+        (Busy(), Availability.UNKNOWN),
     ],
 )
-def test_only_a_clear_no_counts_as_one(outcome: bool | ImageProxyError, finding: Finding) -> None:
+def test_only_a_clear_no_counts_as_one(
+    outcome: bool | ImageProxyError, finding: Availability
+) -> None:
     """Catches a purge on a failure: a PDS that is down for an hour would empty the cache."""
-    assert finding_of(outcome) is finding
+    assert availability_of(outcome) is finding
 
 
 async def test_what_is_gone_is_purged_and_what_is_there_is_due_no_more(
@@ -147,7 +149,7 @@ async def test_what_is_gone_is_purged_and_what_is_there_is_due_no_more(
     await sweeper.revalidator.sweep()
     assert sweeper.purged == [gone]
     assert sweeper.times.times[there] == pytest.approx(wall_clock(), abs=60)
-    assert sorted(sweeper.findings) == [Finding.ABSENT, Finding.PRESENT]
+    assert sorted(sweeper.findings) == [Availability.ABSENT, Availability.PRESENT]
     asked = len(sweeper.hosts.asked)
     assert asked == 2
     await sweeper.revalidator.sweep()
@@ -171,7 +173,7 @@ async def test_a_pds_that_is_down_keeps_its_blobs_and_is_asked_again(
     blob = sweeper.cached(is_there=False)
     sweeper.hosts.errors[PDS] = error
     await sweeper.revalidator.sweep()
-    assert (sweeper.purged, sweeper.findings) == ([], [Finding.UNKNOWN])
+    assert (sweeper.purged, sweeper.findings) == ([], [Availability.UNKNOWN])
     del sweeper.hosts.errors[PDS]
     await sweeper.revalidator.sweep()
     assert sweeper.purged == [blob]
@@ -205,7 +207,7 @@ async def test_an_account_that_moved_is_asked_for_where_it_is_now(
     sweeper.resolver.resolve = resolve  # type: ignore[method-assign]
     await sweeper.revalidator.sweep()
     assert [pds for _, pds, _ in sweeper.hosts.asked] == [PDS, new]
-    assert (sweeper.purged, sweeper.findings) == ([], [Finding.PRESENT])
+    assert (sweeper.purged, sweeper.findings) == ([], [Availability.PRESENT])
 
 
 async def test_an_account_that_exists_no_more_loses_its_blobs(

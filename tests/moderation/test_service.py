@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from proxy.cache.base import Selection
 from proxy.errors import BlobBlocked, BlobNotFound
-from proxy.formats import OUTPUTS
-from proxy.identifiers import Cid, Did
-from proxy.opening import open_moderator
-from proxy.presets import DEFAULT_PRESETS
+from proxy.lifecycle import open_moderator
+from proxy.model.formats import OUTPUTS
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import BlobKey
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.selection import Selection
 from proxy.service import Service
-from proxy.urls import BlobKey, public_urls
+from proxy.urls import public_urls
 from tests.fakes.cdns import TOKEN, FakeBunny
 from tests.fakes.streams import FakeJetstream, FakeLabeler
 from tests.fakes.world import World

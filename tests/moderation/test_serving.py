@@ -17,17 +17,7 @@ from tests.fakes.world import tiny_jpeg
 from tests.moderation import checkpoint
 from tests.moderation.race import race
 from tests.nginx import nginx_program, run_nginx
-from tests.processes import (
-    SERVE,
-    Client,
-    Server,
-    Upstream,
-    imageproxy,
-    run,
-    serve,
-    until,
-    upstream,
-)
+from tests.processes import SERVE, Client, Server, Upstream, imageproxy, run, serve, until, upstream
 
 TOKEN = "a-token-of-the-operator"
 WORKERS = [*SERVE, "--workers", "2"]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cache.base import Selection
+from proxy.model.keys import BlobKey
+from proxy.model.selection import Selection
 from proxy.moderation.store import Block, Decision, Purge
-from proxy.urls import BlobKey
 from tests.cache import blob_cid, owner
 
 from . import A1, A2, ALL, B1, BLOB, OWNER, PAIR, decide, lift, plant_older, store_in

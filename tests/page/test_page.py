@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from proxy import errors
 from proxy.config import Config
-from proxy.presets import DEFAULT_PRESETS, Size, place, with_variants
-from proxy.references import parse_reference
+from proxy.model.presets import DEFAULT_PRESETS, Size, place, with_variants
+from proxy.model.references import parse_reference
 from tests.devnet import DevnetUnavailable
 from tests.page import HANDLE, NoBrowser, PageSite, chromium, page_site
 from tests.processes import in_background

@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from proxy.errors import UndecodableImage
-from proxy.formats import Format
-from proxy.process import sandbox
-from proxy.process.pipeline import Outcome, Recipe, Rendered
-from proxy.process.worker import render_job, serve
+from proxy.imaging.pipeline import Outcome, Recipe, Rendered
+from proxy.imaging.workers import sandbox
+from proxy.imaging.workers.main import render_job, serve
+from proxy.model.formats import Format
 
 BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv[4:]; from tests.process.hostile import main; "

@@ -13,7 +13,7 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image
 
-from proxy.presets import Preset
+from proxy.model.presets import Preset
 
 from .sources import Pixels
 

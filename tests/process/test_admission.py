@@ -15,11 +15,11 @@ from PIL import Image
 
 from proxy.config import Config
 from proxy.errors import Busy, ImageTooLarge
-from proxy.formats import OUTPUTS, Format
-from proxy.presets import DEFAULT_PRESETS, Preset, Size
-from proxy.process import memory
-from proxy.process.admission import Admission, AdmissionStatistics, Claim
-from proxy.process.pool import ProcessingPool
+from proxy.imaging import memory_estimate as memory
+from proxy.imaging.workers.admission import Admission, AdmissionStatistics, Reservation
+from proxy.imaging.workers.pool import ProcessingPool
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.presets import DEFAULT_PRESETS, Preset, Size
 from tests.process import sources
 
 IDLE = AdmissionStatistics(0, 0, 0, 0)
@@ -37,11 +37,11 @@ class Visitors:
         self._leave: dict[str, trio.Event] = {}
 
     async def come(
-        self, name: str, amount: int, source: bytes = b"", *, claim: Claim | None = None
+        self, name: str, amount: int, source: bytes = b"", *, claim: Reservation | None = None
     ) -> trio.CancelScope:
         scope = trio.CancelScope()
         self._leave[name] = trio.Event()
-        self._nursery.start_soon(self._visit, name, claim or Claim(amount, source), scope)
+        self._nursery.start_soon(self._visit, name, claim or Reservation(amount, source), scope)
         await trio.testing.wait_all_tasks_blocked()
         return scope
 
@@ -50,7 +50,7 @@ class Visitors:
             self._leave[name].set()
         await trio.testing.wait_all_tasks_blocked()
 
-    async def _visit(self, name: str, claim: Claim, scope: trio.CancelScope) -> None:
+    async def _visit(self, name: str, claim: Reservation, scope: trio.CancelScope) -> None:
         with scope:
             async with self._admission.room(claim):
                 self.inside.append(name)
@@ -148,7 +148,7 @@ async def test_a_full_waiting_room_is_busy_at_once(nursery: trio.Nursery) -> Non
     await visitors.come("first", 100)
     await visitors.come("waits", 10, bytes(30))
     with pytest.raises(Busy):
-        async with admission.room(Claim(1, bytes(21))):
+        async with admission.room(Reservation(1, bytes(21))):
             pass
     await visitors.come("fits", 10, bytes(20))
     assert admission.statistics().waiting_bytes == 50
@@ -178,7 +178,7 @@ async def test_who_asks_for_another_amount_keeps_its_place(nursery: trio.Nursery
     visitors = Visitors(nursery, admission)
     await visitors.come("first", 80)
     await visitors.come("second", 10)
-    claim = Claim(30, b"")
+    claim = Reservation(30, b"")
     await visitors.come("third", 30, claim=claim)
     assert visitors.inside == ["first", "second"]
     await visitors.come("fourth", 5)
@@ -190,7 +190,7 @@ async def test_who_asks_for_another_amount_keeps_its_place(nursery: trio.Nursery
     await visitors.go("fourth")
     assert admission.resize(claim, 10)
     assert admission.statistics().admitted_bytes == 100
-    late = Claim(1, b"")
+    late = Reservation(1, b"")
     await visitors.come("late", 1, claim=late)
     assert admission.resize(late, 10**9)
     await visitors.go("first", "second", "third")
@@ -202,7 +202,7 @@ async def test_who_asks_for_another_amount_keeps_its_place(nursery: trio.Nursery
 async def test_an_error_in_the_block_gives_its_room_back() -> None:
     admission = Admission(100, 50)
     with pytest.raises(ZeroDivisionError):
-        async with admission.room(Claim(100, b"")):
+        async with admission.room(Reservation(100, b"")):
             raise ZeroDivisionError
     assert admission.statistics() == IDLE
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.formats import Format
-from proxy.presets import Preset
-from proxy.process.bare_avif import bare_avif
-from proxy.process.pipeline import render
+from proxy.imaging.passthrough_avif import bare_avif
+from proxy.imaging.pipeline import render
+from proxy.model.formats import Format
+from proxy.model.presets import Preset
 
 from . import sources
 from .reference import decode

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from proxy.formats import Format, sniff
-from proxy.presets import Preset
-from proxy.process.bare import is_bare
-from proxy.process.pipeline import render
+from proxy.imaging.passthrough import is_bare
+from proxy.imaging.pipeline import render
+from proxy.model.formats import Format, sniff
+from proxy.model.presets import Preset
 
 from . import sources
 from .reference import decode

@@ -25,14 +25,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from proxy import formats
 from proxy.config import Config
 from proxy.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
-from proxy.formats import OUTPUTS, Format
-from proxy.presets import Preset
-from proxy.process import containers, memory
-from proxy.process.pipeline import render
-from proxy.process.pool import ProcessingPool
+from proxy.imaging import containers
+from proxy.imaging import memory_estimate as memory
+from proxy.imaging.pipeline import render
+from proxy.imaging.workers.pool import ProcessingPool
+from proxy.model import formats
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.presets import Preset
 from tests.process import sources
 
 CASES = 20_000

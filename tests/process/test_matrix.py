@@ -11,9 +11,9 @@ import pytest
 import pyvips
 from PIL import Image
 
-from proxy.formats import Format
-from proxy.presets import Preset
-from proxy.process.pipeline import Rendered, render
+from proxy.imaging.pipeline import Rendered, render
+from proxy.model.formats import Format
+from proxy.model.presets import Preset
 
 from . import sources
 from .reference import assert_alike, color_error, decode, expected, ssim

@@ -18,13 +18,13 @@ import trio
 from PIL import Image
 
 from proxy.config import Config, load_config
-from proxy.formats import OUTPUTS, Format
-from proxy.presets import Preset
-from proxy.process import memory
-from proxy.process.batch import Job
-from proxy.process.pipeline import Recipe, Rendered, render_each
-from proxy.process.sandbox import Limits
-from proxy.process.workers import Worker
+from proxy.imaging import memory_estimate as memory
+from proxy.imaging.pipeline import Recipe, Rendered, render_each
+from proxy.imaging.workers.batch import Job
+from proxy.imaging.workers.client import ImageWorker
+from proxy.imaging.workers.sandbox import Limits
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.presets import Preset
 from tests.process import sources
 from tests.processes import SERVE, serve, upstream
 
@@ -100,11 +100,11 @@ KINDS: dict[str, Callable[[], bytes]] = {
 
 
 @contextmanager
-def worker() -> Iterator[Worker]:
+def worker() -> Iterator[ImageWorker]:
     """One that is ready."""
 
-    async def start() -> Worker:
-        found = Worker.spawn(Limits(4096 * MIB, 600))
+    async def start() -> ImageWorker:
+        found = ImageWorker.spawn(Limits(4096 * MIB, 600))
         await found.ready()
         return found
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from proxy.errors import ImageTooLarge, UndecodableImage, UnsupportedImage
-from proxy.formats import Format
-from proxy.presets import Preset
-from proxy.process import decode
-from proxy.process.pipeline import render
+from proxy.imaging import decode
+from proxy.imaging.pipeline import render
+from proxy.model.formats import Format
+from proxy.model.presets import Preset
 
 from . import sources
 

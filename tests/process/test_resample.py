@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from proxy.errors import UndecodableImage
-from proxy.formats import Format
-from proxy.presets import DEFAULT_PRESETS, Box, Preset, Size
-from proxy.process import resample
-from proxy.process.pipeline import render
+from proxy.imaging import resample
+from proxy.imaging.pipeline import render
+from proxy.model.formats import Format
+from proxy.model.presets import DEFAULT_PRESETS, Box, Preset, Size
 
 from . import sources
 from .reference import assert_alike, color_error, decode, expected, size_of, ssim

@@ -24,14 +24,15 @@ from PIL import Image
 import proxy
 from proxy.config import Config
 from proxy.errors import Busy, ImageTooLarge, UndecodableImage, UnsupportedImage
-from proxy.formats import OUTPUTS, Format
-from proxy.presets import Preset
-from proxy.process import sandbox, workers
-from proxy.process.batch import Job
-from proxy.process.pipeline import Outcome, render
-from proxy.process.pool import PoolStatistics, ProcessingPool
-from proxy.process.wire import ANSWER, FORMATS, Status
-from proxy.process.workers import CannotStart, WorkerDefect
+from proxy.imaging.pipeline import Outcome, render
+from proxy.imaging.workers import client as workers
+from proxy.imaging.workers import sandbox
+from proxy.imaging.workers.batch import Job
+from proxy.imaging.workers.client import CannotStart, WorkerDefect
+from proxy.imaging.workers.ipc import ANSWER, FORMATS, Status
+from proxy.imaging.workers.pool import PoolStatistics, ProcessingPool
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.presets import Preset
 from tests.process import hostile, sources
 from tests.processes import until
 
@@ -214,8 +215,8 @@ def test_the_filter_is_the_same_on_both_architectures(machine: str) -> None:
 
 def test_a_worker_loads_neither_the_web_nor_the_network() -> None:
     """Catches an import of the package that brings the server into every worker."""
-    loaded = python("import proxy.process.worker, sys; print(*sys.modules)").split()
-    assert "proxy.process.pipeline" in loaded
+    loaded = python("import proxy.imaging.workers.main, sys; print(*sys.modules)").split()
+    assert "proxy.imaging.pipeline" in loaded
     assert not {"quart", "trio", "hypercorn", "httpcore2", "structlog", "sqlite3"} & set(loaded)
 
 
@@ -252,9 +253,9 @@ async def test_missing_parts_are_named_in_one_line_of_the_log(
 ) -> None:
     """Catches a sandbox that is silently half there, and a line for each worker."""
     patched = (
-        "import sys; sys.path[:] = sys.argv[4:]; from proxy.process import sandbox; "
+        "import sys; sys.path[:] = sys.argv[4:]; from proxy.imaging.workers import sandbox; "
         f"sandbox.confine = lambda limits: {missing!r}; "
-        "from proxy.process.worker import main; main(*map(int, sys.argv[1:4]))"
+        "from proxy.imaging.workers.main import main; main(*map(int, sys.argv[1:4]))"
     )
     monkeypatch.setattr(workers, "BOOTSTRAP", patched)
     with structlog.testing.capture_logs() as lines:
@@ -471,13 +472,13 @@ async def three_of(pool: Running, source: bytes) -> tuple[list[bytes], list[Exce
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many recipes each job had."""
     counted: list[int] = []
-    run = workers.Worker.run
+    run = workers.ImageWorker.run
 
-    def count(worker: workers.Worker, job: Job) -> Iterator[Outcome]:
+    def count(worker: workers.ImageWorker, job: Job) -> Iterator[Outcome]:
         counted.append(len(job.orders))
         return run(worker, job)
 
-    monkeypatch.setattr(workers.Worker, "run", count)
+    monkeypatch.setattr(workers.ImageWorker, "run", count)
     return counted
 
 
@@ -724,7 +725,7 @@ def test_workers_end_with_a_service_that_was_killed() -> None:
 import os, sys, trio
 from pathlib import Path
 from proxy.config import Config
-from proxy.process.pool import ProcessingPool
+from proxy.imaging.workers.pool import ProcessingPool
 from tests.process.test_sandbox import children, PRESET, sources
 
 async def main():

@@ -8,10 +8,10 @@ import pyvips
 from PIL import Image
 
 from proxy.errors import ImageTooLarge
-from proxy.formats import Format
-from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.process.encode import encode
-from proxy.process.pipeline import render
+from proxy.imaging.encode import encode
+from proxy.imaging.pipeline import render
+from proxy.model.formats import Format
+from proxy.model.presets import DEFAULT_PRESETS, Preset
 
 from . import sources
 from .reference import assert_alike, color_error, decode, expected, on_white, size_of

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from proxy.errors import ImageTooLarge, ResultTooLarge, UndecodableImage, UnsupportedImage
-from proxy.formats import Format
-from proxy.presets import DEFAULT_PRESETS, Preset
-from proxy.process import decode
-from proxy.process.pipeline import Outcome, Recipe, Rendered, render, render_each
+from proxy.imaging import decode
+from proxy.imaging.pipeline import Outcome, Recipe, Rendered, render, render_each
+from proxy.model.formats import Format
+from proxy.model.presets import DEFAULT_PRESETS, Preset
 
 from . import sources
 

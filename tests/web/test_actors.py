@@ -12,11 +12,11 @@ import trio.testing
 
 import proxy.web.actors
 import proxy.web.responder
-from proxy.actors import Actors
-from proxy.cache.base import Selection
+from proxy.accounts.profiles import Profiles
 from proxy.config import Config
-from proxy.identifiers import Cid, Did
-from proxy.presets import DEFAULT_PRESETS
+from proxy.model.identifiers import Cid, Did
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.selection import Selection
 from tests.fakes import faults
 from tests.fakes.dns import FakeDns, serving_dns
 from tests.fakes.sites import GET_RECORD, document, pds_service
@@ -312,7 +312,7 @@ async def test_a_failure_is_a_warning_with_its_cause_and_a_defect_has_its_own_li
         (line,) = lines
         assert (line["log_level"], line["error"]) == ("warning", "NoAvatar")
         assert line["cause"]
-        monkeypatch.setattr(Actors, "picture", None)
+        monkeypatch.setattr(Profiles, "picture", None)
         with logged_by(proxy.web.responder, monkeypatch) as lines:
             assert (await client.get(f"/avatar/{did}")).status == 500
         assert [each["event"] for each in lines] == ["defect"]

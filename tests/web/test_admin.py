@@ -11,9 +11,9 @@ import pytest
 import trio
 
 import proxy.web.admin
-from proxy.cache.base import Selection
-from proxy.identifiers import Cid, Did
-from proxy.moderation.followers import Followers
+from proxy.coordination.replicas import Replicas
+from proxy.model.identifiers import Cid, Did
+from proxy.model.selection import Selection
 from tests.cache import owner
 from tests.fakes.faults import gated
 from tests.fakes.network import honest
@@ -357,7 +357,7 @@ async def test_a_store_that_cannot_be_written_is_a_503_and_the_block_is_not_clai
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     did, cid = world.add_blob()
-    monkeypatch.setattr("proxy.database.BUSY_SECONDS", 0)
+    monkeypatch.setattr("proxy.shared.sqlite.BUSY_SECONDS", 0)
     async with serving(world, world.config(**WITH_TOKEN)) as client:
         with closing(sqlite3.connect(world.cache_path / "moderation.sqlite3")) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -376,7 +376,7 @@ async def test_a_block_that_a_process_does_not_follow_is_told_as_such(
     """Catches "blocked" told while some process goes on serving it."""
     monkeypatch.setattr("proxy.moderation.moderator.PATIENCE_SECONDS", 0.1)
     did, cid = world.add_blob()
-    stuck = Followers(world.cache_path / "followers")
+    stuck = Replicas(world.cache_path / "followers")
     async with serving(world, world.config(**WITH_TOKEN)) as client:
         stuck.enter()
         stuck.note(0)

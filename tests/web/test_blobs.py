@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from proxy.cache.base import Selection
+from proxy.model.selection import Selection
 from tests.fakes.faults import with_body
 from tests.fakes.sites import cid_of
 from tests.fakes.world import World, tiny_jpeg, tiny_png

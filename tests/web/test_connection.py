@@ -15,7 +15,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from proxy.web.connection import MAX_JOINED, Connection
+from proxy.web.hypercorn_connection import MAX_JOINED, Connection
 from tests.web import PATIENCE
 
 App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]

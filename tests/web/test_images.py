@@ -13,8 +13,8 @@ import trio
 import trio.testing
 from PIL import Image
 
-from proxy.cache.base import Selection
-from proxy.identifiers import Cid, Did
+from proxy.model.identifiers import Cid, Did
+from proxy.model.selection import Selection
 from proxy.service import Service
 from tests.fakes.faults import answers, gated, hang, redirects, reset, truncated, with_body
 from tests.fakes.sites import cid_of, document, new_plc_did, pds_service

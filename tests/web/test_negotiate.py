@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import proxy.web.responder
 from proxy.config import Config
-from proxy.formats import Format
-from proxy.urls import image_key
+from proxy.model.formats import Format
+from proxy.model.keys import image_key
 from proxy.web.negotiate import MAX_HEADER, choose, is_negotiable
 from tests.fakes.world import World, tiny_png
 from tests.logs import logged_by

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.errors import Busy
-from proxy.metrics import VERSION
-from proxy.presets import DEFAULT_PRESETS
+from proxy.model.presets import DEFAULT_PRESETS
+from proxy.observability.metrics import VERSION
 from proxy.web.app import create_app
 from tests import metrics_reference
 from tests.fakes import faults
@@ -70,7 +70,7 @@ async def test_a_cache_that_cannot_be_used_is_told_with_its_reason_until_it_can_
         # Images are still served, and the path is nobody's business.
         assert (await client.get(img(did, cid))).status == 200
         folder.unlink()
-        await client.service.upkeep.check()
+        await client.service.cache_health.check()
         assert await readiness(client) == (200, "ok\n")
 
 
@@ -164,7 +164,7 @@ async def test_what_runs_how_it_fares_and_why_it_is_not_ready_is_told(world: Wor
         }
         for series in not_ready.values():
             assert await client.metric(series) == 0
-        client.service.upkeep.failed(OSError("no"))
+        client.service.cache_health.failed(OSError("no"))
         assert await client.metric(not_ready["cache"]) == 1
         (world.cache_path / "moderation.sqlite3").unlink()
 

@@ -23,7 +23,7 @@ MAX_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
+class ApiRequest:
     """A POST.
 
     Attributes:
@@ -36,7 +36,7 @@ class Post:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ApiResponse:
     """The answer to one.
 
     Attributes:
@@ -64,7 +64,7 @@ class Failure:
     wait: float = 0.0
 
 
-class Api(Protocol):
+class CdnApi(Protocol):
     """What one CDN understands.
 
     Attributes:
@@ -75,11 +75,11 @@ class Api(Protocol):
     origin: Origin
     batch: int
 
-    def post(self, urls: Sequence[str]) -> Post:
+    def post(self, urls: Sequence[str]) -> ApiRequest:
         """The request that purges ``urls``, at most ``batch``."""
         ...
 
-    def failure(self, reply: Reply, wall_clock: float) -> Failure | None:
+    def failure(self, reply: ApiResponse, wall_clock: float) -> Failure | None:
         """What an answer means; None: they are purged. Total: any answer will do."""
         ...
 
@@ -94,17 +94,17 @@ class Cloudflare:
         self._zone = zone
         self._token = token
 
-    def post(self, urls: Sequence[str]) -> Post:
-        """See ``Api.post``."""
+    def post(self, urls: Sequence[str]) -> ApiRequest:
+        """See ``CdnApi.post``."""
         headers = {
             "Authorization": f"Bearer {self._token.get_secret_value()}",
             "Content-Type": "application/json",
         }
         body = json.dumps({"files": list(urls)}).encode()
-        return Post(f"/client/v4/zones/{self._zone}/purge_cache", headers, body)
+        return ApiRequest(f"/client/v4/zones/{self._zone}/purge_cache", headers, body)
 
-    def failure(self, reply: Reply, wall_clock: float) -> Failure | None:
-        """See ``Api.failure``. A 200 says in its envelope whether it was one."""
+    def failure(self, reply: ApiResponse, wall_clock: float) -> Failure | None:
+        """See ``CdnApi.failure``. A 200 says in its envelope whether it was one."""
         envelope = _object(reply.body)
         if reply.status == 200 and envelope.get("success") is True:
             return None
@@ -120,20 +120,20 @@ class Bunny:
     def __init__(self, token: SecretStr) -> None:
         self._token = token
 
-    def post(self, urls: Sequence[str]) -> Post:
-        """See ``Api.post``. Answered when the purge is done, not when it is begun."""
+    def post(self, urls: Sequence[str]) -> ApiRequest:
+        """See ``CdnApi.post``. Answered when the purge is done, not when it is begun."""
         (url,) = urls
         headers = {"AccessKey": self._token.get_secret_value()}
-        return Post(f"/purge?{urlencode({'url': url, 'async': 'false'})}", headers, b"")
+        return ApiRequest(f"/purge?{urlencode({'url': url, 'async': 'false'})}", headers, b"")
 
-    def failure(self, reply: Reply, wall_clock: float) -> Failure | None:
-        """See ``Api.failure``."""
+    def failure(self, reply: ApiResponse, wall_clock: float) -> Failure | None:
+        """See ``CdnApi.failure``."""
         if 200 <= reply.status < 300:
             return None
         return _failure(reply, str(_object(reply.body).get("Message", "")), self._token, wall_clock)
 
 
-def api_of(config: Config) -> Api | None:
+def api_of(config: Config) -> CdnApi | None:
     """The configured CDN, or None."""
     match config.cdn.kind:
         case "cloudflare":
@@ -144,7 +144,7 @@ def api_of(config: Config) -> Api | None:
             return None
 
 
-def _failure(reply: Reply, message: str, token: SecretStr, wall_clock: float) -> Failure:
+def _failure(reply: ApiResponse, message: str, token: SecretStr, wall_clock: float) -> Failure:
     reason = f"status {reply.status}: {message}" if message else f"status {reply.status}"
     # A CDN that repeats what it was sent must not have the token kept or logged.
     reason = reason.replace(token.get_secret_value(), "***")

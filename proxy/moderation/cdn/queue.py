@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from proxy.database import Database
-from proxy.identifiers import Cid, Did
-from proxy.urls import BlobKey
+from proxy.model.identifiers import Cid, Did
+from proxy.model.keys import BlobKey
+from proxy.shared.sqlite import Database
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS cdn_queue (

@@ -13,14 +13,15 @@ import structlog
 import trio
 
 from proxy.config import Config
+from proxy.coordination.leader import Leadership, as_leader
 from proxy.egress.errors import EgressError
-from proxy.egress.get import USER_AGENT, first_bytes
+from proxy.egress.guarded_get import USER_AGENT, first_bytes
 from proxy.egress.httpx2_client import Httpx2Client
 from proxy.egress.network import Network
-from proxy.moderation.cdn.apis import Api, Failure, Reply
+from proxy.model.keys import BlobKey
+from proxy.moderation.cdn.apis import ApiResponse, CdnApi, Failure
 from proxy.moderation.cdn.queue import CdnQueue, Pending
-from proxy.turns import Turn, in_turn
-from proxy.urls import BlobKey, public_urls
+from proxy.urls import public_urls
 
 T = TypeVar("T")
 
@@ -71,9 +72,9 @@ class CdnSender:
         self,
         config: Config,
         queue: CdnQueue,
-        api: Api | None,
+        api: CdnApi | None,
         network: Network,
-        turn: Turn,
+        turn: Leadership,
         *,
         on_request: Callable[[str], None] = lambda outcome: None,
     ) -> None:
@@ -105,7 +106,7 @@ class CdnSender:
             return
         api = self._api
         try:
-            await in_turn(self._turn, partial(self._keep_sending, api))
+            await as_leader(self._turn, partial(self._keep_sending, api))
         finally:
             with trio.CancelScope(shield=True):
                 await self._client.aclose()
@@ -115,7 +116,7 @@ class CdnSender:
         with trio.CancelScope(shield=True):
             await self._in_thread(self._queue.close)
 
-    async def _keep_sending(self, api: Api) -> None:
+    async def _keep_sending(self, api: CdnApi) -> None:
         refusals = 0
         while True:
             try:
@@ -140,7 +141,7 @@ class CdnSender:
             return group[:1]
         return [pending for pending in group if not pending.failures]
 
-    async def _send(self, api: Api, group: Sequence[Pending]) -> bool:
+    async def _send(self, api: CdnApi, group: Sequence[Pending]) -> bool:
         """Whether the CDN took them all; what it refuses goes behind the others.
 
         What would meet any other URL as well is tried again here, for as long as it takes.
@@ -161,12 +162,12 @@ class CdnSender:
         log.info("the CDN was purged", blobs=len(group), urls=len(urls))
         return True
 
-    async def _post(self, api: Api, urls: Sequence[str]) -> Failure | None:
+    async def _post(self, api: CdnApi, urls: Sequence[str]) -> Failure | None:
         failure = await self._try_to_post(api, urls)
         self._on_request("ok" if failure is None else "failed")
         return failure
 
-    async def _try_to_post(self, api: Api, urls: Sequence[str]) -> Failure | None:
+    async def _try_to_post(self, api: CdnApi, urls: Sequence[str]) -> Failure | None:
         post = api.post(urls)
         headers = {"User-Agent": USER_AGENT, "Accept": "application/json", **post.headers}
         try:
@@ -179,7 +180,7 @@ class CdnSender:
             return Failure(f"no answer within {DEADLINE:g} s")
         except EgressError as error:
             return Failure(str(error))
-        return api.failure(Reply(reply.status, reply.headers, body), time.time())
+        return api.failure(ApiResponse(reply.status, reply.headers, body), time.time())
 
     async def _pause_unless_there_are_others(self, seconds: float) -> None:
         """A refusal concerns one blob alone: what is queued meanwhile need not wait for it."""

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from libipld import decode_cid, encode_dag_cbor
 
-from proxy.cache.base import Selection
 from proxy.errors import InvalidCid, InvalidDid
-from proxy.identifiers import Cid, Did, parse_cid, parse_did
+from proxy.model.identifiers import Cid, Did, parse_cid, parse_did
+from proxy.model.selection import Selection
 
 Scope = Literal["owner", "everywhere"]
 
@@ -63,7 +63,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LabelledRecord:
     """A record whose blobs a label is about.
 
     Attributes:
@@ -109,7 +109,7 @@ def parse_label(raw: object) -> Label:
     )
 
 
-def subject_of(label: Label, scope: Scope = "owner") -> Selection | Record:
+def subject_of(label: Label, scope: Scope = "owner") -> Selection | LabelledRecord:
     """What is to be blocked, or the record that has to be asked for its blobs.
 
     A DID is an account; with the CID of a blob, that blob of it. An at:// URI is a record, with
@@ -140,7 +140,7 @@ def subject_of(label: Label, scope: Scope = "owner") -> Selection | Record:
     collection, _slash, key = path.partition("/")
     if not _NSID.fullmatch(collection) or not _RECORD_KEY.fullmatch(key) or key in (".", ".."):
         raise BadLabel(f"not the URI of a record: {label.uri[:200]!a}")
-    return Record(did, collection, key, label.cid or None)
+    return LabelledRecord(did, collection, key, label.cid or None)
 
 
 def selection_of(did: Did, cid: Cid, scope: Scope) -> Selection:

@@ -10,18 +10,18 @@ from functools import partial
 import structlog
 import trio
 
+from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
+from proxy.coordination.leader import Leadership, as_leader
 from proxy.egress.endpoint import Origin
 from proxy.egress.gateway import Gateway
 from proxy.egress.network import Network
-from proxy.identifiers import Did
-from proxy.identity import DidResolver
-from proxy.metrics import Metrics
-from proxy.moderation.base import Cursors, Decisions
-from proxy.moderation.feeds.keeper import LabelKeeper
-from proxy.moderation.feeds.records import RecordReader
-from proxy.moderation.feeds.store import FeedStore
-from proxy.turns import Turn, in_turn
+from proxy.model.identifiers import Did
+from proxy.moderation.feeds.label_enforcer import LabelEnforcer
+from proxy.moderation.feeds.label_records import RecordReader
+from proxy.moderation.feeds.label_store import FeedStore
+from proxy.moderation.interface import Cursors, Decisions
+from proxy.observability.metrics import Metrics
 
 FORGET_SECONDS = 1.0
 """How soon a process notices that the document of a DID has changed."""
@@ -62,7 +62,7 @@ async def run_feeds(
         return
     limiter = trio.CapacityLimiter(1)
     strangers, own = networks
-    keeper = LabelKeeper(
+    keeper = LabelEnforcer(
         labels,
         store=store,
         decisions=decisions,
@@ -74,8 +74,8 @@ async def run_feeds(
 
     async def follow_labeler(did: Did) -> None:
         # Imported late: what it needs is an extra.
-        from proxy.moderation.feeds.follow import follow
-        from proxy.moderation.feeds.labeler import LabelerFeed
+        from proxy.moderation.feeds.follower import follow
+        from proxy.moderation.feeds.label_feed import LabelerFeed
 
         settings = f"{labels.scope} {' '.join(sorted(labels.values))}"
         number = await trio.to_thread.run_sync(store.follow, did, settings, limiter=limiter)
@@ -91,8 +91,8 @@ async def run_feeds(
         await follow(feed, cursors, metrics)
 
     async def follow_accounts(origin: Origin) -> None:
-        from proxy.moderation.feeds.follow import follow
-        from proxy.moderation.feeds.owners import AccountFeed
+        from proxy.moderation.feeds.account_feed import AccountFeed
+        from proxy.moderation.feeds.follower import follow
 
         feed = AccountFeed(
             config.accounts.kind,
@@ -123,7 +123,7 @@ async def run_feeds(
     async with trio.open_nursery() as every_process:
         if origin is not None:
             every_process.start_soon(_steadily, partial(_keep_forgetting, store, resolver, limiter))
-        await in_turn(Turn(config.cache.path / "turns" / "feeds"), follow_all)
+        await as_leader(Leadership(config.cache.path / "turns" / "feeds"), follow_all)
 
 
 async def _keep_forgetting(

@@ -14,7 +14,7 @@ import trio_websocket
 from proxy.egress.circuit import retry_after
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import EgressError
-from proxy.egress.get import USER_AGENT
+from proxy.egress.guarded_get import USER_AGENT
 from proxy.egress.network import Network
 
 HANDSHAKE_SECONDS = 20.0

@@ -1,0 +1,250 @@
+"""From a DID to its PDS: the directory, the domain, and what is remembered of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from proxy.config import Config
+from proxy.egress.endpoint import configured_origin, parse_origin
+from proxy.egress.errors import EgressError, Forbidden, Saturated, TimedOut
+from proxy.egress.gateway import Gateway
+from proxy.egress.guarded_get import Response
+from proxy.errors import (
+    Busy,
+    DidNotFound,
+    DidUnresolvable,
+    ForbiddenDomain,
+    InvalidHandle,
+    NoPdsEndpoint,
+    UpstreamTimeout,
+)
+from proxy.model.identifiers import Did, Handle, did_web_authority, parse_handle
+from proxy.shared.lookup_cache import Lifetimes, LookupCache
+
+MAX_DOCUMENT = 256 * 1024
+"""Bytes of a DID document; real ones have about one thousand."""
+
+MAX_REMEMBERED = 100_000
+"""Documents remembered; about 40 MB when full."""
+
+MIGRATION_AGE = 60.0
+"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
+
+
+GONE = (404, 410)
+"""Statuses that say that there is no such DID."""
+
+
+class Resolver(Protocol):
+    """Finds the PDS of an account."""
+
+    async def resolve(self, did: Did, *, max_age: float | None = None) -> str:
+        """The URL of the PDS that hosts ``did``, as its DID document spells it.
+
+        Args:
+            max_age: seconds; what is remembered and older than this is asked for again.
+
+        Raises:
+            DidNotFound: the DID does not exist.
+            DidUnresolvable: no usable document.
+            NoPdsEndpoint: the document names no PDS.
+            UpstreamTimeout, Busy: no answer in time, or no room to ask.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a DID document says of an account.
+
+    Attributes:
+        pds: the URL of its PDS, as the document spells it.
+        handle: the one that it claims, confirmed or not.
+    """
+
+    pds: str
+    handle: Handle | None
+
+
+def handle_of(did: Did, document: bytes) -> Handle | None:
+    """The handle that a DID document claims: pure, total.
+
+    atproto, DID specification: the first valid ``at://`` URI of ``alsoKnownAs``; the others are
+    not the account's handle.
+
+    Raises:
+        DidUnresolvable: not a document of this DID.
+    """
+    names = parse_document(did, document).get("alsoKnownAs")
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and name.startswith("at://"):
+            with suppress(InvalidHandle):
+                return parse_handle(name.removeprefix("at://"), allow_test=True)
+    return None
+
+
+def parse_document(did: Did, document: bytes) -> dict[str, Any]:
+    """The DID document in ``document``.
+
+    Raises:
+        DidUnresolvable: not a document of this DID.
+    """
+    try:
+        parsed: Any = json.loads(document)
+    except (ValueError, RecursionError) as error:
+        raise DidUnresolvable(f"{did}: the document is not JSON: {error}") from None
+    if not isinstance(parsed, dict) or parsed.get("id") != did:
+        raise DidUnresolvable(f"{did}: the document is not of this DID")
+    return parsed
+
+
+def pds_of(did: Did, document: bytes) -> str:
+    """The PDS that a DID document names: pure, total.
+
+    Raises:
+        DidUnresolvable: not a document of this DID.
+        NoPdsEndpoint: no such service, or its endpoint is no string.
+    """
+    parsed = parse_document(did, document)
+    endpoint = service_endpoint(did, parsed, "#atproto_pds", "AtprotoPersonalDataServer")
+    if endpoint is None:
+        raise NoPdsEndpoint(f"{did}: the document names no PDS")
+    return endpoint
+
+
+def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> str | None:
+    """The endpoint of a service, or None: pure, total.
+
+    atproto, DID specification: the first service with the id (``#atproto_pds``, say) and the type.
+    """
+    for service in entries(did, document, "service", id):
+        endpoint = service.get("serviceEndpoint")
+        if service.get("type") == type and isinstance(endpoint, str) and endpoint:
+            return endpoint
+    return None
+
+
+def entries(did: Did, document: dict[str, Any], section: str, id: str) -> Iterator[dict[str, Any]]:
+    """What a section of a DID document has by an id, with or without the DID before it."""
+    listed = document.get(section)
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, dict) and entry.get("id") in (id, f"{did}{id}"):
+            yield entry
+
+
+def times_of(config: Config) -> Lifetimes:
+    """How long what identities say is remembered."""
+    identity = config.identity
+    return Lifetimes(identity.ttl, identity.stale_ttl, identity.negative_ttl)
+
+
+class DidResolver:
+    """Resolves did:plc and did:web, remembering answers.
+
+    A good answer serves ``identity.ttl``, and ``stale_ttl`` while its source fails; an answer
+    that there is none serves ``negative_ttl``.
+
+    Args:
+        nursery: owns the questions under way; concurrent ones for a DID are asked once.
+        on_directory: called with ``ok`` where the directory answered, also that there is none, and
+            with ``failed`` where it did not.
+        clock: seconds; Trio's by default.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        gateway: Gateway,
+        nursery: trio.Nursery,
+        clock: Callable[[], float] = trio.current_time,
+        on_directory: Callable[[str], None] = lambda outcome: None,
+    ) -> None:
+        self._on_directory = on_directory
+        self._fetch = config.fetch
+        self._directory, self._directory_path = configured_origin(config.identity.plc_url)
+        self._gateway = gateway
+        self._remembered = LookupCache(
+            nursery,
+            self._ask,
+            times_of(config),
+            settled=(DidNotFound, NoPdsEndpoint),
+            max_entries=MAX_REMEMBERED,
+            clock=clock,
+        )
+
+    async def resolve(self, did: Did, *, max_age: float | None = None) -> str:
+        """See ``Resolver.resolve``."""
+        return (await self.identify(did, max_age=max_age)).pds
+
+    async def identify(self, did: Did, *, max_age: float | None = None) -> Identity:
+        """All that is remembered of the DID document; otherwise as ``resolve``."""
+        return await self._remembered.get(did, max_age=max_age)
+
+    def forget(self, did: Did) -> None:
+        """Ask again next time."""
+        self._remembered.forget(did)
+
+    async def _ask(self, did: Did) -> Identity:
+        document = await self.document(did)
+        return Identity(pds_of(did, document), handle_of(did, document))
+
+    async def document(self, did: Did) -> bytes:
+        """The DID document as its source has it now; nothing is remembered.
+
+        Raises:
+            DidNotFound, DidUnresolvable, UpstreamTimeout, Busy: as ``Resolver.resolve``.
+        """
+        try:
+            answer = await self._get(did)
+        except Saturated as error:
+            raise Busy(str(error)) from error
+        except TimedOut as error:
+            raise UpstreamTimeout(str(error)) from error
+        except Forbidden as error:
+            raise ForbiddenDomain(f"{did}: {error}") from error
+        except EgressError as error:
+            raise DidUnresolvable(f"{did}: {error}") from error
+        if answer.status in GONE:
+            raise DidNotFound(f"{did}: status {answer.status}")
+        if answer.status != 200:
+            raise DidUnresolvable(f"{did}: status {answer.status}")
+        return answer.body
+
+    async def _get(self, did: Did) -> Response:
+        authority = did_web_authority(did)
+        if authority is None:
+            return await self._ask_directory(did)
+        # atproto, DID specification: did:web on localhost is for development, over plain http.
+        is_localhost = authority.partition(":")[0] == "localhost"
+        if is_localhost and not self._fetch.allow_http:
+            raise Forbidden(f"{did}: localhost needs fetch.allow_http")
+        scheme = "http" if is_localhost else "https"
+        origin = parse_origin(
+            f"{scheme}://{authority}",
+            allow_http=self._fetch.allow_http,
+            allow_private_hosts=self._fetch.allow_private_hosts,
+        )
+        return await self._gateway.get(origin, "/.well-known/did.json", max_bytes=MAX_DOCUMENT)
+
+    async def _ask_directory(self, did: Did) -> Response:
+        target = f"{self._directory_path}/{did}"
+        outcome = "failed"
+        try:
+            answer = await self._gateway.get(
+                self._directory, target, max_bytes=MAX_DOCUMENT, trusted=True
+            )
+            if answer.status in (200, *GONE):
+                outcome = "ok"
+            return answer
+        except (Saturated, trio.Cancelled):
+            outcome = ""  # it was not asked, or nobody waited for what it says
+            raise
+        finally:
+            if outcome:
+                self._on_directory(outcome)

@@ -1,0 +1,157 @@
+"""Accounts by handle or DID, and their pictures: avatar, banner, those of a post."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from proxy.accounts.handles import HandleResolver
+from proxy.accounts.records import Picture, Records, picture_cid, pictures_in
+from proxy.config import Config
+from proxy.errors import BlobNotFound, NoAvatar, NoBanner, NoPdsEndpoint, RecordNotFound
+from proxy.model.identifiers import Cid, Did, Handle
+from proxy.model.keys import KINDS, BlobKey, Kind
+from proxy.model.references import parse_actor, parse_reference
+from proxy.shared.lookup_cache import Lifetimes, LookupCache
+
+MAX_PROFILES = 100_000
+"""Profiles remembered; about 40 MB when full."""
+
+PROFILE_KEY = "self"
+
+
+_NONE = {"avatar": NoAvatar, "banner": NoBanner}
+
+
+@dataclass(frozen=True, slots=True)
+class AccountPictures:
+    """An account, and pictures of it.
+
+    Attributes:
+        profile_of: the account as it was named, where the pictures are those of its profile.
+    """
+
+    did: Did
+    pictures: list[Picture]
+    profile_of: Did | Handle | None = None
+
+
+class Profiles:
+    """Finds accounts and their pictures.
+
+    Profiles are remembered for ``actors.ttl`` seconds.
+
+    Args:
+        nursery: owns the questions under way; concurrent ones for a profile are asked once.
+        clock: seconds; Trio's by default.
+
+    Attributes:
+        allow_test: whether handles below ``.test`` are any.
+        records: what profiles are read with.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        handles: HandleResolver,
+        records: Records,
+        nursery: trio.Nursery,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._collections = config.actors.collections
+        # .test is for development; so are private hosts.
+        self.allow_test = config.fetch.allow_private_hosts
+        self._handles = handles
+        self.records = records
+        identity = config.identity
+        self._profiles: LookupCache[Did, dict[Kind, Cid]] = LookupCache(
+            nursery,
+            self._read_profile,
+            Lifetimes(config.actors.ttl, identity.stale_ttl, identity.negative_ttl),
+            settled=(BlobNotFound, NoPdsEndpoint),
+            max_entries=MAX_PROFILES,
+            clock=clock,
+        )
+
+    async def find(self, actor: str) -> Did:
+        """The DID of a handle, or the DID itself.
+
+        Raises:
+            InvalidDid, InvalidHandle: it is neither.
+            ImageProxyError: see ``HandleResolver.resolve``.
+        """
+        return await self._did_of(parse_actor(actor, allow_test=self.allow_test))
+
+    async def picture(
+        self, actor: Did | Handle, kind: Kind, permit: Callable[[BlobKey], Awaitable[None]]
+    ) -> BlobKey:
+        """The avatar or banner of an account, by its profile.
+
+        Args:
+            permit: raises ``BlobNotFound`` for what may not be served.
+
+        Raises:
+            AccountNotFound: there is no such account.
+            NoAvatar, NoBanner: it has none, or no profile, or one that may not be served: these
+                look the same from outside.
+            ImageProxyError: as for a blob.
+        """
+        did = await self._did_of(actor)
+        cid = (await self._profile(did)).get(kind)
+        if cid is None:
+            raise _NONE[kind](f"{did} has no {kind}")
+        blob = BlobKey(did, cid)
+        try:
+            await permit(blob)
+        except BlobNotFound as error:
+            raise _NONE[kind](f"{type(error).__name__}: {error}") from error
+        return blob
+
+    async def look_up(self, text: str) -> AccountPictures:
+        """The account and the pictures that a reference leads to (``parse_reference``).
+
+        Raises:
+            ImageProxyError: as for a blob.
+        """
+        reference = parse_reference(text, allow_test=self.allow_test)
+        did = await self._did_of(reference.actor)
+        if reference.cid is not None:
+            return AccountPictures(did, [Picture(reference.cid, "blob")])
+        if reference.record is not None:
+            return AccountPictures(did, pictures_in(await self.records.get(did, *reference.record)))
+        profile = await self._profile(did)
+        pictures = [Picture(cid, kind) for kind, cid in profile.items()]
+        return AccountPictures(did, pictures, reference.actor)
+
+    async def _did_of(self, actor: str) -> Did:
+        if actor.startswith("did:"):
+            return Did(actor)
+        return await self._handles.resolve(Handle(actor))
+
+    async def _profile(self, did: Did) -> dict[Kind, Cid]:
+        try:
+            return await self._profiles.get(did)
+        except RecordNotFound:  # of an account without a profile
+            return {}
+
+    async def _read_profile(self, did: Did) -> dict[Kind, Cid]:
+        """What the first of the collections that has it says of each kind."""
+        found: dict[Kind, Cid] = {}
+        missing: RecordNotFound | None = None
+        for collection in self._collections:
+            try:
+                record = await self.records.get(did, collection, PROFILE_KEY)
+            except RecordNotFound as error:
+                missing = error
+                continue
+            for kind in KINDS:
+                cid = picture_cid(record.get(kind))
+                if cid is not None:
+                    found.setdefault(kind, cid)
+            if len(found) == len(KINDS):
+                break
+        if not found and missing is not None:
+            raise missing
+        return {kind: found[kind] for kind in KINDS if kind in found}

@@ -1,0 +1,189 @@
+"""Records of an account, asked of its PDS, and the pictures that they refer to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from proxy.accounts.blob_fetcher import failure_of, is_absent, mapped_errors
+from proxy.accounts.did_documents import MIGRATION_AGE, Resolver
+from proxy.config import Config
+from proxy.egress.endpoint import parse_origin
+from proxy.egress.errors import TooLarge
+from proxy.egress.gateway import Gateway
+from proxy.egress.guarded_get import Response
+from proxy.errors import (
+    AccountNotFound,
+    BlobNotFound,
+    DidNotFound,
+    FetchFailed,
+    InvalidCid,
+    RecordNotFound,
+)
+from proxy.model.identifiers import Cid, Did, parse_cid
+
+MAX_ANSWER = 256 * 1024
+"""Bytes of one answer in JSON: a profile or post has a few thousand, a page of CIDs 40,000."""
+
+MAX_PICTURES = 64
+"""Looked for in a record; a post has at most four, a gallery some dozens."""
+
+PAGE = 500
+"""CIDs of a page of ``com.atproto.sync.listBlobs``: its default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A blob that a record refers to.
+
+    Attributes:
+        name: of the field that does, such as ``avatar``.
+        alt: its description, where there is one beside it.
+    """
+
+    cid: Cid
+    name: str
+    alt: str = ""
+
+
+def picture_cid(value: object) -> Cid | None:
+    """The CID of a blob reference whose type is an image's. Pure, total.
+
+    atproto, Data Model, "Blob Type", and its deprecated form without a ``$type``.
+    """
+    if not isinstance(value, dict):
+        return None
+    kind = value.get("mimeType")
+    if not (isinstance(kind, str) and kind.startswith("image/")):
+        return None
+    if value.get("$type") == "blob":
+        ref = value.get("ref")
+        text = ref.get("$link") if isinstance(ref, dict) else None
+    else:
+        text = value.get("cid") if value.keys() == {"cid", "mimeType"} else None
+    try:
+        return parse_cid(text) if isinstance(text, str) else None
+    except InvalidCid:
+        return None
+
+
+def pictures_in(record: object) -> list[Picture]:
+    """The pictures of a record, in its order, each once. Pure, total."""
+    found: dict[Cid, Picture] = {}
+    todo: list[tuple[str, str, object]] = [("", "", record)]
+    while todo and len(found) < MAX_PICTURES:
+        name, alt, value = todo.pop()
+        cid = picture_cid(value)
+        if cid is not None:
+            found.setdefault(cid, Picture(cid, name, alt))
+        elif isinstance(value, dict):
+            beside = value.get("alt")
+            alt = beside if isinstance(beside, str) else ""
+            todo.extend((key, alt, inner) for key, inner in reversed(value.items()))
+        elif isinstance(value, list):
+            todo.extend((name, alt, inner) for inner in reversed(value))
+    return list(found.values())
+
+
+class Records:
+    """Asks a PDS for records, and for what an account has."""
+
+    def __init__(self, config: Config, gateway: Gateway, resolver: Resolver) -> None:
+        self._fetch = config.fetch
+        self._gateway = gateway
+        self._resolver = resolver
+
+    async def get(self, did: Did, collection: str, key: str) -> dict[str, Any]:
+        """The value of a record, by ``com.atproto.repo.getRecord``.
+
+        Raises:
+            RecordNotFound, AccountNotFound: there is no such record, or no such account.
+            ImageProxyError: as for a blob.
+        """
+        query = {"repo": did, "collection": collection, "rkey": key}
+        value = (await self._ask(did, "com.atproto.repo.getRecord", query)).get("value")
+        if not isinstance(value, dict):
+            raise FetchFailed(f"{did}: a record that is no object")
+        return value
+
+    async def blobs(self, did: Did, cursor: str = "") -> tuple[list[Cid], str]:
+        """A page of an account's blobs, by ``com.atproto.sync.listBlobs``.
+
+        Args:
+            cursor: what the page before brought; empty for the first.
+
+        Returns:
+            The CIDs, those left out that no URL may have, and the next cursor: empty at the end.
+
+        Raises:
+            ImageProxyError: as ``get``.
+        """
+        query = {"did": did, "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
+        page = await self._ask(did, "com.atproto.sync.listBlobs", query)
+        listed, following = page.get("cids"), page.get("cursor", "")
+        if not isinstance(listed, list) or not isinstance(following, str):
+            raise FetchFailed(f"{did}: a page of blobs without any")
+        cids = []
+        for text in listed:
+            try:
+                cids.append(parse_cid(str(text)))
+            except InvalidCid:
+                continue
+        # A PDS that repeats itself would be asked for ever.
+        return cids, following if listed and following != cursor else ""
+
+    async def _ask(self, did: Did, method: str, query: dict[str, str]) -> dict[str, Any]:
+        pds = await self._pds_of(did)
+        try:
+            return await self._ask_pds(pds, method, query)
+        except BlobNotFound:
+            # Accounts migrate: an older document may name a PDS that they have left.
+            current = await self._pds_of(did, max_age=MIGRATION_AGE)
+            if current == pds:
+                raise
+            return await self._ask_pds(current, method, query)
+
+    async def _pds_of(self, did: Did, *, max_age: float | None = None) -> str:
+        try:
+            return await self._resolver.resolve(did, max_age=max_age)
+        except DidNotFound as error:
+            raise AccountNotFound(str(error)) from error
+
+    async def _ask_pds(self, pds: str, method: str, query: dict[str, str]) -> dict[str, Any]:
+        target = f"/xrpc/{method}?{urlencode(query, safe=':', quote_via=quote)}"
+        with mapped_errors(pds):
+            origin = parse_origin(
+                pds,
+                allow_http=self._fetch.allow_http,
+                allow_private_hosts=self._fetch.allow_private_hosts,
+            )
+            try:
+                answer = await self._gateway.get(origin, target, max_bytes=MAX_ANSWER)
+            except TooLarge as error:
+                # Of an image it would be its owner's choice.
+                raise FetchFailed(f"{pds}: {error}") from error
+        return _value_of(pds, answer)
+
+
+def _value_of(pds: str, answer: Response) -> dict[str, Any]:
+    parsed: Any = None
+    try:
+        parsed = json.loads(answer.body)
+    except (ValueError, RecursionError) as error:
+        if answer.status == 200:
+            raise FetchFailed(f"{pds}: not JSON: {error}") from None
+    if answer.status == 400 and isinstance(parsed, dict) and _says_no_record(parsed):
+        raise RecordNotFound(f"{pds}: {str(parsed.get('message'))[:200]!a}")
+    if is_absent(answer.status, answer.body):
+        raise AccountNotFound(f"{pds}: status {answer.status}")
+    if answer.status != 200 or not isinstance(parsed, dict):
+        raise failure_of(pds, answer)
+    return parsed
+
+
+def _says_no_record(error: dict[str, Any]) -> bool:
+    """Older PDSes say it only in the message of an ``InvalidRequest``."""
+    message = str(error.get("message", "")).lower()
+    return error.get("error") == "RecordNotFound" or message.startswith("could not locate record")

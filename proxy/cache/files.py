@@ -1,0 +1,678 @@
+"""The files of a cache folder and their index, kept true to each other. Blocks; for threads.
+
+    {folder}/images/...           the results, where ``layout`` says
+    {folder}/index-1.sqlite3      what is known of them
+    {folder}/writing/{process}/   files that are not complete yet
+    {folder}/processes/{process}  marks of the processes that share the folder
+
+A file's modification time is when it was written, its access time when it was last read, by
+whomever: nginx serves most hits without this service.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from proxy.cache.index import File, Index, IndexEntry, Rows, Totals
+from proxy.cache.interface import Due, Entry
+from proxy.cache.layout import (
+    IMAGES,
+    blob_of,
+    entry_folder,
+    entry_name,
+    format_of,
+    owner_folder,
+    possible_formats,
+)
+from proxy.coordination.liveness import Liveness
+from proxy.model.formats import sniff
+from proxy.model.keys import BlobKey, ImageKey
+from proxy.model.selection import Selection, Selections
+from proxy.shared.sqlite import TRIES_WITH_ROOM, is_full
+
+TOUCH_AFTER = 60.0
+"""Seconds after which a use is noted again: finer recency is not worth a write per hit."""
+
+BATCH = 64
+"""Files that one transaction removes: other processes wait for a tenth of a second at most, on
+disks that take a millisecond or two for each."""
+
+MOST_PASSED_OVER = 1024
+"""Candidates for eviction in one go that were read meanwhile; beyond them recency gives way."""
+
+ROOM = 1 << 20
+"""Bytes that are given up together on a full disk: some thousand decisions need no more."""
+
+MOST_WEIGHED = 1024
+"""Files among which the least recently used are looked for then: all could take minutes."""
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """How many entries went, by reason."""
+
+    expired: int = 0
+    for_size: int = 0
+
+
+class CacheFolder:
+    """See above. Every method may raise ``OSError``: the disk or the index fails.
+
+    Args:
+        path: the folder; made when it is missing.
+        max_bytes: sum of file sizes; least recently used entries go first.
+        ttl_seconds: age at which an entry goes; 0: never.
+        may_keep: asked just before a file appears, while no purge can run.
+        clock: seconds since the epoch, as file times are.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int,
+        ttl_seconds: float,
+        may_keep: Callable[[ImageKey], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        path = path.absolute()
+        self._images = path / IMAGES
+        self._liveness = Liveness(path / "processes")
+        self._all_writing = path / "writing"
+        self._writing = self._all_writing / self._liveness.token
+        self._index = Index(path, self._liveness.token)
+        self._max_bytes = max_bytes
+        self._ttl = ttl_seconds
+        self._may_keep = may_keep
+        self._clock = clock
+        self._numbers = itertools.count()
+        self._entering = threading.Lock()
+        self.totals = Totals(0, 0)
+
+    @property
+    def images(self) -> Path:
+        """The folder of the results, absolute."""
+        return self._images
+
+    # Reading
+
+    def get(self, key: ImageKey) -> Entry | None:
+        """The entry of ``key``, if its file is what was written; what is not is removed."""
+        folder = str(entry_folder(key))
+        for format_ in possible_formats(key):
+            data = self._read(File(folder, entry_name(key, format_)))
+            if data is not None:
+                return Entry(data, format_)
+        return None
+
+    def _read(self, file: File) -> bytes | None:
+        found = self._load(file)
+        if found is None:
+            return None
+        data: bytes | None
+        data, status = found
+        with self._index.reading() as rows:
+            record = rows.find(file)
+        if record is None or not _is_of(record, data):
+            # It may just have been replaced: once more, while nothing changes.
+            with self._index.writing() as rows:
+                data = self._judge(rows, file)
+                record = rows.find(file)
+            if data is None or record is None:
+                self._remove([file])
+                return None
+        if self._has_expired(record):
+            return None  # the next cleanup removes and counts it
+        now = self._clock()
+        if now - status.st_atime > TOUCH_AFTER:
+            with suppress(OSError):  # a use that cannot be noted is still a hit
+                os.utime(self._images / file.path, (now, status.st_mtime))
+        return data
+
+    def _load(self, file: File) -> tuple[bytes, os.stat_result] | None:
+        try:
+            with (self._images / file.path).open("rb") as opened:
+                return opened.read(), os.fstat(opened.fileno())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _judge(self, rows: Rows, file: File) -> bytes | None:
+        """What a file holds, its record completed; None if it is not what it should be."""
+        found = self._load(file)
+        if found is None:
+            return None
+        data, status = found
+        record = rows.find(file)
+        if record is not None and record.digest is not None:
+            return data if _is_of(record, data) else None
+        if record is not None and record.size != len(data):
+            return None
+        if sniff(data) is not format_of(file.name):
+            return None
+        # A file that came by another way than through here, or before there was an index.
+        rows.add(_record_of(file, status, hashlib.sha256(data).digest()))
+        return data
+
+    def _has_expired(self, record: IndexEntry) -> bool:
+        return bool(self._ttl) and record.written <= self._clock() - self._ttl
+
+    # Writing
+
+    def put(self, key: ImageKey, entry: Entry) -> Evicted:
+        """Keep ``entry``, whole or not at all, also when this process is killed meanwhile.
+
+        What had to go for it goes first. Not kept: what is larger than the whole cache may be,
+        and what ``may_keep`` refuses or a purge covered before it appeared.
+        """
+        self._enter()
+        file = File(str(entry_folder(key)), entry_name(key, entry.format))
+        now = self._clock()
+        digest = hashlib.sha256(entry.data).digest()
+        record = IndexEntry(file, len(entry.data), digest, now, now)
+        if record.size > self._max_bytes:
+            return Evicted()
+        temporary = self._write(entry.data, now)
+        try:
+            with self._index.writing() as rows:
+                evicted = self._make_room(rows, record.size)
+                rows.begin_arrival(record)
+            try:
+                with self._index.writing() as rows:
+                    failure = self._carry_out_removals(rows)
+                    if failure is None and rows.is_arriving(file) and self._may_keep(key):
+                        self._doubt_if_emptied(rows)
+                        self._place(temporary, file)
+                        rows.add(record)
+                    rows.end_arrival(file)
+                    self.totals = rows.totals()
+            except BaseException:
+                with suppress(OSError), self._index.writing() as rows:
+                    self._settle_arrival(rows, record)
+                raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        if failure is not None:
+            raise failure
+        return Evicted(for_size=evicted)
+
+    def _write(self, data: bytes, now: float) -> Path:
+        self._writing.mkdir(parents=True, exist_ok=True)
+        temporary = self._writing / str(next(self._numbers))
+        try:
+            with temporary.open("xb") as opened:
+                opened.write(data)
+                opened.flush()
+                # nginx serves the file unread: after a loss of power it must not be short.
+                os.fsync(opened.fileno())
+            os.utime(temporary, (now, now))
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        return temporary
+
+    def _doubt_if_emptied(self, rows: Rows) -> None:
+        """Have the index made anew where somebody removed the folder of all files."""
+        if not self._images.exists():
+            rows.set_complete(False)
+
+    def _place(self, temporary: Path, file: File) -> None:
+        path = self._images / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(path)
+
+    # Removing
+
+    def purge(self, selections: Sequence[Selection]) -> int:
+        """Remove what is selected; writes of it that are under way come to nothing.
+
+        What the index does not know is looked for among the files. How many entries there were.
+        """
+        self._enter()
+        removed = sum(self._purge_known(chunk) for chunk in _batches(selections))
+        return removed + self._remove(self._unknown(selections))
+
+    def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
+        """The blobs that anything is kept of, among those that are selected."""
+        found: set[File] = set()
+        with self._index.reading() as rows:
+            for selection in selections:
+                found.update(record.file for record in rows.selected(selection))
+        return frozenset(_blobs((*found, *self._unknown(selections))))
+
+    def _purge_known(self, selections: Sequence[Selection]) -> int:
+        removed = 0
+        while True:
+            begun = 0
+            with self._index.writing() as rows:
+                for selection in selections:
+                    rows.refuse_arrivals(selection)
+                    for record in rows.selected(selection, BATCH - begun):
+                        rows.begin_removal(record)
+                        begun += 1
+            if begun:
+                self._finish_removals()
+            removed += begun
+            if begun < BATCH:
+                return removed
+
+    def _unknown(self, selections: Sequence[Selection]) -> Iterator[File]:
+        """Files of what is selected that the index does not know, while it may lack any."""
+        covering = Selections(selections)
+        roots = {
+            self._images / owner_folder(each.did) for each in selections if each.did is not None
+        }
+        if any(each.did is None for each in selections) and not self.is_indexed():
+            roots = {self._images}
+        for root in roots:
+            for file in self._files(root):
+                blob = blob_of(file.folder, file.name)
+                if blob is not None and covering.covers_blob(blob):
+                    yield file
+
+    def cleanup(self) -> Evicted:
+        """Remove what is past its TTL or over the limit, and finish what dead processes began."""
+        self._enter()
+        self._recover()
+        if not self._images.exists():
+            self.forget_missing()
+        expired = for_size = 0
+        while True:
+            with self._index.writing() as rows:
+                old = self._expired(rows)
+                for record in old:
+                    rows.begin_removal(record)
+                room = 0 if old else self._make_room(rows, 0, limit=BATCH)
+            if not old and not room:
+                with self._index.reading() as rows:
+                    self.totals = rows.totals()
+                return Evicted(expired, for_size)
+            self._finish_removals()
+            expired += len(old)
+            for_size += room
+
+    def _expired(self, rows: Rows) -> list[IndexEntry]:
+        return rows.written_until(self._clock() - self._ttl, BATCH) if self._ttl else []
+
+    def _make_room(self, rows: Rows, size: int, limit: int | None = None) -> int:
+        """Begin to remove what has to go for ``size`` more bytes; how many entries those are."""
+        excess = rows.totals().bytes + rows.arriving() + size - self._max_bytes
+        removed = passed_over = 0
+        while excess > 0 and (limit is None or removed < limit):
+            candidates = rows.least_used(BATCH)
+            for record in candidates:
+                used = self._last_use(record)
+                if used > record.used and passed_over < MOST_PASSED_OVER:
+                    rows.set_used(record.file, used)
+                    passed_over += 1
+                    continue
+                rows.begin_removal(record)
+                removed += 1
+                excess -= record.size
+                if excess <= 0 or removed == limit:
+                    break
+            if not candidates:
+                break
+        return removed
+
+    def _last_use(self, record: IndexEntry) -> float:
+        """When an entry was last read, as far as the file system tells; never in the future."""
+        try:
+            accessed = (self._images / record.file.path).stat().st_atime
+        except (FileNotFoundError, NotADirectoryError):
+            return record.used
+        return min(accessed, self._clock())
+
+    def _remove(self, files: Iterable[File]) -> int:
+        """Remove files and what the index knows of them; how many there were."""
+        self._enter()
+        removed = 0
+        for batch in _batches(files):
+            with self._index.writing() as rows:
+                for file in batch:
+                    record = rows.find(file) or IndexEntry(file, 0, None, 0, 0)
+                    rows.begin_removal(record)
+                    removed += (self._images / file.path).exists()
+            self._finish_removals()
+        return removed
+
+    def _finish_removals(self) -> None:
+        with self._index.writing() as rows:
+            failure = self._carry_out_removals(rows)
+            self.totals = rows.totals()
+        if failure is not None:
+            raise failure
+
+    def _carry_out_removals(self, rows: Rows, process: str | None = None) -> OSError | None:
+        """Remove the files that a process said it would; what fails stays to be done."""
+        failure: OSError | None = None
+        for file in rows.removals(process):
+            try:
+                if rows.find(file) is None:
+                    self._unlink(file)
+            except OSError as error:
+                failure = error
+            else:
+                rows.end_removal(file, process)
+        return failure
+
+    def _unlink(self, file: File) -> None:
+        path = self._images / file.path
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+        with suppress(OSError):  # not empty
+            path.parent.rmdir()
+            path.parent.parent.rmdir()
+
+    # On a full disk
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """Do ``work``, again where the disk was full for it and entries could be given up.
+
+        What it counts is then what the last attempt found.
+        """
+        for _ in range(TRIES_WITH_ROOM):
+            try:
+                return work()
+            except (OSError, sqlite3.Error) as error:
+                if not is_full(error) or not self.give_up():
+                    raise
+        return work()
+
+    def give_up(self) -> int:
+        """Remove files for the sake of room, unasked and before the index knows of it.
+
+        It cannot be written just now. Where it never comes to know, what is missing is a miss.
+
+        Returns:
+            How many; the least recently used of those that are looked at.
+        """
+        if not self._images_are_beside_the_index():
+            return 0
+        found: list[tuple[float, int, File]] = []
+        entries = filter(_is_entry, self._files(self._images))
+        for file in itertools.islice(entries, MOST_WEIGHED):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                status = (self._images / file.path).stat()
+                found.append((status.st_atime, status.st_size, file))
+        given_up: list[File] = []
+        freed = 0
+        for _, size, file in sorted(found, key=lambda each: each[0]):
+            if freed >= ROOM:
+                break
+            self._unlink(file)
+            given_up.append(file)
+            freed += size
+        if given_up:
+            log.warning("the disk is full: entries given up", entries=len(given_up))
+            with suppress(OSError), self._index.writing() as rows:
+                for file in given_up:
+                    if not (self._images / file.path).exists():
+                        rows.remove(file)
+                self.totals = rows.totals()
+        return len(given_up)
+
+    def _images_are_beside_the_index(self) -> bool:
+        """Whether both are on one file system, so that room for one is room for the other."""
+        try:
+            return self._images.stat().st_dev == self._images.parent.stat().st_dev
+        except FileNotFoundError:
+            return False
+
+    # Starting, and what others left behind
+
+    def check(self) -> None:
+        """Raise ``OSError`` where nothing could be kept now. Finishes what dead processes began."""
+        self._enter()
+        self._recover()
+        temporary = self._write(b"ok", self._clock())
+        probe = self._images / f".{self._liveness.token}"
+        try:
+            if not self._images.exists():
+                with self._index.writing() as rows:
+                    self._doubt_if_emptied(rows)
+            self._images.mkdir(parents=True, exist_ok=True)
+            temporary.replace(probe)
+        finally:
+            temporary.unlink(missing_ok=True)
+            probe.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Take this process's mark away, and close the index."""
+        with suppress(OSError):
+            self._writing.rmdir()
+        self._liveness.leave()
+        self._index.close()
+
+    def _enter(self) -> None:
+        with self._entering:
+            if not self._liveness.is_there():
+                self._liveness.leave()  # somebody deleted the mark: a new one
+            self._liveness.enter()
+
+    def _recover(self) -> None:
+        """Finish what processes that have ended said they would do, and drop their leavings."""
+        # Before who lives is asked: a process that enters after that has left none of them.
+        with self._index.reading() as rows:
+            moving = rows.moving_processes()
+        left_behind = self._leavings()
+        living = self._liveness.living() | {self._liveness.token}
+        for process in set(moving) - living:
+            with self._index.writing() as rows:
+                for record in rows.arrivals(process):
+                    self._settle_arrival(rows, record, process)
+                failure = self._carry_out_removals(rows, process)
+            if failure is not None:
+                raise failure
+        for left in left_behind:
+            if left.name not in living:
+                shutil.rmtree(left, ignore_errors=True)
+        for token in self._liveness.bury():
+            (self._images / f".{token}").unlink(missing_ok=True)
+
+    def _leavings(self) -> list[Path]:
+        try:
+            return list(self._all_writing.iterdir())
+        except FileNotFoundError:
+            return []
+
+    def _settle_arrival(self, rows: Rows, record: IndexEntry, process: str | None = None) -> None:
+        """Count a file that did appear; forget one that did not."""
+        found = self._load(record.file)
+        if found is not None and _is_of(record, found[0]):
+            rows.add(record)
+        rows.end_arrival(record.file, process)
+
+    # The index anew, and whether it is true
+
+    def is_indexed(self) -> bool:
+        """Whether the index knows every file."""
+        with self._index.reading() as rows:
+            return rows.is_complete()
+
+    def shards(self) -> list[Path]:
+        """The parts that the files are indexed and verified in."""
+        return sorted(self._images.glob("*/*/"))
+
+    def known_shards(self) -> list[Path]:
+        """Those, and the ones that the index alone knows."""
+        with self._index.reading() as rows:
+            known = {self._images / shard for shard in rows.shards()}
+        return sorted(known.union(self.shards()))
+
+    def index_shard(self, shard: Path) -> int:
+        """Have the index know every file of a shard; leavings of older releases go.
+
+        Returns:
+            How many it did not know.
+        """
+        added = 0
+        for batch in _batches(self._files(shard)):
+            with self._index.writing() as rows:
+                added += sum(self._index_file(rows, file) for file in batch)
+                self.totals = rows.totals()
+        return added
+
+    def forget_missing(self) -> None:
+        """Have the index know no file that is not there."""
+        number = 0
+        while True:
+            with self._index.writing() as rows:
+                page = rows.after(number, BATCH)
+                for _, file in page:
+                    if not (self._images / file.path).exists():
+                        rows.remove(file)
+                self.totals = rows.totals()
+            if not page:
+                return
+            number, _ = page[-1]
+
+    def set_indexed(self) -> None:
+        """Say that every shard was indexed, and what is missing forgotten."""
+        with self._index.writing() as rows:
+            rows.set_complete()
+
+    def _index_file(self, rows: Rows, file: File) -> bool:
+        path = self._images / file.path
+        with suppress(FileNotFoundError):
+            if file.name.endswith(".tmp"):
+                path.unlink()
+            elif _is_entry(file) and rows.find(file) is None:
+                rows.add(_record_of(file, path.stat(), None))
+                return True
+        return False
+
+    def verify_shard(self, shard: Path, *, repair: bool) -> list[tuple[str, Path]]:
+        """What is wrong with a shard, each as a word and a path; ``repair`` puts it right.
+
+        ``damaged``: not what was written. ``missing``: known, and not there. ``unknown``: there,
+        and not known. ``foreign``: no entry by its name.
+        """
+        files = set(self._files(shard))
+        found = []
+        with self._index.reading() as rows:
+            known = {record.file: record for record in rows.below(self._relative(shard))}
+        for file in sorted(files | known.keys(), key=lambda file: file.path):
+            if self._wrong_with(file, known.get(file)) is None:
+                continue
+            with self._index.reading() as rows:  # it may have come or gone just now
+                wrong = self._wrong_with(file, rows.find(file))
+            if wrong is None:
+                continue
+            found.append((wrong, self._images / file.path))
+            if repair:
+                self._repair(file, wrong)
+        return found
+
+    def _wrong_with(self, file: File, record: IndexEntry | None) -> str | None:
+        if not _is_entry(file):
+            return "foreign"
+        found = self._load(file)
+        if found is None:
+            return None if record is None else "missing"
+        data, _ = found
+        if sniff(data) is not format_of(file.name):
+            return "damaged"
+        if record is None:
+            return "unknown"
+        return None if record.digest is None or _is_of(record, data) else "damaged"
+
+    def _repair(self, file: File, wrong: str) -> None:
+        if wrong == "unknown":
+            with self._index.writing() as rows:
+                self._judge(rows, file)
+        else:
+            self._remove([file])
+
+    def free(self) -> int:
+        """Bytes that its file system has left for this user.
+
+        Raises:
+            OSError: it does not tell.
+        """
+        # Before the first write there is no folder.
+        place = next(each for each in (self._images, *self._images.parents) if each.exists())
+        return shutil.disk_usage(place).free
+
+    def by_preset(self) -> dict[str, Totals]:
+        """What is kept, by preset and fingerprint."""
+        found: dict[str, Totals] = {}
+        with self._index.reading() as rows:
+            for folder, entries, size in rows.shelves():
+                name = folder.rpartition("/")[2]
+                before = found.get(name, Totals(0, 0))
+                found[name] = Totals(before.entries + entries, before.bytes + size)
+        return found
+
+    # Whether PDSes still have what is kept
+
+    def due_for_check(self, before: float, limit: int, after: float) -> list[Due]:
+        """Blobs last seen at their PDS later than ``after`` and until ``before``, oldest first."""
+        with self._index.reading() as rows:
+            found = rows.checked_between(after, before, limit)
+        blobs = ((blob_of(file.folder, file.name), checked) for file, checked in found)
+        return [Due(blob, checked) for blob, checked in blobs if blob is not None]
+
+    def mark_checked(self, blob: BlobKey) -> None:
+        """Note that its PDS has the blob."""
+        with self._index.writing() as rows:
+            rows.set_checked(Selection(blob.did, blob.cid), self._clock())
+
+    def has(self, selection: Selection) -> bool:
+        """Whether anything of what is selected is kept."""
+        with self._index.reading() as rows:
+            return bool(rows.selected(selection, 1))
+
+    def _files(self, root: Path) -> Iterator[File]:
+        for folder, _, names in os.walk(root, onerror=_raise_unless_gone):
+            relative = self._relative(Path(folder))
+            yield from (File(relative, name) for name in names)
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self._images).as_posix()
+
+
+def _is_of(record: IndexEntry, data: bytes) -> bool:
+    """Whether these are the bytes that the record is of."""
+    return record.size == len(data) and record.digest == hashlib.sha256(data).digest()
+
+
+def _record_of(file: File, status: os.stat_result, digest: bytes | None) -> IndexEntry:
+    return IndexEntry(file, status.st_size, digest, status.st_mtime, status.st_atime)
+
+
+def _is_entry(file: File) -> bool:
+    return format_of(file.name) is not None and blob_of(file.folder, file.name) is not None
+
+
+def _blobs(files: Iterable[File]) -> Iterator[BlobKey]:
+    found = (blob_of(file.folder, file.name) for file in files)
+    return (blob for blob in found if blob is not None)
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    left = iter(items)
+    while batch := list(itertools.islice(left, BATCH)):
+        yield batch
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error

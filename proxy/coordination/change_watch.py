@@ -1,0 +1,71 @@
+"""Whether an SQLite file has changed, asked many times a second without touching the disk."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxy.shared.sqlite import BUSY_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Two that are equal say that nothing happened between them.
+
+    Attributes:
+        file: which file it is: another one has another.
+        content: its time and size; a checkpoint of the log changes them, and damage from outside.
+        commits: changes with every commit of any other connection; None: that cannot be told.
+    """
+
+    file: tuple[int, int]
+    content: tuple[int, int]
+    commits: int | None
+
+
+class ChangeWatch:
+    """Looks at the file at ``path``. Its methods may raise ``sqlite3.Error`` or ``OSError``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> None:
+        """Begin anew; the file must be there. Blocks."""
+        self.close()
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            # From here on it waits for nobody: what it cannot tell at once, it does not tell.
+            connection.execute("PRAGMA busy_timeout = 0").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def close(self) -> None:
+        """Look no more. Idempotent."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def stamp(self) -> Stamp:
+        """The file as it is; microseconds: it asks memory that processes share (WAL-index)."""
+        if self._connection is None:
+            raise sqlite3.ProgrammingError("not open")
+        status = os.stat(self._path)
+        try:
+            (commits,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            commits = None
+        return Stamp((status.st_dev, status.st_ino), (status.st_mtime_ns, status.st_size), commits)

@@ -1,0 +1,145 @@
+"""Which processes share a folder, and which of them have ended, however that happened.
+
+A mark is a file that its process holds locked (flock). The kernel unlocks it when the process is
+gone, so what a dead one left behind can be told from the work of one that lives.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from proxy.coordination.file_lock import try_lock
+
+_NEW = ".new"
+
+_NUMBER_BYTES = 8
+
+
+class Liveness:
+    """This process's mark among those in ``folder``. Blocks for microseconds; one thread at a time.
+
+    Attributes:
+        token: names this mark, on every machine and in every container.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.token = secrets.token_hex(8)
+        self._folder = folder
+        self._descriptor: int | None = None
+
+    def enter(self) -> None:
+        """Leave the mark; ``leave`` or the end of the process takes it away. Idempotent.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if self._descriptor is not None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        new = self._folder / f"{self.token}{_NEW}"
+        descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Named only now that it is locked: nobody takes it for a dead one's.
+            new.rename(self._folder / self.token)
+        except BaseException:
+            os.close(descriptor)
+            with suppress(OSError):
+                new.unlink()
+            raise
+        self._descriptor = descriptor
+
+    def leave(self) -> None:
+        """Take the mark away. Idempotent."""
+        if self._descriptor is None:
+            return
+        with suppress(OSError):
+            (self._folder / self.token).unlink()
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def note(self, number: int) -> None:
+        """Leave a number with the mark, for other processes to read.
+
+        Raises:
+            OSError: the mark is not there (any more).
+        """
+        if self._descriptor is None or not self.is_there():
+            raise FileNotFoundError(errno.ENOENT, "the mark is gone", self.token)
+        os.pwrite(self._descriptor, number.to_bytes(_NUMBER_BYTES, "big"), 0)
+
+    def noted(self, token: str) -> int | None:
+        """The number that was left with a mark, 0 before there is one; None: it is gone.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        try:
+            return int.from_bytes((self._folder / token).read_bytes(), "big")
+        except FileNotFoundError:
+            return None
+
+    def is_there(self) -> bool:
+        """Whether the mark was left, and nobody deleted its file."""
+        return self._descriptor is not None and os.fstat(self._descriptor).st_nlink > 0
+
+    def living(self) -> frozenset[str]:
+        """The tokens of all marks whose process runs, this one's among them.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        return frozenset(token for token in self._marks() if self._lives(token))
+
+    def bury(self) -> frozenset[str]:
+        """Take away the marks of processes that have ended; their tokens.
+
+        Each is reported to one caller alone, also when several look at once.
+
+        Raises:
+            OSError: the folder cannot be read or written.
+        """
+        return frozenset(token for token in self._marks() if self._take(token))
+
+    def _marks(self) -> Iterable[str]:
+        try:
+            names = os.listdir(self._folder)
+        except FileNotFoundError:
+            return ()
+        return (name for name in names if not name.endswith(_NEW))
+
+    def _lives(self, token: str) -> bool:
+        if token == self.token:
+            return self._descriptor is not None
+        descriptor = self._locked(token)
+        if descriptor is None:
+            return (self._folder / token).exists()
+        os.close(descriptor)
+        return False
+
+    def _take(self, token: str) -> bool:
+        if token == self.token:
+            return False
+        descriptor = self._locked(token)
+        if descriptor is None:
+            return False
+        try:
+            (self._folder / token).unlink()
+        except FileNotFoundError:  # another process took it while this one waited for nothing
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _locked(self, token: str) -> int | None:
+        """A descriptor that holds the lock of a mark; None where it is held, or gone."""
+        try:
+            return try_lock(self._folder / token)
+        except FileNotFoundError:
+            return None

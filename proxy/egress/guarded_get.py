@@ -1,0 +1,195 @@
+"""One guarded GET or HEAD: redirects hop by hop, limits held, the body hashed as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from types import MappingProxyType
+
+import trio
+
+from proxy.egress.endpoint import Origin, redirect_target
+from proxy.egress.errors import BadAnswer, ConnectFailed, NoAnswer, TimedOut, TooLarge
+from proxy.egress.http_client import HttpClient, Method, StreamingResponse
+
+USER_AGENT = f"atproto-imageproxy/{version('atproto-imageproxy')}"
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+MIN_BYTES_PER_SECOND = 1024
+"""A body that comes slower than this over a window is cut; a phone on 2G does ten times that."""
+
+RATE_WINDOW = 5.0
+"""Seconds over which the rate is judged, so that a pause of a healthy server passes."""
+
+ERROR_BODY = 4096
+"""Bytes read of an answer that is not a 200: enough for an XRPC error."""
+
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+EMPTY = hashlib.sha256(b"").digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer.
+
+    Attributes:
+        status: three digits, never a followed redirect.
+        body: at most the caller's limit, and empty where that is None; of an answer that is not a
+            200, its first 4096 bytes.
+        sha256: digest of ``body``, 32 bytes.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRules:
+    """What a request may do.
+
+    Attributes:
+        max_bytes: of the body. None: the body of a 200 is not read, and the connection closed.
+        max_redirects: hops after the first request.
+        allow_http, allow_private_hosts: see the configuration.
+        headers: more of the first request; redirects lead to others, who get none of it.
+    """
+
+    max_bytes: int | None
+    max_redirects: int
+    allow_http: bool
+    allow_private_hosts: bool
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+async def guarded_get(
+    first: HttpClient,
+    others: HttpClient,
+    origin: Origin,
+    target: str,
+    rules: RequestRules,
+    *,
+    method: Method = "GET",
+) -> Response:
+    """Ask ``origin`` for ``target``.
+
+    Args:
+        first: sends the first request. It differs from ``others`` only for the operator's own
+            directory, which may be on a private address.
+        others: sends the requests that redirects ask for.
+
+    Raises:
+        Forbidden, ConnectFailed, BadAnswer, TooLarge, TimedOut: see ``proxy.egress.errors``.
+    """
+    client, more = first, rules.headers
+    for _hop in range(rules.max_redirects + 1):
+        async with _opened(client, method, origin, target, more) as reply:
+            if reply.status not in REDIRECTS:
+                return await _read(reply, method, rules.max_bytes)
+            location = reply.headers.get("location")
+        if location is None:
+            raise BadAnswer(f"{origin}: status {reply.status} without a Location")
+        origin, target = redirect_target(
+            origin,
+            target,
+            location,
+            allow_http=rules.allow_http,
+            allow_private_hosts=rules.allow_private_hosts,
+        )
+        client, more = others, NO_HEADERS
+    raise BadAnswer(f"{origin}: more than {rules.max_redirects} redirects")
+
+
+@asynccontextmanager
+async def _opened(
+    client: HttpClient, method: Method, origin: Origin, target: str, more: Mapping[str, str]
+) -> AsyncIterator[StreamingResponse]:
+    """The reply's head, with one retry of a failure before the first byte (RFC 9110, 9.2.2)."""
+    headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **more}
+    ask = partial(client.request, method, origin, target, headers)
+    async with AsyncExitStack() as stack:
+        try:
+            reply = await stack.enter_async_context(ask())
+        except (ConnectFailed, NoAnswer):
+            reply = await stack.enter_async_context(ask())
+        yield reply
+
+
+async def _read(reply: StreamingResponse, method: Method, max_bytes: int | None) -> Response:
+    if method == "HEAD":
+        # RFC 9110, section 9.3.2: it has no body. Reading to its end frees the connection.
+        await first_bytes(reply.body, ERROR_BODY)
+        return Response(reply.status, reply.headers, b"", EMPTY)
+    encoding = reply.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise BadAnswer(f"the body is encoded ({encoding[:32]!a}); identity was asked for")
+    if reply.status != 200:
+        body = await first_bytes(reply.body, ERROR_BODY)
+        return Response(reply.status, reply.headers, body, hashlib.sha256(body).digest())
+    if max_bytes is None:
+        return Response(reply.status, reply.headers, b"", EMPTY)
+    length = _declared_length(reply.headers)
+    if length is not None and length > max_bytes:
+        raise TooLarge(f"Content-Length {length} is over {max_bytes}")
+    received = bytearray()
+    digest = hashlib.sha256()
+    async with aclosing(_at_least(MIN_BYTES_PER_SECOND, reply.body)) as chunks:
+        async for chunk in chunks:
+            received += chunk
+            if len(received) > max_bytes:
+                raise TooLarge(f"more than {max_bytes} bytes")
+            digest.update(chunk)
+    if length is not None and len(received) != length:
+        raise BadAnswer(f"{len(received)} bytes of {length} came")
+    return Response(reply.status, reply.headers, bytes(received), digest.digest())
+
+
+async def first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
+    """At most ``limit`` bytes of a body.
+
+    Raises:
+        BadAnswer: it broke off before.
+        TimedOut: it came slower than ``MIN_BYTES_PER_SECOND``.
+    """
+    found = bytearray()
+    async with aclosing(_at_least(MIN_BYTES_PER_SECOND, body)) as chunks:
+        async for chunk in chunks:
+            found += chunk
+            if len(found) >= limit:
+                break
+    return bytes(found[:limit])
+
+
+async def _at_least(
+    rate: float, chunks: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[bytes, None]:
+    """The chunks, while each window of ``RATE_WINDOW`` seconds brings ``rate`` bytes a second."""
+    received = 0
+    deadline = trio.current_time() + RATE_WINDOW
+    async with aclosing(chunks):
+        while True:
+            with trio.move_on_at(deadline) as scope:
+                chunk = await anext(chunks, None)
+            if scope.cancelled_caught:
+                raise TimedOut(f"only {received} bytes in {RATE_WINDOW:g} s")
+            if chunk is None:
+                return
+            yield chunk
+            received += len(chunk)
+            if received >= rate * RATE_WINDOW:
+                received = 0
+                deadline = trio.current_time() + RATE_WINDOW
+
+
+def _declared_length(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("content-length", "").strip()
+    # h11, below both clients, lets no more than 20 digits through.
+    return int(text) if text.isascii() and text.isdigit() else None

@@ -1,0 +1,372 @@
+"""What a file says about its picture, read without a decoder.
+
+The decoder gets the picture alone: profile, orientation and gamma are taken out here, and the other
+metadata is left behind unread. A comment or a camera's notes can then neither fail a good picture
+nor reach a parser of theirs. Every function is total: what cannot be understood is passed on as it
+is, for the decoder to refuse.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from proxy.model.formats import Format
+from proxy.model.presets import Size
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+MAX_PROFILE = 4 << 20
+"""Bytes of a colour profile that are looked at: printers' profiles reach 3 MB."""
+
+_EXIF = b"Exif\0\0"
+_ICC = b"ICC_PROFILE\0"
+_ORIENTATION = 0x0112
+_EXIF_INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a container holds.
+
+    Attributes:
+        picture: the file without its metadata; what a decoder gets.
+        size: of the canvas as stored, before orientation; None if only the decoder knows.
+        orientation: EXIF's, 1 to 8.
+        profile: the embedded ICC profile, unchecked.
+        gamma: PNG's file gamma, where nothing more precise (profile, sRGB chunk) overrides it.
+        transparent: the sample values of the colour that PNG declares transparent, 8 bit each.
+        animated: more than one frame, as far as the header tells.
+    """
+
+    picture: bytes
+    size: Size | None = None
+    orientation: int = 1
+    profile: bytes | None = None
+    gamma: float | None = None
+    transparent: tuple[int, ...] | None = None
+    animated: bool = False
+
+
+def inspect(format_: Format, data: bytes) -> Facts:
+    """The facts of ``data``, which ``formats.sniff`` found to be ``format_``."""
+    match format_:
+        case Format.JPEG:
+            return _inspect_jpeg(data)
+        case Format.PNG:
+            return _inspect_png(data)
+        case Format.WEBP:
+            return _inspect_webp(data)
+        case Format.GIF:
+            return _inspect_gif(data)
+        case Format.AVIF:
+            return _inspect_avif(data)
+        case Format.HEIC:
+            return Facts(data)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation of an EXIF block (with or without its ``Exif`` prefix), 1 if it has none."""
+    tiff = exif.removeprefix(_EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (offset,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, offset)
+        for at in range(offset + 2, offset + 2 + 12 * count, 12):
+            tag, type_, length = struct.unpack_from(f"{order}HHI", tiff, at)
+            if tag == _ORIENTATION:
+                code = _EXIF_INTEGERS.get(type_)
+                if code is None or length != 1:
+                    return 1
+                (value,) = struct.unpack_from(order + code, tiff, at + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+# JPEG (ITU-T T.81)
+
+
+class Segment(NamedTuple):
+    """A marker segment: ``data[start:end]`` is all of it, ``body`` what follows its length."""
+
+    marker: int
+    start: int
+    end: int
+    body: bytes
+
+
+SOI, EOI, SOS, APP0, APP1, APP2, APP14, COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
+SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+
+
+def jpeg_segments(data: bytes, at: int) -> Iterator[Segment]:
+    """The segments from ``at`` up to and with the next SOS or EOI, or to where they break off.
+
+    Like libjpeg, bytes between segments that start no marker are stepped over.
+    """
+    while True:
+        start = data.find(b"\xff", at)
+        if start < 0 or start + 1 >= len(data):
+            return
+        marker = data[start + 1]
+        if marker in (0x00, 0xFF):
+            at = start + 1
+            continue
+        if marker == EOI:
+            yield Segment(marker, start, start + 2, b"")
+            return
+        if marker in (0x01, SOI) or 0xD0 <= marker <= 0xD7:
+            yield Segment(marker, start, start + 2, b"")
+            at = start + 2
+            continue
+        length = int.from_bytes(data[start + 2 : start + 4], "big")
+        end = start + 2 + length
+        if length < 2 or end > len(data):
+            return
+        yield Segment(marker, start, end, data[start + 4 : end])
+        if marker == SOS:
+            return
+        at = end
+
+
+def _inspect_jpeg(data: bytes) -> Facts:
+    kept = [data[:2]]
+    chunks: list[bytes] = []
+    orientation, size = None, None
+    rest = 2
+    for segment in jpeg_segments(data, 2):
+        marker, body = segment.marker, segment.body
+        if marker in (SOS, EOI):
+            break
+        rest = segment.end
+        if marker == APP1 and body.startswith(_EXIF):
+            orientation = orientation or exif_orientation(body)
+        elif marker == APP2 and body.startswith(_ICC):
+            chunks.append(body[len(_ICC) :])
+        elif marker in SOF and len(body) >= 6:
+            size = Size(int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big"))
+        # JFIF and Adobe name the colour space of the components, so they are picture too.
+        named = (marker == APP0 and body.startswith(b"JFIF\0")) or (
+            marker == APP14 and body.startswith(b"Adobe")
+        )
+        if named or not (marker == COM or APP0 <= marker <= 0xEF):
+            kept.append(data[segment.start : segment.end])
+    kept.append(data[rest:])
+    return Facts(b"".join(kept), size, orientation or 1, _join_profile(chunks))
+
+
+def _join_profile(chunks: list[bytes]) -> bytes | None:
+    """A profile from its numbered parts (ICC.1:2010, B.4), None unless each is there once."""
+    if not chunks or any(len(chunk) < 2 for chunk in chunks):
+        return None
+    chunks.sort(key=lambda chunk: chunk[0])
+    if [chunk[0] for chunk in chunks] != list(range(1, chunks[0][1] + 1)):
+        return None
+    profile = b"".join(chunk[2:] for chunk in chunks)
+    return profile if len(profile) <= MAX_PROFILE else None
+
+
+# PNG (W3C PNG, third edition)
+
+
+class Chunk(NamedTuple):
+    """A PNG chunk: ``data[start:end]`` is all of it."""
+
+    kind: bytes
+    start: int
+    end: int
+    body: memoryview
+    crc: int
+
+    @property
+    def intact(self) -> bool:
+        """Whether kind and body have the checksum that follows them."""
+        return zlib.crc32(self.body, zlib.crc32(self.kind)) == self.crc
+
+
+def png_chunks(data: bytes) -> Iterator[Chunk]:
+    """The chunks up to and with IEND, or to where they break off."""
+    view = memoryview(data)
+    at = len(PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        length = int.from_bytes(view[at : at + 4], "big")
+        end = at + 12 + length
+        if end > len(data):
+            return
+        kind = bytes(view[at + 4 : at + 8])
+        crc = int.from_bytes(view[end - 4 : end], "big")
+        yield Chunk(kind, at, end, view[at + 8 : end - 4], crc)
+        if kind == b"IEND":
+            return
+        at = end
+
+
+_PNG_PICTURE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+
+
+def _inspect_png(data: bytes) -> Facts:
+    facts = Facts(data)
+    kept: list[bytes | memoryview] = [PNG_SIGNATURE]
+    depth = color = 0
+    declared_srgb = False
+    rest = len(PNG_SIGNATURE)
+    for chunk in png_chunks(data):
+        kind, body = chunk.kind, chunk.body
+        rest = chunk.end
+        if kind == b"IHDR" and len(body) == 13:
+            width, height, depth, color = struct.unpack_from(">IIBB", body)
+            facts = replace(facts, size=Size(width, height))
+        # Palettes keep their tRNS; Pillow compares the one of other depths with scaled samples.
+        if kind in _PNG_PICTURE or (kind == b"tRNS" and color == 3 and chunk.intact):
+            kept.append(memoryview(data)[chunk.start : chunk.end])
+        if kind == b"IDAT" or not chunk.intact:
+            continue  # the checksum of IDAT's own stream is the decoder's affair
+        match kind:
+            case b"tRNS" if color in (0, 2) and len(body) == (2 if color == 0 else 6):
+                facts = replace(facts, transparent=_samples(body, depth))
+            case b"iCCP":
+                facts = replace(facts, profile=_inflate_profile(bytes(body)))
+            case b"sRGB":
+                declared_srgb = True
+            case b"gAMA" if len(body) == 4:
+                facts = replace(facts, gamma=int.from_bytes(body, "big") / 100_000)
+            case b"eXIf":
+                facts = replace(facts, orientation=exif_orientation(bytes(body)))
+    if declared_srgb or facts.profile is not None:
+        facts = replace(facts, gamma=None)
+    kept.append(memoryview(data)[rest:])
+    return replace(facts, picture=b"".join(kept))
+
+
+def _samples(body: memoryview, depth: int) -> tuple[int, ...]:
+    """Samples of ``depth`` bits, two bytes each, as the 8 bit values they are decoded to."""
+    values = struct.unpack(f">{len(body) // 2}H", body)
+    if depth == 16:
+        return tuple(value >> 8 for value in values)
+    top = max((1 << depth) - 1, 1)  # a depth of 0 is for the decoder to refuse
+    return tuple((value & top) * 255 // top for value in values)
+
+
+def _inflate_profile(body: bytes) -> bytes | None:
+    _, _, rest = body.partition(b"\0")
+    inflater = zlib.decompressobj()
+    try:
+        profile = inflater.decompress(rest[1:], MAX_PROFILE)
+    except zlib.error:
+        return None
+    return profile if inflater.eof and rest[:1] == b"\0" else None
+
+
+# WebP (RFC 9649)
+
+
+class RiffChunk(NamedTuple):
+    """A chunk of a RIFF file: ``data[start:end]`` is all of it with its padding."""
+
+    kind: bytes
+    start: int
+    end: int
+    body: memoryview
+
+
+def riff_chunks(data: bytes) -> Iterator[RiffChunk]:
+    """The chunks of a WebP file, to its end or to where they break off."""
+    view = memoryview(data)
+    at = 12
+    while at + 8 <= len(data):
+        length = int.from_bytes(view[at + 4 : at + 8], "little")
+        end = at + 8 + length + (length & 1)
+        if at + 8 + length > len(data):
+            return
+        yield RiffChunk(bytes(view[at : at + 4]), at, end, view[at + 8 : at + 8 + length])
+        at = end
+
+
+VP8X_ANIMATION, VP8X_XMP, VP8X_EXIF, VP8X_ALPHA = 0x02, 0x04, 0x08, 0x10
+
+
+def _inspect_webp(data: bytes) -> Facts:
+    facts = Facts(data)
+    for chunk in riff_chunks(data):
+        body = chunk.body
+        match chunk.kind:
+            case b"VP8X" if len(body) >= 10:
+                width = int.from_bytes(body[4:7], "little") + 1
+                height = int.from_bytes(body[7:10], "little") + 1
+                animated = bool(body[0] & VP8X_ANIMATION)
+                facts = replace(facts, size=Size(width, height), animated=animated)
+            case b"VP8 " if len(body) >= 10 and facts.size is None:
+                width, height = struct.unpack_from("<HH", body, 6)
+                facts = replace(facts, size=Size(width & 0x3FFF, height & 0x3FFF))
+            case b"VP8L" if len(body) >= 5 and facts.size is None:
+                bits = int.from_bytes(body[1:5], "little")
+                facts = replace(facts, size=Size((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1))
+            case b"ICCP" if len(body) <= MAX_PROFILE:
+                facts = replace(facts, profile=bytes(body))
+            case b"EXIF":
+                facts = replace(facts, orientation=exif_orientation(bytes(body)))
+    return facts
+
+
+def without_webp_metadata(data: bytes) -> bytes:
+    """A WebP file without its EXIF and XMP; every frame stays as it is."""
+    kept: list[bytes] = []
+    for chunk in riff_chunks(data):
+        piece = data[chunk.start : chunk.end]
+        if chunk.kind == b"VP8X":
+            flags = chunk.body[0] & ~(VP8X_EXIF | VP8X_XMP)
+            piece = piece[:8] + bytes([flags]) + piece[9:]
+        if chunk.kind not in (b"EXIF", b"XMP "):
+            kept.append(piece)
+    body = b"WEBP" + b"".join(kept)
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+# GIF (GIF89a specification)
+
+
+def _inspect_gif(data: bytes) -> Facts:
+    """The canvas, enlarged by a first frame that does not keep to it, as the decoder does."""
+    if len(data) < 13:
+        return Facts(data)
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    while data[at : at + 1] == b"!":
+        at += 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    if data[at : at + 1] == b"," and at + 9 <= len(data):
+        left, top, across, down = struct.unpack_from("<HHHH", data, at + 1)
+        width, height = max(width, left + across), max(height, top + down)
+    return Facts(data, Size(width, height))
+
+
+# AVIF (ISO/IEC 23008-12)
+
+
+def _inspect_avif(data: bytes) -> Facts:
+    """Pillow's reader fails on damaged EXIF, which says nothing here: the item is renamed.
+
+    In this format orientation is a property of the picture (``irot``, ``imir``), never EXIF's.
+    """
+    at = 0
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"meta":
+            end = at + length if length else len(data)
+            meta = data[at:end].replace(b"Exif", b"skip")
+            return Facts(data[:at] + meta + data[end:])
+        if length < 8:
+            break
+        at += length
+    return Facts(data)

@@ -1,0 +1,170 @@
+"""A worker process: imports, tries every codec once, confines itself, then renders job after job.
+
+It ends when its socket does, so none outlives the service, however that ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from io import BytesIO
+from itertools import product
+from types import ModuleType
+
+from PIL import AvifImagePlugin, Image, ImageCms
+
+from proxy.errors import ImageProxyError
+from proxy.imaging.pipeline import Outcome, Recipe, Rendered, render, render_each
+from proxy.imaging.workers import sandbox
+from proxy.imaging.workers.heap import keep_freed_memory
+from proxy.imaging.workers.ipc import ERRORS, JOB, MAX_CAUSE, RECIPES, Head, Ready, Status
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.presets import Preset
+
+pillow_heif: ModuleType | None = None
+with suppress(ImportError):
+    import pillow_heif
+
+Work = Callable[[bytes, Sequence[Recipe], int], Iterator[Outcome]]
+"""Makes results of a source, recipes, and the most pixels that the source may have."""
+
+_STATUSES = {error: status for status, error in ERRORS.items()}
+
+_TRIM_ABOVE = 16_000_000
+"""Pixels; after a larger picture its memory goes back to the system, which takes a moment."""
+
+
+def main(descriptor: int, memory: int, cpu: int) -> None:
+    """Serve jobs from the socket ``descriptor`` until it ends.
+
+    Args:
+        memory, cpu: see ``sandbox.Limits``.
+    """
+    # The terminal and the service manager signal whole groups; the service drains its jobs first.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()
+    warm_up()
+    serve(socket.socket(fileno=descriptor), sandbox.Limits(memory, cpu), render_job)
+
+
+def serve(connection: socket.socket, limits: sandbox.Limits, work: Work) -> None:
+    """Confine this process, then answer each job with what ``work`` makes of it. Never returns."""
+    # Standard output is /dev/null. What libraries print, a picture may have chosen.
+    os.dup2(1, 2)
+    ready = Ready(missing=sandbox.confine(limits)).model_dump_json().encode()
+    trim = _trimmer()
+    with suppress(OSError):
+        _send(connection, 0, Status.READY, ready)
+        while head := _receive(connection, JOB.size):
+            recipes_length, source_length, max_pixels = JOB.unpack(head)
+            recipes = _recipes(_receive(connection, recipes_length))
+            _answer_each(connection, work(_receive(connection, source_length), recipes, max_pixels))
+            if max_pixels > _TRIM_ABOVE:
+                trim()
+    # Not by way of the interpreter's end, which does things that are forbidden now.
+    os._exit(0)
+
+
+def render_job(source: bytes, recipes: Sequence[Recipe], max_pixels: int) -> Iterator[Outcome]:
+    """The pipeline."""
+    return render_each(source, recipes, max_pixels=max_pixels)
+
+
+def warm_up() -> None:
+    """Have every codec load and set up what it does at its first picture: no file opens later."""
+    Image.MAX_IMAGE_PIXELS = None  # our own limit decides
+    # The pool keeps every core busy already.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    if pillow_heif is not None:
+        pillow_heif.options.DECODE_THREADS = 1
+    warnings.simplefilter("ignore")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    cover = Preset(width=8, height=8, fit="cover", quality=80)
+    moving = Preset(width=8, fit="contain", quality=80, animated=True)
+    for source in (*OUTPUTS, Format.GIF):
+        out = BytesIO()
+        picture = Image.radial_gradient("L").convert("P" if source is Format.GIF else "RGB")
+        picture.resize((24, 16)).save(out, source.name, icc_profile=profile)
+        for output, preset in product((None, *OUTPUTS), (cover, moving)):
+            render(out.getvalue(), preset, output, max_pixels=1000)
+    for stump in _STUMPS:
+        with suppress(ImageProxyError):
+            render(stump, cover, None, max_pixels=1000)
+
+
+_STUMPS = (
+    b"\xff\xd8\xff\xe0",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    b"RIFF\x10\0\0\0WEBPVP8 ",
+    b"\0\0\0\x14ftypavif\0\0\0\0avif",
+    b"\0\0\0\x14ftypheic\0\0\0\0heic",
+    b"GIF89a\1\0\1\0\0\0\0,",
+)
+"""Beginnings of files: failing needs modules too."""
+
+
+@lru_cache(maxsize=64)
+def _recipes(data: bytes) -> tuple[Recipe, ...]:
+    return RECIPES.validate_json(data)
+
+
+def _answer_each(connection: socket.socket, outcomes: Iterator[Outcome]) -> None:
+    for place, outcome in enumerate(outcomes):
+        _answer(connection, place, outcome)
+        del outcome  # an error holds what its frames held, pixels too
+
+
+def _answer(connection: socket.socket, place: int, outcome: Outcome) -> None:
+    match outcome:
+        case Rendered(data, format_):
+            _send(connection, place, Status.DONE, data, format_)
+        case ImageProxyError() as error:
+            status = _STATUSES.get(type(error), Status.DEFECT)
+            _send(connection, place, status, _cut(error.cause))
+        case MemoryError():
+            _send(connection, place, Status.TOO_LARGE, b"MemoryError")
+        case error:
+            # Without the lines themselves: their files cannot be read any more.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            cause = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+            _send(connection, place, Status.DEFECT, _cut(cause))
+
+
+def _cut(cause: str) -> bytes:
+    return cause.encode("ascii", "backslashreplace")[:MAX_CAUSE]
+
+
+def _send(
+    connection: socket.socket,
+    place: int,
+    status: Status,
+    data: bytes,
+    format_: Format = Format.JPEG,
+) -> None:
+    connection.sendall(Head(place, status, format_, len(data)).pack())
+    connection.sendall(data)
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    """All of ``length`` bytes, or none at the end; OSError if it comes before them."""
+    data = connection.recv(length, socket.MSG_WAITALL) if length else b""
+    if 0 < len(data) < length:
+        raise ConnectionResetError
+    return data
+
+
+def _trimmer() -> Callable[[], object]:
+    """What gives memory that is free within this process back to the system."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:  # glibc alone has it
+        return lambda: None
+    return lambda: trim(0)

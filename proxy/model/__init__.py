@@ -1,0 +1,1 @@
+"""The words of the domain: identifiers, keys, presets, formats, selections. Pure."""

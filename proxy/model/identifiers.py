@@ -1,0 +1,129 @@
+"""DIDs, CIDs and handles.
+
+Only the canonical spelling of a DID or CID is an identifier here. A second spelling of an owner
+would miss its block and get a second cache entry, so nothing is normalised: what is not already
+canonical is refused. Handles are names that people type: they lead to a DID, and no more.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+from libipld import decode_cid, encode_cid
+
+from proxy.errors import InvalidCid, InvalidDid, InvalidHandle
+
+Did = NewType("Did", str)
+Cid = NewType("Cid", str)
+Handle = NewType("Handle", str)
+
+# did:plc method, section "Identifier syntax": 24 characters of base32.
+_PLC = re.compile(r"did:plc:[a-z2-7]{24}")
+
+# atproto DID spec: did:web with a hostname only, no path; a port only on localhost, for
+# development. Lower case, because DNS names compare without case and DIDs do not.
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_WEB = re.compile(rf"did:web:(?:{_LABEL}(?:\.{_LABEL})*\.[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?)")
+_WEB_LOCALHOST = re.compile(r"did:web:localhost(?:%3A([1-9][0-9]{0,4}))?")
+
+_HANDLE = re.compile(rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
+
+# atproto, Handle specification, "Additional Non-Syntax Restrictions".
+_NO_HANDLES_BELOW = frozenset(
+    {"alt", "arpa", "example", "internal", "invalid", "local", "localhost", "onion"}
+)
+
+MAX_HOSTNAME = 253
+"""RFC 1035, section 2.3.4, without the length octets."""
+
+MAX_CID = 128
+"""Longest CID string looked at. A canonical sha2-256 CID has 46 or about 59 characters."""
+
+_SHA2_256 = 0x12
+
+
+def parse_did(text: str) -> Did:
+    """Check a DID.
+
+    Raises:
+        InvalidDid: not a did:plc or did:web, or not in its canonical spelling.
+    """
+    if _PLC.fullmatch(text):
+        return Did(text)
+    if _WEB.fullmatch(text) and len(text) - len("did:web:") <= MAX_HOSTNAME:
+        return Did(text)
+    localhost = _WEB_LOCALHOST.fullmatch(text)
+    if localhost and int(localhost[1] or 1) <= 65535:
+        return Did(text)
+    raise InvalidDid(f"DID {text[:96]!a}")
+
+
+def did_web_authority(did: Did) -> str | None:
+    """``host`` or ``host:port`` of a did:web, or None for another method."""
+    prefix = "did:web:"
+    if not did.startswith(prefix):
+        return None
+    return did[len(prefix) :].replace("%3A", ":")
+
+
+def parse_handle(text: str, *, allow_test: bool = False) -> Handle:
+    """Check a handle, in lower case from here on (atproto, Handle specification).
+
+    Args:
+        allow_test: accept names below ``.test``, which are for development.
+
+    Raises:
+        InvalidHandle: not the syntax, or below a top-level domain that has no handles.
+    """
+    # Before lower(), which makes ASCII of the Kelvin sign.
+    handle = text.lower() if text.isascii() else ""
+    if len(handle) <= MAX_HOSTNAME and _HANDLE.fullmatch(handle):
+        top = handle.rpartition(".")[2]
+        if top not in _NO_HANDLES_BELOW and (top != "test" or allow_test):
+            return Handle(handle)
+    raise InvalidHandle(f"handle {text[:96]!a}")
+
+
+def parse_cid(text: str) -> Cid:
+    """Check a CID: sha2-256 of 32 bytes, CIDv1 in lower-case base32 or CIDv0.
+
+    Raises:
+        InvalidCid: anything else, other spellings of a valid CID among it.
+    """
+    if not text.isascii() or len(text) > MAX_CID or _canonical(text) != text:
+        raise InvalidCid(f"CID {text[:96]!a}")
+    return Cid(text)
+
+
+def cid_digest(cid: Cid) -> bytes:
+    """The sha2-256 digest, 32 bytes, that the content of ``cid`` has."""
+    digest: bytes = decode_cid(cid)["hash"]["digest"]
+    return digest
+
+
+def _canonical(text: str) -> str | None:
+    """The canonical spelling of a CID, or None where it is none that is accepted."""
+    try:
+        parts = decode_cid(text)
+    except ValueError:
+        return None
+    hash_ = parts["hash"]
+    if hash_["code"] != _SHA2_256 or hash_["size"] != 32 or len(hash_["digest"]) != 32:
+        return None
+    multihash = bytes([_SHA2_256, 32]) + hash_["digest"]
+    if parts["version"] == 0:
+        return encode_cid(multihash)
+    return encode_cid(b"\x01" + _varint(parts["codec"]) + multihash)
+
+
+def _varint(number: int) -> bytes:
+    """Unsigned varint of the multiformats specification: seven bits a byte, low ones first."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

@@ -1,0 +1,65 @@
+"""What is asked for: a blob, a result, a picture of a profile. Pure.
+
+Tuples, because every hit is looked up by one, and tuples are hashed fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from proxy.errors import InvalidPreset
+from proxy.model.formats import Format, parse_output
+from proxy.model.identifiers import Cid, Did, Handle, parse_cid, parse_did
+from proxy.model.presets import Preset
+
+Kind = Literal["avatar", "banner"]
+"""Pictures that a profile names."""
+
+KINDS: tuple[Kind, ...] = ("avatar", "banner")
+
+
+class BlobKey(NamedTuple):
+    """One blob of one owner."""
+
+    did: Did
+    cid: Cid
+
+
+class ImageKey(NamedTuple):
+    """One result: a blob through a preset, in a format or (None) in the source's."""
+
+    preset: str
+    blob: BlobKey
+    format: Format | None
+    fingerprint: str
+
+    @property
+    def etag(self) -> str:
+        """A strong entity tag with its quotes (RFC 9110, section 8.8.3)."""
+        return f'"{self.preset}-{self.blob.cid}-{self.fingerprint}"'
+
+
+class ActorKey(NamedTuple):
+    """A picture of an account's profile, through a preset or (None) the configured one."""
+
+    kind: Kind
+    preset: str | None
+    actor: Did | Handle
+    format: Format | None
+
+
+def image_key(
+    presets: Mapping[str, Preset], preset: str, did: str, cid: str, format_: str | None = None
+) -> ImageKey:
+    """Check the four parts of an image URL.
+
+    Raises:
+        InvalidPreset, InvalidDid, InvalidCid, InvalidFormat: the first part that is wrong.
+    """
+    settings = presets.get(preset)
+    if settings is None:
+        raise InvalidPreset(preset)
+    blob = BlobKey(parse_did(did), parse_cid(cid))
+    output = None if format_ is None else parse_output(format_)
+    return ImageKey(preset, blob, output, settings.fingerprint(output))

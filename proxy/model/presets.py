@@ -1,0 +1,201 @@
+"""Presets and their geometry: pure arithmetic on sizes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from proxy.model.formats import Format
+
+MAX_SIDE = 8192
+"""Longest side a preset may have, in pixels: larger results are no previews."""
+
+ENCODER_REVISION = 3
+"""Raise it when the encoder's settings change: every ETag and cache entry changes with it."""
+
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")  # noqa: TRY004 (what pydantic reports)
+    return value
+
+
+NotBool = BeforeValidator(_refuse_bool)
+"""For numbers: TOML's ``true`` is none, though Python's is."""
+
+
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _none_or_more(value: object) -> object:
+    return () if value == "" else _comma_separated(value)
+
+
+CommaSeparated = BeforeValidator(_comma_separated)
+"""For lists: the environment has none."""
+
+NoneOrMore = BeforeValidator(_none_or_more)
+"""For lists that an empty text of the environment leaves empty."""
+
+
+Side = Annotated[int, NotBool, Field(ge=1, le=MAX_SIDE)]
+
+
+class Preset(BaseModel, frozen=True, extra="forbid"):
+    """What a named URL segment does to a picture.
+
+    Attributes:
+        width, height: the box in pixels; a height of 0 means "by width alone" (contain only).
+        fit: ``cover`` fills the box and crops to its centre, enlarging when it must;
+            ``contain`` fits inside and never enlarges.
+        quality: 1 to 100, of lossy encoders.
+        animated: serve GIF and animated WebP sources as they are.
+        variants: further widths in pixels, each a preset of its own (``variants_of``).
+    """
+
+    width: Side
+    height: Annotated[int, NotBool, Field(ge=0, le=MAX_SIDE)] = 0
+    fit: Literal["cover", "contain"]
+    quality: Annotated[int, NotBool, Field(ge=1, le=100)]
+    animated: bool = False
+    variants: Annotated[tuple[Side, ...], NoneOrMore] = ()
+
+    @model_validator(mode="after")
+    def _cover_has_a_height(self) -> Preset:
+        if self.fit == "cover" and self.height == 0:
+            raise ValueError("a preset with fit 'cover' needs a height of at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_have_widths_of_their_own(self) -> Preset:
+        if len({self.width, *self.variants}) <= len(self.variants):
+            raise ValueError("variants must be widths that differ from each other and from width")
+        for width in self.variants:
+            if _height_at(self, width) > MAX_SIDE:
+                raise ValueError(f"a variant {width} wide would be more than {MAX_SIDE} high")
+        return self
+
+    def fingerprint(self, format_: Format | None) -> str:
+        """Ten hexadecimal digits that change with anything that changes the result's bytes."""
+        own = self.model_dump_json(exclude={"variants"})
+        recipe = f"{own}|{format_ or 'source'}|{ENCODER_REVISION}"
+        return hashlib.sha256(recipe.encode()).hexdigest()[:10]
+
+
+DEFAULT_PRESETS: dict[str, Preset] = {
+    "avatar": Preset(width=1000, height=1000, fit="cover", quality=85),
+    "avatar_small": Preset(width=360, height=360, fit="cover", quality=80),
+    "banner": Preset(width=640, height=300, fit="cover", quality=85),
+    "content_preview": Preset(width=800, fit="contain", quality=80),
+    "content_full": Preset(width=1600, fit="contain", quality=90, animated=True),
+    "embed_thumbnail": Preset(width=720, height=360, fit="cover", quality=80),
+    "avatar_thumbnail": Preset(width=128, height=128, fit="cover", quality=80),
+    "feed_thumbnail": Preset(width=1000, height=1000, fit="contain", quality=80),
+    "feed_fullsize": Preset(width=2000, height=2000, fit="contain", quality=90),
+}
+
+
+def variant_name(preset: str, width: int) -> str:
+    """The name of a variant: ``avatar_w72``."""
+    return f"{preset}_w{width}"
+
+
+def variants_of(name: str, preset: Preset) -> dict[str, Preset]:
+    """The presets that ``variants`` declares: as ``preset``, but as wide as they say.
+
+    Their heights keep the box's proportions, rounded half up; a height of 0 stays 0.
+    """
+    return {
+        variant_name(name, width): preset.model_copy(
+            update={"width": width, "height": _height_at(preset, width), "variants": ()}
+        )
+        for width in preset.variants
+    }
+
+
+def with_variants(presets: Mapping[str, Preset]) -> dict[str, Preset]:
+    """``presets`` and all their variants, each behind its preset.
+
+    Raises:
+        ValueError: a variant has the name of a preset that is another one.
+    """
+    found: dict[str, Preset] = {}
+    for name, preset in presets.items():
+        found[name] = preset
+        for variant, made in variants_of(name, preset).items():
+            if presets.get(variant, made) != made:
+                raise ValueError(f"{variant} is a variant of {name}, and another preset as well")
+            found[variant] = made
+    return found
+
+
+def _height_at(preset: Preset, width: int) -> int:
+    if preset.height == 0:
+        return 0
+    return max(_half_up(preset.height * width, preset.width), 1)
+
+
+class Size(NamedTuple):
+    """Width and height in pixels, both at least 1."""
+
+    width: int
+    height: int
+
+
+class Box(NamedTuple):
+    """A region of the source in source pixels; fractions are allowed."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Placement(NamedTuple):
+    """Which region of the source becomes the result, and how large."""
+
+    crop: Box
+    size: Size
+
+
+def place(preset: Preset, source: Size) -> Placement:
+    """How ``preset`` maps an upright source onto its result.
+
+    Cover gives exactly the box. Contain rounds half up, at least 1, the same way everywhere.
+    """
+    if preset.fit == "cover":
+        return _cover(Size(preset.width, preset.height), source)
+    return Placement(Box(0, 0, *source), _contain(preset, source))
+
+
+def _cover(box: Size, source: Size) -> Placement:
+    scale = max(box.width / source.width, box.height / source.height)
+    # Never wider than the source: 3 * (1 / 3) may exceed 1 in floats.
+    width = min(box.width / scale, source.width)
+    height = min(box.height / scale, source.height)
+    left, top = (source.width - width) / 2, (source.height - height) / 2
+    return Placement(Box(left, top, left + width, top + height), box)
+
+
+def _contain(preset: Preset, source: Size) -> Size:
+    width, height = source
+    box_height = preset.height or height
+    if width <= preset.width and height <= box_height:
+        return source
+    # Integers alone, so that no platform rounds another way.
+    if preset.height == 0 or width * preset.height >= height * preset.width:
+        return Size(preset.width, max(_half_up(height * preset.width, width), 1))
+    return Size(max(_half_up(width * preset.height, height), 1), preset.height)
+
+
+def _half_up(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)
+
+
+def fits(preset: Preset, source: Size) -> bool:
+    """Whether a source already has the size that ``preset`` would give it."""
+    return place(preset, source).size == source

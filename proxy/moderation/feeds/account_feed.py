@@ -1,0 +1,106 @@
+"""What becomes of accounts: followed from a Jetstream or a relay."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from proxy.egress.endpoint import Origin
+from proxy.egress.network import Network
+from proxy.model.identifiers import Did
+from proxy.model.selection import Selection
+from proxy.moderation.feeds.account_events import AccountEvent, Kind, of_jetstream, of_relay
+from proxy.moderation.feeds.event_frames import decode_frame, frame_header, is_gap
+from proxy.moderation.feeds.websocket import Server
+from proxy.moderation.interface import Decisions
+from proxy.observability.metrics import Metrics
+
+# Nobody writes records of this collection, and events about accounts are sent beside those of the
+# wanted ones: without one, every record of the network would come, too.
+JETSTREAM = "/subscribe?wantedCollections=org.example.nothing"
+RELAY = "/xrpc/com.atproto.sync.subscribeRepos"
+
+MAX_MESSAGE = 5 * 1024 * 1024
+"""Bytes; a commit may bring 2 MB of blocks (com.atproto.sync.subscribeRepos), older ones more."""
+
+# Of a thousand messages a second all but a few are commits. They are told by their first bytes,
+# and not decoded; one with more in its header is decoded, and passed over then.
+_COMMIT = frame_header("#commit")
+
+log = structlog.get_logger(__name__)
+
+
+class AccountFeed:
+    """The stream of account events; see ``Feed``.
+
+    Args:
+        kind: what stands at ``origin``: ``jetstream`` or ``relay``.
+        is_cached: whether there are cached results of an owner.
+        forget: have every process ask for the DID document of an owner anew.
+    """
+
+    name = "accounts"
+    first_cursor = None  # Of what was not cached nothing has to go.
+    max_message = MAX_MESSAGE
+
+    def __init__(
+        self,
+        kind: Kind,
+        origin: Origin,
+        *,
+        network: Network,
+        decisions: Decisions,
+        is_cached: Callable[[Did], Awaitable[bool]],
+        forget: Callable[[Did], Awaitable[None]],
+        metrics: Metrics,
+    ) -> None:
+        self.stream = f"accounts {kind} {origin}"
+        self._is_relay = kind == "relay"
+        self._server = Server(network, origin)
+        self._decisions = decisions
+        self._is_cached = is_cached
+        self._forget = forget
+        self._metrics = metrics
+        self._by = f"accounts:{origin.authority}"
+
+    async def locate(self) -> Server:
+        """See ``Feed.locate``."""
+        await trio.lowlevel.checkpoint()
+        return self._server
+
+    def target(self, cursor: int | None) -> str:
+        """See ``Feed.target``."""
+        if self._is_relay:
+            return RELAY if cursor is None else f"{RELAY}?cursor={cursor}"
+        return JETSTREAM if cursor is None else f"{JETSTREAM}&cursor={cursor}"
+
+    async def take(self, message: str | bytes) -> int | None:
+        """See ``Feed.take``."""
+        event = self._of_relay(message) if self._is_relay else of_jetstream(message)
+        if not isinstance(event, AccountEvent):
+            return event
+        if event.did is not None:
+            await self._carry_out(event.did, event.inactive)
+        return event.cursor
+
+    async def _carry_out(self, did: Did, inactive: str | None) -> None:
+        await self._forget(did)
+        if inactive is None or not await self._is_cached(did):
+            return
+        reason = f"account is {inactive or 'not active'}"
+        removed = await self._decisions.purge(Selection(did=did), by=self._by, reason=reason)
+        self._metrics.feed_events.labels(self.name, "purged").inc()
+        log.info("purged an owner", did=did, reason=reason, removed=removed)
+
+    def _of_relay(self, message: str | bytes) -> AccountEvent | int | None:
+        if isinstance(message, bytes) and message.startswith(_COMMIT):
+            return None
+        frame = decode_frame(message)
+        if frame is None:
+            return None
+        if is_gap(frame):
+            self._metrics.feed_events.labels(self.name, "gap").inc()
+            log.error("relay does not go back as far as it was followed", stream=self.stream)
+        return None if frame.type == "#info" else of_relay(frame)

@@ -1,0 +1,1 @@
+"""Running the application under Hypercorn, in one process or several."""

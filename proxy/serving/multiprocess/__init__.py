@@ -1,0 +1,1 @@
+"""Several worker processes of one server: started, replaced, stopped, counted together."""

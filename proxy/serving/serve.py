@@ -1,0 +1,201 @@
+"""Running the application under Hypercorn's Trio worker."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import hypercorn
+import hypercorn.trio
+import structlog
+import trio
+from hypercorn.utils import LifespanFailureError
+
+from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
+from proxy.observability.log import configure_logging, server_log
+from proxy.observability.metrics_snapshot import MetricsSnapshot
+from proxy.serving import systemd
+from proxy.serving.multiprocess.supervisor import Supervisor
+from proxy.web.app import Peers, create_app
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the 60 s that reverse proxies keep idle connections, so that they close first."""
+
+READ_SECONDS = 120
+"""A client that sends nothing for so long, in the middle of a request or between two, is cut."""
+
+BACKLOG = 1024
+
+CANNOT_BIND = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
+"""What is wrong with the address alone."""
+
+log = structlog.get_logger(__name__)
+
+
+def serve(config: Config, file: Path | None, overrides: Layer) -> int:
+    """Serve until SIGTERM, SIGINT or SIGHUP; the process's exit code.
+
+    Args:
+        config: the effective configuration.
+        file, overrides: what it was made from, for worker processes to make it again.
+    """
+    if config.server.workers == 1:
+        return run(
+            config,
+            config.server.bind,
+            on_serving=lambda: systemd.notify(systemd.READY),
+            on_stopping=lambda: systemd.notify(systemd.STOPPING),
+        )
+    configure_logging(config.log, names_process=True)
+    environment = {**os.environ, **environment_for(overrides)}
+    if file is not None:
+        environment[CONFIG_VARIABLE] = str(file.absolute())
+    settings = hypercorn_config(config, config.server.bind)
+    try:
+        (listener,) = settings.create_sockets().insecure_sockets
+        listener.listen(BACKLOG)
+    except OSError as error:
+        return _cannot_start(config, error)
+    # Only this user may enter it.
+    with listener, TemporaryDirectory(prefix="imageproxy-") as folder:
+        supervisor = Supervisor(
+            listener,
+            count=config.server.workers,
+            environment=environment,
+            folder=Path(folder),
+            patience=settings.graceful_timeout + settings.shutdown_timeout,
+        )
+        return trio.run(_supervise, supervisor)
+
+
+def run(
+    config: Config,
+    bind: str,
+    *,
+    on_serving: Callable[[], object],
+    on_stopping: Callable[[], object] = lambda: None,
+    also_until: Callable[[], Awaitable[object]] = trio.sleep_forever,
+    peers: Callable[[Callable[[], MetricsSnapshot]], Peers] | None = None,
+) -> int:
+    """Serve in this process until a signal, or the end of ``also_until``; its exit code.
+
+    Args:
+        bind: as Hypercorn has it.
+        on_serving: called once the service answers.
+        peers: see ``proxy.web.app.ImageProxyApp``.
+        on_stopping: called when it is to stop, before the requests in flight are answered.
+    """
+    try:
+        trio.run(
+            _serve,
+            config,
+            hypercorn_config(config, bind),
+            on_serving,
+            on_stopping,
+            also_until,
+            peers,
+        )
+    except (OSError, ExceptionGroup) as error:
+        return _cannot_start(config, error)
+    return 0
+
+
+def hypercorn_config(config: Config, bind: str) -> hypercorn.Config:
+    """Hypercorn's settings that follow from ours."""
+    settings = hypercorn.Config()
+    settings.application_path = "proxy:create_app()"
+    settings.worker_class = "trio"
+    settings.bind = [bind]
+    settings.backlog = BACKLOG
+    settings.graceful_timeout = config.server.shutdown_timeout
+    settings.shutdown_timeout = config.server.shutdown_timeout + 5
+    settings.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    settings.read_timeout = READ_SECONDS
+    settings.include_server_header = False
+    settings.errorlog = server_log()
+    return settings
+
+
+async def _supervise(supervisor: Supervisor) -> int:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_on_signals, supervisor.stop)
+        code = await supervisor.run()
+        nursery.cancel_scope.cancel()
+    return code
+
+
+async def _serve(
+    config: Config,
+    settings: hypercorn.Config,
+    on_serving: Callable[[], object],
+    on_stopping: Callable[[], object],
+    also_until: Callable[[], Awaitable[object]],
+    peers: Callable[[Callable[[], MetricsSnapshot]], Peers] | None,
+) -> None:
+    app = create_app(config, peers=peers)
+    stopping = trio.Event()
+    has_started = False
+
+    def stop() -> None:
+        if not stopping.is_set():
+            on_stopping()
+            app.drain()
+            stopping.set()
+        if not has_started:  # there are no requests to wait for
+            nursery.cancel_scope.cancel()
+
+    async def stop_after_that() -> None:
+        await also_until()
+        stop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_on_signals, stop)
+        nursery.start_soon(stop_after_that)
+        async with trio.open_nursery() as serving:
+            await serving.start(
+                partial(
+                    hypercorn.trio.serve, app, settings, shutdown_trigger=stopping.wait, mode="asgi"
+                )
+            )
+            has_started = True
+            # Hypercorn listens for a moment also where the application could not start.
+            if app.responder.service is not None:
+                on_serving()
+        nursery.cancel_scope.cancel()
+
+
+async def _on_signals(stop: Callable[[], None]) -> None:
+    """Call ``stop`` for each that asks this process to end, until cancelled.
+
+    SIGHUP is one of them, for a changed configuration is for a process that starts anew; but not
+    where whoever started this one has it ignored, as nohup(1) does.
+    """
+    asked = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asked.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*asked) as signals:
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
+            stop()
+
+
+def _cannot_start(config: Config, error: OSError | ExceptionGroup[Exception]) -> int:
+    """Say in one line why the start failed; a failure of another kind is raised again."""
+    cause: Exception = error
+    while isinstance(cause, ExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    if isinstance(cause, OSError):
+        another = "; --bind HOST:PORT chooses another" if cause.errno in CANNOT_BIND else ""
+        reason = f"{config.server.bind}: {cause.strerror or cause}{another}"
+    elif isinstance(cause, LifespanFailureError):
+        reason = str(cause)
+    else:
+        raise error
+    print(f"imageproxy: {reason}", file=sys.stderr)
+    return 1

@@ -1,0 +1,1 @@
+"""Mechanisms that know nothing of pictures: single flight, expiring maps, SQLite files."""

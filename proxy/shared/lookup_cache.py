@@ -1,0 +1,137 @@
+"""Answers that are asked for once at a time, and remembered: good ones, stale ones, and that there
+is none."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import trio
+
+from proxy.errors import ImageProxyError
+from proxy.shared.single_flight import Flight, SingleFlight
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long what is remembered, in seconds.
+
+    Attributes:
+        ttl: a good answer.
+        stale_ttl: a good answer while its source fails.
+        negative_ttl: that there is no answer, and that its source failed.
+    """
+
+    ttl: float
+    stale_ttl: float
+    negative_ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept(Generic[V]):
+    """What the last question brought: a value, or the error that a new question would get."""
+
+    at: float
+    value: V | None
+    error: ImageProxyError | None = None
+    failing_until: float = -math.inf
+    """While its source fails, when it is asked next."""
+
+
+class LookupCache(Generic[K, V]):
+    """Asks a source, and remembers what it said.
+
+    Args:
+        nursery: owns the questions under way; concurrent ones for a key are asked once.
+        ask: the source.
+        settled: errors by which the source says that there is no answer. They replace what was
+            known; any other error of the family is a failure of the source.
+        max_entries: the least recently used go first.
+        clock: seconds; Trio's by default.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        ask: Callable[[K], Awaitable[V]],
+        times: Lifetimes,
+        *,
+        settled: tuple[type[ImageProxyError], ...],
+        max_entries: int,
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._source = ask
+        self._times = times
+        self._settled = settled
+        self._max_entries = max_entries
+        self._clock = clock
+        self._kept: OrderedDict[K, _Kept[V]] = OrderedDict()
+        self._flights: SingleFlight[K, V] = SingleFlight(nursery)
+
+    async def get(self, key: K, *, max_age: float | None = None) -> V:
+        """The answer for ``key``.
+
+        Args:
+            max_age: seconds; what is remembered and older than this is asked for again.
+
+        Raises:
+            ImageProxyError: what the source raised, or would raise again.
+        """
+        known = self._kept.get(key)
+        if known is not None and self._is_fresh(known, max_age):
+            self._kept.move_to_end(key)
+            if known.error is not None:
+                raise known.error.fresh()
+            return known.value  # type: ignore[return-value]
+
+        async def ask(_flight: Flight[V]) -> V:
+            return await self._ask(key)
+
+        async with self._flights.join(key, ask) as landed:
+            return landed.value
+
+    def forget(self, key: K) -> None:
+        """Ask again next time."""
+        self._kept.pop(key, None)
+
+    def _is_fresh(self, known: _Kept[V], max_age: float | None) -> bool:
+        if max_age is None and self._clock() < known.failing_until:
+            return True
+        age = self._clock() - known.at
+        limit = self._times.ttl if known.error is None else self._times.negative_ttl
+        return age < limit and (max_age is None or age <= max_age)
+
+    async def _ask(self, key: K) -> V:
+        try:
+            value = await self._source(key)
+        except self._settled as error:
+            # The source has spoken: this replaces what was known.
+            self._keep(key, _Kept(self._clock(), None, error.fresh()))
+            raise
+        except ImageProxyError:
+            stale = self._stale(key)
+            if stale is None:
+                raise
+            until = min(self._clock() + self._times.negative_ttl, stale.at + self._times.stale_ttl)
+            self._keep(key, replace(stale, failing_until=until))
+            return stale.value  # type: ignore[return-value]
+        self._keep(key, _Kept(self._clock(), value))
+        return value
+
+    def _stale(self, key: K) -> _Kept[V] | None:
+        known = self._kept.get(key)
+        if known is None or known.error is not None:
+            return None
+        return known if self._clock() - known.at < self._times.stale_ttl else None
+
+    def _keep(self, key: K, entry: _Kept[V]) -> None:
+        self._kept[key] = entry
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._max_entries:
+            self._kept.popitem(last=False)

@@ -1,0 +1,1 @@
+"""What commands do beside serving: warming, examining the machine, configuring nginx."""

@@ -1,0 +1,247 @@
+"""What was measured becomes a finding. Pure: the measuring is in ``probes``."""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from proxy.config import Config
+from proxy.egress.http_client import MAX_IDLE
+from proxy.imaging import memory_estimate as memory
+
+Level = Literal["ok", "warn", "fail"]
+AccessTimes = Literal["strictatime", "relatime", "noatime"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        fix: what to do about it; empty where all is well.
+    """
+
+    level: Level
+    name: str
+    text: str
+    fix: str = ""
+
+
+MAX_SKEW, WARN_SKEW = 300.0, 30.0
+"""Seconds. Certificates and signatures that are minutes from the future are refused by peers; what
+is seconds off only blurs ages."""
+
+CLIENTS = 1024
+"""Connections of clients for which a worker should have descriptors: the listener's backlog."""
+
+OWN_FILES = 64
+"""Descriptors of a worker beside its connections: libraries, databases, files being read."""
+
+GIB = 1 << 30
+
+
+def judge_folder(path: str, error: OSError | None, *, is_there: bool = True) -> Finding:
+    """Whether the cache folder can be written.
+
+    Args:
+        error: why it cannot; where it is not there, why it cannot be made.
+    """
+    if error is not None:
+        where = error.filename or path
+        return Finding("fail", "cache folder", f"{where}: {error.strerror}", _fix_of(error))
+    if not is_there:
+        fix = "start the service, which makes it, or give its configuration with --config"
+        return Finding("warn", "cache folder", f"{path} is not there", fix)
+    return Finding("ok", "cache folder", f"{path} can be written")
+
+
+def lacks_room(error: OSError) -> bool:
+    """Whether it is only room that is missing."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _fix_of(error: OSError) -> str:
+    if lacks_room(error):
+        return (
+            "make room there: imageproxy cache cleanup with a smaller cache.max_gb removes entries"
+        )
+    if error.errno == errno.EROFS:
+        return "mount its file system for writing, or set cache.path to another folder"
+    return "give it to the user that runs the service, or set cache.path to another folder"
+
+
+def judge_owner(path: str, owner: str) -> Finding:
+    """That nothing can be said of another user's folder: root can read and write everything."""
+    text = f"{path} belongs to {owner}, and was not looked into"
+    return Finding("warn", "cache folder", text, f"run this as {owner}")
+
+
+def judge_blocks(path: str, error: str | None, *, is_there: bool) -> Finding:
+    """Whether what is blocked can be read and written: without it nothing is served.
+
+    Args:
+        error: why not, with the path of the file.
+    """
+    if error is not None:
+        fix = "give it to the user that runs the service; where it is damaged, restore a backup"
+        return Finding("fail", "blocks", f"nothing is served: {error}", fix)
+    return Finding("ok", "blocks", f"{path} can be written" if is_there else "none were ever made")
+
+
+def judge_index(path: str, error: str | None, *, is_there: bool) -> Finding:
+    """Whether the index of the cache can be read and written.
+
+    Args:
+        error: why not, with the path of the file.
+    """
+    if error is not None:
+        fix = "give it to the user that runs the service, or remove it: it is made from the files"
+        return Finding("fail", "cache index", f"nothing is kept: {error}", fix)
+    text = f"{path} can be written" if is_there else "there is none yet"
+    return Finding("ok", "cache index", text)
+
+
+def judge_room(free: int, kept: int, limit: int) -> Finding:
+    """Whether the disk has room for all that the cache may keep, all three in bytes."""
+    room = free + kept
+    text = f"{_gib(room)} for a cache of {_gib(limit)}"
+    if room >= limit:
+        return Finding("ok", "disk space", text)
+    most = math.floor(room / GIB * 10) / 10
+    less = f"set cache.max_gb below {most:g}" if most else "make room on it"
+    fix = f"{less}, or use a larger disk"
+    return Finding("warn", "disk space", f"only {text}", fix)
+
+
+def judge_clock(skew: float | None) -> Finding:
+    """Whether the clock is right.
+
+    Args:
+        skew: seconds that it is ahead of the directory's clock; None: that could not be asked.
+    """
+    fix = "have the clock set by NTP (systemd-timesyncd, chrony)"
+    if skew is None:
+        text = "there is nothing to compare it with: the directory does not tell the time"
+        return Finding("warn", "clock", text, fix)
+    ahead = "ahead of" if skew > 0 else "behind"
+    text = f"{abs(skew):.0f} s {ahead} the directory's"
+    if abs(skew) > MAX_SKEW:
+        return Finding("fail", "clock", text, fix)
+    if abs(skew) > WARN_SKEW:
+        return Finding("warn", "clock", text, fix)
+    return Finding("ok", "clock", "agrees with the directory's")
+
+
+def judge_dns(host: str, error: str | None) -> Finding:
+    """Whether names resolve.
+
+    Args:
+        error: why ``host`` does not.
+    """
+    if error is None:
+        return Finding("ok", "DNS", f"{host} resolves")
+    return Finding("fail", "DNS", f"{host}: {error}", "check /etc/resolv.conf and the resolver")
+
+
+def judge_directory(url: str, status: int | None, error: str) -> Finding:
+    """Whether the PLC directory answers.
+
+    Args:
+        status: of its answer, which may be 404 for a path that it does not know; None: none came.
+        error: why none came.
+    """
+    fix = "open outgoing HTTPS to it, or check identity.plc_url"
+    if status is None:
+        return Finding("fail", "PLC directory", f"{url}: {error}", fix)
+    if status >= 500 or status == 429:
+        return Finding("fail", "PLC directory", f"{url} answers {status}", fix)
+    return Finding("ok", "PLC directory", f"{url} answers")
+
+
+def judge_sandbox(isolation: str, missing: Sequence[str], error: str | None) -> Finding:
+    """Whether strangers' pictures are decoded where they can do no harm.
+
+    Args:
+        isolation: ``process.isolation``.
+        missing: parts of the sandbox that the platform lacks.
+        error: why no worker starts.
+    """
+    if isolation == "thread":
+        text = "pictures are decoded in the service itself"
+        return Finding("warn", "sandbox", text, 'set process.isolation = "sandbox"')
+    if error is not None:
+        fix = "give the service more memory and processes (MemoryMax, TasksMax, ulimit)"
+        return Finding("fail", "sandbox", f"no worker starts: {error}", fix)
+    if missing:
+        fix = "use Linux 6.12 or newer; in a container allow seccomp(2) and landlock(7)"
+        return Finding("warn", "sandbox", f"without {', '.join(missing)}", fix)
+    return Finding("ok", "sandbox", "all parts hold")
+
+
+def judge_access_times(found: AccessTimes) -> Finding:
+    """Whether reads by others than this service, such as nginx, are seen on the files."""
+    if found == "noatime":
+        text = "noatime: what nginx serves straight from the cache counts as unused"
+        fix = "mount the file system of the cache with relatime, if nginx reads it"
+        return Finding("warn", "access times", text, fix)
+    return Finding("ok", "access times", found)
+
+
+def files_needed(config: Config, cpus: int) -> int:
+    """Descriptors that one worker process opens by itself when all of it is busy."""
+    workers = config.process.threads or cpus
+    # A connection for each fetch, the idle ones of two clients, a socket and a file per worker.
+    return config.fetch.workers + 2 * MAX_IDLE + 2 * workers + OWN_FILES
+
+
+def judge_files(limit: int, needed: int) -> Finding:
+    """Whether a worker process may open as many files as it has to.
+
+    Args:
+        limit: the soft RLIMIT_NOFILE.
+        needed: see ``files_needed``.
+    """
+    wanted = needed + CLIENTS
+    text = f"{limit} may be open, {wanted} are needed with {CLIENTS} clients"
+    fix = f"LimitNOFILE={2 * wanted} in the systemd unit, or ulimit -n {2 * wanted}"
+    if limit < needed + OWN_FILES:
+        return Finding("fail", "open files", text, fix)
+    if limit < wanted:
+        return Finding("warn", "open files", text, fix)
+    return Finding("ok", "open files", text)
+
+
+def judge_memory(config: Config, cpus: int, available: int) -> Finding:
+    """Whether the service stays within the machine's memory, at its most.
+
+    Args:
+        available: bytes that the machine, or the control group, has.
+    """
+    processes = config.server.workers
+    most = processes * memory.ceiling(config, cpus)
+    image_workers = config.process.threads or cpus
+    cached = int(config.cache.memory_mb * memory.MIB)
+    least = processes * (memory.SERVICE + cached + image_workers * memory.WORKER)
+    text = f"at most {_gib(most)} of {_gib(available)}"
+    fix = (
+        "lower process.max_megapixels, fetch.workers, fetch.max_source_mb, process.threads or "
+        "server.workers"
+    )
+    if least > available:
+        idle = f"{_gib(least)} of {_gib(available)} while it does little"
+        return Finding("fail", "memory", idle, fix)
+    if most > available:
+        return Finding("warn", "memory", text, fix)
+    return Finding("ok", "memory", text)
+
+
+def failed(findings: Sequence[Finding]) -> bool:
+    """Whether the service cannot do its work here."""
+    return any(finding.level == "fail" for finding in findings)
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / GIB:.1f} GiB"

@@ -1,0 +1,304 @@
+"""Measuring what ``judgement`` judges. Each probe ends by itself, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import sqlite3
+import stat
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, closing, suppress
+from email.utils import parsedate_to_datetime
+from pathlib import Path, PurePosixPath
+
+import trio
+
+from proxy.cache.index import FILE_NAME as INDEX
+from proxy.config import Config
+from proxy.egress.endpoint import configured_origin
+from proxy.egress.errors import EgressError
+from proxy.egress.gateway import Gateway, guarded_networks
+from proxy.egress.guarded_get import Response
+from proxy.egress.network import Network
+from proxy.imaging import memory_estimate as memory
+from proxy.imaging.workers.client import CannotStart, ImageWorker
+from proxy.imaging.workers.pool import cpus_of_this_process
+from proxy.imaging.workers.sandbox import Limits
+from proxy.moderation.store import FILE_NAME as STORE
+from proxy.moderation.store import OLDER_NAME as OLDER_STORE
+from proxy.tools.doctor.checks import (
+    AccessTimes,
+    Finding,
+    files_needed,
+    judge_access_times,
+    judge_blocks,
+    judge_clock,
+    judge_directory,
+    judge_dns,
+    judge_files,
+    judge_folder,
+    judge_index,
+    judge_memory,
+    judge_owner,
+    judge_room,
+    judge_sandbox,
+    lacks_room,
+)
+from proxy.tools.existing_folder import owner_beside_root
+from proxy.wiring_parts import disk_cache_of
+
+LOOKUP_SECONDS = 10.0
+
+HEALTH = "/_health"
+"""What the reference implementation of the directory answers with its version."""
+
+MAX_HEALTH = 65536
+
+
+async def examine(
+    config: Config, networks: tuple[Network, Network] | None = None
+) -> AsyncGenerator[Finding, None]:
+    """Findings, as they are made. What this needs of the outside is one GET to the directory.
+
+    Args:
+        networks: see ``open_service``.
+    """
+    cpus = cpus_of_this_process()
+    async with aclosing(_examine_folder(config)) as found:
+        async for finding in found:
+            yield finding
+    host = configured_origin(config.identity.plc_url)[0].host
+    yield judge_dns(host, await why_not_resolved(host))
+    answer, why = await ask_directory(config, networks)
+    status, skew = (answer.status, skew_of(answer, time.time())) if answer else (None, None)
+    yield judge_directory(config.identity.plc_url, status, why)
+    yield judge_clock(skew)
+    missing, broken = await sandbox_parts(config) if _is_sandboxed(config) else ((), None)
+    yield judge_sandbox(config.process.isolation, missing, broken)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield judge_files(limit, files_needed(config, cpus))
+    yield judge_memory(config, cpus, await trio.to_thread.run_sync(memory_available))
+
+
+async def _examine_folder(config: Config) -> AsyncGenerator[Finding, None]:
+    folder = config.cache.path
+    owner = await trio.to_thread.run_sync(_owner_beside_root, folder)
+    if owner is not None:
+        yield judge_owner(str(folder), owner)
+        return
+    error = await trio.to_thread.run_sync(why_not_writable, folder)
+    is_there = await trio.to_thread.run_sync(os.path.isdir, folder)
+    yield judge_folder(str(folder), error, is_there=is_there)
+    if not is_there:
+        return
+    is_full = error is not None and lacks_room(error)
+    kept = 0
+    if not is_full:  # there nothing of SQLite's can be opened
+        store, index = folder / STORE, folder / INDEX
+        has_store, broken = await trio.to_thread.run_sync(_look_at, store)
+        if broken is None:
+            _, broken = await trio.to_thread.run_sync(_look_at, folder / OLDER_STORE)
+        yield judge_blocks(str(store), broken, is_there=has_store)
+        has_index, broken = await trio.to_thread.run_sync(_look_at, index)
+        yield judge_index(str(index), broken, is_there=has_index)
+        if has_index and broken is None:
+            kept = await _kept(config)
+    if error is None or is_full:
+        free = (await trio.to_thread.run_sync(shutil.disk_usage, folder)).free
+        yield judge_room(free, kept, config.cache.max_bytes)
+    if error is None:
+        yield judge_access_times(await trio.to_thread.run_sync(access_times_of, folder))
+
+
+def _owner_beside_root(folder: Path) -> str | None:
+    try:
+        return owner_beside_root(folder)
+    except OSError:  # told by the next probe
+        return None
+
+
+def why_not_writable(folder: Path) -> OSError | None:
+    """Why no file can be made, written and removed there, or what is there not changed.
+
+    None: it can; or the folder is not there, and can be made.
+    """
+    try:
+        if not folder.exists():
+            _ask_for_access(next(each for each in folder.parents if each.exists()))
+            return None
+        try:
+            with tempfile.NamedTemporaryFile(dir=folder) as file:
+                file.write(b"x")
+                file.flush()
+        except OSError as error:
+            error.filename = str(folder)
+            raise
+        # One file of another user's is enough to stop the service.
+        for path in (*folder.iterdir(), *folder.glob("images/*"), *folder.glob("images/*/*")):
+            if path.name == "lost+found":  # the file system's own, at the root of a volume
+                continue
+            with suppress(FileNotFoundError):  # it has just gone
+                _ask_for_access(path)
+    except OSError as error:
+        return error
+    return None
+
+
+def _ask_for_access(path: Path) -> None:
+    enter = os.X_OK if stat.S_ISDIR(path.stat().st_mode) else 0
+    if not os.access(path, os.R_OK | os.W_OK | enter):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _look_at(path: Path) -> tuple[bool, str | None]:
+    return os.path.exists(path), why_not_usable(path)
+
+
+def why_not_usable(path: Path) -> str | None:
+    """Why a file of SQLite's cannot be read and written; None: it can, or there is none."""
+    try:
+        if not path.exists():
+            return None
+        opened = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None
+        )
+        with closing(opened) as database:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            database.execute("BEGIN IMMEDIATE")
+            # Where the file is read-only the line above passes; this one is taken back.
+            database.execute("PRAGMA user_version = 0")
+            database.execute("ROLLBACK")
+    except (OSError, sqlite3.Error) as error:
+        return f"{path}: {error}"
+    return None if found == "ok" else f"{path}: {found}"
+
+
+def access_times_of(folder: Path) -> AccessTimes:
+    """What a read does to the access time of a file there (mount(8), *atime)."""
+    hour = 3600
+    now = int(time.time())
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(b"x")
+        file.flush()
+        path = Path(file.name)
+        # Later than both other times of the file: only strictatime sets such a one.
+        if _changes(path, now + hour, now - hour):
+            return "strictatime"
+        if _changes(path, now - 2 * hour, now - hour):
+            return "relatime"
+    return "noatime"
+
+
+def _changes(path: Path, accessed: int, modified: int) -> bool:
+    """Whether a read changes the access time."""
+    os.utime(path, (accessed, modified))
+    path.read_bytes()
+    return int(path.stat().st_atime) != accessed
+
+
+async def why_not_resolved(host: str) -> str | None:
+    """Why the system does not resolve a name; None: it does."""
+    try:
+        with trio.fail_after(LOOKUP_SECONDS):
+            await trio.socket.getaddrinfo(host, 443)
+    except trio.TooSlowError:
+        return f"no answer within {LOOKUP_SECONDS:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    except UnicodeError as error:
+        return str(error)
+    return None
+
+
+async def ask_directory(
+    config: Config, networks: tuple[Network, Network] | None = None
+) -> tuple[Response | None, str]:
+    """The directory's answer, as the service would get it; or None, and why there is none."""
+    origin, path = configured_origin(config.identity.plc_url)
+    gateway = Gateway(config.fetch, *(networks or guarded_networks(config.fetch)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run)
+        try:
+            answer = await gateway.get(origin, path + HEALTH, max_bytes=MAX_HEALTH, trusted=True)
+            return answer, ""
+        except EgressError as error:
+            return None, str(error)
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+def skew_of(answer: Response, now: float) -> float | None:
+    """Seconds that ``now`` is ahead of an answer's ``Date`` (RFC 9110, section 6.6.1).
+
+    None where it has none that can be read.
+    """
+    try:
+        return now - parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+    except ValueError:
+        return None
+
+
+async def sandbox_parts(config: Config) -> tuple[Sequence[str], str | None]:
+    """The parts that are missing in a real worker; or why none starts."""
+    limits = Limits(memory.budget(config), 60)
+    try:
+        worker = await trio.to_thread.run_sync(ImageWorker.spawn, limits)
+    except OSError as error:
+        return (), str(error)
+    try:
+        return (await worker.ready()).missing, None
+    except CannotStart as error:
+        return (), str(error)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(worker.end)
+
+
+def memory_available(root: Path = Path("/")) -> int:
+    """Bytes that this process's control groups allow, or else that the machine has.
+
+    Args:
+        root: of the file system; another one in tests.
+    """
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *_group_limits(root)])
+
+
+def _group_limits(root: Path) -> list[int]:
+    """The limits of the control groups of this process, from its own up to the root's."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        # A unified hierarchy (cgroups(7), version 2), or version 1's own one for memory.
+        mount = root / "sys/fs/cgroup" / controllers
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        for folder in (PurePosixPath(group), *PurePosixPath(group).parents):
+            try:
+                text = (mount / folder.relative_to("/") / file).read_text().strip()
+            except (OSError, ValueError):
+                continue
+            if text.isdigit():  # "max": none
+                limits.append(int(text))
+    return limits
+
+
+async def _kept(config: Config) -> int:
+    try:
+        async with aclosing(disk_cache_of(config)) as disk:
+            return sum(row.bytes for row in (await disk.by_preset()).values())
+    except (OSError, sqlite3.Error):
+        return 0
+
+
+def _is_sandboxed(config: Config) -> bool:
+    return config.process.isolation == "sandbox"
