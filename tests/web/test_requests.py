@@ -80,7 +80,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background[Stage
 
 FILES = re.compile(
     r"cache/(?:moderation\.sqlite3(?:-wal|-shm)?|\.moderation\.sqlite3\.lock"
-    r"|replicas/[0-9a-f]{16}(?:\.new)?|turns/[a-z]+"
+    r"|followers/[0-9a-f]{16}(?:\.new)?|turns/[a-z]+"
     r"|index-1\.sqlite3(?:-wal|-shm)?|\.index-1\.sqlite3\.lock|flights\.lock"
     r"|processes/[0-9a-f]{16}(?:\.new)?|writing/[0-9a-f]{16}/[0-9]+"
     r"|images/plc/[a-z2-7]{2}/[a-z2-7]{24}/[a-z_]+-[0-9a-f]{10}"
