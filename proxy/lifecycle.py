@@ -13,6 +13,7 @@ from proxy.accounts.blob_fetcher import Fetcher, PdsFetcher
 from proxy.accounts.did_documents import DidResolver, Resolver
 from proxy.cache.disk import DiskCache
 from proxy.cache.interface import Cache
+from proxy.cache.janitor import keep_cleaning
 from proxy.cache.writer import CacheWriter
 from proxy.config import Config
 from proxy.egress.gateway import guarded_networks
@@ -103,7 +104,7 @@ async def open_service(
                 nursery.start_soon(made.cdn.run)
                 nursery.start_soon(made.cache_health.keep_checking)
                 every = config.cache.cleanup_interval_minutes * 60
-                nursery.start_soon(made.cache_health.keep_cleaning, every)
+                nursery.start_soon(keep_cleaning, made.cache, made.cache_health, every)
                 service, chores = _service_of(config, made, nursery, resolver, fetcher)
                 await outlasting.start(
                     _follow, following, made.blocks, service.forget, made.writer.begun

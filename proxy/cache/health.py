@@ -1,4 +1,4 @@
-"""The cache's chores: noticing that it fails, that it works again, and cleaning it up."""
+"""The health of the cache: noticing that it fails, and that it works again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from proxy.cache.interface import Cache
 
 CHECK_SECONDS = 5.0
 """How often an unusable cache is tried again."""
-
-CLEANUP_SECONDS = 60.0
-"""A longer interval of cleanups is cut to this: nginx serves what has expired until it goes, and a
-cleanup costs what it removes."""
 
 log = structlog.get_logger(__name__)
 
@@ -57,17 +53,3 @@ class CacheHealth:
             async for _ in ticks:
                 if self.problem is not None:
                     await self.check()
-
-    async def keep_cleaning(self, interval: float) -> None:
-        """Clean up now and at least every ``interval`` seconds, until cancelled. 0: never."""
-        if interval == 0:
-            return
-        async with aclosing(periodic(min(interval, CLEANUP_SECONDS))) as ticks:
-            async for _ in ticks:
-                try:
-                    removed = await self._cache.cleanup()
-                except OSError as error:
-                    self.failed(error)
-                else:
-                    if removed:
-                        log.info("cache cleaned up", removed=removed)
