@@ -261,8 +261,8 @@ class Service:
         self._image_failures.check(key.blob, trio.current_time())
         with ExitStack() as stack:
             if self._build_locks is not None:
-                free, waited = await self._build_locks.claim(key)
-                stack.callback(free)
+                release, waited = await self._build_locks.acquire(key)
+                stack.callback(release)
                 # Another process may have made it since the first look, waited for or not.
                 if (cached := await self._recall(making)) is not None:
                     return _Made(cached, "coalesced" if waited else "hit")
@@ -271,7 +271,8 @@ class Service:
             if not (making.is_forgotten or self.gate.refuses(key.blob)):
                 self._memory.put(key, made.entry)
                 stack.callback(self.spans.begin("write"))
-                # The claim goes with the write: who waits for it then finds the file.
+                # Hold the build lock until the write is done: a process that waits for it then
+                # finds the file.
                 self._writer.offer(key, made.entry, stack.pop_all().close)
             return made
 

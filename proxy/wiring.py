@@ -81,7 +81,10 @@ def assemble(
 
     if cache is ...:
         cache = disk = counted_disk_cache(config, metrics, store)
-        build_locks = BuildLocks(config.cache.path / "flights.lock")
+        # As long as a miss may take whose host and workers are slow. Waiting longer makes clients
+        # give up; making the result twice costs only work.
+        patience = config.fetch.timeout + config.process.queue_wait
+        build_locks = BuildLocks(config.cache.path / "flights.lock", timeout=patience)
     if processor is ...:
         processor = pool = processing_pool_of(config, metrics)
     networks = networks or guarded_networks(config.fetch)

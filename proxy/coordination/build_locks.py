@@ -1,8 +1,8 @@
-"""Which results the processes on one folder are making: single flight across processes.
+"""Locks on results that are being made: single flight across the processes on one folder.
 
-A claim is a lock on one byte of a file that nobody reads (fcntl, POSIX record locks): the byte's
-position is a hash of the key. The kernel frees a byte at once when its process ends, and there is
-nothing to clean up. Within a process single flight already tells who makes what.
+A build lock is a lock on one byte of a file that nobody reads (fcntl, POSIX record locks): the
+byte's position is a hash of the key. The kernel releases it at once when its process ends, so there
+is nothing to clean up. Within a process, single flight already makes each result once.
 """
 
 from __future__ import annotations
@@ -15,52 +15,72 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
 import trio
 
 from proxy.model.keys import ImageKey
 
-POLL_SECONDS = 0.01
-"""How soon a claim that was freed is seen. Asking is one system call."""
+FIRST_POLL_SECONDS = 0.01
+"""How soon a lock that another process holds is tried again. A try is one system call."""
+
+POLL_GROWTH = 1.25
+"""Each pause is longer than the one before by this factor: at most a fifth of the wait is lost."""
+
+LONGEST_POLL_SECONDS = 0.25
+"""The longest pause between two tries."""
+
+log = structlog.get_logger(__name__)
 
 
 class BuildLocks:
-    """This process's claims.
+    """The build locks of this process.
 
     Args:
         path: the file; made, with its folder, when it is first used. No other code of this
             process may open it: closing any descriptor of a file drops a process's locks on it.
+        timeout: seconds to wait for another process, which may be stopped or hang. After them
+            the work is done twice.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, timeout: float) -> None:
         self._path = path
+        self._timeout = timeout
         self._descriptor: int | None = None
         self._held: set[int] = set()
 
-    async def claim(self, key: ImageKey) -> tuple[Callable[[], None], bool]:
-        """Wait until no other process makes the result of ``key``, and claim it.
+    async def acquire(self, key: ImageKey) -> tuple[Callable[[], None], bool]:
+        """Wait until no other process makes the result of ``key``, and lock it.
 
-        Cancellation leaves no claim. Where the file cannot be used nothing is claimed and nobody
-        waits: the work may then be done twice.
+        Cancellation leaves no lock behind. Nothing is locked after ``timeout`` seconds, nor, at
+        once, where the file cannot be used: the work may then be done twice.
 
         Returns:
-            What frees the claim, to be called once; and whether another process had it.
+            A function that releases the lock, to be called once; and whether the lock was held
+            by another process.
         """
         byte = _byte_of(key)
+        deadline = trio.current_time() + self._timeout
+        pause = FIRST_POLL_SECONDS
         waited = False
         while not self._try(byte):
             waited = True
-            await trio.sleep(POLL_SECONDS)
-        return lambda: self._free(byte), waited
+            left = deadline - trio.current_time()
+            if left <= 0:
+                log.warning("build lock not released in time; the work is done twice")
+                return _release_nothing, waited
+            await trio.sleep(min(pause, left))
+            pause = min(pause * POLL_GROWTH, LONGEST_POLL_SECONDS)
+        return lambda: self._release(byte), waited
 
     def close(self) -> None:
-        """Free every claim."""
+        """Release every lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
         self._held.clear()
 
     def _try(self, byte: int) -> bool:
-        if byte in self._held:  # by a write that is not done yet
+        if byte in self._held:  # by a write of this process that is not done yet
             return False
         try:
             if self._descriptor is None:
@@ -74,11 +94,15 @@ class BuildLocks:
         self._held.add(byte)
         return True
 
-    def _free(self, byte: int) -> None:
+    def _release(self, byte: int) -> None:
         self._held.discard(byte)
         if self._descriptor is not None:
             with suppress(OSError):
                 fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, byte)
+
+
+def _release_nothing() -> None:
+    """The release of a lock that was not acquired."""
 
 
 def _byte_of(key: ImageKey) -> int:
