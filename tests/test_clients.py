@@ -319,6 +319,27 @@ async def test_a_redirect_that_leads_elsewhere(
     assert sites[host].requests[-1].headers["host"] == host
 
 
+@pytest.mark.parametrize("location", ["/b", "https://other.example/b"])
+async def test_a_redirect_takes_no_header_of_the_caller_along(
+    client_world: World, site: Site, location: str
+) -> None:
+    """Catches a rate limit's bypass key, or a token, told to whoever a PDS redirects to."""
+    other = Site("other.example")
+    client_world.network.add(other)
+    for each in (site, other):
+        answers_at(each, "/b")
+    site.faults = [faults.redirects(location)]
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.get(
+            origin_of(site), "/a", max_bytes=MAX_BYTES, headers={"X-Secret": "of the caller"}
+        )
+        assert answer.status == 200
+    first, second = site.requests + other.requests
+    assert first.headers["x-secret"] == "of the caller"
+    assert "x-secret" not in second.headers
+    assert second.headers["user-agent"] == USER_AGENT
+
+
 @pytest.mark.parametrize("limit", [0, 1, 3])
 async def test_a_limit_of_redirects_that_is_off_by_one(
     client_world: World, site: Site, limit: int
