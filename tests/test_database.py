@@ -6,10 +6,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from proxy.shared import sqlite
 from proxy.shared.sqlite import Database
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS numbers (value INTEGER NOT NULL)"
@@ -89,6 +91,21 @@ def test_who_reads_sees_no_half_of_a_write_and_does_not_wait_for_it(tmp_path: Pa
         connection.execute("INSERT INTO numbers VALUES (1)")
         assert values(shared) == []
     assert values(shared) == [1]
+
+
+def test_every_connection_waits_for_other_processes_as_long_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches sqlite3's own five seconds, and a write that gives up at once or waits for ever."""
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.25)
+    shared, other = database(tmp_path), database(tmp_path)
+    with shared.reading() as reader, shared.writing() as writer:
+        for connection in (reader, writer):
+            assert connection.execute("PRAGMA busy_timeout").fetchone() == (250,)
+        began = time.monotonic()
+        with pytest.raises(sqlite3.OperationalError, match="locked"), other.writing():
+            pass
+        assert time.monotonic() - began > 0.2
 
 
 def test_after_an_error_a_file_that_was_replaced_is_opened_anew(tmp_path: Path) -> None:

@@ -603,6 +603,21 @@ async def test_a_worn_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
         assert pool.deaths == Counter()
 
 
+async def test_a_worker_that_has_worked_for_long_is_replaced_though_its_jobs_were_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches counting jobs alone: the limit of CPU time would end one in the middle of a job."""
+    monkeypatch.setattr(workers, "BUSY_SECONDS", 1e-6)
+    good = sources.jpeg(sources.photo(64, 48))
+    async with running(threads=1) as pool:
+        seen = set()
+        for _ in range(3):
+            await pool.do(good)
+            seen |= children()
+        assert len(seen) == 3
+        assert pool.deaths == Counter()
+
+
 # Starting and ending
 
 
