@@ -164,6 +164,23 @@ async def test_an_event_that_could_not_be_carried_out_is_lost(
         await told.until(lambda: any(each.did == second for each, _reason in told.purged))
 
 
+async def test_the_cursor_stays_at_the_latest_event_though_an_older_one_follows(
+    world: World, told: Told, jetstream: FakeJetstream, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a cursor that goes back: the next connection would begin too early, for ever."""
+    latest, older = new_plc_did(), new_plc_did()
+    async with following(world, told, accounts=JETSTREAM_URL):
+        await connected(jetstream)
+        jetstream.send(account(latest, NOW + 10))
+        jetstream.send(account(older, NOW))
+        await told.until(lambda: any(each.did == older for each, _reason in told.purged))
+        await trio.sleep(2 * SAVE_SECONDS)
+        assert list(told.cursors.values()) == [NOW + 10]
+        jetstream.send(account(latest, NOW + 5))
+        await trio.sleep(2 * SAVE_SECONDS)
+    assert list(told.cursors.values()) == [NOW + 10]
+
+
 # The relay.
 
 
