@@ -77,6 +77,7 @@ class ImageProxyApp(QuartTrio):
         super().__init__("proxy", static_folder=None)
         self.responder = Responder(config.presets)
         self._config = config
+        self._negotiated = config.negotiate.outputs
         self._networks = networks
         self._peers = peers(self._snapshot) if peers is not None else None
         self._stopping = trio.Event()
@@ -96,7 +97,8 @@ class ImageProxyApp(QuartTrio):
             return await serve(scope, receive, send, _not_a_path)
         if scope["type"] == "http" and self._config.server.enabled:
             if scope["path"].startswith("/img/"):
-                return await self._serve(scope, receive, send, IMAGE, self._image_for(scope))
+                respond = self._negotiating(scope) if self._negotiated else self.responder.image
+                return await self._serve(scope, receive, send, IMAGE, respond)
             if scope["path"].startswith("/blob/"):
                 return await self._serve(scope, receive, send, BLOB, self.responder.blob)
         return await super().asgi_app(scope, receive, send)  # type: ignore[arg-type]
@@ -109,14 +111,12 @@ class ImageProxyApp(QuartTrio):
             return await traced(self.responder.service.spans, route, scope, receive, send, app)
         return await serve(scope, receive, send, respond)
 
-    def _image_for(self, scope: Scope) -> Respond:
-        """What answers this request for an image: in the format that its client prefers."""
-        formats = self._config.negotiate.outputs
-        path = scope["path"]
-        if not formats or not is_negotiable(self._config.presets, path):
-            return self.responder.image
-        chosen = choose(accept_of(scope["headers"]), formats)
+    def _negotiating(self, scope: Scope) -> Respond:
+        """What answers this request for an image in the format that its client prefers."""
         image = self.responder.image
+        if not is_negotiable(self._config.presets, scope["path"]):
+            return image
+        chosen = choose(accept_of(scope["headers"]), self._negotiated)
         return lambda path, if_none_match: as_negotiated(image(path, if_none_match, chosen))
 
     def drain(self) -> None:
