@@ -38,7 +38,7 @@ from proxy.errors import (
     UpstreamTimeout,
 )
 from proxy.imaging.workers.pool import Processed, Processor
-from proxy.model.formats import content_type_of
+from proxy.model.formats import Format, content_type_of
 from proxy.model.keys import BlobKey, ImageKey, image_key
 from proxy.model.presets import Preset
 from proxy.model.selection import Covering
@@ -59,7 +59,7 @@ class Image:
 
     Attributes:
         data: the encoded picture.
-        content_type: of ``data``.
+        format: of ``data``.
         etag: a strong entity tag, with its quotes.
         cache: ``"hit"``, ``"miss"``, or ``"coalesced"``: shared with a miss under way.
         timings: seconds of ``resolve``, ``fetch``, ``queue`` and ``process``, those that
@@ -67,10 +67,15 @@ class Image:
     """
 
     data: bytes
-    content_type: str
+    format: Format
     etag: str
     cache: CacheState
     timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def content_type(self) -> str:
+        """The media type of ``data``."""
+        return self.format.content_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ class Service:
             state = "coalesced"
         if state == "coalesced":
             self.metrics.coalesced.inc()
-        return _image(key, made.entry, state, made.timings)
+        return Image(made.entry.data, made.entry.format, key.etag, state, made.timings)
 
     def hit(self, key: ImageKey) -> Image | None:
         """The image where nothing has to be waited for: from memory, or on its way to disk.
@@ -193,7 +198,7 @@ class Service:
         if not self.gate.check(key.blob):
             return None
         entry = self._memory.get(key) or self._writer.pending(key)
-        return None if entry is None else _image(key, entry, "hit", {})
+        return None if entry is None else Image(entry.data, entry.format, key.etag, "hit")
 
     async def get_blob(self, blob: BlobKey) -> Blob:
         """A verified original.
@@ -207,7 +212,8 @@ class Service:
             data = landed.value.data
         self.gate.check(blob)
         content_type = content_type_of(data)
-        if not any(fnmatchcase(content_type, allowed) for allowed in self._allowed_types):
+        allowed_types = self.config.blob.allowed_types
+        if not any(fnmatchcase(content_type, allowed) for allowed in allowed_types):
             raise UnsupportedImage(f"{content_type} is not among blob.allowed_types")
         return Blob(data, content_type, f'"{blob.cid}"')
 
@@ -240,10 +246,6 @@ class Service:
         self._fetch_failures.purge(covering)
         self._image_failures.purge(covering)
         self._writer.discard(covering)
-
-    @property
-    def _allowed_types(self) -> tuple[str, ...]:
-        return self.config.blob.allowed_types
 
     async def _make(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
         making = _Making(key)
@@ -376,7 +378,3 @@ OUTCOMES: dict[type[ImageProxyError], str] = {
     FetchFailed: "failed",
 }
 """Label values of ``imageproxy_fetch_duration_seconds``: the last column of the error table."""
-
-
-def _image(key: ImageKey, entry: Entry, state: CacheState, timings: Mapping[str, float]) -> Image:
-    return Image(entry.data, entry.format.content_type, key.etag, state, timings)

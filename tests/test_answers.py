@@ -68,7 +68,7 @@ def image(
     format_: Format = Format.JPEG,
     timings: dict[str, float] | None = None,
 ) -> Image:
-    return Image(b"pixels", format_.content_type, of.etag, "miss", timings or {})
+    return Image(b"pixels", format_, of.etag, "miss", timings or {})
 
 
 def test_an_image_has_exactly_the_specified_headers() -> None:

@@ -47,19 +47,20 @@ PendingResponse = Callable[[], Awaitable[HttpResponse]]
 
 def image_response(key: ImageKey, image: Image) -> HttpResponse:
     """200 with a result."""
-    headers = _image_headers(key.blob.cid, image.content_type, image.etag, image.cache)
-    return HttpResponse(200, headers + _server_timing(image.timings), image.data)
+    headers = _image_headers(key.blob.cid, image.format, image.etag, image.cache)
+    if image.timings:
+        headers = (*headers, ("Server-Timing", _server_timing(image.timings)))
+    return HttpResponse(200, headers, image.data)
 
 
 @lru_cache(RESULTS)
-def _image_headers(cid: Cid, content_type: str, etag: str, state: CacheState) -> Headers:
-    extension = Format(content_type.removeprefix("image/")).extension
+def _image_headers(cid: Cid, format_: Format, etag: str, state: CacheState) -> Headers:
     return (
-        ("Content-Type", content_type),
+        ("Content-Type", format_.content_type),
         ("Cache-Control", IMMUTABLE),
         ("ETag", etag),
         ("X-Cache", state),
-        ("Content-Disposition", f'inline; filename="{cid}.{extension}"'),
+        ("Content-Disposition", f'inline; filename="{cid}.{format_.extension}"'),
         *SECURITY,
     )
 
@@ -134,8 +135,5 @@ def plain_response(status: int, text: str) -> HttpResponse:
     )
 
 
-def _server_timing(timings: Mapping[str, float]) -> Headers:
-    if not timings:
-        return ()
-    value = ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in timings.items())
-    return (("Server-Timing", value),)
+def _server_timing(timings: Mapping[str, float]) -> str:
+    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in timings.items())
