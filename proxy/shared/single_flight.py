@@ -28,6 +28,7 @@ class Flight(Generic[V]):
         self._landed = trio.Event()
         self._holders = 0
         self._committed = False
+        self._has_value = False
         self._value: V | None = None
         self._error: Exception | None = None
 
@@ -90,32 +91,29 @@ class SingleFlight(Generic[K, V]):
             await flight._landed.wait()
             if flight._error is not None:
                 raise _for_waiter(flight._error)
+            if not flight._has_value:  # its nursery was cancelled
+                raise Busy("shutting down")
             yield Landed(flight._value, started_it)  # type: ignore[arg-type]
         finally:
             flight._holders -= 1
-            if flight._holders == 0 and not self._is_committed(flight):
+            if flight._holders == 0 and (flight._landed.is_set() or not flight._committed):
                 self._forget(key, flight)
                 flight._scope.cancel()
 
     async def _fly(
         self, key: K, flight: Flight[V], work: Callable[[Flight[V]], Awaitable[V]]
     ) -> None:
-        flight._error = Busy("shutting down")
         try:
             with flight._scope:
                 flight._value = await work(flight)
-                flight._error = None
+                flight._has_value = True
         except Exception as error:
             # Kept for the waiters, who tell our errors from defects; the nursery lives on.
             flight._error = error
         finally:
-            if flight._error is not None or flight._holders == 0:
+            if not flight._has_value or flight._holders == 0:
                 self._forget(key, flight)
             flight._landed.set()
-
-    @staticmethod
-    def _is_committed(flight: Flight[V]) -> bool:
-        return flight._committed and not flight._landed.is_set()
 
     def _forget(self, key: K, flight: Flight[V]) -> None:
         # A later flight may have the key by now.
