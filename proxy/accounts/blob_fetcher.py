@@ -68,6 +68,7 @@ class PdsFetcher:
         headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._settings = config.fetch
+        self._max_bytes = config.fetch.max_source_bytes
         self._gateway = gateway
         self._headers = headers
 
@@ -77,7 +78,7 @@ class PdsFetcher:
             answer = await self._gateway.get(
                 self._origin(pds),
                 _target(blob),
-                max_bytes=self._settings.max_source_bytes,
+                max_bytes=self._max_bytes,
                 headers=self._headers(),
             )
         if is_absent(answer.status, answer.body):

@@ -146,7 +146,9 @@ class Responder:
         timings: Timings = NO_TIMINGS,
     ) -> HttpResponse:
         ms = self._count(asked, answer, state)
-        more = {"timings": _in_ms(timings)} if timings else {}
+        more = {}
+        if timings:
+            more["timings"] = {name: round(took * 1000, 1) for name, took in timings.items()}
         log.info(
             "request",
             cache=state,
@@ -203,10 +205,6 @@ async def _get_blob(service: Service, key: BlobKey) -> tuple[HttpResponse, str, 
 async def _confirm(service: Service, blob: BlobKey, etag: str) -> tuple[HttpResponse, str, Timings]:
     await service.gate.permit(blob)
     return not_modified(etag), "none", NO_TIMINGS
-
-
-def _in_ms(timings: Timings) -> dict[str, float]:
-    return {name: round(seconds * 1000, 1) for name, seconds in timings.items()}
 
 
 def as_ours(failure: Exception) -> ImageProxyError:
