@@ -6,10 +6,11 @@ between the request and its answer, in any task or thread; for a miss, until the
 
 - A comprehension counts where Python runs it as a function. Python 3.12 and later do so for fewer
   of them, so compare figures of one Python version.
-- Periodic chores do not count: the recorder watches the idle service first to learn them.
+- Chores do not count: the recorder watches the idle service first to learn which tasks do them, and
+  drops what is not called for every one of a few requests of a kind.
 - The sandboxed worker processes do not count, only what talks to them.
-- Requests of each kind come before the one that counts, so that imports, connections and parsed
-  paths are there.
+- Requests of each kind come before those that count, so that imports, connections and parsed paths
+  are there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, redirect_stderr
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,10 +46,13 @@ PROXY = Path(proxy.__file__).parent
 PRESET = "avatar"
 SIZE = Size(400, 300)
 WARM = 3
-"""Requests of each kind before the one that counts."""
+"""Requests of each kind before those that count."""
+
+COUNTED = 3
+"""Requests of each kind: a chore that runs every few seconds does not meet all of them."""
 
 IDLE_SECONDS = 1.0
-"""Long enough for every chore of a second or less; those that wait longer do not come between."""
+"""Long enough for every chore that may meet all of them."""
 
 PATIENCE = 30.0
 
@@ -72,10 +76,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self._found: dict[Function, None] | None = None
-        self._chores: set[Function] = set()
-        # Inherited by the tasks and threads that a request starts. The workers of a channel, which
-        # serve it too, are told from chores by what they do.
-        self._is_request = ContextVar("is_request", default=False)
+        self._is_learning = False
+        # Set in the context of a task, and with it in the threads where the task has work done.
+        self._is_chore = ContextVar("is_chore", default=False)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -89,34 +92,34 @@ class Recorder:
             threading.setprofile(None)
 
     async def learn_chores(self) -> None:
-        """Find out what runs while nobody asks: none of it counts outside of a request."""
-        with self.recording() as found:
-            await trio.sleep(IDLE_SECONDS)
-        self._chores |= found.keys()
+        """Find the tasks that run while there is no request: what they call never counts."""
+        self._is_learning = True
+        await trio.sleep(IDLE_SECONDS)
+        self._is_learning = False
 
     @contextmanager
     def recording(self) -> Iterator[dict[Function, None]]:
         """Note the calls of the block, each function once, in the order of the first calls."""
         found: dict[Function, None] = {}
-        token = self._is_request.set(True)
         self._found = found
         try:
             yield found
         finally:
             self._found = None
-            self._is_request.reset(token)
 
     def _note(self, frame: FrameType, event: str, _argument: Any) -> None:
-        found = self._found
-        if event != "call" or found is None:
+        if event != "call" or not (self._is_learning or self._found is not None):
             return
         code = frame.f_code
         file = Path(code.co_filename)
         if not file.is_relative_to(PROXY) or code.co_name == "<module>":
             return
-        function = Function(str(file.relative_to(PROXY)), code.co_qualname, code.co_firstlineno)
-        if self._is_request.get() or function not in self._chores:
-            found.setdefault(function)
+        if self._is_learning:
+            # Python calls this in the context of what it interrupts.
+            self._is_chore.set(True)
+        elif self._found is not None and not self._is_chore.get():
+            name = str(file.relative_to(PROXY))
+            self._found.setdefault(Function(name, code.co_qualname, code.co_firstlineno))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +132,7 @@ class Upstreams:
 
 @asynccontextmanager
 async def _upstream(folder: Path) -> AsyncIterator[Upstreams]:
-    pictures = Pictures(WARM + 1, SIZE)
+    pictures = Pictures(WARM + COUNTED, SIZE)
     listeners = await trio.open_tcp_listeners(0, host=LOOPBACK)
     url = f"http://{LOOPBACK}:{listeners[0].socket.getsockname()[1]}"
     upstream = Upstream(pictures, 0, lambda did: url)
@@ -192,30 +195,37 @@ async def _expect(app: QuartTrio, path: str, state: str) -> None:
 
 async def ways(folder: Path, recorder: Recorder) -> dict[str, list[Function]]:
     """The way of a request of each kind."""
+    misses, memory_hits, disk_hits = [], [], []
     async with _upstream(folder) as upstream:
-        *warm, path = upstream.paths
+        path = upstream.paths[-1]
         app = proxy.create_app(upstream.config)
         async with app.test_app():
-            for number, each in enumerate(warm, 1):
-                await _expect(app, each, "miss")
-                await _until_written(folder, number)
-            await recorder.learn_chores()
-            with recorder.recording() as miss:
-                await _expect(app, path, "miss")
-                await _until_written(folder, len(upstream.paths))
-            for _ in range(WARM):
-                await _expect(app, path, "hit")
-            with recorder.recording() as memory_hit:
-                await _expect(app, path, "hit")
+            for number, each in enumerate(upstream.paths):
+                if number == WARM:
+                    await recorder.learn_chores()
+                with recorder.recording() as found:
+                    await _expect(app, each, "miss")
+                    await _until_written(folder, number + 1)
+                misses.append(found)
+            for _ in range(WARM + COUNTED):
+                with recorder.recording() as found:
+                    await _expect(app, path, "hit")
+                memory_hits.append(found)
         cache = upstream.config.cache.model_copy(update={"memory_mb": 0})
         app = proxy.create_app(upstream.config.model_copy(update={"cache": cache}))
         async with app.test_app():
-            for _ in range(WARM):
-                await _expect(app, path, "hit")
             await recorder.learn_chores()
-            with recorder.recording() as disk_hit:
-                await _expect(app, path, "hit")
-    return {"memory hit": list(memory_hit), "disk hit": list(disk_hit), "miss": list(miss)}
+            for _ in range(WARM + COUNTED):
+                with recorder.recording() as found:
+                    await _expect(app, path, "hit")
+                disk_hits.append(found)
+    kinds = {"memory hit": memory_hits, "disk hit": disk_hits, "miss": misses}
+    return {kind: _common(records[WARM:]) for kind, records in kinds.items()}
+
+
+def _common(records: Sequence[Collection[Function]]) -> list[Function]:
+    """What is in each of them, in the order of the first."""
+    return [each for each in records[0] if all(each in other for other in records)]
 
 
 def files_of(way: Iterable[Function]) -> set[str]:
