@@ -8,9 +8,25 @@ import pytest
 import trio
 
 from tests.fakes.world import World
+from tests.support import examples, quick
 
 
-@pytest.fixture(params=["httpx2", "asks"])
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="the quick round: no test that takes long, the default client alone, fewer examples",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    in_quick_round = bool(config.getoption("--quick"))
+    examples.load_profile(quick=in_quick_round)
+    if in_quick_round:
+        config.pluginmanager.register(quick.QuickRound())
+
+
+@pytest.fixture(params=["httpx2", pytest.param("asks", marks=pytest.mark.slow)])
 def client_name(request: pytest.FixtureRequest) -> str:
     """``fetch.client``, one after the other; asks only where it is installed."""
     name: str = request.param

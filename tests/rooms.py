@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,7 @@ def sentence_of(room: str) -> str:
     return " ".join(docstring.partition("\n\n")[0].split()).replace("``", "`")
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """Each module that has more than a docstring, by its path below ``proxy/``."""
     files = (ROOT / "proxy").rglob("*.py")

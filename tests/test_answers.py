@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import (
@@ -179,7 +179,6 @@ def test_what_is_hidden_is_answered_byte_for_byte_like_what_is_not(
 
 
 @given(name=st.text())
-@settings(deadline=None, derandomize=True)
 def test_any_preset_name_is_answered_in_one_plain_line(name: str) -> None:
     """Catches a body, or a failure to encode it, that a URL decides about."""
     answer = error_response(InvalidPreset(name))

@@ -896,6 +896,7 @@ def python_m_proxy(
     )
 
 
+@pytest.mark.slow
 def test_python_m_proxy_is_the_program() -> None:
     """Catches a package that only the console script can start."""
     done = python_m_proxy("--help")
@@ -904,6 +905,7 @@ def test_python_m_proxy_is_the_program() -> None:
         assert f"\n  {command} " in done.stdout
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     """Catches a traceback where a line would tell more."""
     (tmp_path / "moderation.sqlite3").write_bytes(b"no database" * 1000)

@@ -24,6 +24,8 @@ from tests.fakes.parts import FakeCache, FakeProcessor
 from tests.fakes.steps import cancelled_at_every_step
 from tests.fakes.world import World
 
+pytestmark = pytest.mark.slow
+
 BODY = bytes(range(100))
 MAX_BYTES = 10 * 1024**2
 IDLE = ChannelStatistics(0, 0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.web.conditional import none_match
+from tests.support.examples import examples
 
 ETAG = '"avatar-bafkrei-0123456789"'
 
@@ -105,7 +106,7 @@ def test_a_header_that_does_not_name_the_tag_is_no_304(header: str | None) -> No
     ),
     etag=st.one_of(st.just(ETAG), st.text()),
 )
-@settings(deadline=None, derandomize=True, max_examples=300)
+@examples(300)
 def test_any_header_is_answered(header: str, etag: str) -> None:
     """Catches a 500 for a header that somebody made up."""
     assert none_match(header, etag) in (True, False)
@@ -126,7 +127,6 @@ separators = st.sampled_from([",", ", ", " ,", "\t,\t", ",,", ", , "])
     after=st.lists(st.tuples(separators, tags)),
     etag=st.text(visible).map('"{}"'.format),
 )
-@settings(deadline=None, derandomize=True)
 def test_the_tag_matches_wherever_it_stands_in_a_well_formed_list(
     before: list[tuple[str, str]], weak: str, after: list[tuple[str, str]], etag: str
 ) -> None:
@@ -137,7 +137,6 @@ def test_the_tag_matches_wherever_it_stands_in_a_well_formed_list(
 
 
 @given(others=st.lists(tags, min_size=1), etag=st.text(visible).map('"{}"'.format))
-@settings(deadline=None, derandomize=True)
 def test_a_list_of_other_tags_never_matches(others: list[str], etag: str) -> None:
     """Catches two tags taken for one across their quotes."""
     expected = all(other.removeprefix("W/") != etag for other in others)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.metrics_reference import names
@@ -21,6 +22,8 @@ from tests.prometheus import (
     prometheus,
 )
 from tests.required import skip_unless_required
+
+pytestmark = pytest.mark.slow
 
 EMPTY = {
     "imageproxy_policy_answers_total": "no policy service is configured in this run",

@@ -154,6 +154,8 @@ exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all {python} {argume
 
 DENY_WRITE_EXECUTE = """
 import ctypes, os, sys
+
+pytestmark = pytest.mark.slow
 # PR_SET_MDWE (linux/prctl.h), what MemoryDenyWriteExecute= is made of
 assert ctypes.CDLL(None).prctl(65, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
 os.execv(sys.argv[1], sys.argv[1:])

@@ -13,6 +13,8 @@ from tests.devnet import DevnetUnavailable, ensure_installed
 from tests.processes import SERVE, run, serve
 from tests.required import skip_unless_required
 
+pytestmark = pytest.mark.slow
+
 DEVNET = ["-m", "tests.devnet"]
 
 

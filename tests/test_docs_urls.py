@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import ImageProxyError, InvalidCid, InvalidDid, InvalidHandle, InvalidPreset
@@ -168,7 +168,6 @@ def test_an_example_of_accept_has_its_format(accept: str, format_: str) -> None:
 
 
 @given(path=st.from_regex(expression("image-path"), fullmatch=True))
-@settings(deadline=None, derandomize=True)
 def test_every_url_of_the_grammar_is_read(path: str) -> None:
     """Catches a rule that lets through what is refused, but for what the text says besides."""
     _, _, preset, _, did, _ = unquote(path).split("/")
@@ -186,7 +185,6 @@ def test_every_url_of_the_grammar_is_read(path: str) -> None:
 
 
 @given(path=st.from_regex(expression("actor-path"), fullmatch=True))
-@settings(deadline=None, derandomize=True)
 def test_every_url_by_name_of_the_grammar_is_read(path: str) -> None:
     """Catches a format or a preset that is taken for a part of the name, and a second spelling."""
     _, kind, *preset, name = path.split("/")
@@ -213,7 +211,6 @@ CIDS = st.binary().map(cid_of)
     format_=st.sampled_from([None, *OUTPUTS]),
     width=st.integers(1, 8192).filter(lambda width: width != 1000),
 )
-@settings(deadline=None, derandomize=True)
 def test_every_url_that_is_built_is_of_the_grammar(
     preset: str, did: str, cid: str, format_: Format | None, width: int
 ) -> None:

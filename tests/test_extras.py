@@ -67,6 +67,8 @@ WITHOUT_EXTRAS = """
 import sys
 from proxy import extras
 from proxy.cli import main
+
+pytestmark = pytest.mark.slow
 extras.NEEDED = dict.fromkeys(extras.NEEDED, ("no_such_module",))
 sys.argv = ["imageproxy", *{arguments!r}]
 main()

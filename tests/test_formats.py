@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import InvalidFormat
@@ -123,7 +123,6 @@ def test_brands_are_looked_for_in_a_bounded_part_alone() -> None:
         st.binary(max_size=12).map(b"RIFF".__add__),
     )
 )
-@settings(deadline=None, derandomize=True)
 def test_any_bytes_are_sniffed_without_an_error(data: bytes) -> None:
     """Catches an IndexError on short input: a 500 where a 400 belongs."""
     found = sniff(data)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.errors import ImageProxyError, InvalidCid, InvalidDid, InvalidHandle
@@ -22,6 +22,7 @@ from proxy.model.identifiers import (
     parse_did,
     parse_handle,
 )
+from tests.support.examples import examples
 
 PLC = "did:plc:z72i7hdynmk6r22z27h6tvur"
 CONTENT = b"the content"
@@ -399,7 +400,7 @@ texts = st.one_of(
 @given(text=texts)
 @example(text="did:web:a.com\n")
 @example(text="\ud800")
-@settings(deadline=None, derandomize=True, max_examples=500)
+@examples(500)
 def test_any_text_is_refused_or_comes_back_unchanged_and_harmless(
     parse: Callable[[str], str], error: type[ImageProxyError], text: str
 ) -> None:

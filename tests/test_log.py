@@ -229,6 +229,7 @@ async def test_connections_that_cannot_be_accepted_are_one_line_a_minute(
     assert second["left_out"] > 10
 
 
+@pytest.mark.slow
 async def test_several_workers_name_themselves_on_each_line(tmp_path: Path) -> None:
     """Catches requests whose process nobody can tell."""
     async with upstream() as internet:
@@ -244,6 +245,7 @@ async def test_several_workers_name_themselves_on_each_line(tmp_path: Path) -> N
     assert sum(line["event"] == "service stopped" for line in written) == 2
 
 
+@pytest.mark.slow
 async def test_a_server_tells_its_version_what_is_risky_and_its_end(tmp_path: Path) -> None:
     """Catches a log that does not say which release a line is of."""
     async with upstream() as internet:
@@ -261,6 +263,7 @@ async def test_a_server_tells_its_version_what_is_risky_and_its_end(tmp_path: Pa
     assert "pid" not in started, "of one process it says nothing"
 
 
+@pytest.mark.slow
 async def test_every_line_of_a_server_is_json_and_each_request_has_one_with_its_id(
     tmp_path: Path,
 ) -> None:

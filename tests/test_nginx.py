@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.cache.layout import AUTO, entry_folder, entry_name, possible_formats
@@ -18,6 +18,7 @@ from proxy.tools.nginx import CANONICAL, IS_KNOWN, accept_patterns, server_block
 from proxy.urls import image_url
 from proxy.web.conditional import none_match
 from proxy.web.negotiate import choose
+from tests.support.examples import examples
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
 WEB = "did:web:example.com"
@@ -64,7 +65,6 @@ dids = st.one_of(
     query=st.sampled_from(["", "?", "?x=1", "?x=/../@png"]),
     method=st.sampled_from(["GET", "HEAD"]),
 )
-@settings(deadline=None, derandomize=True)
 def test_nginx_looks_where_the_cache_keeps_what_a_url_names(
     preset: str,
     did: str,
@@ -147,7 +147,6 @@ def test_no_url_leads_out_of_its_owners_folder(pattern: str) -> None:
     """Catches a grammar that lets a slash, or two dots alone, into a part of the path."""
 
     @given(st.from_regex(pattern))
-    @settings(deadline=None, derandomize=True)
     def check(line: str) -> None:
         found = re.search(pattern, line)
         assert found is not None
@@ -175,7 +174,7 @@ def test_no_url_leads_out_of_its_owners_folder(pattern: str) -> None:
         ).map("".join),
     )
 )
-@settings(deadline=None, derandomize=True, max_examples=2000)
+@examples(2000)
 def test_nginx_answers_304_exactly_where_the_proxy_does(header: str) -> None:
     """Catches a regular expression that reads on behind a mistake, or compares strongly."""
     assert (re.search(IS_KNOWN, f"{ETAG} {header}") is None) is none_match(header, ETAG)
@@ -250,7 +249,7 @@ accepts = st.lists(st.tuples(media_ranges, qualities).map("".join), max_size=5).
 
 
 @given(accepts, st.permutations(["avif", "webp"]))
-@settings(deadline=None, derandomize=True, max_examples=2000)
+@examples(2000)
 def test_nginx_chooses_a_format_as_the_proxy_does_or_leaves_it_to_it(
     accept: str, formats: list[str]
 ) -> None:

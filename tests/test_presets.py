@@ -8,7 +8,7 @@ import sys
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -243,7 +243,6 @@ sources = st.builds(Size, st.integers(1, 100_000), st.integers(1, 100_000))
 
 
 @given(width=sides, height=sides, source=sources)
-@settings(deadline=None, derandomize=True)
 def test_a_cover_crop_lies_in_the_source_and_has_the_shape_of_the_box(
     width: int, height: int, source: Size
 ) -> None:
@@ -264,7 +263,6 @@ def test_a_cover_crop_lies_in_the_source_and_has_the_shape_of_the_box(
 
 
 @given(width=sides, height=st.one_of(st.just(0), sides), source=sources)
-@settings(deadline=None, derandomize=True)
 def test_a_contained_result_is_within_box_and_source_and_keeps_its_shape(
     width: int, height: int, source: Size
 ) -> None:
@@ -285,7 +283,6 @@ def test_a_contained_result_is_within_box_and_source_and_keeps_its_shape(
 
 
 @given(width=sides, height=st.one_of(st.just(0), sides), source=sources)
-@settings(deadline=None, derandomize=True)
 def test_contain_is_idempotent(width: int, height: int, source: Size) -> None:
     """Catches a result that would shrink again when it is put through its own preset."""
     preset = contain(width, height)
@@ -333,6 +330,7 @@ def test_a_fingerprint_can_stand_in_a_header_and_a_file_name(format_: Format | N
     assert set(fingerprint) <= set("0123456789abcdef")
 
 
+@pytest.mark.slow
 def test_a_fingerprint_is_the_same_in_every_process() -> None:
     """Catches hash(): with its random seed, a restart would empty the cache and every browser's."""
     program = (

@@ -350,6 +350,7 @@ def test_a_service_that_is_opened_under_asyncio_fails_deep_inside() -> None:
 # Coalescing.
 
 
+@pytest.mark.slow
 async def test_a_thousand_requests_are_a_thousand_fetches(
     client_world: World, nursery: trio.Nursery
 ) -> None:

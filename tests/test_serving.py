@@ -41,6 +41,8 @@ from tests.processes import (
     upstream,
 )
 
+pytestmark = pytest.mark.slow
+
 HYPERCORN = ["-m", "hypercorn", "-k", "trio", "-b", "127.0.0.1:0", "proxy:create_app()"]
 
 COMMANDS = {

@@ -18,6 +18,8 @@ from proxy.serving.multiprocess.peers import PATIENCE, WorkerPeers
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, serve, upstream
 
+pytestmark = pytest.mark.slow
+
 
 def snapshot(count: int) -> MetricsSnapshot:
     metrics = Metrics()

@@ -15,6 +15,8 @@ from proxy.serving.systemd import READY, notify
 from tests.logs import logged_by
 from tests.processes import PATIENCE, SERVE, run, serve, what_cannot_start
 
+pytestmark = pytest.mark.slow
+
 Listener = socket.socket
 
 

@@ -17,6 +17,8 @@ from proxy.model.presets import DEFAULT_PRESETS
 from tests.fakes.world import tiny_jpeg, tiny_png
 from tests.processes import SERVE, Upstream, imageproxy, run, serve, until, upstream
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = """
 CREATE TABLE IF NOT EXISTS blocks (
     did TEXT NOT NULL,

@@ -6,7 +6,7 @@ from contextlib import suppress
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
@@ -264,7 +264,6 @@ segments = st.one_of(
 
 
 @given(st.lists(segments, max_size=8).map("/".join))
-@settings(deadline=None, derandomize=True)
 def test_any_path_is_a_key_or_a_typed_error(path: str) -> None:
     """Catches a 500 for a URL that somebody made up."""
     key = blob = None

@@ -255,6 +255,7 @@ async def test_events_of_owners_that_are_no_did_are_passed_over(
     assert under_way.warmer.tally.failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_command_follows_until_it_is_ended(
     tmp_path: Path, number: signal.Signals

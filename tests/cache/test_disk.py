@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 
 from proxy.cache.disk import DiskCache
 from proxy.cache.files import TOUCH_AFTER, CacheFolder
@@ -36,6 +36,7 @@ from proxy.model.presets import DEFAULT_PRESETS
 from proxy.model.selection import Selection
 from tests.processes import until
 from tests.required import skip_unless_required
+from tests.support.examples import examples
 
 from . import SIGNATURES, blob_cid, entry, key, owner
 from .test_layout import dids
@@ -258,7 +259,7 @@ async def test_special_characters_and_length_of_a_did_make_no_difference(
 
 
 @given(did=dids)
-@settings(deadline=None, derandomize=True, max_examples=30)
+@examples(30)
 def test_nothing_is_ever_outside_the_folder(did: Did) -> None:
     """Catches an owner whose name leads elsewhere, when it is kept and when it goes."""
 

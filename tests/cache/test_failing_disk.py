@@ -20,6 +20,8 @@ from tests.required import skip_unless_required
 
 from . import entry, key, owner
 
+pytestmark = pytest.mark.slow
+
 SIZE = 4 << 20
 
 

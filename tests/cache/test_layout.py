@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.cache.layout import (
@@ -147,7 +147,6 @@ dids = st.one_of(
 
 
 @given(did=dids)
-@settings(deadline=None, derandomize=True)
 def test_every_owner_stays_below_the_folder_of_its_method(did: Did) -> None:
     """Catches a host name that climbs, hides, or shares its folder with another owner's."""
     folder = owner_folder(did)

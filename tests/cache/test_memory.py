@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.cache.memory import OVERHEAD, MemoryCache
@@ -165,7 +165,6 @@ def test_a_purge_takes_every_preset_and_format_of_what_is_selected(
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(3, 3 * SIZE)), max_size=60))
-@settings(deadline=None, derandomize=True)
 def test_no_order_of_puts_goes_over_the_limit(puts: list[tuple[int, int]]) -> None:
     """Catches a count of bytes that drifts from what is kept."""
     cache = memory(6)

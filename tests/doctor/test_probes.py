@@ -63,6 +63,7 @@ print(why_not_usable(Path(sys.argv[1], sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moderation.sqlite3", "processes", "images/plc", "images/plc/ab"])
 def test_one_file_of_roots_in_a_folder_of_the_services_is_found(tmp_path: Path, name: str) -> None:
     """Catches "can be written" told of a folder in which the service can write nothing."""
@@ -217,6 +218,7 @@ def test_the_clock_is_held_against_the_date_of_an_answer() -> None:
     assert skew_of(Response(200, {}, b"", b""), 0) is None
 
 
+@pytest.mark.slow
 async def test_the_sandbox_is_tried_in_a_real_worker_which_ends_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -256,6 +258,7 @@ def test_the_memory_of_a_control_group_counts_not_only_that_of_the_machine(
     assert memory_available(tmp_path) == (machine if expected is None else expected << 20)
 
 
+@pytest.mark.slow
 async def test_an_examination_reports_on_everything_and_goes_on_after_a_failure(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

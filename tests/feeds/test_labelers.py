@@ -546,6 +546,7 @@ async def test_a_labeler_on_a_forbidden_address_is_connected_to(
     assert labeler.connections == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_process_that_ends_at_any_moment_leaves_a_block_out_or_standing_for_ever(
     after: bool, tmp_path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock

@@ -167,6 +167,7 @@ def test_retry_after_is_read(api: CdnApi) -> None:
     assert failure.wait == 17
 
 
+@pytest.mark.slow
 @EACH_API
 @given(
     st.integers(100, 599),
@@ -346,6 +347,7 @@ async def test_cloudflare_gets_full_batches(cloudflare: Office, autojump_clock: 
     assert sizes == [100] * (50 * URLS // 100)
 
 
+@pytest.mark.slow
 async def test_limits_are_kept_to_and_everything_arrives(
     office: Office, autojump_clock: Clock
 ) -> None:
@@ -370,6 +372,7 @@ IN_TROUBLE: list[Fault] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", IN_TROUBLE, ids=lambda fault: fault.__name__)
 async def test_a_cdn_in_trouble_loses_nothing_and_is_left_in_peace(
     office: Office, fault: Fault, autojump_clock: Clock
@@ -402,6 +405,7 @@ async def test_no_answer_is_waited_for_longer_than_the_deadline(
     assert pending.error == "no answer within 30 s"
 
 
+@pytest.mark.slow
 async def test_what_is_refused_holds_up_no_other_and_is_not_forgotten(
     cloudflare: Office, autojump_clock: Clock
 ) -> None:

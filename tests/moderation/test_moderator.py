@@ -170,6 +170,7 @@ async def test_a_purge_answers_when_all_have_forgotten_what_came_back_meanwhile(
         here.may_remove.set()
 
 
+@pytest.mark.slow
 async def test_nobody_is_waited_for_who_has_ended_or_serves_nothing(
     here: Here, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from tests.fakes.streams import FakeJetstream, FakeLabeler
 from tests.fakes.world import World
 from tests.processes import files_in, until
 
+pytestmark = pytest.mark.slow
+
 BASE = "https://img.example"
 CDN: dict[str, Any] = {
     "cdn": {"kind": "bunny", "token": TOKEN},

@@ -19,6 +19,8 @@ from tests.moderation.race import race
 from tests.nginx import nginx_program, run_nginx
 from tests.processes import SERVE, Client, Server, Upstream, imageproxy, run, serve, until, upstream
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "a-token-of-the-operator"
 WORKERS = [*SERVE, "--workers", "2"]
 

@@ -207,6 +207,7 @@ async def test_an_error_in_the_block_gives_its_room_back() -> None:
     assert admission.statistics() == IDLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 7, 640])
 @pytest.mark.parametrize("height", [1, 9, 480])
 def test_the_declared_size_is_the_decoded_one(width: int, height: int) -> None:
@@ -287,6 +288,7 @@ def test_what_names_no_size_counts_as_the_largest() -> None:
     assert distrusted.memory > 5 * 10**6 + small.memory
 
 
+@pytest.mark.slow
 def test_the_budget_holds_any_one_picture_that_is_allowed() -> None:
     """Catches a preset, format or shape that would be cut off by the budget."""
     config = Config()
@@ -305,6 +307,7 @@ def test_the_budget_holds_any_one_picture_that_is_allowed() -> None:
     assert budget / typical.memory > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolation", ["thread", "sandbox"])
 async def test_a_picture_larger_than_its_header_says_gets_the_room_it_needs(isolation: str) -> None:
     """Catches a good picture that is refused because only its decoder knows its size."""
@@ -339,6 +342,7 @@ async def test_a_picture_larger_than_its_header_says_gets_the_room_it_needs(isol
             assert image.size == (300, 200)
 
 
+@pytest.mark.slow
 async def test_a_picture_over_the_limit_is_refused_after_one_attempt(
     nursery: trio.Nursery,
 ) -> None:

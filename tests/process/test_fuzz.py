@@ -20,6 +20,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 
+import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,9 @@ from proxy.model import formats
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.presets import Preset
 from tests.process import sources
+from tests.support.examples import many
+
+pytestmark = pytest.mark.slow
 
 CASES = 20_000
 SEED = 20_240_229
@@ -346,7 +350,7 @@ def test_the_corpus_is_valid_and_the_cases_are_the_same_each_time() -> None:
     assert len({hashlib.sha256(source).digest() for source, _, _ in first}) > 40
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=many(200), derandomize=False, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_bytes_after_any_beginning_end_in_a_result_or_an_error(data: st.DataObject) -> None:
     """The same in this process, where a failing case shrinks to its cause."""

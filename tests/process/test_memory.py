@@ -28,6 +28,8 @@ from proxy.model.presets import Preset
 from tests.process import sources
 from tests.processes import SERVE, serve, upstream
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 SMALLER = Preset(width=200, fit="contain", quality=80)

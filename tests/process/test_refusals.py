@@ -18,6 +18,7 @@ from proxy.imaging import decode
 from proxy.imaging.pipeline import render
 from proxy.model.formats import Format
 from proxy.model.presets import Preset
+from tests.support.examples import many
 
 from . import sources
 
@@ -237,7 +238,7 @@ SMALL = (
 )
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=many(600), derandomize=False, suppress_health_check=list(HealthCheck))
 @given(
     source=st.one_of(*map(mutations, SMALL)),
     preset=st.sampled_from([PRESET, ANIMATED]),

@@ -18,6 +18,8 @@ from proxy.model.presets import DEFAULT_PRESETS, Box, Preset, Size
 from . import sources
 from .reference import assert_alike, color_error, decode, expected, size_of, ssim
 
+pytestmark = pytest.mark.slow
+
 MAX_PIXELS = 50_000_000
 COVER = Preset(width=150, height=110, fit="cover", quality=90)
 CONTAIN = Preset(width=170, fit="contain", quality=90)

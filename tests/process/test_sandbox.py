@@ -40,7 +40,10 @@ PRESET = Preset(width=60, height=40, fit="cover", quality=80)
 ROOT = Path(proxy.__file__).parents[1]
 PATIENCE = 30
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="confinement is Linux's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="confinement is Linux's"),
+]
 
 
 def config(threads: int = 2, queue_wait: float = 20) -> Config:

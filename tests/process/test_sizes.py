@@ -16,6 +16,8 @@ from proxy.model.presets import DEFAULT_PRESETS, Preset
 from . import sources
 from .reference import assert_alike, color_error, decode, expected, on_white, size_of
 
+pytestmark = pytest.mark.slow
+
 COVER = Preset(width=120, height=90, fit="cover", quality=90)
 CONTAIN = Preset(width=120, height=90, fit="contain", quality=90)
 BY_WIDTH = Preset(width=120, fit="contain", quality=90)

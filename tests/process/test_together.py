@@ -18,6 +18,8 @@ from proxy.model.presets import DEFAULT_PRESETS, Preset
 
 from . import sources
 
+pytestmark = pytest.mark.slow
+
 SEED = ("avatar", "avatar_small", "banner", "content_preview", "content_full", "embed_thumbnail")
 SMALL = Preset(width=64, height=48, fit="cover", quality=70)
 MOST_PIXELS = 10**7

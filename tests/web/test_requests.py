@@ -27,11 +27,12 @@ from proxy.model.presets import DEFAULT_PRESETS
 from tests.fakes.sites import GET_BLOB
 from tests.fakes.world import World
 from tests.processes import Background, in_background, until
+from tests.support.examples import many
 from tests.web import Client, Reply, img, serving
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or many(200))
 
-stable = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
+stable = settings(max_examples=EXAMPLES, database=None)
 
 TOKEN = "token"
 
