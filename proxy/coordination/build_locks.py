@@ -46,6 +46,7 @@ class BuildLocks:
         self._path = path
         self._timeout = timeout
         self._descriptor: int | None = None
+        self._opening = trio.Lock()
         self._held: set[int] = set()
 
     async def acquire(self, key: ImageKey) -> tuple[Callable[[], None], bool]:
@@ -58,6 +59,8 @@ class BuildLocks:
             A function that releases the lock, to be called once; and whether the lock was held
             by another process.
         """
+        if self._descriptor is None:
+            await self._open()
         byte = _byte_of(key)
         deadline = trio.current_time() + self._timeout
         pause = FIRST_POLL_SECONDS
@@ -79,18 +82,26 @@ class BuildLocks:
             self._descriptor = None
         self._held.clear()
 
+    async def _open(self) -> None:
+        # One at a time: closing a second descriptor would drop the locks of the first.
+        async with self._opening:
+            if self._descriptor is None:
+                with suppress(OSError):
+                    self._descriptor = await trio.to_thread.run_sync(self._open_file)
+
+    def _open_file(self) -> int:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
     def _try(self, byte: int) -> bool:
         if byte in self._held:  # by a write of this process that is not done yet
             return False
-        try:
-            if self._descriptor is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                self._descriptor = os.open(self._path, flags, 0o600)
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN) and self._descriptor is not None:
-                return False
+        if self._descriptor is not None:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    return False
         self._held.add(byte)
         return True
 
