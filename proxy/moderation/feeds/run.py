@@ -57,10 +57,12 @@ async def run_feeds(
     """
     store = FeedStore(config.cache.path / "feeds.sqlite3")
     labels, origin = config.labels, config.accounts.origin
-    has_labels = bool(labels.subscribe) or store.exists()
+    limiter = trio.CapacityLimiter(1)
+    has_labels = bool(labels.subscribe) or await trio.to_thread.run_sync(
+        store.exists, limiter=limiter
+    )
     if not has_labels and origin is None:
         return
-    limiter = trio.CapacityLimiter(1)
     strangers, own = networks
     keeper = LabelEnforcer(
         labels,
