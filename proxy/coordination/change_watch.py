@@ -1,4 +1,4 @@
-"""Whether an SQLite file has changed, asked many times a second without touching the disk."""
+"""Whether an SQLite file has changed, asked many times a second without reading it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ class Stamp:
 
 
 class ChangeWatch:
-    """Looks at the file at ``path``. Its methods may raise ``sqlite3.Error`` or ``OSError``."""
+    """Looks at the file at ``path``. Blocks; one thread at a time.
+
+    Its methods may raise ``sqlite3.Error`` or ``OSError``.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> None:
-        """Begin anew; the file must be there. Blocks."""
+        """Begin anew; the file must be there."""
         self.close()
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode=rw",
@@ -58,7 +61,7 @@ class ChangeWatch:
             self._connection = None
 
     def stamp(self) -> Stamp:
-        """The file as it is; microseconds: it asks memory that processes share (WAL-index)."""
+        """The file as it is. Its commits are told by memory that processes share (WAL-index)."""
         if self._connection is None:
             raise sqlite3.ProgrammingError("not open")
         status = os.stat(self._path)

@@ -22,7 +22,9 @@ _NUMBER_BYTES = 8
 
 
 class Liveness:
-    """This process's mark among those in ``folder``. Blocks for microseconds; one thread at a time.
+    """This process's mark among those in ``folder``. Blocks, for as long as a disk takes.
+
+    ``enter``, ``leave``, ``note`` and ``bury`` are for one thread at a time, the rest for any.
 
     Attributes:
         token: names this mark, on every machine and in every container.

@@ -6,7 +6,6 @@ to outlive a process, so it costs no commit.
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from proxy.coordination.liveness import Liveness
@@ -16,8 +15,9 @@ SERVES_NOTHING = 2**63 - 1
 
 
 class Replicas:
-    """This process among those that share ``folder``. Blocks for microseconds.
+    """This process among those that share ``folder``. Blocks, for as long as its disk takes.
 
+    ``enter``, ``note``, ``is_there`` and ``leave`` are for one thread at a time, the rest for any.
     Every method may raise ``OSError``: the folder cannot be read or written.
 
     Attributes:
@@ -26,22 +26,19 @@ class Replicas:
 
     def __init__(self, folder: Path) -> None:
         self._liveness = Liveness(folder)
-        self._guard = threading.Lock()
         self.token = self._liveness.token
 
     def enter(self) -> None:
         """Be there, serving nothing. The marks of those that have ended are taken away."""
-        with self._guard:
-            self._liveness.bury()
-            # Anew: somebody may have deleted the folder.
-            self._liveness.leave()
-            self._liveness.enter()
-            self._liveness.note(SERVES_NOTHING)
+        self._liveness.bury()
+        # Anew: somebody may have deleted the folder.
+        self._liveness.leave()
+        self._liveness.enter()
+        self._liveness.note(SERVES_NOTHING)
 
     def note(self, version: int) -> None:
         """Say that ``version`` is in force here, and be waited for when there is a later one."""
-        with self._guard:
-            self._liveness.note(version)
+        self._liveness.note(version)
 
     def is_there(self) -> bool:
         """Whether others know of this process."""
@@ -49,13 +46,11 @@ class Replicas:
 
     def leave(self) -> None:
         """Be no longer there. Idempotent."""
-        with self._guard:
-            self._liveness.leave()
+        self._liveness.leave()
 
     def living(self) -> frozenset[str]:
         """The tokens of all that live."""
-        with self._guard:
-            return self._liveness.living()
+        return self._liveness.living()
 
     def serving(self) -> int:
         """How many others live and have something in force."""

@@ -27,7 +27,7 @@ from proxy.moderation.store import Changes, ModerationStore
 from proxy.shared.sqlite import is_full
 
 POLL_SECONDS = 0.05
-"""How often other processes' changes are looked for; asking costs microseconds."""
+"""How often other processes' changes are looked for; a look costs a thread some microseconds."""
 
 RETRY_SECONDS = 0.5
 """How often a store that cannot be read is tried again."""
@@ -141,7 +141,7 @@ class Blocks:
                         if await self._in_thread(self._can_be_none):
                             self._serve_without(error)
                         else:
-                            self._close(error)
+                            await self._close(error)
                             if self._make_room is not None and is_full(error):
                                 with suppress(OSError):
                                     await self._make_room()
@@ -152,9 +152,8 @@ class Blocks:
                     self._nudged = trio.Event()
         finally:
             self._closed_because = "stopped"
-            self._watch.close()
-            self._replicas.leave()
-            self._store.close()
+            with trio.CancelScope(shield=True):
+                await self._in_thread(self._leave)
 
     @property
     def _is_open(self) -> bool:
@@ -172,22 +171,25 @@ class Blocks:
     ) -> None:
         if not self._follows:
             await self._read_all(forget)
-        elif self._has_changed():
+        elif await self._has_changed():
             await self._read_changes(forget)
         else:
             return
         nursery.start_soon(self._acknowledge, self._version, written)
 
-    def _has_changed(self) -> bool:
-        if not self._replicas.is_there():
-            raise FileNotFoundError(errno.ENOENT, "the mark of this process is gone")
-        before, self._stamp = self._stamp, self._watch.stamp()
+    async def _has_changed(self) -> bool:
+        before, self._stamp = self._stamp, await self._read(self._look)
         if before is None or self._stamp.file != before.file:
             raise FileNotFoundError(errno.ENOENT, "the file was replaced by another")
         if self._stamp.content != before.content:
             # A checkpoint, or damage, which a connection that has read before may not see.
             self._must_reopen = True
         return self._stamp != before or self._stamp.commits is None
+
+    def _look(self) -> Stamp:
+        if not self._replicas.is_there():
+            raise FileNotFoundError(errno.ENOENT, "the mark of this process is gone")
+        return self._watch.stamp()
 
     async def _read_all(self, forget: Callable[[Covering], None]) -> None:
         await self._in_thread(self._replicas.enter)
@@ -203,8 +205,8 @@ class Blocks:
         self._unfinished, self._purges = snapshot.purges, {}
         # From here on others wait for this process; what they decided before is read now.
         self._noted = snapshot.version
-        self._replicas.note(snapshot.version)
-        self._stamp = self._watch.stamp()
+        await self._in_thread(partial(self._replicas.note, snapshot.version))
+        self._stamp = await self._in_thread(self._watch.stamp)
         await self._read_changes(forget)
         forget(Everything())
         self._was_read = True
@@ -217,11 +219,7 @@ class Blocks:
             await self._in_thread(self._store.close)
         is_all = False
         while not is_all:
-            self._reading_since = time.monotonic()
-            try:
-                changes = await self._in_thread(partial(self._store.changes, self._last, AT_ONCE))
-            finally:
-                self._reading_since = None
+            changes = await self._read(partial(self._store.changes, self._last, AT_ONCE))
             self._put_in_force(changes, forget)
             is_all = changes.is_all
 
@@ -254,13 +252,14 @@ class Blocks:
 
     async def _acknowledge(self, version: int, written: Callable[[], Awaitable[None]]) -> None:
         await written()
-        # Since then it may have closed, or said more.
+        # Since then it may have closed, or said more. What is noted later than this waits for the
+        # thread behind it, so that the last word stays the last.
         if self._is_open and version > self._noted:
             self._noted = version
             try:
-                self._replicas.note(version)
+                await self._in_thread(partial(self._replicas.note, version))
             except OSError as error:
-                self._close(error)
+                await self._close(error)
 
     def _can_be_none(self) -> bool:
         """Whether there is no block here: no store, and nobody can make one."""
@@ -280,7 +279,7 @@ class Blocks:
             log.error("blocks cannot be kept: there are none", error=str(error))
         self._closed_because = None
 
-    def _close(self, error: Exception) -> None:
+    async def _close(self, error: Exception) -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if reason != self._closed_because:
             named = getattr(error, "filename", None) or self._store.path.name
@@ -289,7 +288,20 @@ class Blocks:
         self._closed_because = reason
         # Where that fails the mark is gone, and nobody waits for this process.
         with suppress(OSError):
-            self._replicas.note(SERVES_NOTHING)
+            await self._in_thread(partial(self._replicas.note, SERVES_NOTHING))
+
+    def _leave(self) -> None:
+        self._watch.close()
+        self._replicas.leave()
+        self._store.close()
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        """Do ``work`` in the thread; while that takes too long, ``problem`` says so."""
+        self._reading_since = time.monotonic()
+        try:
+            return await self._in_thread(work)
+        finally:
+            self._reading_since = None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from proxy.coordination.change_watch import ChangeWatch
+from proxy.coordination.liveness import Liveness
 from proxy.coordination.replicas import SERVES_NOTHING
 from proxy.errors import BlobBlocked, ModerationUnreadable
 from proxy.model.keys import BlobKey
@@ -21,7 +24,7 @@ from proxy.model.selection import Everything, Selection
 from proxy.moderation import blocks
 from proxy.moderation.store import ModerationStore
 from tests.cache import blob_cid, owner
-from tests.processes import until
+from tests.processes import PATIENCE, until
 
 from . import (
     A1,
@@ -257,7 +260,8 @@ async def test_while_the_store_cannot_be_read_nothing_is_served_and_then_it_is_a
                 return await refuses(process)
 
             await until(refused)
-            assert not process.replicas.late(SERVES_NOTHING), "nobody need wait for it"
+            # Nobody need wait for it: its mark says so soon after.
+            await until(lambda: not process.replicas.late(SERVES_NOTHING))
             await process.started_again(5)
             assert await refuses(process)
             told = [line for line in logs if line["log_level"] == "error"]
@@ -315,23 +319,24 @@ async def test_a_store_that_was_lost_is_not_made_anew_by_a_process_that_read_it(
         assert not (tmp_path / "moderation.sqlite3").exists()
 
 
+@pytest.mark.parametrize(("owner", "name"), [(ModerationStore, "changes"), (ChangeWatch, "stamp")])
 async def test_a_read_that_hangs_closes_it_while_it_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     """Catches hits out of memory for as long as a disk does not tell what is blocked."""
     process, store = Process(tmp_path), store_in(tmp_path)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     async with process.following():
-        changes = ModerationStore.changes
+        read = getattr(owner, name)
         hanging, goes_on = trio.Event(), trio.Event()
 
-        def hang(self: ModerationStore, after: int, limit: int) -> object:
+        def hang(*arguments: object) -> object:
             trio.from_thread.run_sync(hanging.set)
             trio.from_thread.run(goes_on.wait)
-            return changes(self, after, limit)
+            return read(*arguments)
 
-        monkeypatch.setattr(ModerationStore, "changes", hang)
+        monkeypatch.setattr(owner, name, hang)
         decide(store, OWNER)
         await hanging.wait()
         assert process.blocks.problem is None
@@ -340,6 +345,31 @@ async def test_a_read_that_hangs_closes_it_while_it_hangs(
         goes_on.set()
         await until(lambda: process.blocks.problem is None)
         assert process.blocked() == [A1, A2]
+
+
+async def test_a_slow_listing_of_the_marks_holds_up_nothing_of_what_this_process_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an event loop that waits for a lock which a thread holds while it lists."""
+    process, store = Process(tmp_path), store_in(tmp_path)
+    really_list = Liveness._marks
+    lists, may_end = threading.Event(), threading.Event()
+    ended: list[bool] = []
+
+    def list_slowly(self: Liveness) -> Iterable[str]:
+        lists.set()
+        ended.append(may_end.wait(PATIENCE))
+        return really_list(self)
+
+    marks = Liveness(tmp_path / "followers")
+    async with process.following(), trio.open_nursery() as nursery:
+        monkeypatch.setattr(Liveness, "_marks", list_slowly)
+        nursery.start_soon(trio.to_thread.run_sync, process.replicas.living)
+        await until(lists.is_set)
+        version = decide(store, OWNER)
+        await until(lambda: marks.noted(process.replicas.token) == version)
+        may_end.set()
+    assert ended == [True]
 
 
 async def test_a_mark_that_somebody_deleted_is_left_anew(tmp_path: Path) -> None:

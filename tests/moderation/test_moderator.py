@@ -180,7 +180,7 @@ async def test_nobody_is_waited_for_who_has_ended_or_serves_nothing(
         assert here.replicas.late(1), "while it lives it is waited for"
     closed = Process(tmp_path)
     async with here.running() as moderator, closed.following():
-        closed.blocks._close(OSError("no disk"))
+        await closed.blocks._close(OSError("no disk"))
         await moderator.block(OWNER, by="a test")
     assert here.removed == [(OWNER,)]
 
