@@ -17,12 +17,13 @@ import structlog
 import trio
 from hypercorn.utils import LifespanFailureError
 
-from proxy.config import CONFIG_VARIABLE, Config, Layer, environment_for
+from proxy.config import CONFIG_VARIABLE, Config, ConfigError, Layer, environment_for
 from proxy.observability.log import configure_logging, server_log
 from proxy.observability.metrics_snapshot import MetricsSnapshot
 from proxy.serving import systemd
 from proxy.serving.multiprocess.supervisor import Supervisor
 from proxy.web.app import Peers, create_app
+from proxy.web.hypercorn_connection import check_hypercorn
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s that reverse proxies keep idle connections, so that they close first."""
@@ -45,6 +46,11 @@ def serve(config: Config, file: Path | None, overrides: Layer) -> int:
         config: the effective configuration.
         file, overrides: what it was made from, for worker processes to make it again.
     """
+    try:
+        check_hypercorn()
+    except ConfigError as error:
+        print(f"imageproxy: {error}", file=sys.stderr)
+        return 2
     if config.server.workers == 1:
         return run(
             config,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.metadata import version
+from pkgutil import resolve_name
+from types import CodeType
 from typing import Any
 
 import h11
@@ -14,6 +17,8 @@ from hypercorn.events import Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
+
+from proxy.config import ConfigError
 
 MAX_JOINED = 256 * 1024
 """Bytes of a body up to which copying it behind its head costs less than another write."""
@@ -155,7 +160,62 @@ class Connection(TCPServer):
             await trio.aclose_forcefully(self.stream)
 
 
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "hypercorn.trio.run.worker_serve": ("TCPServer",),
+    "hypercorn.trio.tcp_server.TCPServer.__init__": ("config", "context", "idle_task", "stream"),
+    "hypercorn.trio.tcp_server.TCPServer.run": (
+        "_close",
+        "_read_data",
+        "_task_group",
+        "idle_task",
+        "protocol",
+        "protocol_send",
+        "restart",
+    ),
+    "hypercorn.trio.tcp_server.TCPServer.protocol_send": ("idle_task", "restart", "stop"),
+    "hypercorn.trio.tcp_server.TCPServer._read_data": ("handle", "receive_some"),
+    "hypercorn.trio.tcp_server.TCPServer._close": ("aclose", "send_eof"),
+    "hypercorn.trio.tcp_server.TCPServer._initiate_server_close": ("aclose", "handle"),
+    "hypercorn.trio.task_group.TaskGroup.spawn": ("func", "args"),
+    "hypercorn.trio.worker_context.WorkerContext.__init__": ("terminated",),
+    "hypercorn.trio.worker_context.EventWrapper.is_set": (),
+    "hypercorn.protocol.ProtocolWrapper.__init__": ("protocol",),
+    "hypercorn.protocol.h11.H11Protocol.__init__": ("connection",),
+    "hypercorn.events.RawData.__init__": ("data",),
+    "hypercorn.events.Updated.__init__": ("idle",),
+}
+"""The functions of Hypercorn that ``Connection`` builds on, each with names that it must use.
+
+They are not public, and may change with any release.
+"""
+
+
+def check_hypercorn() -> None:
+    """Raise ``ConfigError`` where Hypercorn is not built as ``Connection`` needs it."""
+    for function, names in PARTS.items():
+        code = _code_of(function)
+        if code is None or not {*code.co_names, *code.co_varnames} >= {*names}:
+            found = version("hypercorn")
+            raise ConfigError(
+                [f"hypercorn {found} has another {function}; install a release that fits, 0.18"]
+            )
+
+
+def _code_of(function: str) -> CodeType | None:
+    owner, _, name = function.rpartition(".")
+    try:
+        found = getattr(resolve_name(owner), name)
+    except (AttributeError, ImportError):
+        return None
+    return getattr(found, "__code__", None)
+
+
 def install() -> None:
-    """Have Hypercorn's Trio worker make its connections of this class, in this process."""
+    """Have Hypercorn's Trio worker make its connections of this class, in this process.
+
+    Raises:
+        ConfigError: Hypercorn is not built as this class needs it.
+    """
+    check_hypercorn()
     # It has no setting for it, and looks the name up when it begins to serve.
     hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined, assignment]

@@ -8,14 +8,21 @@ from typing import Any
 
 import h11
 import hypercorn
+import hypercorn.trio.run
 import pytest
 import trio
 import trio.testing
 from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.events import Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from proxy.web.hypercorn_connection import MAX_JOINED, Connection
+from proxy.config import Config, ConfigError
+from proxy.serving.serve import serve
+from proxy.web.hypercorn_connection import MAX_JOINED, PARTS, Connection, check_hypercorn, install
 from tests.web import PATIENCE
 
 App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
@@ -324,3 +331,41 @@ async def test_a_connection_closes_although_its_application_is_cancelled_over_it
             while not received.endswith(b"body"):
                 received += await talk.client.receive_some()
         assert await is_closed(talk)
+
+
+def test_the_hypercorn_that_is_installed_has_every_part_that_is_built_on() -> None:
+    """Catches a list of parts that no release has."""
+    check_hypercorn()
+    assert all(any(part.endswith(f".{name}") for part in PARTS) for name in ("run", "spawn"))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "found"),
+    [
+        (hypercorn.trio.run, "worker_serve", lambda app, config: None),
+        (TCPServer, "__init__", lambda self, app, config, context, stream: None),
+        (TCPServer, "_read_data", None),
+        (TaskGroup, "spawn", lambda self, func: None),
+        (H11Protocol, "__init__", lambda self, app: None),
+        (Updated, "__init__", lambda self, is_idle: None),
+    ],
+    ids=lambda part: part if isinstance(part, str) else getattr(part, "__name__", "no"),
+)
+def test_with_another_hypercorn_the_start_fails_with_a_line_that_says_so(
+    owner: object,
+    name: str,
+    found: object,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Catches a release that is built otherwise: connections that hang, or end the server."""
+    if found is None:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, found)
+    with pytest.raises(ConfigError, match=name):
+        install()
+    assert serve(Config(), None, {}) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("imageproxy: hypercorn 0.18")
+    assert name in line
