@@ -16,7 +16,7 @@ import tempfile
 import time
 from base64 import b32encode
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -146,9 +146,8 @@ class Bench:
 
     async def hits(self) -> None:
         """Hits at a proxy without blocks and at one with them, and their memory."""
-        await trio.to_thread.run_sync(
-            fill, moderation_store_of(self._config(MANY)), self._plan.blocks, self._bar
-        )
+        with closing(moderation_store_of(self._config(MANY))) as store:
+            await trio.to_thread.run_sync(fill, store, self._plan.blocks, self._bar)
         paths = [
             f"/img/{PRESET}/plain/{account(number)}/{self._manifest.cids[number]}"
             for number in range(self._plan.hot)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.fakes.world import World
+from tests.open_files import RememberedConnection, remember_connections
 from tests.support import examples, quick
 
 
@@ -45,3 +47,15 @@ async def world(nursery: trio.Nursery, tmp_path: Path) -> World:
 async def client_world(nursery: trio.Nursery, tmp_path: Path, client_name: str) -> World:
     """``world``, over each of the clients."""
     return World(nursery, tmp_path, client_name)
+
+
+@pytest.fixture(autouse=True)
+def connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RememberedConnection]]:
+    """The SQLite connections that a test opens in this process; it fails if it leaves one open.
+
+    Python 3.13 warns of those, but only when they are collected: in another test, or never.
+    """
+    opened = remember_connections(monkeypatch)
+    yield opened
+    left = sum(not connection.is_closed for connection in opened)
+    assert not left, f"{left} of {len(opened)} SQLite connections were left open"

@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import aclosing, closing
 from pathlib import Path
 
 import pytest
@@ -82,8 +82,9 @@ def rows(result: Result) -> list[list[str]]:
 
 def put(settings: Config, *keys: ImageKey) -> None:
     async def work() -> None:
-        for each in keys:
-            await disk_cache_of(settings).put(each, entry(1000, each.format or Format.JPEG))
+        async with aclosing(disk_cache_of(settings)) as disk:
+            for each in keys:
+                await disk.put(each, entry(1000, each.format or Format.JPEG))
 
     trio.run(work)
 
@@ -97,7 +98,11 @@ def block(settings: Config, selection: Selection, *, by: str) -> None:
 
 
 def entries(settings: Config) -> int:
-    return sum(row.entries for row in trio.run(disk_cache_of(settings).by_preset).values())
+    async def work() -> int:
+        async with aclosing(disk_cache_of(settings)) as disk:
+            return sum(row.entries for row in (await disk.by_preset()).values())
+
+    return trio.run(work)
 
 
 # config
@@ -486,12 +491,14 @@ def test_blocks_are_added_listed_and_lifted(run: Run, settings: Config) -> None:
         ["*", blob_cid(5), USER],
         [owner(3), blob_cid(3), USER],
     ]
-    store, blob = moderation_store_of(settings), BlobKey(owner(1), blob_cid(9))
-    assert store.blocks_now(blob)
+    blob = BlobKey(owner(1), blob_cid(9))
+    with closing(moderation_store_of(settings)) as store:
+        assert store.blocks_now(blob)
     lifted = run("blocks", "remove", "--did", owner(1))
     told = f"lifted in {settings.cache.path}; 0 processes obey\n"
     assert (lifted.exit_code, lifted.stdout) == (0, told)
-    assert not store.blocks_now(blob)
+    with closing(moderation_store_of(settings)) as store:
+        assert not store.blocks_now(blob)
     assert len(rows(run("blocks", "list"))) == 2
 
 
@@ -510,10 +517,11 @@ def test_what_the_cdn_has_yet_to_forget_is_listed_with_what_went_wrong(
     assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "nothing waits\n")
     assert not (settings.cache.path / "moderation.sqlite3").exists()
     times = iter([1_800_000_000.0, 1_800_000_001.0, 1_800_000_062.0])
-    queue = CdnQueue(moderation_database_of(settings), clock=lambda: next(times))
-    queue.add([BlobKey(owner(1), blob_cid(1))])
-    queue.add([BlobKey(owner(2), blob_cid(2))])
-    queue.failed(queue.first(1), "status 403: 10000 Authentication error")
+    database = moderation_database_of(settings)
+    with closing(CdnQueue(database, clock=lambda: next(times))) as queue:
+        queue.add([BlobKey(owner(1), blob_cid(1))])
+        queue.add([BlobKey(owner(2), blob_cid(2))])
+        queue.failed(queue.first(1), "status 403: 10000 Authentication error")
     run("blocks", "add", "--did", owner(9))
     assert run("blocks", "list", "--pending-cdn").stdout.splitlines() == [
         "queued  owner  blob  state",

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from proxy.shared import sqlite
 from proxy.shared.sqlite import Database
+from tests.open_files import RememberedConnection
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS numbers (value INTEGER NOT NULL)"
 
@@ -28,8 +31,19 @@ for _ in range(100):
 """
 
 
-def database(folder: Path) -> Database:
-    return Database(folder / "sub" / "file.sqlite3", SCHEMA, synchronous="NORMAL")
+OpenDatabase = Callable[[Path], Database]
+
+
+@pytest.fixture
+def database() -> Iterator[OpenDatabase]:
+    """Opens a folder's file as another process would; it is closed at the end of the test."""
+    with ExitStack() as opened:
+
+        def open_in(folder: Path) -> Database:
+            path = folder / "sub" / "file.sqlite3"
+            return opened.enter_context(closing(Database(path, SCHEMA, synchronous="NORMAL")))
+
+        yield open_in
 
 
 def values(found: Database) -> list[int]:
@@ -38,7 +52,9 @@ def values(found: Database) -> list[int]:
         return [value for (value,) in rows]
 
 
-def test_processes_that_make_the_file_at_once_lose_no_change(tmp_path: Path) -> None:
+def test_processes_that_make_the_file_at_once_lose_no_change(
+    tmp_path: Path, database: OpenDatabase
+) -> None:
     """Catches reading before the lock is had (deferred transactions), and a race at creation."""
     path = tmp_path / "sub" / "file.sqlite3"
     command = [sys.executable, "-c", COUNT % SCHEMA, str(path)]
@@ -49,7 +65,9 @@ def test_processes_that_make_the_file_at_once_lose_no_change(tmp_path: Path) -> 
     assert values(database(tmp_path)) == list(range(1, 401))
 
 
-def test_threads_of_one_process_write_one_after_the_other(tmp_path: Path) -> None:
+def test_threads_of_one_process_write_one_after_the_other(
+    tmp_path: Path, database: OpenDatabase
+) -> None:
     """Catches one connection that two threads write on at once."""
     shared = database(tmp_path)
 
@@ -67,7 +85,9 @@ def test_threads_of_one_process_write_one_after_the_other(tmp_path: Path) -> Non
     assert values(shared) == list(range(1, 201))
 
 
-def test_an_exception_takes_all_of_its_transaction_back(tmp_path: Path) -> None:
+def test_an_exception_takes_all_of_its_transaction_back(
+    tmp_path: Path, database: OpenDatabase
+) -> None:
     """Catches autocommit: half of a change would stay."""
     shared = database(tmp_path)
 
@@ -84,7 +104,9 @@ def test_an_exception_takes_all_of_its_transaction_back(tmp_path: Path) -> None:
     assert values(shared) == [2]
 
 
-def test_who_reads_sees_no_half_of_a_write_and_does_not_wait_for_it(tmp_path: Path) -> None:
+def test_who_reads_sees_no_half_of_a_write_and_does_not_wait_for_it(
+    tmp_path: Path, database: OpenDatabase
+) -> None:
     """Catches the rollback journal, under which a reader waits for the writer, or fails."""
     shared = database(tmp_path)
     with shared.writing() as connection:
@@ -94,7 +116,7 @@ def test_who_reads_sees_no_half_of_a_write_and_does_not_wait_for_it(tmp_path: Pa
 
 
 def test_every_connection_waits_for_other_processes_as_long_as_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, database: OpenDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches sqlite3's own five seconds, and a write that gives up at once or waits for ever."""
     monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.25)
@@ -108,7 +130,9 @@ def test_every_connection_waits_for_other_processes_as_long_as_it_says(
         assert time.monotonic() - began > 0.2
 
 
-def test_after_an_error_a_file_that_was_replaced_is_opened_anew(tmp_path: Path) -> None:
+def test_after_an_error_a_file_that_was_replaced_is_opened_anew(
+    tmp_path: Path, database: OpenDatabase
+) -> None:
     """Catches a connection that is kept although its file is no database any more."""
     shared = database(tmp_path)
     with shared.writing() as connection:
@@ -126,6 +150,7 @@ def test_after_an_error_a_file_that_was_replaced_is_opened_anew(tmp_path: Path) 
 
 def test_a_file_that_is_removed_while_it_is_used_is_made_anew_without_its_old_log(
     tmp_path: Path,
+    database: OpenDatabase,
 ) -> None:
     """Catches connections to a file that nobody else sees, and a log played into another file."""
     shared = database(tmp_path)
@@ -146,37 +171,36 @@ def test_a_damaged_file_is_replaced_where_it_is_disposable_and_there_alone(
 ) -> None:
     """Catches a service that never gets over a damaged index, and one that drops its blocks."""
     for disposable in (False, True):
-        shared = Database(
-            tmp_path / f"{disposable}.sqlite3",
-            SCHEMA,
-            synchronous="NORMAL",
-            disposable=disposable,
-        )
-        with shared.writing() as connection:
-            connection.executemany("INSERT INTO numbers VALUES (?)", [(n,) for n in range(5000)])
-        shared.close()
-        with shared.path.open("r+b") as file:
-            file.seek(damage_at)
-            file.write(b"damage" * 1000)
-        with pytest.raises(sqlite3.DatabaseError):
-            values(shared)
-        if disposable:
-            assert values(shared) == []
-        else:
+        path = tmp_path / f"{disposable}.sqlite3"
+        with closing(Database(path, SCHEMA, synchronous="NORMAL", disposable=disposable)) as shared:
+            with shared.writing() as connection:
+                connection.executemany(
+                    "INSERT INTO numbers VALUES (?)", [(n,) for n in range(5000)]
+                )
+            shared.close()
+            with shared.path.open("r+b") as file:
+                file.seek(damage_at)
+                file.write(b"damage" * 1000)
             with pytest.raises(sqlite3.DatabaseError):
                 values(shared)
+            if disposable:
+                assert values(shared) == []
+            else:
+                with pytest.raises(sqlite3.DatabaseError):
+                    values(shared)
 
 
 def test_a_damaged_file_that_another_process_replaced_is_left(tmp_path: Path) -> None:
     """Catches removing by name what was found damaged under that name before."""
     path = tmp_path / "file.sqlite3"
     late = Database(path, SCHEMA, synchronous="NORMAL", disposable=True)
+    other = Database(path, SCHEMA, synchronous="NORMAL")
     assert values(late) == []
 
     def find_damage_late() -> None:
         with late.reading():
             path.unlink()
-            with Database(path, SCHEMA, synchronous="NORMAL").writing() as connection:
+            with closing(other), other.writing() as connection:
                 connection.execute("INSERT INTO numbers VALUES (7)")
             damage = sqlite3.DatabaseError("malformed")
             damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
@@ -185,3 +209,16 @@ def test_a_damaged_file_that_another_process_replaced_is_left(tmp_path: Path) ->
     with pytest.raises(sqlite3.DatabaseError, match="malformed"):
         find_damage_late()
     assert values(late) == [7]
+    late.close()
+
+
+def test_a_close_ends_also_the_connection_that_another_thread_reads_from(
+    tmp_path: Path, database: OpenDatabase, connections: list[RememberedConnection]
+) -> None:
+    """Catches a connection that is put back after its owner has closed all, and stays open."""
+    shared = database(tmp_path)
+    with shared.reading() as connection:
+        shared.close()
+        assert connection.execute("SELECT count(*) FROM numbers").fetchone() == (0,)
+    assert [each.is_closed for each in connections] == [True]
+    assert values(shared) == [], "what is used next opens anew"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import textwrap
 import tomllib
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,8 @@ def test_blocks_come_back_from_a_backup_by_the_lines_of_the_documents(tmp_path: 
 
     store = ModerationStore(live / "moderation.sqlite3")
     store.record("block", [(Selection(did=owner(1)), "")], by="test", owner="test")
-    FeedStore(live / "feeds.sqlite3").follow(owner(9), "")
+    with closing(FeedStore(live / "feeds.sqlite3")) as feeds:
+        feeds.follow(owner(9), "")
     follow("Back up", live)
     assert (backups / "feeds.sqlite3").exists()
     store.record("block", [(Selection(did=owner(2)), "")], by="test", owner="test")

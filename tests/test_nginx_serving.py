@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from proxy.cache.interface import Entry
 from proxy.cache.layout import entry_folder, entry_name
 from proxy.config import Config, load_config
 from proxy.model.formats import OUTPUTS, Format
@@ -227,10 +228,15 @@ async def run_site(folder: Path, environment: Mapping[str, str]) -> AsyncIterato
             yield Site(config, front, proxy)
 
 
+async def put(config: Config, each: ImageKey, made: Entry) -> None:
+    async with aclosing(disk_cache_of(config)) as cache:
+        await cache.put(each, made)
+
+
 async def put_all(config: Config) -> None:
-    cache = disk_cache_of(config)
-    for size, (each, format_) in enumerate(CACHED.items(), 100):
-        await cache.put(each, entry(size, format_))
+    async with aclosing(disk_cache_of(config)) as cache:
+        for size, (each, format_) in enumerate(CACHED.items(), 100):
+            await cache.put(each, entry(size, format_))
 
 
 @pytest.fixture(scope="module")
@@ -527,7 +533,7 @@ async def test_a_changed_preset_makes_old_files_and_old_tags_void(tmp_path: Path
         old = key("avatar_thumbnail", did, cid)
         environment = internet.environment(tmp_path / "cache")
         nginx_program()
-        await disk_cache_of(load_config(environment=environment)).put(old, entry())
+        await put(load_config(environment=environment), old, entry())
         async with run_site(tmp_path / "nginx", environment) as site:
             assert (await site.front.get(image_url(old))).headers["etag"] == old.etag
         environment["IMAGE_PROXY_PRESETS__AVATAR_THUMBNAIL__QUALITY"] = "70"
@@ -681,7 +687,7 @@ async def test_a_preset_is_served_however_long_its_name(length: int, tmp_path: P
     preset = Preset(width=9, fit="contain", quality=9)
     config = Config.model_validate({"presets": {name: preset}, "cache": {"path": tmp_path}})
     each = image_key(config.presets, name, DID, CID, "webp")
-    await disk_cache_of(config).put(each, entry(123, Format.WEBP))
+    await put(config, each, entry(123, Format.WEBP))
     nginx_program()
     async with run_nginx(tmp_path / "nginx", config) as front:
         reply = await front.get(image_url(each))

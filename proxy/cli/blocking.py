@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -31,14 +32,15 @@ def blocks_list(context: Context, pending_cdn: bool) -> None:
     settings = context.load()
     with in_folder(settings):
         if pending_cdn:
-            queue = CdnQueue(moderation_database_of(settings))
-            is_there = moderation_store_of(settings).path.exists()
-            rows = map(_pending_row, queue.all() if is_there else ())
-            _print_rows("queued  owner  blob  state", rows, "nothing waits")
+            with closing(CdnQueue(moderation_database_of(settings))) as queue:
+                is_there = moderation_store_of(settings).path.exists()
+                waiting = map(_pending_row, queue.all() if is_there else ())
+                _print_rows("queued  owner  blob  state", waiting, "nothing waits")
         else:
-            rows = map(_block_row, moderation_store_of(settings).blocks())
-            header = "when  owner  blob  who  why"
-            _print_rows(header, rows, f"no blocks in {settings.cache.path}")
+            with closing(moderation_store_of(settings)) as store:
+                rows = map(_block_row, store.blocks())
+                header = "when  owner  blob  who  why"
+                _print_rows(header, rows, f"no blocks in {settings.cache.path}")
 
 
 def _print_rows(header: str, rows: Iterable[str], otherwise: str) -> None:
@@ -123,7 +125,8 @@ def blocks_audit(context: Context, limit: int) -> None:
     """Print the last decisions, oldest first."""
     settings = context.load()
     with in_folder(settings):
-        rows = map(_decision_row, moderation_store_of(settings).audit(limit))
+        with closing(moderation_store_of(settings)) as store:
+            rows = map(_decision_row, store.audit(limit))
         header = "when  who  what  owner  blob  entries removed  why"
         _print_rows(header, rows, f"no decisions in {settings.cache.path}")
 

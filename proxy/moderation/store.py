@@ -205,7 +205,7 @@ class ModerationStore:
         self._looked_for_older = False
 
     def close(self) -> None:
-        """Close the connections that nobody uses; what is used next opens the file anew."""
+        """Close every connection; what is used next opens the file anew."""
         self._database.close()
 
     def record(

@@ -39,6 +39,7 @@ def is_full(error: Exception) -> bool:
 class _Opened:
     connection: sqlite3.Connection
     inode: int
+    generation: int
 
 
 class Database:
@@ -70,6 +71,7 @@ class Database:
         self._guard = threading.Lock()
         self._idle: list[_Opened] = []
         self._writer: _Opened | None = None
+        self._generation = 0
         # Writers of this process queue here; SQLite's own waiting is by sleeping and trying again.
         self._writing = threading.Lock()
 
@@ -121,8 +123,12 @@ class Database:
                 raise
 
     def close(self) -> None:
-        """Close every connection that nobody uses. What is used next opens anew."""
+        """Close every connection; one that another thread reads from, when that has finished.
+
+        What is used next opens anew.
+        """
         with self._writing, self._guard:
+            self._generation += 1
             for opened in (*self._idle, self._writer):
                 if opened is not None:
                     opened.connection.close()
@@ -131,7 +137,10 @@ class Database:
 
     def _put_back(self, opened: _Opened) -> None:
         with self._guard:
-            self._idle.append(opened)
+            if opened.generation == self._generation:
+                self._idle.append(opened)
+                return
+        opened.connection.close()
 
     def _current(self, opened: _Opened | None) -> _Opened:
         """``opened`` if it still is of the file by that name, or a new one."""
@@ -143,6 +152,7 @@ class Database:
         return self._open()
 
     def _open(self) -> _Opened:
+        generation = self._generation
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._creating():
             if not self.path.exists():
@@ -156,7 +166,7 @@ class Database:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA synchronous = {self._synchronous}")
                 connection.executescript(self._schema)
-                return _Opened(connection, self.path.stat().st_ino)
+                return _Opened(connection, self.path.stat().st_ino, generation)
             except sqlite3.Error as error:
                 connection.close()
                 if self._disposable and code_of(error) in _DAMAGED:

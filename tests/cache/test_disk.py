@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,20 @@ MakeCache = Callable[..., DiskCache]
 
 
 @pytest.fixture
-def make(root: Path, clock: Clock) -> MakeCache:
-    """Makes a cache over the folder; a second one is what a restart would give."""
+def make(root: Path, clock: Clock) -> Iterator[MakeCache]:
+    """Makes a cache over the folder; a second one is what a restart would give.
 
-    def make(**arguments: Any) -> DiskCache:
-        return DiskCache(root.parent, **{"max_bytes": GIGABYTE, "clock": clock, **arguments})
+    They are closed at the end of the test.
+    """
+    with ExitStack() as closed:
 
-    return make
+        def make(**arguments: Any) -> DiskCache:
+            settings = {"max_bytes": GIGABYTE, "clock": clock, **arguments}
+            cache = DiskCache(root.parent, **settings)
+            closed.callback(cache._folder.close)
+            return cache
+
+        yield make
 
 
 @pytest.fixture
@@ -156,9 +163,10 @@ def full_disk(after: int) -> Iterator[None]:
 
 def end(cache: DiskCache) -> None:
     """Have its process be gone, as the kernel does with whatever it had locked."""
-    descriptor = cache._folder._liveness._descriptor
-    assert descriptor is not None
-    os.close(descriptor)
+    liveness = cache._folder._liveness
+    assert liveness._descriptor is not None
+    os.close(liveness._descriptor)
+    liveness._descriptor = None
 
 
 def failing(code: int) -> Callable[..., Any]:

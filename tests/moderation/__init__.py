@@ -6,7 +6,7 @@ Two stores on one folder stand for two processes: they share nothing but its fil
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -31,8 +31,12 @@ BLOB = Selection(cid=blob_cid(1))
 PAIR = Selection(did=owner(1), cid=blob_cid(1))
 
 
-def store_in(folder: Path) -> ModerationStore:
-    """A store as another process would open it."""
+StoreIn = Callable[[Path], ModerationStore]
+"""The fixture ``store_in``."""
+
+
+def open_store(folder: Path) -> ModerationStore:
+    """A store as another process would open it; to be closed."""
     return ModerationStore(folder / "moderation.sqlite3")
 
 
@@ -99,7 +103,7 @@ class Process:
 
     def __init__(self, folder: Path) -> None:
         self.replicas = CountingFollowers(folder / "followers")
-        self.blocks = Blocks(store_in(folder), self.replicas)
+        self.blocks = Blocks(open_store(folder), self.replicas)
         self.forgotten: list[Covering] = []
         self.written = trio.Event()
         self.written.set()

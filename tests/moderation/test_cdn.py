@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -196,8 +196,10 @@ def test_pauses_grow_up_to_a_bound_and_are_never_shorter_than_asked_for() -> Non
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Database:
-    return Database(tmp_path / "moderation.sqlite3", SCHEMA, synchronous="NORMAL")
+def database(tmp_path: Path) -> Iterator[Database]:
+    path = tmp_path / "moderation.sqlite3"
+    with closing(Database(path, SCHEMA, synchronous="NORMAL")) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -208,8 +210,9 @@ def queue(database: Database) -> CdnQueue:
 def test_what_is_queued_outlasts_the_process(queue: CdnQueue, tmp_path: Path) -> None:
     found = blobs(3)
     queue.add(found)
-    again = Database(tmp_path / "moderation.sqlite3", SCHEMA, synchronous="NORMAL")
-    assert {pending.blob for pending in CdnQueue(again).all()} == set(found)
+    database = Database(tmp_path / "moderation.sqlite3", SCHEMA, synchronous="NORMAL")
+    with closing(CdnQueue(database)) as again:
+        assert {pending.blob for pending in again.all()} == set(found)
 
 
 def test_what_is_asked_for_again_while_it_is_sent_is_sent_again(queue: CdnQueue) -> None:
@@ -278,12 +281,14 @@ async def until(condition: Callable[[], bool], pause: float) -> None:
 class Office:
     """A CDN, a queue, and senders of it."""
 
-    def __init__(self, nursery: trio.Nursery, folder: Path, cdn: FakeCdn) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, folder: Path, database: Database, cdn: FakeCdn
+    ) -> None:
         self.cdn = cdn
         self.folder = folder
         self.network = FakeNetwork(nursery)
         self.network.add(cdn)
-        self.queue = CdnQueue(Database(folder / "cdn.sqlite3", SCHEMA, synchronous="NORMAL"))
+        self.queue = CdnQueue(database)
         self.outcomes: list[str] = []
         kind = CLOUDFLARE if isinstance(cdn, FakeCloudflare) else BUNNY
         self.config = config_of(kind)
@@ -316,14 +321,20 @@ CDNS: list[Callable[[], FakeCdn]] = [lambda: FakeCloudflare("img.example"), Fake
 
 @pytest.fixture(params=CDNS, ids=["cloudflare", "bunny"])
 async def office(
-    request: pytest.FixtureRequest, nursery: trio.Nursery, tmp_path: Path, _inline: None
+    request: pytest.FixtureRequest,
+    nursery: trio.Nursery,
+    tmp_path: Path,
+    database: Database,
+    _inline: None,
 ) -> Office:
-    return Office(nursery, tmp_path, request.param())
+    return Office(nursery, tmp_path, database, request.param())
 
 
 @pytest.fixture
-async def cloudflare(nursery: trio.Nursery, tmp_path: Path, _inline: None) -> Office:
-    return Office(nursery, tmp_path, FakeCloudflare("img.example"))
+async def cloudflare(
+    nursery: trio.Nursery, tmp_path: Path, database: Database, _inline: None
+) -> Office:
+    return Office(nursery, tmp_path, database, FakeCloudflare("img.example"))
 
 
 async def test_every_url_is_purged_and_nothing_else(office: Office, autojump_clock: Clock) -> None:
@@ -522,7 +533,8 @@ async def test_a_running_service_sends_what_a_command_queued(world: World) -> No
     config = world.config(cdn=CLOUDFLARE, server={"cdn_url": BASE})
     found = blobs(1)
     async with world.service(config) as service:
-        CdnQueue(moderation_database_of(config)).add(found)
+        with closing(CdnQueue(moderation_database_of(config))) as queue:
+            queue.add(found)
         with trio.fail_after(30):
             await until(lambda: len(cdn.purged) >= URLS, 0.05)
         value = service.metrics.registry.get_sample_value

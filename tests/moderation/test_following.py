@@ -35,11 +35,11 @@ from . import (
     OWNER,
     PAIR,
     Process,
+    StoreIn,
     checkpoint,
     decide,
     lift,
     plant_older,
-    store_in,
 )
 
 GARBAGE = b"this is no database, and it is long enough" * 1000
@@ -65,7 +65,7 @@ async def refuses(process: Process) -> bool:
     return refused > 0
 
 
-async def test_blocks_are_in_force_when_following_begins(tmp_path: Path) -> None:
+async def test_blocks_are_in_force_when_following_begins(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches a first request that comes before the blocks do."""
     decide(store_in(tmp_path), OWNER)
     process = Process(tmp_path)
@@ -89,7 +89,9 @@ async def test_blocks_of_an_older_version_are_in_force_at_the_first_start(tmp_pa
         assert process.blocked() == [A1, A2]
 
 
-async def test_other_processes_take_a_block_over_and_its_lifting(tmp_path: Path) -> None:
+async def test_other_processes_take_a_block_over_and_its_lifting(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches workers that go on serving what another one's operator took down."""
     process, store = Process(tmp_path), store_in(tmp_path)
     async with process.following():
@@ -108,7 +110,7 @@ async def test_other_processes_take_a_block_over_and_its_lifting(tmp_path: Path)
 
 
 async def test_one_more_block_is_not_read_with_all_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
 ) -> None:
     """Catches a million rows read anew by every process for each new one."""
     store = store_in(tmp_path)
@@ -125,7 +127,7 @@ async def test_one_more_block_is_not_read_with_all_the_others(
 
 
 async def test_a_file_without_changes_is_not_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
 ) -> None:
     """Catches a query fifty times a second, in every worker."""
     monkeypatch.setattr(blocks, "POLL_SECONDS", 0)
@@ -145,7 +147,7 @@ async def test_a_file_without_changes_is_not_read_again(
 
 
 async def test_many_changes_come_in_steps_and_are_all_there_when_it_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
 ) -> None:
     """Catches an acknowledgement after the first step of a bulk."""
     monkeypatch.setattr(blocks, "AT_ONCE", 3)
@@ -167,6 +169,7 @@ async def test_many_changes_come_in_steps_and_are_all_there_when_it_says_so(
 
 async def test_it_says_that_it_follows_only_when_writes_under_way_have_ended(
     tmp_path: Path,
+    store_in: StoreIn,
 ) -> None:
     """Catches a purge that a write, begun before the block, undoes."""
     process, store = Process(tmp_path), store_in(tmp_path)
@@ -185,6 +188,7 @@ async def test_it_says_that_it_follows_only_when_writes_under_way_have_ended(
 
 async def test_what_is_decided_is_forgotten_in_the_step_in_which_it_comes_into_force(
     tmp_path: Path,
+    store_in: StoreIn,
 ) -> None:
     """Catches a copy in memory that outlives a purge by another process."""
     process, store = Process(tmp_path), store_in(tmp_path)
@@ -201,6 +205,7 @@ async def test_what_is_decided_is_forgotten_in_the_step_in_which_it_comes_into_f
 
 async def test_what_is_only_purged_is_forgotten_again_when_the_disk_is_done(
     tmp_path: Path,
+    store_in: StoreIn,
 ) -> None:
     """Catches a copy that came back into memory from a disk that was not purged yet."""
     process, store = Process(tmp_path), store_in(tmp_path)
@@ -242,7 +247,7 @@ def replace(path: Path) -> None:
 
 @pytest.mark.parametrize("happens", [damage, lose, replace])
 async def test_while_the_store_cannot_be_read_nothing_is_served_and_then_it_is_again(
-    tmp_path: Path, happens: Callable[[Path], None]
+    tmp_path: Path, happens: Callable[[Path], None], store_in: StoreIn
 ) -> None:
     """Catches "what was last read stays in force": what came since would be served."""
     store = store_in(tmp_path)
@@ -278,7 +283,9 @@ async def test_while_the_store_cannot_be_read_nothing_is_served_and_then_it_is_a
         await until(lambda: process.blocked() == ALL)
 
 
-async def test_damage_is_noticed_also_where_the_log_has_all_there_is(tmp_path: Path) -> None:
+async def test_damage_is_noticed_also_where_the_log_has_all_there_is(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a look through connections that have read before, which see nothing of it."""
     store = store_in(tmp_path)
     decide(store, OWNER)
@@ -291,6 +298,7 @@ async def test_damage_is_noticed_also_where_the_log_has_all_there_is(tmp_path: P
 
 async def test_a_store_that_cannot_be_read_at_the_start_serves_nothing_until_it_can(
     tmp_path: Path,
+    store_in: StoreIn,
 ) -> None:
     """Catches a start that fails for good, and one without the blocks that are there."""
     path = store_in(tmp_path).path
@@ -307,6 +315,7 @@ async def test_a_store_that_cannot_be_read_at_the_start_serves_nothing_until_it_
 
 async def test_a_store_that_was_lost_is_not_made_anew_by_a_process_that_read_it(
     tmp_path: Path,
+    store_in: StoreIn,
 ) -> None:
     """Catches an empty file in place of the blocks, and everything served."""
     process = Process(tmp_path)
@@ -321,7 +330,11 @@ async def test_a_store_that_was_lost_is_not_made_anew_by_a_process_that_read_it(
 
 @pytest.mark.parametrize(("owner", "name"), [(ModerationStore, "changes"), (ChangeWatch, "stamp")])
 async def test_a_read_that_hangs_closes_it_while_it_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    store_in: StoreIn,
+    owner: type,
+    name: str,
 ) -> None:
     """Catches hits out of memory for as long as a disk does not tell what is blocked."""
     process, store = Process(tmp_path), store_in(tmp_path)
@@ -348,7 +361,7 @@ async def test_a_read_that_hangs_closes_it_while_it_hangs(
 
 
 async def test_a_slow_listing_of_the_marks_holds_up_nothing_of_what_this_process_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
 ) -> None:
     """Catches an event loop that waits for a lock which a thread holds while it lists."""
     process, store = Process(tmp_path), store_in(tmp_path)
@@ -372,7 +385,7 @@ async def test_a_slow_listing_of_the_marks_holds_up_nothing_of_what_this_process
     assert ended == [True]
 
 
-async def test_a_mark_that_somebody_deleted_is_left_anew(tmp_path: Path) -> None:
+async def test_a_mark_that_somebody_deleted_is_left_anew(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches a process for which no block waits, and that does not know it."""
     process, store = Process(tmp_path), store_in(tmp_path)
     async with process.following():
@@ -394,7 +407,9 @@ async def test_a_folder_that_takes_no_mark_serves_nothing(tmp_path: Path) -> Non
         await until(lambda: process.blocks.problem is None)
 
 
-async def test_a_writer_that_holds_the_file_does_not_hold_it_up(tmp_path: Path) -> None:
+async def test_a_writer_that_holds_the_file_does_not_hold_it_up(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a poll that waits for a lock on the event loop, and one that closes for it."""
     process, store = Process(tmp_path), store_in(tmp_path)
     async with process.following():

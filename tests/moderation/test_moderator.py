@@ -24,7 +24,7 @@ from tests.cache import owner
 from tests.logs import logged_by
 from tests.processes import ROOT, run, until
 
-from . import A1, A2, BLOB, OWNER, PAIR, Process, decide, followers_in, store_in
+from . import A1, A2, BLOB, OWNER, PAIR, Process, StoreIn, decide, followers_in
 
 
 class Here:
@@ -38,7 +38,7 @@ class Here:
         steps: the two, in order.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store_in: StoreIn) -> None:
         self.store = store_in(folder)
         self.replicas = followers_in(folder)
         self.removed: list[tuple[Selection, ...]] = []
@@ -83,8 +83,8 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Here:
-    return Here(tmp_path)
+def here(tmp_path: Path, store_in: StoreIn) -> Here:
+    return Here(tmp_path, store_in)
 
 
 @pytest.fixture
@@ -343,10 +343,10 @@ async def test_what_a_crash_interrupted_is_finished_at_the_next_start(
 
 @pytest.mark.usefixtures("_often")
 async def test_what_a_crash_interrupted_is_finished_by_one_that_lives(
-    here: Here, tmp_path: Path
+    here: Here, tmp_path: Path, store_in: StoreIn
 ) -> None:
     """Catches a purge that waits for a restart; and, with two, one that is done twice."""
-    second = Here(tmp_path)
+    second = Here(tmp_path, store_in)
     async with here.finishing(), second.finishing():
         await trio.to_thread.run_sync(die_at_the_purge, tmp_path, "block", owner(1))
         await until(lambda: here.store.unfinished() == [])
@@ -354,9 +354,11 @@ async def test_what_a_crash_interrupted_is_finished_by_one_that_lives(
 
 
 @pytest.mark.usefixtures("_often")
-async def test_a_purge_under_way_is_nobody_elses(here: Here, tmp_path: Path) -> None:
+async def test_a_purge_under_way_is_nobody_elses(
+    here: Here, tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches purges that every process repeats while one is at them."""
-    second = Here(tmp_path)
+    second = Here(tmp_path, store_in)
     here.may_remove = trio.Event()
     looked = trio.Event()
     unfinished = ModerationStore.unfinished
@@ -406,7 +408,9 @@ async def test_a_decision_whose_caller_goes_away_is_carried_out_in_the_end(here:
     assert here.removed == [(OWNER,)]
 
 
-async def test_one_purge_that_fails_does_not_hold_up_the_others(here: Here, tmp_path: Path) -> None:
+async def test_one_purge_that_fails_does_not_hold_up_the_others(
+    here: Here, tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a list of the dead's purges of which only the first is tried."""
     for selection in (OWNER, PAIR, BLOB):
         decide(store_in(tmp_path), selection)

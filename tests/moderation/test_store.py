@@ -15,7 +15,7 @@ from proxy.model.selection import Selection
 from proxy.moderation.store import Block, Decision, Purge
 from tests.cache import blob_cid, owner
 
-from . import A1, A2, ALL, B1, BLOB, OWNER, PAIR, decide, lift, plant_older, store_in
+from . import A1, A2, ALL, B1, BLOB, OWNER, PAIR, StoreIn, decide, lift, open_store, plant_older
 
 SELECTIONS = pytest.mark.parametrize(
     ("selection", "covered"),
@@ -26,16 +26,16 @@ SELECTIONS = pytest.mark.parametrize(
 
 def blocked(folder: Path) -> list[BlobKey]:
     """What is blocked, both as it is asked for in the file and as it is loaded."""
-    store = store_in(folder)
-    loaded = store.load().blocks
-    found = [blob for blob in ALL if store.blocks_now(blob)]
+    with closing(open_store(folder)) as store:
+        loaded = store.load().blocks
+        found = [blob for blob in ALL if store.blocks_now(blob)]
     assert found == [blob for blob in ALL if loaded.covers(blob)]
     return found
 
 
 @SELECTIONS
 def test_a_block_covers_exactly_what_it_names_until_it_is_lifted(
-    tmp_path: Path, selection: Selection, covered: list[BlobKey]
+    tmp_path: Path, selection: Selection, covered: list[BlobKey], store_in: StoreIn
 ) -> None:
     """Catches an owner's block that spares a blob, and a pair's that takes every owner."""
     store = store_in(tmp_path)
@@ -48,7 +48,7 @@ def test_a_block_covers_exactly_what_it_names_until_it_is_lifted(
     assert lift(store, selection) is False
 
 
-def test_lifting_one_block_leaves_the_others(tmp_path: Path) -> None:
+def test_lifting_one_block_leaves_the_others(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches a pair whose lifting frees its owner, or the blob everywhere."""
     store = store_in(tmp_path)
     decide(store, OWNER, BLOB, PAIR)
@@ -60,7 +60,9 @@ def test_lifting_one_block_leaves_the_others(tmp_path: Path) -> None:
     assert blocked(tmp_path) == []
 
 
-def test_a_label_that_is_negated_leaves_the_operators_block(tmp_path: Path) -> None:
+def test_a_label_that_is_negated_leaves_the_operators_block(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches one row for what two asked for: who takes it back takes the other's too."""
     store = store_in(tmp_path)
     for first, second in (("admin", "labeler"), ("labeler", "admin")):
@@ -73,7 +75,7 @@ def test_a_label_that_is_negated_leaves_the_operators_block(tmp_path: Path) -> N
         assert blocked(tmp_path) == []
 
 
-def test_the_operator_lifts_what_all_others_asked_for(tmp_path: Path) -> None:
+def test_the_operator_lifts_what_all_others_asked_for(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches a block that only its labeler can take back."""
     store = store_in(tmp_path)
     decide(store, OWNER, by="labeler")
@@ -84,7 +86,7 @@ def test_the_operator_lifts_what_all_others_asked_for(tmp_path: Path) -> None:
 
 
 def test_blocks_are_listed_as_they_came_and_renewed_in_their_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
 ) -> None:
     """Catches an order by identifier, a reason that is lost, and a second row of one block."""
     store = store_in(tmp_path)
@@ -103,7 +105,7 @@ def test_blocks_are_listed_as_they_came_and_renewed_in_their_place(
 
 
 def test_a_listing_reads_pages_and_is_none_the_worse_for_changes_between_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
 ) -> None:
     """Catches a page that begins where the last one did, and one transaction over all."""
     monkeypatch.setattr("proxy.moderation.store.PAGE", 4)
@@ -119,7 +121,7 @@ def test_a_listing_reads_pages_and_is_none_the_worse_for_changes_between_them(
 
 
 def test_the_audit_has_every_decision_and_the_removals_of_its_purge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
 ) -> None:
     """Catches an audit that a lifting erases, and a count before there is one."""
     monkeypatch.setattr(time, "time", lambda: 5.0)
@@ -142,7 +144,7 @@ def test_the_audit_has_every_decision_and_the_removals_of_its_purge(
     assert store.audit(2)[0].removed == 0
 
 
-def test_changes_are_what_came_since_and_no_more(tmp_path: Path) -> None:
+def test_changes_are_what_came_since_and_no_more(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches a follower that reads a million rows for one more."""
     store = store_in(tmp_path)
     decide(store, OWNER)
@@ -164,7 +166,9 @@ def test_changes_are_what_came_since_and_no_more(tmp_path: Path) -> None:
     assert change.is_blocked, "somebody else's block of it stands"
 
 
-def test_changes_come_in_steps_that_say_whether_more_follow(tmp_path: Path) -> None:
+def test_changes_come_in_steps_that_say_whether_more_follow(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a follower that says it follows when it has read half."""
     store = store_in(tmp_path)
     decide(store, *(Selection(did=owner(number)) for number in range(5)))
@@ -177,7 +181,9 @@ def test_changes_come_in_steps_that_say_whether_more_follow(tmp_path: Path) -> N
     assert (found, steps) == (5, [False, False, True])
 
 
-def test_a_file_that_was_put_back_is_not_taken_for_the_one_it_was(tmp_path: Path) -> None:
+def test_a_file_that_was_put_back_is_not_taken_for_the_one_it_was(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a backup over the file, whose blocks would never be read."""
     store = store_in(tmp_path)
     decide(store, OWNER)
@@ -185,7 +191,7 @@ def test_a_file_that_was_put_back_is_not_taken_for_the_one_it_was(tmp_path: Path
         store.changes(2, 100)
 
 
-def test_an_unfinished_purge_is_claimed_once(tmp_path: Path) -> None:
+def test_an_unfinished_purge_is_claimed_once(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches two processes that finish the work of one that died."""
     stores = [store_in(tmp_path) for _ in range(4)]
     decide(stores[0], OWNER, PAIR)
@@ -212,7 +218,7 @@ def test_an_unfinished_purge_is_claimed_once(tmp_path: Path) -> None:
     assert not stores[1].claim(Purge(1, f"process {claimed[0]}"), "late")
 
 
-def test_cursors_are_kept_by_stream(tmp_path: Path) -> None:
+def test_cursors_are_kept_by_stream(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches a cursor of one labeler that another one goes on from."""
     store_in(tmp_path).set_cursor("labels at a", 5)
     store_in(tmp_path).set_cursor("labels at b", 2**62)
@@ -221,7 +227,9 @@ def test_cursors_are_kept_by_stream(tmp_path: Path) -> None:
     assert [store.cursor(f"labels at {name}") for name in "abc"] == [6, 2**62, None]
 
 
-def test_a_cursor_is_nothing_that_processes_have_to_follow(tmp_path: Path) -> None:
+def test_a_cursor_is_nothing_that_processes_have_to_follow(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a version that every event raises: all would read, thirty times a second."""
     store = store_in(tmp_path)
     version = decide(store, OWNER)
@@ -236,7 +244,9 @@ OLDER = [
 ]
 
 
-def test_the_blocks_of_an_older_version_are_taken_over_with_their_reasons(tmp_path: Path) -> None:
+def test_the_blocks_of_an_older_version_are_taken_over_with_their_reasons(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches an upgrade after which everything is served again."""
     plant_older(tmp_path, *OLDER)
     store = store_in(tmp_path)
@@ -249,7 +259,9 @@ def test_the_blocks_of_an_older_version_are_taken_over_with_their_reasons(tmp_pa
     assert [each.reason for each in store.audit(10)] == ["earlier", "later", ""]
 
 
-def test_they_are_taken_over_once_and_what_is_lifted_stays_lifted(tmp_path: Path) -> None:
+def test_they_are_taken_over_once_and_what_is_lifted_stays_lifted(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a file that is brought in again with every start."""
     plant_older(tmp_path, *OLDER)
     assert store_in(tmp_path).lift(Selection(owner(2)), by="x", reason="", whoever=True)[0]
@@ -259,7 +271,9 @@ def test_they_are_taken_over_once_and_what_is_lifted_stays_lifted(tmp_path: Path
     assert len(again.audit(10)) == 4
 
 
-def test_an_older_file_that_comes_with_a_backup_is_taken_over_too(tmp_path: Path) -> None:
+def test_an_older_file_that_comes_with_a_backup_is_taken_over_too(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a look for it at the very first start alone."""
     decide(store_in(tmp_path), Selection(owner(2)), by="admin")
     plant_older(tmp_path, *OLDER)
@@ -268,7 +282,9 @@ def test_an_older_file_that_comes_with_a_backup_is_taken_over_too(tmp_path: Path
     assert blocks[0].reason == "", "what was decided since is not overwritten"
 
 
-def test_processes_that_start_at_once_take_them_over_together_once(tmp_path: Path) -> None:
+def test_processes_that_start_at_once_take_them_over_together_once(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches blocks that come, and are told in the audit, once for each worker."""
     plant_older(tmp_path, *OLDER)
     stores = [store_in(tmp_path) for _ in range(4)]
@@ -280,7 +296,9 @@ def test_processes_that_start_at_once_take_them_over_together_once(tmp_path: Pat
     assert len(stores[0].audit(100)) == len(list(stores[0].blocks())) == 3
 
 
-def test_an_older_file_that_cannot_be_read_fails_everything_and_is_named(tmp_path: Path) -> None:
+def test_an_older_file_that_cannot_be_read_fails_everything_and_is_named(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
     """Catches a start without the blocks that are in it."""
     (tmp_path / "blocks.sqlite3").write_bytes(b"this is no database" * 1000)
     store = store_in(tmp_path)
@@ -297,7 +315,7 @@ def test_an_older_file_that_cannot_be_read_fails_everything_and_is_named(tmp_pat
 @pytest.mark.parametrize(
     "content", [b"this is no database, but it is long enough" * 100, b"SQLite format 3\x00" * 200]
 )
-def test_a_damaged_file_fails_everything(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_fails_everything(tmp_path: Path, content: bytes, store_in: StoreIn) -> None:
     """Catches an answer of "not blocked" from a file that cannot be read."""
     store = store_in(tmp_path)
     store.path.write_bytes(content)
@@ -312,7 +330,7 @@ def test_a_damaged_file_fails_everything(tmp_path: Path, content: bytes) -> None
             work()
 
 
-def test_many_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_many_that_write_at_once_lose_nothing(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches writers that lock each other out, or write over each other's rows."""
     stores = [store_in(tmp_path) for _ in range(4)]
 
@@ -329,7 +347,7 @@ def test_many_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     assert stores[0].load().version == 40
 
 
-def test_a_look_up_in_the_file_goes_by_an_index(tmp_path: Path) -> None:
+def test_a_look_up_in_the_file_goes_by_an_index(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches a scan of a million rows before each write of a result."""
     from proxy.moderation.store import _IS_BLOCKED
 

@@ -97,6 +97,10 @@ class FeedStore:
         # The cursors are kept after what is kept here, and a label comes again without one.
         self._database = Database(path, _SCHEMA, synchronous="FULL")
 
+    def close(self) -> None:
+        """Close every connection; what is called next opens the file anew."""
+        self._database.close()
+
     def exists(self) -> bool:
         """Whether anything was ever kept here."""
         return self._database.path.exists()

@@ -122,10 +122,15 @@ async def run_feeds(
             if origin is not None:
                 one_process.start_soon(_steadily, partial(follow_accounts, origin))
 
-    async with trio.open_nursery() as every_process:
-        if origin is not None:
-            every_process.start_soon(_steadily, partial(_keep_forgetting, store, resolver, limiter))
-        await as_leader(Leadership(config.cache.path / "turns" / "feeds"), follow_all)
+    try:
+        async with trio.open_nursery() as every_process:
+            if origin is not None:
+                forgetting = partial(_keep_forgetting, store, resolver, limiter)
+                every_process.start_soon(_steadily, forgetting)
+            await as_leader(Leadership(config.cache.path / "turns" / "feeds"), follow_all)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(store.close, limiter=limiter)
 
 
 async def _keep_forgetting(
