@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests import examples, quick
 from tests.fakes.world import World
 from tests.open_files import RememberedConnection, remember_connections
-from tests.support import examples, quick
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,7 +2,7 @@
 
     ./run docs
 
-writes each file into its place; ``tests/test_docs.py`` fails when one is stale. Here is
+writes each file into its place; ``tests/docs/test_docs.py`` fails when one is stale. Here is
 ``docs/configuration.md``, made from the settings' types and the comments of ``config.toml``.
 """
 

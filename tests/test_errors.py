@@ -11,7 +11,7 @@ import pytest
 from proxy import errors
 from proxy.errors import ImageProxyError, InvalidPreset
 from proxy.service import OUTCOMES
-from tests.test_docs_urls import table
+from tests.docs.test_urls import table
 
 SECRET = "10.0.0.7:5432 /var/lib/imageproxy Traceback"
 

@@ -1,7 +1,8 @@
 """How much memory a transform may take, by its picture's header, and what all of it adds up to.
 
 Pure arithmetic. The figures per pixel are the largest growth of a worker that was measured over
-the kinds of each format, rounded up; ``tests/process/test_memory.py`` holds the pipeline to them.
+the kinds of each format, rounded up; ``tests/imaging/test_memory_estimate.py`` holds the
+pipeline to them.
 """
 
 from __future__ import annotations

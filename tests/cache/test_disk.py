@@ -34,12 +34,11 @@ from proxy.model.identifiers import Did, parse_did
 from proxy.model.keys import ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS
 from proxy.model.selection import Selection
+from tests.cache import SIGNATURES, blob_cid, entry, key, owner
+from tests.cache.test_layout import dids
+from tests.examples import examples
 from tests.processes import until
 from tests.required import skip_unless_required
-from tests.support.examples import examples
-
-from . import SIGNATURES, blob_cid, entry, key, owner
-from .test_layout import dids
 
 DAY = 86400.0
 GIGABYTE = 1024**3

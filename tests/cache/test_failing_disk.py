@@ -14,11 +14,10 @@ import pytest
 import trio
 
 from proxy.cache.disk import DiskCache
+from tests.cache import entry, key, owner
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, Server, Upstream, imageproxy, run, serve, until, upstream
 from tests.required import skip_unless_required
-
-from . import entry, key, owner
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from proxy.cache.health import CHECK_SECONDS, CacheHealth
-
-from .chores import FULL, FakeCache, running
+from tests.cache.chores import FULL, FakeCache, running
 
 
 @pytest.fixture

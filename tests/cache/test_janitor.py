@@ -12,8 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from proxy.cache.health import CacheHealth
 from proxy.cache.janitor import keep_cleaning
-
-from .chores import FULL, FakeCache, running
+from tests.cache.chores import FULL, FakeCache, running
 
 
 @pytest.fixture

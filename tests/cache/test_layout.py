@@ -21,8 +21,7 @@ from proxy.model.formats import OUTPUTS, Format, output_for
 from proxy.model.identifiers import Did, parse_did
 from proxy.model.keys import ImageKey
 from proxy.model.presets import DEFAULT_PRESETS
-
-from . import blob_cid, key
+from tests.cache import blob_cid, key
 
 PLC = parse_did("did:plc:z72i7hdynmk6r22z27h6tvur")
 LONGEST = parse_did("did:web:" + ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 57, "com"]))

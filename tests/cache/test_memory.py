@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from proxy.cache.memory import OVERHEAD, MemoryCache
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.selection import Selection
-
-from . import blob_cid, entry, key, owner
+from tests.cache import blob_cid, entry, key, owner
 
 SIZE = 1000
 COST = SIZE + OVERHEAD

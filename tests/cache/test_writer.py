@@ -14,8 +14,7 @@ from proxy.cache.interface import Cache, Entry
 from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
 from proxy.model.keys import ImageKey
 from proxy.model.selection import Selection, Selections
-
-from . import blob_cid, entry, key, owner
+from tests.cache import blob_cid, entry, key, owner
 
 
 class FakeCache:

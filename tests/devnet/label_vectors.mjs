@@ -1,4 +1,4 @@
-// Labels and frames made by the AT Protocol's own TypeScript code: tests/feeds/vectors.json.
+// Labels and frames made by the AT Protocol's own TypeScript code: tests/moderation/feeds/vectors.json.
 //
 //     node label_vectors.mjs > vectors.json
 //

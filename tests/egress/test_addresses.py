@@ -9,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.egress.addresses import forbidden
-
-from .destinations import FORBIDDEN_ADDRESSES, PUBLIC_ADDRESSES
+from tests.egress.destinations import FORBIDDEN_ADDRESSES, PUBLIC_ADDRESSES
 
 IPV4 = st.integers(0, 2**32 - 1)
 IPV6 = st.integers(0, 2**128 - 1)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.egress.endpoint import Origin, parse_origin, parse_url, redirect_target
 from proxy.egress.errors import Forbidden
-
-from .destinations import ACCEPTED, BY_ADDRESS, BY_URL, ENDPOINTS_ONLY, Destination
+from tests.egress.destinations import ACCEPTED, BY_ADDRESS, BY_URL, ENDPOINTS_ONLY, Destination
 
 BASE = Origin("https", "pds.example", 443)
 

@@ -24,9 +24,15 @@ from proxy.egress import guard
 from proxy.egress.endpoint import parse_origin
 from proxy.egress.errors import ConnectFailed, Forbidden
 from proxy.egress.guard import MAX_ATTEMPTS, GuardedNetwork, Lookup
+from tests.egress.destinations import (
+    DESTINATIONS,
+    PUBLIC,
+    PUBLIC_ADDRESSES,
+    PUBLIC_IPV6,
+    Destination,
+    Trap,
+)
 from tests.fakes.steps import cancelled_at_every_step
-
-from .destinations import DESTINATIONS, PUBLIC, PUBLIC_ADDRESSES, PUBLIC_IPV6, Destination, Trap
 
 WITH_HOST = [destination for destination in DESTINATIONS if destination.host is not None]
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")

@@ -1,6 +1,6 @@
 """Servers of event streams, on the network in memory; they speak as Bluesky's own do.
 
-``tests/feeds/test_real.py`` compares them with these.
+``tests/moderation/feeds/test_real_labeler.py`` compares them with these.
 """
 
 from __future__ import annotations

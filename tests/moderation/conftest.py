@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy.moderation.store import ModerationStore
-
-from . import StoreIn, open_store
+from tests.moderation import StoreIn, open_store
 
 
 @pytest.fixture

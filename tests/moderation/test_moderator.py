@@ -22,9 +22,8 @@ from proxy.moderation.moderator import Moderator
 from proxy.moderation.store import ModerationStore
 from tests.cache import owner
 from tests.logs import logged_by
+from tests.moderation import A1, A2, BLOB, OWNER, PAIR, Process, StoreIn, decide, followers_in
 from tests.processes import ROOT, run, until
-
-from . import A1, A2, BLOB, OWNER, PAIR, Process, StoreIn, decide, followers_in
 
 
 class Here:

@@ -14,8 +14,20 @@ from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
 from proxy.moderation.store import Block, Decision, Purge
 from tests.cache import blob_cid, owner
-
-from . import A1, A2, ALL, B1, BLOB, OWNER, PAIR, StoreIn, decide, lift, open_store, plant_older
+from tests.moderation import (
+    A1,
+    A2,
+    ALL,
+    B1,
+    BLOB,
+    OWNER,
+    PAIR,
+    StoreIn,
+    decide,
+    lift,
+    open_store,
+    plant_older,
+)
 
 SELECTIONS = pytest.mark.parametrize(
     ("selection", "covered"),

@@ -98,7 +98,7 @@ async def test_a_cache_that_breaks_later_is_noticed_by_the_next_write(world: Wor
 async def test_operations_answer_head_and_refuse_other_methods(target: str, world: World) -> None:
     async with serving(world) as client:
         got, head = await client.get(target), await client.head(target)
-        # The server leaves the body out; tests/test_serving.py sees that.
+        # The server leaves the body out; tests/serving/test_serve.py sees that.
         assert (head.status, head.headers["content-type"]) == (200, got.headers["content-type"])
         for method in ("POST", "DELETE", "PATCH"):
             reply = await client.ask(target, method=method)

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from proxy.model.formats import OUTPUTS
 from proxy.model.identifiers import Cid, Did
 from proxy.model.presets import DEFAULT_PRESETS
+from tests.examples import many
 from tests.fakes.sites import GET_BLOB
 from tests.fakes.world import World
 from tests.processes import Background, in_background, until
-from tests.support.examples import many
 from tests.web import Client, Reply, img, serving
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or many(200))

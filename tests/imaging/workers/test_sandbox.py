@@ -1,0 +1,783 @@
+"""The sandbox from both sides: what a worker cannot do, and what its end costs the others."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import structlog.testing
+import trio
+from PIL import Image
+
+import proxy
+from proxy.config import Config
+from proxy.errors import Busy, ImageTooLarge, UndecodableImage, UnsupportedImage
+from proxy.imaging.pipeline import Outcome, render
+from proxy.imaging.workers import client as workers
+from proxy.imaging.workers import sandbox
+from proxy.imaging.workers.batch import Job
+from proxy.imaging.workers.client import CannotStart, WorkerDefect
+from proxy.imaging.workers.ipc import ANSWER, FORMATS, Status
+from proxy.imaging.workers.pool import PoolStatistics, ProcessingPool
+from proxy.model.formats import OUTPUTS, Format
+from proxy.model.presets import Preset
+from tests.imaging import sources
+from tests.imaging.workers import hostile
+from tests.processes import until
+
+PRESET = Preset(width=60, height=40, fit="cover", quality=80)
+ROOT = Path(proxy.__file__).parents[1]
+PATIENCE = 30
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="confinement is Linux's"),
+]
+
+
+def config(threads: int = 2, queue_wait: float = 20) -> Config:
+    return Config.model_validate({"process": {"threads": threads, "queue_wait": queue_wait}})
+
+
+def children() -> set[int]:
+    """Processes of this one, zombies among them."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        found.update(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing() -> object:
+    """Catches, after every test here, a process, a zombie or a descriptor that was left."""
+    before = children(), descriptors()
+    yield
+    assert (children(), descriptors()) == before
+
+
+@pytest.fixture
+def hostile_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that do as their source says."""
+    monkeypatch.setattr(workers, "BOOTSTRAP", hostile.BOOTSTRAP)
+
+
+class Running(ProcessingPool):
+    """A pool that runs, and the deaths it counted."""
+
+    def __init__(self, config: Config) -> None:
+        self.deaths: Counter[str] = Counter()
+        super().__init__(config, on_death=lambda reason: self.deaths.update([reason]))
+
+    async def do(self, source: bytes, output: Format | None = None) -> bytes:
+        """Transform ``source`` by ``PRESET``."""
+        with trio.fail_after(PATIENCE):
+            return (await self.process(source, PRESET, output)).data
+
+    async def fails(self, source: bytes) -> UndecodableImage:
+        """The error that says that ``source`` does not decode."""
+        with pytest.raises(UndecodableImage) as caught:
+            await self.do(source)
+        return caught.value
+
+
+@asynccontextmanager
+async def running(threads: int = 2, queue_wait: float = 20) -> AsyncIterator[Running]:
+    pool = Running(config(threads, queue_wait))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        yield pool
+        nursery.cancel_scope.cancel()
+    assert pool.statistics() == PoolStatistics(0, 0)
+
+
+def python(code: str) -> str:
+    """What ``code`` says in a process of its own, whose standard output is a socket."""
+    here, there = socket.socketpair()
+    with here, here.makefile() as said:
+        with there:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], cwd=ROOT, stdout=there.fileno()
+            )
+        text = said.read()
+        process.wait(PATIENCE)
+    return text
+
+
+# What a worker cannot do
+
+
+def test_every_probe_succeeds_in_a_process_that_is_not_confined() -> None:
+    """Catches probes that fail anyway, and so would prove nothing below."""
+    printed = python("from tests.imaging.workers.hostile import unconfined; unconfined()")
+    for name in hostile.PROBES:
+        if name != "execute":
+            assert f"{name}: done" in printed, printed
+    assert "execute: failed" not in printed
+
+
+async def test_a_worker_can_do_nothing_of_what_others_can(hostile_workers: None) -> None:
+    """Catches a part of the sandbox that is left out, comes too late, or lets one call through."""
+    async with running(threads=1) as pool:
+        for name in hostile.PROBES:
+            error = await pool.fails(b"probe:" + name.encode())
+            assert re.match("failed: .*(not permitted|denied)", error.cause), f"{name}: {error}"
+        assert pool.deaths == Counter()
+
+
+async def test_threads_of_a_worker_are_confined_too(hostile_workers: None) -> None:
+    """Catches a filter that holds for the first thread alone, and one that forbids threads."""
+    async with running(threads=1) as pool:
+        assert (await pool.fails(b"thread")).cause.startswith("failed: [Errno 1]")
+
+
+@pytest.mark.parametrize(
+    ("part", "refused"),
+    [
+        (
+            "Landlock for files",
+            {"read a file", "list a folder", "write a file", "read its environment", "execute"},
+        ),
+        ("Landlock for TCP", {"connect"}),
+        ("Landlock for signals", {"signal its parent"}),
+        ("other limits", {"open a socket", "read a file", "make a file in memory"}),
+        ("seccomp", set(hostile.PROBES)),
+    ],
+)
+def test_each_part_holds_alone(part: str, refused: set[str]) -> None:
+    """Catches a part that only seems to work because another does its work."""
+    # Landlock is one ruleset, made by its first part.
+    made_by = "Landlock for files" if part.startswith("Landlock") else part
+    printed = python(f"from tests.imaging.workers.hostile import only; only({made_by!r})")
+    if not printed.startswith("missing: []"):
+        pytest.skip(printed.splitlines()[0])
+    for name in refused:
+        assert f"{name}: failed" in printed, printed
+
+
+def verdict(machine: str, call: int, *arguments: int, audit: int | None = None) -> str:
+    """What the filter for ``machine`` says of a call, by the rules of linux/seccomp.h."""
+    of = sandbox._MACHINES[machine]
+    packed = struct.pack(
+        "<IIQ6Q", call, audit or of.audit, 0, *arguments, *[0] * (6 - len(arguments))
+    )
+    program = sandbox._filter(of)
+    at = loaded = 0
+    while True:
+        step = program[at]
+        match step.code:
+            case sandbox._LOAD:
+                (loaded,) = struct.unpack_from("<I", packed, step.operand)
+                taken = 0
+            case sandbox._JUMP_IF_EQUAL:
+                taken = step.jump_true if loaded == step.operand else step.jump_false
+            case sandbox._JUMP_IF_ANY:
+                taken = step.jump_true if loaded & step.operand else step.jump_false
+            case _:
+                known = {0x7FFF0000: "allow", 0x50001: "EPERM", 0x50026: "ENOSYS"}
+                return known[step.operand]
+        at += 1 + taken
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_is_the_same_on_both_architectures(machine: str) -> None:
+    """Catches a jump or a number that is wrong where the tests do not run."""
+    column = sandbox._MACHINES[machine].column
+    for numbers in sandbox._CALLS.values():
+        assert verdict(machine, numbers[column]) == "allow"
+        assert verdict(machine, numbers[column], audit=0x40000003) == "EPERM"
+    allowed = {numbers[column] for numbers in sandbox._CALLS.values()}
+    special = {"mmap": (9, 222), "mprotect": (10, 226), "clone": (56, 220), "tgkill": (234, 131)}
+    conditional = {numbers[column] for numbers in special.values()}
+    for call in {*range(600), 0x40000000 + 45} - allowed - conditional - {435}:
+        assert verdict(machine, call) == "EPERM", call
+    assert verdict(machine, 435) == "ENOSYS"
+    for name in ("mmap", "mprotect"):
+        assert verdict(machine, special[name][column], 0, 4096, 3) == "allow"
+        assert verdict(machine, special[name][column], 0, 4096, 7) == "EPERM"
+    threads, vfork = 0x3D0F00, 0x4111
+    assert verdict(machine, special["clone"][column], threads) == "allow"
+    assert verdict(machine, special["clone"][column], vfork) == "EPERM"
+    assert verdict(machine, special["tgkill"][column], os.getpid(), 1, 6) == "allow"
+    assert verdict(machine, special["tgkill"][column], os.getppid(), 1, 6) == "EPERM"
+
+
+def test_a_worker_loads_neither_the_web_nor_the_network() -> None:
+    """Catches an import of the package that brings the server into every worker."""
+    loaded = python("import proxy.imaging.workers.main, sys; print(*sys.modules)").split()
+    assert "proxy.imaging.pipeline" in loaded
+    assert not {"quart", "trio", "hypercorn", "httpcore2", "structlog", "sqlite3"} & set(loaded)
+
+
+def test_the_package_offers_what_it_documents() -> None:
+    """Catches a lazy name: Hypercorn evaluates its argument among the module's own variables."""
+    assert eval("create_app", vars(proxy))  # noqa: S307
+    assert proxy.Config is Config
+    assert callable(proxy.open_service)
+    with pytest.raises(AttributeError):
+        proxy.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+async def test_a_worker_has_no_environment(
+    monkeypatch: pytest.MonkeyPatch, hostile_workers: None
+) -> None:
+    """Catches secrets that are inherited: the admin token is among the variables."""
+    monkeypatch.setenv("IMAGE_PROXY_SERVER__ADMIN_TOKEN", "secret")
+    async with running(threads=1) as pool:
+        await pool.fails(b"probe:fork")
+        (worker,) = children()
+        assert b"secret" not in environment_of(worker)
+
+
+def environment_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except PermissionError:
+        return b""  # hidden even from its own user
+
+
+@pytest.mark.parametrize("missing", [["seccomp (no such call)"], ["a", "b"]])
+async def test_missing_parts_are_named_in_one_line_of_the_log(
+    missing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a sandbox that is silently half there, and a line for each worker."""
+    patched = (
+        "import sys; sys.path[:] = sys.argv[4:]; from proxy.imaging.workers import sandbox; "
+        f"sandbox.confine = lambda limits: {missing!r}; "
+        "from proxy.imaging.workers.main import main; main(*map(int, sys.argv[1:4]))"
+    )
+    monkeypatch.setattr(workers, "BOOTSTRAP", patched)
+    with structlog.testing.capture_logs() as lines:
+        async with running(threads=2) as pool:
+            await pool.do(sources.jpeg(sources.photo(64, 48)))
+            await pool.do(sources.jpeg(sources.photo(64, 48)))
+    assert [line["missing"] for line in lines if "missing" in line] == [missing]
+
+
+# What comes through it
+
+
+def heic() -> bytes:
+    """A HEIC, where there is an encoder for it."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    if not pillow_heif.libheif_info()["encoders"]:
+        pytest.skip("no encoder for HEIC")
+    out = BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(sources.photo(160, 120))).save(out)
+    return out.getvalue()
+
+
+MAKERS: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: sources.jpeg(
+        sources.photo(160, 120), exif=sources.exif(6), icc_profile=sources.ADOBE_RGB
+    ),
+    "progressive": lambda: sources.jpeg(sources.photo(160, 120), progressive=True),
+    "cmyk": lambda: sources.cmyk_jpeg(sources.cmyk(sources.photo(160, 120))),
+    "png": lambda: sources.png(sources.with_alpha(sources.photo(160, 120))),
+    "grey png": lambda: sources.png(sources.grey(160, 120)),
+    "webp": lambda: sources.webp(sources.photo(160, 120)),
+    "avif": lambda: sources.avif(sources.with_alpha(sources.photo(160, 120))),
+    "ten bit avif": lambda: sources.ten_bit_avif(sources.photo(160, 120)),
+    "gif": lambda: sources.gif(sources.photo(160, 120)),
+    "animation": lambda: sources.animation("WEBP", [sources.photo(160, 120)] * 2),
+    "heic": heic,
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+async def test_a_worker_makes_the_same_bytes_as_a_thread(make: Callable[[], bytes]) -> None:
+    """Catches a codec that needs a file, a thread or a call that it no longer has."""
+    source = make()
+    async with running(threads=1) as pool:
+        for output in (None, *OUTPUTS):
+            expected = render(source, PRESET, output, max_pixels=10**6).data
+            assert await pool.do(source, output) == expected
+        assert pool.deaths == Counter()
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        (b"<svg/>", UnsupportedImage),
+        (sources.jpeg(sources.photo(64, 48))[:500], UndecodableImage),
+        (sources.png(sources.photo(9, 9))[:16] + b"\0\1\0\0\0\1\0\0" + bytes(99), ImageTooLarge),
+    ],
+)
+async def test_an_error_comes_back_as_what_it_was(source: bytes, error: type[Exception]) -> None:
+    """Catches a worker whose refusals all become one class, or kill it."""
+    async with running(threads=1) as pool:
+        with pytest.raises(error) as caught:
+            await pool.do(source)
+        assert type(caught.value) is error
+        assert str(caught.value)
+        assert pool.deaths == Counter()
+
+
+# What a broken worker costs
+
+
+@pytest.mark.parametrize("how", [b"crash", b"abort"])
+async def test_a_crash_costs_its_own_request_alone(how: bytes, hostile_workers: None) -> None:
+    """Catches a pool that breaks with its process, as concurrent.futures' does."""
+    good = sources.jpeg(sources.photo(64, 48))
+    async with running(threads=2) as pool:
+        await pool.do(good)
+        results: list[bytes] = []
+
+        async def others() -> None:
+            for _ in range(20):
+                results.append(await pool.do(good))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            error = await pool.fails(how)
+        assert "SIG" in error.cause
+        assert len(results) == 20
+        assert pool.deaths == {"crash": 1}
+        await until(lambda: len(children()) == 2)
+        await pool.do(good)
+
+
+async def test_a_hang_ends_with_its_time_limit(
+    hostile_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a wait for an answer without an end."""
+    async with running(threads=1) as pool:
+        await pool.do(b"take:1")
+        (first,) = children()
+        monkeypatch.setattr(workers, "TIME_LIMIT", 0.3)
+        assert "no answer within" in (await pool.fails(b"hang")).cause
+        monkeypatch.undo()
+        monkeypatch.setattr(workers, "BOOTSTRAP", hostile.BOOTSTRAP)
+        assert pool.deaths == {"hang": 1}
+        assert await pool.do(b"take:1") == hostile.JPEG
+        assert children() != {first}
+
+
+async def test_an_allocation_over_the_estimate_fails_in_the_worker(hostile_workers: None) -> None:
+    """Catches a limit that is only the sum for everybody: four pictures could each take it."""
+    async with running(threads=1) as pool:
+        assert await pool.do(b"take:1000000") == hostile.JPEG
+        (worker,) = children()
+        for amount in (200 << 20, 1 << 40):
+            with pytest.raises(ImageTooLarge):
+                await pool.do(b"take:%d" % amount)
+        assert await pool.do(b"take:1000000") == hostile.JPEG
+        assert children() == {worker}
+        assert pool.deaths == Counter()
+
+
+async def test_a_defect_is_no_fault_of_the_picture(hostile_workers: None) -> None:
+    """Catches a mistake of ours that is counted, cached and answered as a broken picture."""
+    async with running(threads=1) as pool:
+        with pytest.raises(WorkerDefect, match=r"ZeroDivisionError: a defect .*hostile\.py:\d+"):
+            await pool.do(b"defect")
+        assert await pool.do(b"take:1") == hostile.JPEG
+
+
+def answer(
+    status: int, format_: int, data: bytes, length: int | None = None, place: int = 0
+) -> bytes:
+    return ANSWER.pack(place, status, format_, len(data) if length is None else length) + data
+
+
+DONE = Status.DONE
+AS = {format_: FORMATS.index(format_) for format_ in Format}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"garbage, and a lot of it" * 99,
+        answer(99, 0, b""),
+        answer(DONE, 99, hostile.JPEG),
+        answer(DONE, AS[Format.PNG], hostile.JPEG),
+        answer(DONE, AS[Format.JPEG], b""),
+        answer(DONE, AS[Format.JPEG], b"<script>alert(1)</script>"),
+        answer(DONE, AS[Format.HEIC], b"\0\0\0\x18ftypheic\0\0\0\0heic"),
+        answer(DONE, AS[Format.JPEG], hostile.JPEG, 2**32 - 1),
+        answer(Status.UNDECODABLE, 0, b"x" * 99, 2**31),
+        answer(Status.UNDECODABLE, 0, b"x" * 2001),
+        answer(Status.READY, 0, b'{"missing": []}'),
+        answer(DONE, AS[Format.JPEG], hostile.JPEG, place=1),
+    ],
+)
+async def test_what_is_no_answer_is_not_believed(said: bytes, hostile_workers: None) -> None:
+    """Catches a service that trusts a worker with its memory, a type, or the cache's content."""
+    async with running(threads=1) as pool:
+        error = await pool.fails(b"raw:" + said)
+        assert pool.deaths == {"protocol": 1}, error
+        assert await pool.do(b"take:1") == hostile.JPEG
+
+
+async def test_an_answer_in_another_format_than_was_asked_for_is_refused(
+    hostile_workers: None,
+) -> None:
+    """Catches a cache entry whose type is not the one its key says."""
+    async with running(threads=1) as pool:
+        with pytest.raises(UndecodableImage):
+            await pool.do(b"take:1", Format.WEBP)
+        assert pool.deaths == {"protocol": 1}
+
+
+async def test_an_answer_that_breaks_off_is_a_crash(hostile_workers: None) -> None:
+    """Catches half a result that is taken for one."""
+    async with running(threads=1) as pool:
+        await pool.fails(b"raw:" + answer(DONE, 0, hostile.JPEG, 100))
+        assert pool.deaths == {"crash": 1}
+
+
+async def test_an_answer_that_nobody_asked_for_answers_nobody(hostile_workers: None) -> None:
+    """Catches one picture's worker that leaves an answer for the next picture."""
+    async with running(threads=1) as pool:
+        planted = answer(DONE, AS[Format.JPEG], b"\xff\xd8\xff planted")
+        # Both in one piece: when the first has been read, the second waits for the next picture.
+        assert await pool.do(b"more:" + planted + planted) == b"\xff\xd8\xff planted"
+        assert await pool.do(b"take:1") == hostile.JPEG
+        assert pool.deaths == {"protocol": 1}
+
+
+# Several results of one picture
+
+
+async def three_of(pool: Running, source: bytes) -> tuple[list[bytes], list[Exception]]:
+    """What becomes of three calls for ``source`` that come together."""
+    results: list[bytes] = []
+    errors: list[Exception] = []
+
+    async def ask() -> None:
+        try:
+            results.append(await pool.do(source))
+        except Exception as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(ask)
+    return results, errors
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many recipes each job had."""
+    counted: list[int] = []
+    run = workers.ImageWorker.run
+
+    def count(worker: workers.ImageWorker, job: Job) -> Iterator[Outcome]:
+        counted.append(len(job.orders))
+        return run(worker, job)
+
+    monkeypatch.setattr(workers.ImageWorker, "run", count)
+    return counted
+
+
+async def test_presets_of_one_source_come_from_one_job(jobs: list[int]) -> None:
+    """Catches a source that is sent once for each preset, and an answer for another preset."""
+    source = sources.jpeg(sources.photo(640, 480))
+    made: dict[int, bytes] = {}
+    async with running(threads=2) as pool:
+
+        async def ask(width: int) -> None:
+            preset = Preset(width=width, fit="contain", quality=80)
+            made[width] = (await pool.process(source, preset, None)).data
+
+        async with trio.open_nursery() as nursery:
+            for width in range(100, 700, 100):
+                nursery.start_soon(ask, width)
+        assert pool.deaths == Counter()
+    assert jobs == [6]
+    for width, data in made.items():
+        preset = Preset(width=width, fit="contain", quality=80)
+        assert data == render(source, preset, None, max_pixels=10**6).data
+
+
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [
+        (b"crash", "crash"),
+        (b"hang", "hang"),
+        (b"raw:garbage, and a lot of it", "protocol"),
+        # A good answer, but it was the turn of the next recipe.
+        (b"raw:" + answer(DONE, AS[Format.JPEG], hostile.JPEG, place=0), "protocol"),
+        (b"raw:" + answer(DONE, AS[Format.JPEG], hostile.JPEG, 2**31, place=1), "protocol"),
+    ],
+    ids=["crash", "hang", "garbage", "order", "length"],
+)
+async def test_a_worker_that_dies_over_one_recipe_costs_that_one_alone(
+    deed: bytes,
+    reason: str,
+    jobs: list[int],
+    hostile_workers: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches results that are lost because of who asked beside them."""
+    monkeypatch.setattr(workers, "TIME_LIMIT", 1)
+    async with running(threads=1) as pool:
+        results, errors = await three_of(pool, b"at:1:" + deed)
+        assert results == [hostile.JPEG] * 2
+        assert [type(error) for error in errors] == [UndecodableImage]
+        assert pool.deaths == {reason: 1}
+    assert jobs == [3, 1]
+
+
+async def test_an_error_of_one_recipe_is_not_that_of_the_next(
+    jobs: list[int], hostile_workers: None
+) -> None:
+    """Catches a job that ends with its first error."""
+    async with running(threads=1) as pool:
+        results, errors = await three_of(pool, b"at:1:defect:")
+        assert results == [hostile.JPEG] * 2
+        assert [type(error) for error in errors] == [WorkerDefect]
+        assert pool.deaths == Counter()
+    assert jobs == [3]
+
+
+async def test_the_time_limit_is_for_each_recipe(
+    jobs: list[int], hostile_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches many good results that together take longer than one may."""
+    monkeypatch.setattr(workers, "TIME_LIMIT", 2)
+    async with running(threads=1) as pool:
+        results, errors = await three_of(pool, b"spin:0.9")
+        assert (results, errors) == ([hostile.JPEG] * 3, [])
+    assert jobs == [3]
+
+
+# What a worker says and how it ends
+
+
+async def test_causes_are_short_and_printable(hostile_workers: None) -> None:
+    """Catches a worker that writes lines, colours or megabytes into the log."""
+    async with running(threads=1) as pool:
+        said = b"\x1b[31m\nlevel=error \xff" * 50
+        error = await pool.fails(b"raw:" + answer(Status.UNDECODABLE, 0, said))
+        assert error.cause.isascii()
+        assert error.cause.isprintable()
+
+
+async def test_a_worker_that_is_killed_while_idle_costs_nobody_anything() -> None:
+    """Catches a request that gets a dead worker, as after the system ran out of memory."""
+    good = sources.jpeg(sources.photo(64, 48))
+    async with running(threads=1) as pool:
+        await pool.do(good)
+        (worker,) = children()
+        os.kill(worker, signal.SIGKILL)
+        await until(lambda: not is_running(worker))
+        assert await pool.do(good)
+        assert pool.deaths == {"crash": 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_to_the_whole_group_ends_no_worker(number: signal.Signals) -> None:
+    """Catches jobs that are lost when the terminal or the service manager stops the service."""
+    good = sources.jpeg(sources.photo(64, 48))
+    async with running(threads=1) as pool:
+        await pool.do(good)
+        (worker,) = children()
+        os.kill(worker, number)
+        await pool.do(good)
+        assert children() == {worker}
+
+
+async def test_a_worn_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches memory that fragments for ever, and a worker that is ended over its last job."""
+    monkeypatch.setattr(workers, "JOBS", 3)
+    good = sources.jpeg(sources.photo(64, 48))
+    async with running(threads=1) as pool:
+        seen = set()
+        for _ in range(7):
+            await pool.do(good)
+            seen |= children()
+        assert len(seen) == 3
+        assert pool.deaths == Counter()
+
+
+async def test_a_worker_that_has_worked_for_long_is_replaced_though_its_jobs_were_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches counting jobs alone: the limit of CPU time would end one in the middle of a job."""
+    monkeypatch.setattr(workers, "BUSY_SECONDS", 1e-6)
+    good = sources.jpeg(sources.photo(64, 48))
+    async with running(threads=1) as pool:
+        seen = set()
+        for _ in range(3):
+            await pool.do(good)
+            seen |= children()
+        assert len(seen) == 3
+        assert pool.deaths == Counter()
+
+
+# Starting and ending
+
+
+@pytest.mark.parametrize(
+    "bootstrap",
+    [
+        "raise SystemExit(3)",
+        "import os; os.abort()",
+        "import os, sys; os.write(int(sys.argv[1]), b'no')",
+    ],
+    ids=["exit", "abort", "garbage"],
+)
+async def test_workers_that_cannot_start_are_a_defect_and_no_hang(
+    bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a request that waits for a worker that never comes, and a loop at full speed."""
+    monkeypatch.setattr(workers, "BOOTSTRAP", bootstrap)
+    with structlog.testing.capture_logs() as lines:
+        async with running(threads=2) as pool:
+            with pytest.raises(CannotStart):
+                await pool.do(b"x")
+            with pytest.raises(CannotStart):
+                await pool.do(b"x")
+    failed = [line for line in lines if line["event"] == "no worker starts"]
+    assert 1 <= len(failed) <= 4
+    assert all(line["cause"] for line in failed)
+
+
+async def test_an_interpreter_that_is_not_there_is_a_defect_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches an error of the system that ends the service's nursery."""
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    async with running(threads=1) as pool:
+        with pytest.raises(CannotStart, match="No such file"):
+            await pool.do(b"x")
+
+
+async def test_workers_that_start_again_serve_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a failure that is remembered for ever."""
+    good = sources.jpeg(sources.photo(64, 48))
+    with monkeypatch.context() as patched:
+        patched.setattr(workers, "BOOTSTRAP", "raise SystemExit(3)")
+        async with running(threads=1) as pool:
+            with pytest.raises(CannotStart):
+                await pool.do(good)
+            patched.undo()
+            await until(lambda: bool(children()))
+            with trio.fail_after(PATIENCE):
+                while True:
+                    try:
+                        assert await pool.do(good)
+                        break
+                    except CannotStart:
+                        await trio.sleep(0.05)
+
+
+async def test_no_worker_in_time_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a wait for a worker that process.queue_wait does not bound."""
+    monkeypatch.setattr(workers, "BOOTSTRAP", hostile.BOOTSTRAP)
+    async with running(threads=1, queue_wait=0.05) as pool:
+        await pool.do(b"take:1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.fails, b"hang")
+            await trio.sleep(0.1)
+            with pytest.raises(Busy):
+                await pool.do(b"take:1")
+            (worker,) = children()
+            os.kill(worker, signal.SIGKILL)
+
+
+async def test_a_pool_that_nothing_runs_says_so() -> None:
+    """Catches a wait for workers that nobody starts."""
+    with pytest.raises(RuntimeError, match="nothing runs"):
+        await ProcessingPool(config()).process(b"x", PRESET, None)
+
+
+@pytest.mark.parametrize("after", [0, 0.002, 0.02, 0.1, 0.3, 1])
+async def test_cancellation_at_any_moment_leaves_nothing(after: float) -> None:
+    """Catches a process, zombie, descriptor or token that is left by a service that stops early."""
+    good = sources.jpeg(sources.photo(640, 480))
+    before = children(), descriptors()
+    pool = Running(config(threads=2))
+    with trio.move_on_after(after):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            for _ in range(8):
+                nursery.start_soon(pool.do, good)
+            await trio.sleep_forever()
+    assert pool.statistics() == PoolStatistics(0, 0)
+    assert pool._admission.statistics().admitted == 0
+    assert (children(), descriptors()) == before
+
+
+async def test_a_transform_that_has_begun_is_kept_when_the_service_stops(
+    hostile_workers: None,
+) -> None:
+    """Catches workers that are killed over work that is nearly done."""
+    pool = Running(config(threads=1))
+    results: list[bytes] = []
+    began = trio.Event()
+    source = sources.png(sources.photo(1500, 1000))
+
+    async def work() -> None:
+        made = await pool.process(source, PRESET, Format.WEBP, on_start=began.set)
+        results.append(made.data)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        nursery.start_soon(work)
+        await began.wait()
+        nursery.cancel_scope.cancel()
+    assert len(results) == 1
+    assert pool.deaths == Counter()
+
+
+def test_workers_end_with_a_service_that_was_killed() -> None:
+    """Catches orphans: no handler runs after SIGKILL."""
+    code = """
+import os, sys, trio
+from pathlib import Path
+from proxy.config import Config
+from proxy.imaging.workers.pool import ProcessingPool
+from tests.imaging.workers.test_sandbox import children, PRESET, sources
+
+async def main():
+    pool = ProcessingPool(Config.model_validate({"process": {"threads": 2}}))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        await pool.process(sources.jpeg(sources.photo(64, 48)), PRESET, None)
+        while len(children()) < 2:
+            await trio.sleep(0.01)
+        print(*children(), flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+    service = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE
+    )
+    assert service.stdout is not None
+    with service.stdout:
+        found = [int(pid) for pid in service.stdout.readline().split()]
+        service.kill()
+        service.wait()
+    assert len(found) == 2
+    end = time.monotonic() + PATIENCE
+    while any(is_running(pid) for pid in found):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Whether it is there and no zombie: who reaps orphans is not ours to say."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"

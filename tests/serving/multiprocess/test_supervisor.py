@@ -1,0 +1,234 @@
+"""Several worker processes: one that dies is replaced, and none outlives the first process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from proxy.serving.multiprocess import supervisor
+from proxy.serving.multiprocess.supervisor import Supervisor
+from tests.fakes.world import tiny_jpeg
+from tests.processes import (
+    SERVE,
+    Client,
+    imageproxy,
+    run,
+    serve,
+    started,
+    until,
+    until_refused,
+    upstream,
+    what_cannot_start,
+)
+from tests.serving.test_serve import img, is_gone, metric
+
+TWO = [*SERVE, "--workers", "2"]
+
+
+async def test_a_worker_that_is_killed_is_replaced_while_the_other_serves(tmp_path: Path) -> None:
+    """Catches Hypercorn's own: one killed for its memory ends the service, with exit code 0."""
+    async with upstream() as internet:
+        did, cid = internet.add_blob(tiny_jpeg())
+        async with serve(TWO, internet.environment(tmp_path), workers=2) as server:
+            before = set(server.workers)
+            killed = min(before)
+            os.kill(killed, signal.SIGKILL)
+            ended = await server.line_with('"event":"a worker ended')
+            assert f'"pid":{killed},' in ended.string
+            assert '"signal":9' in ended.string
+            assert (await server.get(img(did, cid))).status == 200
+            await until(lambda: len(server.workers - before) == 1)
+            await server.get("/healthz")
+            # The dead one's socket is gone: nobody asks it for its share of the metrics.
+            assert await metric(server, "imageproxy_coalesced_total") == 0
+            assert "does not tell its metrics" not in server.text
+            server.send(signal.SIGTERM)
+            assert await server.exit_code() == 0
+            assert all(is_gone(pid) for pid in server.workers)
+
+
+async def test_workers_end_with_a_first_process_that_was_killed(tmp_path: Path) -> None:
+    """Catches workers that serve on, with what was configured then, beside those of a new start."""
+    environment = {"IMAGE_PROXY_CACHE__PATH": str(tmp_path)}
+    async with serve(TWO, environment, workers=2) as server:
+        server.send(signal.SIGKILL)
+        await until(lambda: all(is_gone(pid) for pid in server.workers))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_port_of_another_server_of_the_same_user_is_in_use(
+    workers: str, tmp_path: Path
+) -> None:
+    """Catches SO_REUSEPORT, by which an old and a new configuration share the requests."""
+    environment = {"IMAGE_PROXY_CACHE__PATH": str(tmp_path)}
+    async with serve(TWO, environment, workers=2) as server:
+        arguments = imageproxy("serve", "--bind", f"127.0.0.1:{server.port}", "--workers", workers)
+        async with run(arguments, environment) as second:
+            assert await second.exit_code() == 1
+            assert "Address already in use" in second.text
+
+
+async def test_workers_that_cannot_start_end_it_with_their_reason(tmp_path: Path) -> None:
+    """Catches a service that tries for ever what never succeeds."""
+    environment = {
+        **what_cannot_start(tmp_path),
+        "IMAGE_PROXY_CACHE__PATH": str(tmp_path / "cache"),
+    }
+    async with run(TWO, environment) as process:
+        assert await process.exit_code() == 1
+        await process.line_with("imageproxy: .*cannot import name")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_hangup_ends_it_as_a_termination_does(workers: int, tmp_path: Path) -> None:
+    """Catches a process that is gone at once, and its requests with it."""
+    async with upstream() as internet:
+        did, cid = internet.add_blob(tiny_jpeg())
+        held = internet.hold_blobs()
+        arguments = [*SERVE, "--workers", str(workers)]
+        async with (
+            serve(arguments, internet.environment(tmp_path), workers=workers) as server,
+            Client(server.port) as client,
+        ):
+            await client.send(img(did, cid))
+            await held.seen.wait()
+            server.send(signal.SIGHUP)
+            await until_refused(server.port)
+            held.released.set()
+            assert (await client.reply()).status == 200
+            assert await server.exit_code() == 0
+            await server.line_with('"signal":"SIGHUP","event":"stopping"')
+
+
+async def test_a_hangup_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """Catches a server under nohup(1) that ends with the terminal that it was started in."""
+    ignoring = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", sys.executable]
+    environment = {"IMAGE_PROXY_CACHE__PATH": str(tmp_path)}
+    async with started([*ignoring, *SERVE], environment) as server:
+        server.send(signal.SIGHUP)
+        for _ in range(3):
+            assert (await server.get("/healthz")).status == 200
+        server.send(signal.SIGTERM)
+        assert await server.exit_code() == 0
+        assert "SIGHUP" not in server.text
+
+
+async def test_workers_import_nothing_from_the_folder_that_they_are_started_in(
+    tmp_path: Path,
+) -> None:
+    """Catches ``python -m``, by which a file of a stranger there runs as the service."""
+    (tmp_path / "trio.py").write_text("raise SystemExit('a stranger')")
+    there = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(tmp_path)]
+    program = Path(sys.executable).with_name("imageproxy")
+    environment = {"IMAGE_PROXY_CACHE__PATH": str(tmp_path / "cache")}
+    command = [*there, str(program), *TWO[2:]]
+    async with started(command, environment, workers=2) as server:
+        server.send(signal.SIGTERM)
+        assert await server.exit_code() == 0
+
+
+# The first process, with workers that only say that they serve.
+
+STUB = """
+import os, socket, sys
+
+pytestmark = pytest.mark.slow
+if os.path.exists(os.environ["BROKEN"]):
+    sys.exit(3)
+tie = socket.socket(fileno=0)
+tie.send(b"1")
+with open(os.environ["STARTED"], "a") as file:
+    print(os.getpid(), file=file)
+tie.recv(1)
+"""
+
+
+@dataclass
+class Stubs:
+    """A supervisor of two of them."""
+
+    supervisor: Supervisor
+    folder: Path
+
+    def pids(self) -> list[int]:
+        """Of all that have said that they serve, in that order."""
+        try:
+            return [int(line) for line in (self.folder / "started").read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    async def serve(self, count: int) -> None:
+        """Wait until so many have served."""
+        await until(lambda: len(self.pids()) == count)
+
+
+@pytest.fixture
+def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubs]:
+    monkeypatch.setattr(supervisor, "BOOTSTRAP", STUB)
+    own = {"STARTED": str(tmp_path / "started"), "BROKEN": str(tmp_path / "broken")}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = Supervisor(
+            listener, count=2, environment=os.environ | own, folder=tmp_path, patience=10
+        )
+        yield Stubs(made, tmp_path)
+
+
+async def test_a_cancelled_supervisor_leaves_no_worker(stubs: Stubs) -> None:
+    """Catches a clean-up that the cancellation ends before it kills."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stubs.supervisor.run)
+        await stubs.serve(2)
+        nursery.cancel_scope.cancel()
+    assert all(is_gone(pid) for pid in stubs.pids())
+
+
+async def test_a_worker_that_cannot_be_started_for_now_disturbs_nobody(
+    stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a fork that fails for want of memory, and takes the healthy workers with it."""
+    open_process, failures = trio.lowlevel.open_process, [errno.ENOMEM, errno.EAGAIN]
+
+    async def failing(*arguments: Any, **more: Any) -> trio.Process:
+        if len(stubs.pids()) == 2 and failures:
+            code = failures.pop()
+            raise OSError(code, os.strerror(code))
+        return await open_process(*arguments, **more)
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", failing)
+    monkeypatch.setattr(supervisor, "RESTART_PAUSE", 0.01)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stubs.supervisor.run)
+        await stubs.serve(2)
+        killed, other = stubs.pids()
+        os.kill(killed, signal.SIGKILL)
+        await stubs.serve(3)
+        assert failures == []
+        assert not is_gone(other)
+        stubs.supervisor.stop()
+    assert all(is_gone(pid) for pid in stubs.pids())
+
+
+async def test_a_server_that_nobody_can_serve_any_more_ends(stubs: Stubs) -> None:
+    """Catches a socket that is kept open for ever, in which clients wait for nobody."""
+    codes: list[int] = []
+
+    async def run() -> None:
+        codes.append(await stubs.supervisor.run())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await stubs.serve(2)
+        (stubs.folder / "broken").touch()
+        for pid in stubs.pids():
+            os.kill(pid, signal.SIGKILL)
+    assert codes == [3]
