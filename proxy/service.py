@@ -41,7 +41,7 @@ from proxy.imaging.workers.pool import Processed, Processor
 from proxy.model.formats import Format, content_type_of
 from proxy.model.keys import BlobKey, ImageKey, image_key
 from proxy.model.presets import Preset
-from proxy.model.selection import Covering
+from proxy.model.selection import Covering, Tag, tags_of
 from proxy.moderation.blocks import Blocks
 from proxy.moderation.gate import Gate
 from proxy.moderation.moderator import Moderator
@@ -49,6 +49,7 @@ from proxy.observability.metrics import Metrics
 from proxy.observability.spans import Spans
 from proxy.shared.negative_cache import NegativeCache
 from proxy.shared.single_flight import Flight, SingleFlight
+from proxy.shared.tag_index import TagIndex
 
 CacheState = Literal["hit", "miss", "coalesced"]
 
@@ -158,6 +159,9 @@ class Service:
         self._fetch_failures = NegativeCache(config.identity.negative_ttl)
         self._image_failures = NegativeCache(config.identity.negative_ttl)
         self._under_way: set[_Making] = set()
+        self._under_way_by_tag: TagIndex[_Making] = TagIndex(
+            lambda making: tags_of(making.key.blob)
+        )
         self._images: SingleFlight[ImageKey, _Made] = SingleFlight(nursery)
         self._blobs: SingleFlight[BlobKey, _Source] = SingleFlight(nursery)
 
@@ -197,7 +201,7 @@ class Service:
         """
         if not self.gate.check(key.blob):
             return None
-        entry = self._memory.get(key) or self._writer.pending(key)
+        entry = self._memory.get(key, trio.current_time()) or self._writer.pending(key)
         return None if entry is None else Image(entry.data, entry.format, key.etag, "hit")
 
     async def get_blob(self, blob: BlobKey) -> Blob:
@@ -219,7 +223,7 @@ class Service:
 
     async def is_cached(self, key: ImageKey) -> bool:
         """Whether the result of ``key`` needs nothing but the cache."""
-        if (self._memory.get(key) or self._writer.pending(key)) is not None:
+        if (self._memory.get(key, trio.current_time()) or self._writer.pending(key)) is not None:
             return True
         return await self._cached(key) is not None
 
@@ -240,8 +244,8 @@ class Service:
 
     def forget(self, covering: Covering) -> None:
         """Keep nothing of what is covered but on disk, nor what flights under way bring of it."""
-        for making in self._under_way:
-            making.is_forgotten = making.is_forgotten or covering.covers(making.key)
+        for making in self._under_way_by_tag.find(covering.tags, self._under_way):
+            making.is_forgotten = True
         self._memory.purge(covering)
         self._fetch_failures.purge(covering)
         self._image_failures.purge(covering)
@@ -250,9 +254,11 @@ class Service:
     async def _make(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
         making = _Making(key)
         self._under_way.add(making)
+        self._under_way_by_tag.add(making)
         try:
             return await self._make_or_find(making, flight)
         finally:
+            self._under_way_by_tag.discard((making,))
             self._under_way.discard(making)
 
     async def _make_or_find(self, making: _Making, flight: Flight[_Made]) -> _Made:
@@ -271,7 +277,7 @@ class Service:
             made = await self._transform(key, flight)
             # Nothing awaits from here on: what was transformed is not lost to a cancellation.
             if not (making.is_forgotten or self.gate.refuses(key.blob)):
-                self._memory.put(key, made.entry)
+                self._memory.put(key, made.entry, trio.current_time())
                 stack.callback(self.spans.begin("write"))
                 # Hold the build lock until the write is done: a process that waits for it then
                 # finds the file.
@@ -282,7 +288,7 @@ class Service:
         """What the cache has, kept in memory from now on unless it was purged meanwhile."""
         cached = await self._cached(making.key)
         if cached is not None and not making.is_forgotten:
-            self._memory.put(making.key, cached)
+            self._memory.put(making.key, cached, trio.current_time())
         return cached
 
     async def _transform(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
@@ -378,3 +384,7 @@ OUTCOMES: dict[type[ImageProxyError], str] = {
     FetchFailed: "failed",
 }
 """Label values of ``imageproxy_fetch_duration_seconds``: the last column of the error table."""
+
+
+def _tags_of(making: _Making) -> tuple[Tag, ...]:
+    return tags_of(making.key.blob)

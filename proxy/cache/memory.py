@@ -1,18 +1,18 @@
-"""The memory tier: the hottest entries, bounded in bytes. Synchronous: a hit awaits nothing."""
+"""The memory tier: the hottest entries, bounded in bytes. Pure: a hit awaits nothing."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
 from collections.abc import Callable
-
-import trio
 
 from proxy.cache.interface import Entry
 from proxy.model.keys import ImageKey
-from proxy.model.selection import Covering
+from proxy.model.selection import Covering, Tag, tags_of
+from proxy.shared.expiring_map import ExpiringMap
 
-OVERHEAD = 512
-"""Bytes that an entry costs beside its data: key, entry and table slot, measured roughly up."""
+OVERHEAD = 1024
+"""Bytes that an entry costs beside its data: key, entry, tags and table slots, measured roughly
+up."""
 
 
 class MemoryCache:
@@ -21,58 +21,36 @@ class MemoryCache:
     Args:
         max_bytes: of data and overhead; 0 keeps nothing.
         ttl_seconds: age at which an entry goes; 0: never.
+
+    Attributes:
+        get: the entry of a key, or None, at a time in seconds. Counts as a use of it.
     """
 
-    def __init__(
-        self,
-        max_bytes: int,
-        *,
-        ttl_seconds: float = 0,
-        clock: Callable[[], float] = trio.current_time,
-    ) -> None:
+    def __init__(self, max_bytes: int, *, ttl_seconds: float = 0) -> None:
         self._max_bytes = max_bytes
-        self._ttl = ttl_seconds
-        self._clock = clock
-        self._entries: OrderedDict[ImageKey, tuple[Entry, float]] = OrderedDict()
-        self._bytes = 0
+        self._ttl = ttl_seconds or math.inf
+        self._entries: ExpiringMap[ImageKey, Entry] = ExpiringMap(
+            max_bytes, cost=_cost, tags=_tags_of
+        )
+        # The map's own method: every hit passes here, and a call in between would show.
+        self.get: Callable[[ImageKey, float], Entry | None] = self._entries.get
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: ImageKey) -> Entry | None:
-        """The entry of ``key``, or None. Counts as a use of it."""
-        found = self._entries.get(key)
-        if found is None:
-            return None
-        entry, kept_at = found
-        if self._ttl and self._clock() - kept_at >= self._ttl:
-            self._remove(key)
-            return None
-        self._entries.move_to_end(key)
-        return entry
-
-    def put(self, key: ImageKey, entry: Entry) -> None:
+    def put(self, key: ImageKey, entry: Entry, now: float) -> None:
         """Keep ``entry`` unless it alone would take a quarter of the room."""
-        if _cost(entry) * 4 > self._max_bytes:
-            return
-        if key in self._entries:
-            self._remove(key)
-        self._entries[key] = (entry, self._clock())
-        self._bytes += _cost(entry)
-        while self._bytes > self._max_bytes:
-            self._remove(next(iter(self._entries)))
+        if _cost(key, entry) * 4 <= self._max_bytes:
+            self._entries.put(key, entry, now + self._ttl)
 
     def purge(self, covering: Covering) -> int:
-        """Remove what is covered; how many there were."""
-        selected = [key for key in self._entries if covering.covers(key)]
-        for key in selected:
-            self._remove(key)
-        return len(selected)
-
-    def _remove(self, key: ImageKey) -> None:
-        entry, _kept_at = self._entries.pop(key)
-        self._bytes -= _cost(entry)
+        """Remove what is covered; how many entries there were."""
+        return self._entries.remove_tagged(covering.tags)
 
 
-def _cost(entry: Entry) -> int:
+def _cost(key: ImageKey, entry: Entry) -> int:
     return len(entry.data) + OVERHEAD
+
+
+def _tags_of(key: ImageKey) -> tuple[Tag, ...]:
+    return tags_of(key.blob)

@@ -11,7 +11,8 @@ from trio_util import AsyncValue
 
 from proxy.cache.interface import Cache, Entry
 from proxy.model.keys import ImageKey
-from proxy.model.selection import Covering, Selection, Selections
+from proxy.model.selection import Covering, Selection, Selections, tags_of
+from proxy.shared.tag_index import TagIndex
 
 RETRY_PAUSE = 1.0
 """Seconds before a failed write is tried its second and last time."""
@@ -53,6 +54,7 @@ class CacheWriter:
         self._cache = cache
         self._send, self._receive = trio.open_memory_channel[ImageKey](queue_size)
         self._pending: dict[ImageKey, _Write] = {}
+        self._by_tag: TagIndex[ImageKey] = TagIndex(lambda key: tags_of(key.blob))
         self._writing = trio.Lock()
         self._queue_size = queue_size
         self._waiting: AsyncValue[int] = AsyncValue(0)
@@ -80,6 +82,7 @@ class CacheWriter:
             on_settled()
             return
         self._pending[key] = _Write(entry, on_settled)
+        self._by_tag.add(key)
         self._waiting.value += 1
 
     def pending(self, key: ImageKey) -> Entry | None:
@@ -93,8 +96,8 @@ class CacheWriter:
 
     def discard(self, covering: Covering) -> None:
         """Do not write what is covered and still waits. See ``begun`` for what waits no more."""
-        for key in [key for key in self._pending if covering.covers(key)]:
-            self._pending.pop(key).on_settled()
+        for key in self._by_tag.find(covering.tags, self._pending):
+            self._settle(key)
 
     async def begun(self) -> None:
         """Wait for a write that has begun, so that it cannot bring back what is purged next."""
@@ -149,5 +152,8 @@ class CacheWriter:
         finally:
             # A purge may have settled it, and another write have the key by now.
             if self._pending.get(key) is write:
-                del self._pending[key]
-                write.on_settled()
+                self._settle(key)
+
+    def _settle(self, key: ImageKey) -> None:
+        self._by_tag.discard((key,))
+        self._pending.pop(key).on_settled()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 from proxy.egress.errors import AskedToWait, EgressError
+from proxy.shared.expiring_map import ExpiringMap
 
 FAILURES_TO_OPEN = 5
 """Connect failures and time-outs in a row after which a host is taken to be down."""
@@ -33,7 +33,7 @@ class Circuits:
     """
 
     def __init__(self) -> None:
-        self._circuits: OrderedDict[str, _Circuit] = OrderedDict()
+        self._circuits: ExpiringMap[str, _Circuit] = ExpiringMap(MAX_HOSTS)
 
     def __len__(self) -> int:
         return len(self._circuits)
@@ -49,7 +49,7 @@ class Circuits:
             AskedToWait: ``hold``.
             EgressError: of the class of the failure that opened the circuit.
         """
-        circuit = self._circuits.get(host)
+        circuit = self._circuits.get(host, now)
         if circuit is None or circuit.error is None:
             return False
         if now < circuit.held_until:
@@ -63,37 +63,32 @@ class Circuits:
 
     def succeeded(self, host: str, now: float) -> None:
         """``host`` answered. An answer to what was asked before ``hold`` does not end the hold."""
-        circuit = self._circuits.pop(host, None)
+        circuit = self._circuits.get(host, now)
+        self._circuits.remove(host)
         if circuit is not None and now < circuit.held_until:
-            self._keep(host, _held(circuit.held_until))
+            self._circuits.put(host, _held(circuit.held_until))
 
     def hold(self, host: str, seconds: float, now: float) -> None:
         """``host`` asked to be left alone for a while (``Retry-After``)."""
-        circuit = self._circuits.get(host)
+        circuit = self._circuits.get(host, now)
         longest = 0.0 if circuit is None else circuit.held_until
-        self._keep(host, _held(max(now + seconds, longest)))
+        self._circuits.put(host, _held(max(now + seconds, longest)))
 
     def failed(self, host: str, error: EgressError, now: float) -> None:
         """``host`` could not be connected to, or took too long."""
-        circuit = self._circuits.get(host) or _Circuit()
+        circuit = self._circuits.get(host, now) or _Circuit()
         circuit.failures += 1
         circuit.is_probed = False
         if circuit.failures >= FAILURES_TO_OPEN:
             circuit.error = error
             circuit.open_until = now + OPEN_SECONDS
-        self._keep(host, circuit)
+        self._circuits.put(host, circuit)
 
-    def gave_up(self, host: str) -> None:
+    def gave_up(self, host: str, now: float) -> None:
         """A probe ended without telling anything about ``host``; another may probe it."""
-        circuit = self._circuits.get(host)
+        circuit = self._circuits.get(host, now)
         if circuit is not None:
             circuit.is_probed = False
-
-    def _keep(self, host: str, circuit: _Circuit) -> None:
-        self._circuits[host] = circuit
-        self._circuits.move_to_end(host)
-        while len(self._circuits) > MAX_HOSTS:
-            self._circuits.popitem(last=False)
 
 
 class _Circuit:

@@ -138,7 +138,7 @@ class Gateway:
             raise
         except BaseException:
             if is_probe:
-                self._circuits.gave_up(host)
+                self._circuits.gave_up(host, trio.current_time())
             raise
         self._circuits.succeeded(host, trio.current_time())
         if pause := pause_asked(answer.status, answer.headers, time.time()):

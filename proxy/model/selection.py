@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, cast
 
 from proxy.model.identifiers import Cid, Did
-from proxy.model.keys import BlobKey, ImageKey
+from proxy.model.keys import BlobKey
+
+Tag: TypeAlias = "Did | Cid | BlobKey"
+"""What a selection names: an owner, a blob of every owner, or a blob of one. No two are equal."""
+
+
+def tags_of(blob: BlobKey) -> tuple[Tag, ...]:
+    """The tags of the selections that cover a blob."""
+    return blob.did, blob.cid, blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +34,17 @@ class Selection:
         if self.did is None and self.cid is None:
             raise ValueError("a selection needs a DID, a CID, or both")
 
-    def covers(self, key: ImageKey) -> bool:
-        """Whether a result is selected."""
-        return self.covers_blob(key.blob)
+    @property
+    def tag(self) -> Tag:
+        """What every blob that is selected has among its tags, and no other blob."""
+        if self.did is not None and self.cid is not None:
+            return BlobKey(self.did, self.cid)
+        return cast("Did | Cid", self.did or self.cid)
+
+    @property
+    def tags(self) -> AbstractSet[Tag]:
+        """See ``Covering``."""
+        return frozenset((self.tag,))
 
     def covers_blob(self, blob: BlobKey) -> bool:
         """Whether a blob is selected."""
@@ -35,10 +52,11 @@ class Selection:
 
 
 class Covering(Protocol):
-    """What tells which results are meant: a selection, several, or everything."""
+    """Which blobs and results are meant: those of a selection, of several, or all."""
 
-    def covers(self, key: ImageKey) -> bool:
-        """Whether a result is meant."""
+    @property
+    def tags(self) -> AbstractSet[Tag] | None:
+        """What is meant is what has any of these tags; None: everything."""
         ...
 
     def covers_blob(self, blob: BlobKey) -> bool:
@@ -50,27 +68,22 @@ class Selections:
     """Several selections as one, asked in constant time."""
 
     def __init__(self, selections: Iterable[Selection]) -> None:
-        self._pairs = frozenset((each.did, each.cid) for each in selections)
+        self._tags = frozenset(each.tag for each in selections)
 
-    def covers(self, key: ImageKey) -> bool:
+    @property
+    def tags(self) -> AbstractSet[Tag]:
         """See ``Covering``."""
-        return self.covers_blob(key.blob)
+        return self._tags
 
     def covers_blob(self, blob: BlobKey) -> bool:
         """See ``Covering``."""
-        return (
-            (blob.did, None) in self._pairs
-            or (None, blob.cid) in self._pairs
-            or (blob.did, blob.cid) in self._pairs
-        )
+        return not self._tags.isdisjoint(tags_of(blob))
 
 
 class Everything:
     """All there is."""
 
-    def covers(self, key: ImageKey) -> bool:
-        """See ``Covering``."""
-        return True
+    tags: AbstractSet[Tag] | None = None
 
     def covers_blob(self, blob: BlobKey) -> bool:
         """See ``Covering``."""

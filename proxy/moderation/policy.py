@@ -7,7 +7,6 @@ answer, and what nobody permitted is not served, unless ``policy.fail_open`` say
 from __future__ import annotations
 
 import sqlite3
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from urllib.parse import quote
@@ -22,6 +21,7 @@ from proxy.egress.gateway import Gateway
 from proxy.egress.network import Network
 from proxy.errors import PolicyUnavailable, TakenDown
 from proxy.model.keys import BlobKey
+from proxy.shared.expiring_map import ExpiringMap
 from proxy.shared.single_flight import Flight, SingleFlight
 
 MAX_ANSWER = 64 * 1024
@@ -52,24 +52,18 @@ class Verdicts:
 
     def __init__(self, *, ttl: float, max_entries: int) -> None:
         self._ttl = ttl
-        self._max_entries = max_entries
-        # The oldest first: they are also the first whose time is over.
-        self._answers: OrderedDict[BlobKey, tuple[Verdict, float]] = OrderedDict()
+        self._answers: ExpiringMap[BlobKey, Verdict] = ExpiringMap(max_entries)
 
     def __len__(self) -> int:
         return len(self._answers)
 
     def get(self, blob: BlobKey, now: float) -> Verdict | None:
         """The answer on ``blob``, while it counts."""
-        verdict, at = self._answers.get(blob, (None, 0.0))
-        return verdict if now - at < self._ttl else None
+        return self._answers.get(blob, now)
 
     def put(self, blob: BlobKey, verdict: Verdict, now: float) -> None:
         """Remember an answer."""
-        self._answers[blob] = (verdict, now)
-        self._answers.move_to_end(blob)
-        while len(self._answers) > self._max_entries:
-            self._answers.popitem(last=False)
+        self._answers.put(blob, verdict, now + self._ttl)
 
 
 class Policy:

@@ -4,7 +4,6 @@ is none."""
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -12,6 +11,7 @@ from typing import Generic, TypeVar
 import trio
 
 from proxy.errors import ImageProxyError
+from proxy.shared.expiring_map import ExpiringMap
 from proxy.shared.single_flight import Flight, SingleFlight
 
 K = TypeVar("K", bound=Hashable)
@@ -69,9 +69,8 @@ class LookupCache(Generic[K, V]):
         self._source = ask
         self._times = times
         self._settled = settled
-        self._max_entries = max_entries
         self._clock = clock
-        self._kept: OrderedDict[K, _Kept[V]] = OrderedDict()
+        self._kept: ExpiringMap[K, _Kept[V]] = ExpiringMap(max_entries)
         self._flights: SingleFlight[K, V] = SingleFlight(nursery)
 
     async def get(self, key: K, *, max_age: float | None = None) -> V:
@@ -83,9 +82,8 @@ class LookupCache(Generic[K, V]):
         Raises:
             ImageProxyError: what the source raised, or would raise again.
         """
-        known = self._kept.get(key)
+        known = self._kept.get(key, self._clock())
         if known is not None and self._is_fresh(known, max_age):
-            self._kept.move_to_end(key)
             if known.error is not None:
                 raise known.error.fresh()
             return known.value  # type: ignore[return-value]
@@ -98,7 +96,7 @@ class LookupCache(Generic[K, V]):
 
     def forget(self, key: K) -> None:
         """Ask again next time."""
-        self._kept.pop(key, None)
+        self._kept.remove(key)
 
     def _is_fresh(self, known: _Kept[V], max_age: float | None) -> bool:
         if max_age is None and self._clock() < known.failing_until:
@@ -125,13 +123,12 @@ class LookupCache(Generic[K, V]):
         return value
 
     def _stale(self, key: K) -> _Kept[V] | None:
-        known = self._kept.get(key)
+        known = self._kept.get(key, self._clock())
         if known is None or known.error is not None:
             return None
         return known if self._clock() - known.at < self._times.stale_ttl else None
 
     def _keep(self, key: K, entry: _Kept[V]) -> None:
-        self._kept[key] = entry
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._max_entries:
-            self._kept.popitem(last=False)
+        times = self._times
+        useful = times.negative_ttl if entry.error else max(times.ttl, times.stale_ttl)
+        self._kept.put(key, entry, entry.at + useful)

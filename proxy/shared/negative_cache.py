@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from proxy.errors import (
     BlobNotFound,
     CidMismatch,
@@ -13,10 +11,11 @@ from proxy.errors import (
     UnsupportedImage,
 )
 from proxy.model.keys import BlobKey
-from proxy.model.selection import Covering
+from proxy.model.selection import Covering, Tag
+from proxy.shared.expiring_map import ExpiringMap
 
 MAX_ENTRIES = 100_000
-"""Failures remembered; about 40 MB when full."""
+"""Failures remembered; about 110 MB when full, with their messages."""
 
 SETTLED = (BlobNotFound, CidMismatch, ImageTooLarge, UnsupportedImage, UndecodableImage)
 """Failures that lie in the blob or its owner: asking again soon brings the same."""
@@ -34,33 +33,34 @@ class NegativeCache:
 
     def __init__(self, ttl: float) -> None:
         self._ttl = ttl
-        self._failures: OrderedDict[BlobKey, tuple[ImageProxyError, float, bool]] = OrderedDict()
+        # Each failure, and whether it is settled or was repeated.
+        self._failures: ExpiringMap[BlobKey, tuple[ImageProxyError, bool]] = ExpiringMap(
+            MAX_ENTRIES, tags=_tags_of
+        )
 
     def __len__(self) -> int:
         return len(self._failures)
 
     def check(self, blob: BlobKey, now: float) -> None:
         """Raise the remembered failure of ``blob``, a copy, or pass."""
-        error, at, is_in_force = self._failures.get(blob, (None, 0.0, False))
-        if error is None or not is_in_force:
-            return
-        if now - at < self._ttl:
+        error, is_in_force = self._failures.get(blob, now) or (None, False)
+        if error is not None and is_in_force:
             raise error.fresh()
-        del self._failures[blob]
 
     def failed(self, blob: BlobKey, error: ImageProxyError, now: float) -> None:
         """Note a failure of ``blob``."""
-        _, at, _ = self._failures.pop(blob, (None, -self._ttl, False))
-        is_in_force = isinstance(error, SETTLED) or now - at < self._ttl
-        self._failures[blob] = (error.fresh(), now, is_in_force)
-        while len(self._failures) > MAX_ENTRIES:
-            self._failures.popitem(last=False)
+        is_in_force = isinstance(error, SETTLED) or self._failures.get(blob, now) is not None
+        self._failures.put(blob, (error.fresh(), is_in_force), now + self._ttl)
 
     def succeeded(self, blob: BlobKey) -> None:
         """Forget what was noted of ``blob``."""
-        self._failures.pop(blob, None)
+        self._failures.remove(blob)
 
     def purge(self, covering: Covering) -> None:
         """Forget what is covered."""
-        for blob in [blob for blob in self._failures if covering.covers_blob(blob)]:
-            del self._failures[blob]
+        self._failures.remove_tagged(covering.tags)
+
+
+def _tags_of(blob: BlobKey) -> tuple[Tag, ...]:
+    # The map takes each key as a tag of its own.
+    return blob.did, blob.cid

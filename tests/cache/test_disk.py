@@ -1101,7 +1101,7 @@ async def test_a_purge_takes_every_preset_and_format_of_what_is_selected(
     """Catches a format or preset of a blocked blob that is left, and a neighbour that goes."""
     assert await stocked.purge(selection) == count
     for each in stock():
-        assert (await stocked.get(each) is None) is selection.covers(each)
+        assert (await stocked.get(each) is None) is selection.covers_blob(each.blob)
     assert stocked.statistics().entries == 16 - count
     assert await stocked.purge(selection) == 0
 
@@ -1119,7 +1119,7 @@ async def test_a_purge_of_several_is_that_of_each(
     stocked: DiskCache, selections: list[Selection]
 ) -> None:
     """Catches a pair whose owner, or whose blob, goes as a whole; and none that means all."""
-    due = [each for each in stock() if any(one.covers(each) for one in selections)]
+    due = [each for each in stock() if any(one.covers_blob(each.blob) for one in selections)]
     assert await stocked.purge(*selections) == len(due)
     for each in stock():
         assert (await stocked.get(each) is None) is (each in due)

@@ -15,22 +15,16 @@ SIZE = 1000
 COST = SIZE + OVERHEAD
 
 
-class Clock:
-    """Advanced by hand."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+NOW = 100.0
 
 
-def memory(entries: int, *, ttl_seconds: float = 0, clock: Clock | None = None) -> MemoryCache:
+def memory(entries: int, *, ttl_seconds: float = 0) -> MemoryCache:
     """Room for just so many entries of ``SIZE``."""
-    return MemoryCache(entries * COST, ttl_seconds=ttl_seconds, clock=clock or Clock())
+    return MemoryCache(entries * COST, ttl_seconds=ttl_seconds)
 
 
-def kept(cache: MemoryCache, numbers: range) -> list[int]:
-    return [number for number in numbers if cache.get(key(number)) is not None]
+def kept(cache: MemoryCache, numbers: range, now: float = NOW) -> list[int]:
+    return [number for number in numbers if cache.get(key(number), now) is not None]
 
 
 def test_what_was_put_is_got_and_nothing_else() -> None:
@@ -44,20 +38,20 @@ def test_what_was_put_is_got_and_nothing_else() -> None:
         for format_ in (None, *OUTPUTS)
     ]
     for number, each in enumerate(keys):
-        cache.put(each, entry(100 + number, Format.PNG))
-    assert [cache.get(each) for each in keys] == [
+        cache.put(each, entry(100 + number, Format.PNG), NOW)
+    assert [cache.get(each, NOW) for each in keys] == [
         entry(100 + number, Format.PNG) for number in range(len(keys))
     ]
-    assert cache.get(key(3)) is None
+    assert cache.get(key(3), NOW) is None
 
 
 def test_entries_are_kept_up_to_the_last_byte_of_the_limit() -> None:
     """Catches a bound that is off by one entry, or does not count what an entry costs."""
     cache = memory(10)
     for number in range(10):
-        cache.put(key(number), entry(SIZE))
+        cache.put(key(number), entry(SIZE), NOW)
     assert len(cache) == 10
-    cache.put(key(10), entry(1))
+    cache.put(key(10), entry(1), NOW)
     assert kept(cache, range(11)) == list(range(1, 11))
 
 
@@ -65,10 +59,10 @@ def test_the_least_recently_used_goes_first() -> None:
     """Catches first in, first out."""
     cache = memory(4)
     for number in range(4):
-        cache.put(key(number), entry(SIZE))
-    cache.get(key(0))
-    cache.put(key(4), entry(SIZE))
-    cache.put(key(5), entry(SIZE))
+        cache.put(key(number), entry(SIZE), NOW)
+    cache.get(key(0), NOW)
+    cache.put(key(4), entry(SIZE), NOW)
+    cache.put(key(5), entry(SIZE), NOW)
     assert kept(cache, range(6)) == [0, 3, 4, 5]
 
 
@@ -76,12 +70,12 @@ def test_an_entry_that_is_put_again_counts_once_and_as_used() -> None:
     """Catches room that is given away with every replacement, until nothing fits."""
     cache = memory(4)
     for number in range(4):
-        cache.put(key(number), entry(SIZE))
+        cache.put(key(number), entry(SIZE), NOW)
     for _ in range(100):
-        cache.put(key(0), entry(SIZE, fill=b"\x01"))
+        cache.put(key(0), entry(SIZE, fill=b"\x01"), NOW)
     assert len(cache) == 4
-    assert cache.get(key(0)) == entry(SIZE, fill=b"\x01")
-    cache.put(key(4), entry(SIZE))
+    assert cache.get(key(0), NOW) == entry(SIZE, fill=b"\x01")
+    cache.put(key(4), entry(SIZE), NOW)
     assert kept(cache, range(5)) == [0, 2, 3, 4]
 
 
@@ -89,9 +83,9 @@ def test_an_entry_too_large_to_share_the_room_is_not_kept() -> None:
     """Catches one large result that drives out everything hot."""
     cache = memory(8)
     for number in range(3):
-        cache.put(key(number), entry(SIZE))
-    cache.put(key(3), entry(2 * COST - OVERHEAD))
-    cache.put(key(4), entry(2 * COST - OVERHEAD + 1))
+        cache.put(key(number), entry(SIZE), NOW)
+    cache.put(key(3), entry(2 * COST - OVERHEAD), NOW)
+    cache.put(key(4), entry(2 * COST - OVERHEAD + 1), NOW)
     assert kept(cache, range(5)) == [0, 1, 2, 3]
 
 
@@ -99,36 +93,36 @@ def test_an_entry_too_large_to_share_the_room_is_not_kept() -> None:
 def test_without_room_nothing_is_kept_and_nothing_fails(max_bytes: int) -> None:
     """Catches ``cache.memory_mb = 0`` taken for "without a limit"."""
     cache = MemoryCache(max_bytes)
-    cache.put(key(), entry(3))
+    cache.put(key(), entry(3), NOW)
     assert len(cache) == 0
-    assert cache.get(key()) is None
+    assert cache.get(key(), NOW) is None
     assert cache.purge(Selection(did=owner())) == 0
 
 
 def test_an_entry_expires_by_its_age_not_by_its_use() -> None:
     """Catches a hot picture that outlives every TTL, and room that expired entries keep."""
-    clock = Clock()
-    cache = memory(4, ttl_seconds=60, clock=clock)
-    cache.put(key(0), entry(SIZE))
-    clock.now += 59.5
-    assert cache.get(key(0)) is not None
-    clock.now += 0.5
-    assert cache.get(key(0)) is None
+    now = NOW
+    cache = memory(4, ttl_seconds=60)
+    cache.put(key(0), entry(SIZE), now)
+    now += 59.5
+    assert cache.get(key(0), now) is not None
+    now += 0.5
+    assert cache.get(key(0), now) is None
     assert len(cache) == 0
-    cache.put(key(0), entry(SIZE))
-    assert cache.get(key(0)) is not None
+    cache.put(key(0), entry(SIZE), now)
+    assert cache.get(key(0), now) is not None
     for number in range(1, 4):
-        cache.put(key(number), entry(SIZE))
-    assert kept(cache, range(4)) == [0, 1, 2, 3]
+        cache.put(key(number), entry(SIZE), now)
+    assert kept(cache, range(4), now) == [0, 1, 2, 3]
 
 
 def test_without_a_ttl_nothing_expires() -> None:
     """Catches a TTL of 0 taken for "at once"."""
-    clock = Clock()
-    cache = memory(4, clock=clock)
-    cache.put(key(), entry())
-    clock.now += 10.0**9
-    assert cache.get(key()) == entry()
+    now = NOW
+    cache = memory(4)
+    cache.put(key(), entry(), now)
+    now += 10.0**9
+    assert cache.get(key(), now) == entry()
 
 
 @pytest.mark.parametrize(
@@ -154,12 +148,14 @@ def test_a_purge_takes_every_preset_and_format_of_what_is_selected(
         for format_ in (None, Format.WEBP)
     ]
     for each in keys:
-        cache.put(each, entry(SIZE))
+        cache.put(each, entry(SIZE), NOW)
     assert cache.purge(selection) == count
-    assert [cache.get(each) is None for each in keys] == [selection.covers(each) for each in keys]
+    assert [cache.get(each, NOW) is None for each in keys] == [
+        selection.covers_blob(each.blob) for each in keys
+    ]
     assert cache.purge(selection) == 0
     for number in range(count):
-        cache.put(key(100 + number), entry(SIZE))
+        cache.put(key(100 + number), entry(SIZE), NOW)
     assert len(cache) == 16, "what was purged still takes room"
 
 
@@ -169,9 +165,9 @@ def test_no_order_of_puts_goes_over_the_limit(puts: list[tuple[int, int]]) -> No
     cache = memory(6)
     sizes: dict[int, int] = {}
     for number, size in puts:
-        cache.put(key(number), entry(size))
+        cache.put(key(number), entry(size), NOW)
         if (size + OVERHEAD) * 4 <= 6 * COST:
             sizes[number] = size
-        held = [number for number in sizes if cache.get(key(number)) is not None]
+        held = [number for number in sizes if cache.get(key(number), NOW) is not None]
         assert sum(sizes[number] + OVERHEAD for number in held) <= 6 * COST
         assert len(cache) == len(held)

@@ -40,7 +40,7 @@ class FakeCache:
 
     async def purge(self, *selections: Selection) -> int:
         await trio.lowlevel.checkpoint()
-        selected = [key for key in self.kept if Selections(selections).covers(key)]
+        selected = [key for key in self.kept if Selections(selections).covers_blob(key.blob)]
         for each in selected:
             del self.kept[each]
         return len(selected)
@@ -341,6 +341,28 @@ async def test_settled_waits_until_half_of_the_channel_is_free() -> None:
         rig.cache.go_on()
     assert waited
     assert rig.dropped == 0
+
+
+async def test_the_end_of_a_purged_write_leaves_the_next_write_of_its_key_alone() -> None:
+    """Catches a write that settles another one: the result made after a purge is never kept."""
+    rig = Rig()
+    rig.cache.hang()
+    settled: list[str] = []
+    async with rig.running():
+        rig.writer.offer(key(), entry(fill=b"1"), lambda: settled.append("first"))
+        await wait_all_tasks_blocked()  # it has begun
+        rig.writer.discard(Selection(did=key().blob.did))
+        rig.writer.offer(key(), entry(fill=b"2"), lambda: settled.append("second"))
+        assert settled == ["first"]
+        rig.cache.go_on()
+        rig.cache.hang()
+        await wait_all_tasks_blocked()  # the first has ended, and the second has begun
+        assert rig.writer.pending(key()) == entry(fill=b"2")
+        assert settled == ["first"]
+        rig.cache.go_on()
+        await wait_all_tasks_blocked()
+        assert settled == ["first", "second"]
+    assert rig.cache.kept == {key(): entry(fill=b"2")}
 
 
 async def test_cancelling_the_writer_ends_it() -> None:

@@ -92,7 +92,7 @@ def test_a_probe_that_was_cancelled_leaves_the_next_one_free() -> None:
     """Catches a host that is never tried again because its probe's client went away."""
     circuits = opened()
     circuits.check(HOST, OPEN_SECONDS)
-    circuits.gave_up(HOST)
+    circuits.gave_up(HOST, OPEN_SECONDS)
     circuits.check(HOST, OPEN_SECONDS)
 
 
@@ -113,7 +113,7 @@ def test_a_fetch_that_ends_meanwhile_shortens_no_pause() -> None:
     circuits.succeeded(HOST, 101)
     circuits.failed(HOST, ConnectFailed("refused"), 102)
     circuits.hold(HOST, 5, now=103)
-    circuits.gave_up(HOST)
+    circuits.gave_up(HOST, 103)
     for now in (104, 102 + OPEN_SECONDS, 399):
         with pytest.raises(AskedToWait):
             circuits.check(HOST, now)

@@ -82,7 +82,7 @@ class FakeCache:
         """See ``Cache.purge``."""
         await trio.lowlevel.checkpoint()
         covering = Selections(selections)
-        selected = [key for key in self.entries if covering.covers(key)]
+        selected = [key for key in self.entries if covering.covers_blob(key.blob)]
         for key in selected:
             del self.entries[key]
         return len(selected)

@@ -1,0 +1,89 @@
+"""Remembered answers: which ones go first, and how long they are kept."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from proxy.errors import DidNotFound, DidUnresolvable, ImageProxyError
+from proxy.shared.lookup_cache import Lifetimes, LookupCache
+
+TIMES = Lifetimes(ttl=100, stale_ttl=1000, negative_ttl=10)
+
+
+class Source:
+    """Answers with the key itself, and notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.error: ImageProxyError | None = None
+
+    async def __call__(self, key: str) -> str:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(key)
+        if self.error is not None:
+            raise self.error
+        return key
+
+    def was_asked(self) -> list[str]:
+        """Since the last call."""
+        asked, self.asked = self.asked, []
+        return asked
+
+
+@pytest.fixture
+async def source() -> Source:
+    return Source()
+
+
+def cache_of(nursery: trio.Nursery, source: Source, max_entries: int) -> LookupCache[str, str]:
+    return LookupCache(nursery, source, TIMES, settled=(DidNotFound,), max_entries=max_entries)
+
+
+async def test_the_answer_that_was_not_used_for_longest_goes_first(
+    nursery: trio.Nursery, source: Source
+) -> None:
+    """Catches first in, first out: a flood of strangers drives out what everybody asks for."""
+    cache = cache_of(nursery, source, 2)
+    for each in ("hot", "cold", "hot", "new", "hot"):
+        assert await cache.get(each) == each
+    assert source.was_asked() == ["hot", "cold", "new"]
+    await cache.get("cold")
+    assert source.was_asked() == ["cold"]
+
+
+async def test_an_answer_is_kept_for_its_time_and_stale_while_the_source_fails(
+    nursery: trio.Nursery, source: Source, autojump_clock: MockClock
+) -> None:
+    """Catches an answer dropped when its first time is over, and one that is kept for ever."""
+    cache = cache_of(nursery, source, 2)
+    await cache.get("a")
+    await trio.sleep(99)
+    await cache.get("a")
+    assert source.was_asked() == ["a"]
+    source.error = DidUnresolvable("down")
+    await trio.sleep(2)
+    for _ in range(2):
+        assert await cache.get("a") == "a"
+    assert source.was_asked() == ["a"], "a failing source is left alone for a while"
+    await trio.sleep(890)
+    assert await cache.get("a") == "a"
+    await trio.sleep(20)
+    with pytest.raises(DidUnresolvable):
+        await cache.get("a")
+
+
+async def test_that_there_is_no_answer_is_kept_for_its_time_alone(
+    nursery: trio.Nursery, source: Source, autojump_clock: MockClock
+) -> None:
+    """Catches a directory asked with each request, and a name that stays missing for an hour."""
+    cache = cache_of(nursery, source, 2)
+    source.error = DidNotFound("no such")
+    for _ in range(3):
+        with pytest.raises(DidNotFound):
+            await cache.get("a")
+    assert source.was_asked() == ["a"]
+    source.error = None
+    await trio.sleep(11)
+    assert await cache.get("a") == "a"
