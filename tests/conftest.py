@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests import examples, quick
+from tests import examples, quick, time_limit
 from tests.fakes.world import World
 from tests.open_files import RememberedConnection, remember_connections
 
@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(time_limit)
     in_quick_round = bool(config.getoption("--quick"))
     examples.load_profile(quick=in_quick_round)
     if in_quick_round:

@@ -46,7 +46,7 @@ from tests.processes import in_background
 from tests.required import skip_unless_required
 from tests.web import Client, running
 
-pytestmark = pytest.mark.pds
+pytestmark = [pytest.mark.pds, pytest.mark.time_limit(600)]
 
 SIZES = {
     "avatar": (1000, 1000),

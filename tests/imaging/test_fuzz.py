@@ -38,7 +38,7 @@ from proxy.model.presets import Preset
 from tests.examples import many
 from tests.imaging import sources
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.time_limit(600)]
 
 CASES = 20_000
 SEED = 20_240_229

@@ -20,7 +20,7 @@ from tests.processes import in_background
 from tests.required import skip_unless_required
 from tests.test_errors import FAMILY
 
-pytestmark = [pytest.mark.pds, pytest.mark.browser]
+pytestmark = [pytest.mark.pds, pytest.mark.browser, pytest.mark.time_limit(600)]
 
 PATIENCE = 60_000
 """Milliseconds; an AVIF of 2000 pixels takes a second."""

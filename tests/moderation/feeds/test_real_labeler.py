@@ -43,7 +43,7 @@ from tests.fakes.world import tiny_png
 from tests.moderation.feeds import EPOCH, Told
 from tests.required import skip_unless_required
 
-pytestmark = pytest.mark.pds
+pytestmark = [pytest.mark.pds, pytest.mark.time_limit(600)]
 
 PATIENCE = 30.0
 """Seconds after which what should happen counts as not happening."""
