@@ -9,45 +9,21 @@ must do: say its version, print a URL and an nginx block, and check the default 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.documents import shell_lines
+from tests.pythons.interpreters import interpreter, named
 
 ROOT = Path(__file__).resolve().parents[1]
-
-VERSIONS = ("3.11", "3.12", "3.13")
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
 CID = "bafkreihagr2cmvl2jt4mgx3sppwe2it3fwolkrbtjrhcnwjk4jdijhsoze"
 
 QUIET = ("-qq", "--disable-pip-version-check")
-
-
-def pythons() -> Iterator[tuple[str, str]]:
-    """Version and path of each interpreter on this machine, and of those that are not ''."""
-    for version in VERSIONS:
-        names = (f"python{version}", *found_by_pyenv(version))
-        paths = (shutil.which(name) for name in names)
-        yield version, next((path for path in paths if path and says(path, version)), "")
-
-
-def found_by_pyenv(version: str) -> list[str]:
-    """Where pyenv keeps those that are not the current one."""
-    folder = Path.home() / ".pyenv/versions"
-    return [str(path / "bin/python") for path in sorted(folder.glob(f"{version}.*"))]
-
-
-def says(path: str, version: str) -> bool:
-    """Whether an interpreter runs, and is that version."""
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    done = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip() == version
 
 
 def build(folder: Path) -> tuple[Path, Path]:
@@ -110,8 +86,9 @@ def main() -> None:
         folder = Path(name)
         wheel, sdist = build(folder)
         look_into(wheel)
-        for version, python in pythons():
-            if not python:
+        for version in named():
+            python = interpreter(version)
+            if python is None:
                 print(f"Python {version}: not on this machine")
                 continue
             for package in (wheel, sdist):

@@ -11,6 +11,7 @@ import dns.exception
 import dns.name
 import dns.nameserver
 import dns.resolver
+import dns.version
 import trio
 
 from proxy.egress.errors import ConnectFailed, Saturated, TimedOut
@@ -25,6 +26,16 @@ MAX_AT_ONCE = 32
 """Questions under way, each with a socket of its own."""
 
 MAX_WAITING = 256
+
+
+try:
+    # Asked for here: a Trio that dnspython does not support ends the start, not each look-up.
+    _BACKEND = dns.asyncbackend.get_backend("trio")
+except ImportError as error:
+    raise ImportError(
+        f"dnspython {dns.version.version} does not support Trio {trio.__version__};"
+        ' install "dnspython[trio]"'
+    ) from error
 
 
 class TxtRecords:
@@ -67,9 +78,7 @@ class TxtRecords:
                 self._resolver = await trio.to_thread.run_sync(
                     partial(_configured, self._nameservers)
                 )
-            answer = await self._resolver.resolve(
-                name, "TXT", search=False, backend=dns.asyncbackend.get_backend("trio")
-            )
+            answer = await self._resolver.resolve(name, "TXT", search=False, backend=_BACKEND)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return []
         except dns.exception.Timeout as error:

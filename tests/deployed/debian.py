@@ -19,6 +19,8 @@ PACKAGES = ("ca-certificates", "python3", "python3-venv", "dbus", "systemd-sysv"
             "linux-image-cloud-amd64", "nginx-light", "sqlite3",
             "curl")  # fmt: skip
 
+SCRIPTS = Path("/usr/share/debootstrap/scripts")
+
 PROGRAMS = ("debootstrap", "buildah", "qemu-system-x86_64", "mke2fs", "unshare", "chroot")
 
 
@@ -48,25 +50,28 @@ def run(*command: str | Path) -> None:
     output(*command)
 
 
-def base() -> Path:
-    """A Debian with ``PACKAGES``, made on first use. Nobody changes it: see ``copy_of_base``."""
-    key = hashlib.sha256(repr((SUITE, PACKAGES)).encode()).hexdigest()[:16]
+def base(suite: str = SUITE, packages: Sequence[str] = PACKAGES) -> Path:
+    """A Debian with ``packages``, made on first use. Nobody changes it: see ``copy_of_base``."""
+    key = hashlib.sha256(repr((suite, packages)).encode()).hexdigest()[:16]
     made = cache_folder() / f"debian-{key}"
     if not made.exists():
         building = made.with_suffix(".partial")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        names = f"--include={','.join(PACKAGES)}"
-        run("debootstrap", "--variant=minbase", names, SUITE, building)
+        command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}"]
+        # Suites newer than debootstrap are installed as the newest that it knows. Empty: from
+        # where it takes Debian by default.
+        script = [] if (SCRIPTS / suite).exists() else ["", str(SCRIPTS / "sid")]
+        run(*command, suite, building, *script)
         shutil.rmtree(building / "var/cache/apt/archives")
         building.rename(made)
     return made
 
 
-def copy_of_base(folder: Path) -> Path:
+def copy_of_base(folder: Path, suite: str = SUITE, packages: Sequence[str] = PACKAGES) -> Path:
     """A copy to install into, with this machine's resolver and trust store."""
     root = folder / "root"
-    run("cp", "-a", base(), root)
+    run("cp", "-a", base(suite, packages), root)
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     trusted = "etc/ssl/certs/ca-certificates.crt"
     shutil.copy(Path("/", trusted), root / trusted)

@@ -214,8 +214,8 @@ def test_blocks_come_back_from_a_backup_by_the_lines_of_the_documents(tmp_path: 
 
 RUN_BY = {
     "./run serve": "tests/deployed/readme.py",
-    "./run test": ".ci/run",
-    "./run test tests/test_urls.py": ".ci/run",
+    "./run test": "tests/pythons/__main__.py",
+    "./run test tests/test_urls.py": "tests/pythons/__main__.py",
     "./run lint": ".ci/run",
     "curl": "tests/deployed/readme.py",
     "pip": "tests/package.py",
@@ -236,6 +236,7 @@ def test_every_command_in_the_documents_is_run_somewhere() -> None:
             assert words in (ROOT / runner).read_text(), f"{line}: not in {runner}"
     assert "./run deployed" in (ROOT / ".ci/run").read_text()
     assert "./run package" in (ROOT / ".ci/run").read_text()
+    assert "./run pythons" in (ROOT / ".ci/run").read_text()
 
 
 async def test_the_python_of_the_readme_runs(

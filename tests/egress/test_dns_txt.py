@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import dns.rcode
@@ -12,6 +14,7 @@ from proxy.egress import dns_txt as txt
 from proxy.egress.dns_txt import TxtRecords
 from proxy.egress.errors import ConnectFailed, Saturated, TimedOut
 from tests.fakes.dns import FakeDns, serving_dns
+from tests.processes import ROOT
 
 NAME = "_atproto.alice.community"
 
@@ -115,3 +118,21 @@ async def test_only_so_many_questions_are_asked_and_wait(
         nursery.cancel_scope.cancel()
     assert len(refused) == 2
     assert len(set(server.asked)) == 2
+
+
+WITHOUT_BACKEND = """
+import sys
+sys.modules["dns._trio_backend"] = None
+import proxy.lifecycle
+"""
+
+
+def test_a_trio_that_dnspython_does_not_support_ends_the_start_with_one_line() -> None:
+    """Catches a backend that is looked for at the first handle: each would be a 500."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_BACKEND], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: dnspython ")
+    assert last.endswith('install "dnspython[trio]"')

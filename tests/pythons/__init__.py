@@ -1,0 +1,1 @@
+"""The tests on every Python that pyproject.toml names, and on the lowest versions it declares."""
