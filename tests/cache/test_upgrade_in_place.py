@@ -45,6 +45,8 @@ from tests.processes import (
 )
 from tests.required import skip_unless_required
 
+pytestmark = pytest.mark.slow
+
 LAST_COMMIT = "0e8232895a51ffb3c281c21920a17fa2a7797051"
 """The last one with another layout of modules."""
 
@@ -220,8 +222,7 @@ async def test_feeds_go_on_where_the_last_commit_stopped(
     told = await output(last_commit, "-c", OF_A_FEED, str(tmp_path), LABELER, did)
     with closing(ModerationStore(tmp_path / "moderation.sqlite3")) as decisions:
         assert decisions.cursor("relay") == 4711
-    feeds = FeedStore(tmp_path / "feeds.sqlite3")
-    with closing(feeds._database):
+    with closing(FeedStore(tmp_path / "feeds.sqlite3")) as feeds:
         assert f"followed as {feeds.follow(LABELER, 'settings')}" in told
         older = Label(LABELER, did, "", "spam", True, 99.0, None, b"", b"")
         assert feeds.put(older, Selection(did), 0.0) is None
