@@ -13,6 +13,8 @@ from proxy.extras import check_extras
 from tests.fakes.world import World
 from tests.processes import run
 
+pytestmark = pytest.mark.slow
+
 DID = "did:plc:ar7c4by46qjdydhdevvrndac"
 
 SETTINGS: list[tuple[str, dict[str, Any], str]] = [
@@ -67,8 +69,6 @@ WITHOUT_EXTRAS = """
 import sys
 from proxy import extras
 from proxy.cli import main
-
-pytestmark = pytest.mark.slow
 extras.NEEDED = dict.fromkeys(extras.NEEDED, ("no_such_module",))
 sys.argv = ["imageproxy", *{arguments!r}]
 main()

@@ -30,6 +30,8 @@ from tests.fakes.world import tiny_jpeg
 from tests.processes import ROOT, SERVE, Client, run, serve, until, upstream
 from tests.required import skip_unless_required
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = ROOT / "deploy"
 
 
@@ -154,8 +156,6 @@ exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all {python} {argume
 
 DENY_WRITE_EXECUTE = """
 import ctypes, os, sys
-
-pytestmark = pytest.mark.slow
 # PR_SET_MDWE (linux/prctl.h), what MemoryDenyWriteExecute= is made of
 assert ctypes.CDLL(None).prctl(65, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
 os.execv(sys.argv[1], sys.argv[1:])

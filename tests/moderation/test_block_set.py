@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,6 +59,7 @@ def test_a_match_across_two_digests_is_none() -> None:
     assert blockset._position(bucket, second) == DIGEST
 
 
+@pytest.mark.slow
 def test_a_block_costs_some_thirty_bytes() -> None:
     """Catches strings in a set: a million of them take 200 MB in every process."""
     count = 50_000

@@ -32,6 +32,8 @@ from tests.processes import (
 )
 from tests.serving.test_serve import img, is_gone, metric
 
+pytestmark = pytest.mark.slow
+
 TWO = [*SERVE, "--workers", "2"]
 
 
@@ -141,8 +143,6 @@ async def test_workers_import_nothing_from_the_folder_that_they_are_started_in(
 
 STUB = """
 import os, socket, sys
-
-pytestmark = pytest.mark.slow
 if os.path.exists(os.environ["BROKEN"]):
     sys.exit(3)
 tie = socket.socket(fileno=0)
