@@ -7,6 +7,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from operator import attrgetter
 from typing import Literal
 
 import trio
@@ -41,7 +42,7 @@ from proxy.imaging.workers.pool import Processed, Processor
 from proxy.model.formats import Format, content_type_of
 from proxy.model.keys import BlobKey, ImageKey, image_key
 from proxy.model.presets import Preset
-from proxy.model.selection import Covering, Tag, tags_of
+from proxy.model.selection import Covering
 from proxy.moderation.blocks import Blocks
 from proxy.moderation.gate import Gate
 from proxy.moderation.moderator import Moderator
@@ -159,9 +160,7 @@ class Service:
         self._fetch_failures = NegativeCache(config.identity.negative_ttl)
         self._image_failures = NegativeCache(config.identity.negative_ttl)
         self._under_way: set[_Making] = set()
-        self._under_way_by_tag: TagIndex[_Making] = TagIndex(
-            lambda making: tags_of(making.key.blob)
-        )
+        self._under_way_by_tag: TagIndex[_Making] = TagIndex(attrgetter("key.blob.tags"))
         self._images: SingleFlight[ImageKey, _Made] = SingleFlight(nursery)
         self._blobs: SingleFlight[BlobKey, _Source] = SingleFlight(nursery)
 
@@ -384,7 +383,3 @@ OUTCOMES: dict[type[ImageProxyError], str] = {
     FetchFailed: "failed",
 }
 """Label values of ``imageproxy_fetch_duration_seconds``: the last column of the error table."""
-
-
-def _tags_of(making: _Making) -> tuple[Tag, ...]:
-    return tags_of(making.key.blob)

@@ -100,7 +100,7 @@ def assemble(
     writer = CacheWriter(
         cache,
         queue_size=config.cache.write_queue,
-        may_write=lambda key: not gate.refuses(key.blob),
+        refuses=gate.refuses,
         on_written=cache_health.works,
         on_error=partial(_write_failed, metrics, cache_health),
         on_dropped=metrics.writes_dropped.inc,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import attrgetter
 
 from proxy.cache.interface import Entry
 from proxy.model.keys import ImageKey
-from proxy.model.selection import Covering, Tag, tags_of
+from proxy.model.selection import Covering
 from proxy.shared.expiring_map import ExpiringMap
 
 OVERHEAD = 1024
@@ -30,7 +31,7 @@ class MemoryCache:
         self._max_bytes = max_bytes
         self._ttl = ttl_seconds or math.inf
         self._entries: ExpiringMap[ImageKey, Entry] = ExpiringMap(
-            max_bytes, cost=_cost, tags=_tags_of
+            max_bytes, cost=_cost, tags=attrgetter("blob.tags")
         )
         # The map's own method: every hit passes here, and a call in between would show.
         self.get: Callable[[ImageKey, float], Entry | None] = self._entries.get
@@ -50,7 +51,3 @@ class MemoryCache:
 
 def _cost(key: ImageKey, entry: Entry) -> int:
     return len(entry.data) + OVERHEAD
-
-
-def _tags_of(key: ImageKey) -> tuple[Tag, ...]:
-    return tags_of(key.blob)

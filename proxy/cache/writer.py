@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import structlog
 import trio
 from trio_util import AsyncValue
 
 from proxy.cache.interface import Cache, Entry
-from proxy.model.keys import ImageKey
-from proxy.model.selection import Covering, Selection, Selections, tags_of
+from proxy.model.keys import BlobKey, ImageKey
+from proxy.model.selection import Covering, Selection, Selections
 from proxy.shared.tag_index import TagIndex
 
 RETRY_PAUSE = 1.0
@@ -35,7 +36,7 @@ class CacheWriter:
     Args:
         cache: where to.
         queue_size: writes that may wait.
-        may_write: asked just before a write; what became blocked meanwhile is not written.
+        refuses: asked just before a write; what became blocked meanwhile is not written.
         on_written: called for each write that succeeded.
         on_error: called for each try that failed.
         on_dropped: called for each write that found the channel full.
@@ -46,7 +47,7 @@ class CacheWriter:
         cache: Cache,
         *,
         queue_size: int,
-        may_write: Callable[[ImageKey], bool] = lambda key: True,
+        refuses: Callable[[BlobKey], bool] = lambda blob: False,
         on_written: Callable[[], None] = lambda: None,
         on_error: Callable[[Exception], None] = lambda error: None,
         on_dropped: Callable[[], None] = lambda: None,
@@ -54,11 +55,11 @@ class CacheWriter:
         self._cache = cache
         self._send, self._receive = trio.open_memory_channel[ImageKey](queue_size)
         self._pending: dict[ImageKey, _Write] = {}
-        self._by_tag: TagIndex[ImageKey] = TagIndex(lambda key: tags_of(key.blob))
+        self._by_tag: TagIndex[ImageKey] = TagIndex(attrgetter("blob.tags"))
         self._writing = trio.Lock()
         self._queue_size = queue_size
         self._waiting: AsyncValue[int] = AsyncValue(0)
-        self._may_write = may_write
+        self._refuses = refuses
         self._on_written = on_written
         self._on_error = on_error
         self._on_dropped = on_dropped
@@ -138,7 +139,7 @@ class CacheWriter:
             for is_last_try in (False, True):
                 try:
                     async with self._writing:
-                        if self._pending.get(key) is not write or not self._may_write(key):
+                        if self._pending.get(key) is not write or self._refuses(key.blob):
                             return
                         await self._cache.put(key, write.entry)
                 except Exception as error:

@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -73,7 +74,7 @@ class BuildLocks:
                 return _release_nothing, waited
             await trio.sleep(min(pause, left))
             pause = min(pause * POLL_GROWTH, LONGEST_POLL_SECONDS)
-        return lambda: self._release(byte), waited
+        return partial(self._release, byte), waited
 
     def close(self) -> None:
         """Release every lock."""

@@ -6,12 +6,15 @@ Tuples, because every hit is looked up by one, and tuples are hashed fastest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from proxy.errors import InvalidPreset
 from proxy.model.formats import Format, parse_output
 from proxy.model.identifiers import Cid, Did, Handle, parse_cid, parse_did
 from proxy.model.presets import Preset
+
+Tag: TypeAlias = "Did | Cid | BlobKey"
+"""What a selection names: an owner, a blob of every owner, or a blob of one. No two are equal."""
 
 Kind = Literal["avatar", "banner"]
 """Pictures that a profile names."""
@@ -24,6 +27,11 @@ class BlobKey(NamedTuple):
 
     did: Did
     cid: Cid
+
+    @property
+    def tags(self) -> tuple[Tag, ...]:
+        """The tags of the selections that cover this blob."""
+        return self.did, self.cid, self
 
 
 class ImageKey(NamedTuple):

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, cast
 
 from proxy.model.identifiers import Cid, Did
-from proxy.model.keys import BlobKey
-
-Tag: TypeAlias = "Did | Cid | BlobKey"
-"""What a selection names: an owner, a blob of every owner, or a blob of one. No two are equal."""
-
-
-def tags_of(blob: BlobKey) -> tuple[Tag, ...]:
-    """The tags of the selections that cover a blob."""
-    return blob.did, blob.cid, blob
+from proxy.model.keys import BlobKey, Tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +69,7 @@ class Selections:
 
     def covers_blob(self, blob: BlobKey) -> bool:
         """See ``Covering``."""
-        return not self._tags.isdisjoint(tags_of(blob))
+        return not self._tags.isdisjoint(blob.tags)
 
 
 class Everything:

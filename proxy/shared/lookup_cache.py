@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 import trio
@@ -88,10 +89,7 @@ class LookupCache(Generic[K, V]):
                 raise known.error.fresh()
             return known.value  # type: ignore[return-value]
 
-        async def ask(_flight: Flight[V]) -> V:
-            return await self._ask(key)
-
-        async with self._flights.join(key, ask) as landed:
+        async with self._flights.join(key, partial(self._ask, key)) as landed:
             return landed.value
 
     def forget(self, key: K) -> None:
@@ -105,7 +103,7 @@ class LookupCache(Generic[K, V]):
         limit = self._times.ttl if known.error is None else self._times.negative_ttl
         return age < limit and (max_age is None or age <= max_age)
 
-    async def _ask(self, key: K) -> V:
+    async def _ask(self, key: K, _flight: Flight[V]) -> V:
         try:
             value = await self._source(key)
         except self._settled as error:

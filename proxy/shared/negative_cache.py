@@ -10,8 +10,8 @@ from proxy.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
-from proxy.model.keys import BlobKey
-from proxy.model.selection import Covering, Tag
+from proxy.model.keys import BlobKey, Tag
+from proxy.model.selection import Covering
 from proxy.shared.expiring_map import ExpiringMap
 
 MAX_ENTRIES = 100_000

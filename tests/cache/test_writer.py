@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from proxy.cache.interface import Cache, Entry
 from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
-from proxy.model.keys import ImageKey
+from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection, Selections
 from tests.cache import blob_cid, entry, key, owner
 
@@ -65,7 +65,7 @@ class Rig:
     def __init__(
         self,
         queue_size: int = 10,
-        may_write: Callable[[ImageKey], bool] = lambda key: True,
+        refuses: Callable[[BlobKey], bool] = lambda blob: False,
         on_written: Callable[[], None] = lambda: None,
     ) -> None:
         self.cache = FakeCache()
@@ -84,7 +84,7 @@ class Rig:
         self.writer = CacheWriter(
             cache,
             queue_size=queue_size,
-            may_write=may_write,
+            refuses=refuses,
             on_written=note_written,
             on_error=self.errors.append,
             on_dropped=note_dropped,
@@ -293,11 +293,11 @@ async def test_closing_drains_over_failures_and_crashes_too(autojump_clock: Mock
 
 async def test_what_may_not_be_written_is_not_and_is_no_error() -> None:
     """Catches a blocked picture that reaches the disk because it was queued before."""
-    blocked: set[ImageKey] = set()
-    rig = Rig(may_write=lambda key: key not in blocked)
+    blocked: set[BlobKey] = set()
+    rig = Rig(refuses=lambda blob: blob in blocked)
     rig.writer.offer(key(1), entry())
     rig.writer.offer(key(2), entry())
-    blocked.add(key(1))  # after it was offered
+    blocked.add(key(1).blob)  # after it was offered
     async with rig.running():
         pass
     assert rig.cache.kept == {key(2): entry()}
@@ -309,13 +309,13 @@ async def test_what_may_no_longer_be_written_is_not_tried_a_second_time(
     autojump_clock: MockClock,
 ) -> None:
     """Catches a block that is only looked at before the first try."""
-    blocked: set[ImageKey] = set()
-    rig = Rig(may_write=lambda key: key not in blocked)
+    blocked: set[BlobKey] = set()
+    rig = Rig(refuses=lambda blob: blob in blocked)
     rig.cache.failures = [OSError("disk full")]
     rig.writer.offer(key(), entry())
     async with rig.running():
         await wait_all_tasks_blocked()
-        blocked.add(key())
+        blocked.add(key().blob)
     assert len(rig.cache.tries) == 1
     assert rig.cache.kept == {}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from proxy.cache.memory import MemoryCache
 from proxy.model.identifiers import Cid, Did
 from proxy.model.keys import BlobKey
-from proxy.model.selection import Everything, Selection, Selections, tags_of
+from proxy.model.selection import Everything, Selection, Selections
 from proxy.shared.expiring_map import ExpiringMap
 from proxy.shared.tag_index import TagIndex
 from tests.cache import blob_cid, entry, key, owner
@@ -50,7 +50,7 @@ class Naive:
         if tags is None:
             self.entries = []
         else:
-            self.entries = [each for each in self.entries if not tags & set(tags_of(each[0]))]
+            self.entries = [each for each in self.entries if not tags & set(each[0].tags)]
         return before - len(self.entries)
 
     @property
@@ -194,7 +194,7 @@ def test_the_tags_of_a_selection_are_those_of_what_it_covers(
     for who in range(3):
         for what in range(3):
             blob = BlobKey(owner(who), blob_cid(what))
-            assert covering.covers_blob(blob) is bool(tags & set(tags_of(blob)))
+            assert covering.covers_blob(blob) is bool(tags & set(blob.tags))
     assert Everything().tags is None
 
 
