@@ -135,7 +135,10 @@ settled = trio.testing.wait_all_tasks_blocked
 # Hit and miss.
 
 
-async def test_a_hit_resolves_fetches_or_transforms(world: World, parts: Parts) -> None:
+async def test_a_hit_neither_resolves_nor_fetches_nor_transforms(
+    world: World, parts: Parts
+) -> None:
+    """Catches: a hit resolves fetches or transforms."""
     parts.cache.entries[parts.key] = Entry(b"kept", Format.JPEG)
     async with world.service(**parts.all) as service:
         for _ in range(2):
@@ -147,7 +150,8 @@ async def test_a_hit_resolves_fetches_or_transforms(world: World, parts: Parts) 
     assert (parts.resolver.calls, parts.fetcher.calls, parts.processor.calls) == ([], [], [])
 
 
-async def test_a_miss_does_something_twice_or_keeps_nothing(world: World, parts: Parts) -> None:
+async def test_a_miss_does_everything_once_and_keeps_its_result(world: World, parts: Parts) -> None:
+    """Catches: a miss does something twice or keeps nothing."""
     expected = parts.processor.result(b"a picture", DEFAULT_PRESETS["avatar"])
     async with world.service(**parts.all) as service:
         image = await service.get_image("avatar", parts.did, parts.cid)
@@ -162,7 +166,8 @@ async def test_a_miss_does_something_twice_or_keeps_nothing(world: World, parts:
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
 
 
-async def test_a_result_on_disk_is_lost_with_the_process(client_world: World) -> None:
+async def test_a_result_on_disk_outlives_the_process(client_world: World) -> None:
+    """Catches: a result on disk is lost with the process."""
     did, cid = client_world.add_blob(tiny_jpeg())
     async with client_world.service() as service:
         first = await service.get_image("avatar_thumbnail", did, cid)
@@ -176,16 +181,18 @@ async def test_a_result_on_disk_is_lost_with_the_process(client_world: World) ->
 
 
 @pytest.mark.parametrize("preset", DEFAULT_PRESETS)
-async def test_a_preset_is_missing_or_served_as_another(
-    world: World, parts: Parts, preset: str
-) -> None:
+async def test_each_preset_is_served_as_itself(world: World, parts: Parts, preset: str) -> None:
+    """Catches: a preset is missing or served as another."""
     async with world.service(**parts.all) as service:
         image = await service.get_image(preset, parts.did, parts.cid)
         assert image.data == parts.processor.result(b"a picture", DEFAULT_PRESETS[preset])
         assert image.etag.startswith(f'"{preset}-{parts.cid}-')
 
 
-async def test_a_format_is_ignored_or_shares_its_entry(world: World, parts: Parts) -> None:
+async def test_each_format_is_served_and_has_an_entry_of_its_own(
+    world: World, parts: Parts
+) -> None:
+    """Catches: a format is ignored or shares its entry."""
     async with world.service(**parts.all) as service:
         images = [
             await service.get_image("avatar", parts.did, parts.cid, name)
@@ -211,9 +218,10 @@ async def test_a_format_is_ignored_or_shares_its_entry(world: World, parts: Part
         ({"format": "gif"}, InvalidFormat),
     ],
 )
-async def test_what_is_wrong_in_a_request_reaches_a_cache_or_a_pds(
+async def test_a_wrong_request_reaches_neither_a_cache_nor_a_pds(
     world: World, parts: Parts, change: dict[str, str], error: type[ImageProxyError]
 ) -> None:
+    """Catches: a wrong request reaches a cache or a PDS."""
     request = {"preset": "avatar", "did": parts.did, "cid": parts.cid} | change
     async with world.service(**parts.all) as service:
         with pytest.raises(error):
@@ -241,9 +249,10 @@ async def test_what_is_wrong_in_a_request_reaches_a_cache_or_a_pds(
         ZeroDivisionError,
     ],
 )
-async def test_an_error_on_the_way_to_a_blob_comes_out_as_another_or_stays(
+async def test_an_error_on_the_way_to_a_blob_comes_out_as_itself_and_passes(
     world: World, parts: Parts, place: str, error: type[Exception]
 ) -> None:
+    """Catches: an error on the way to a blob comes out as another or stays."""
     getattr(parts, place).errors = [error("a cause with 10.0.0.1 in it")]
     config = world.config(identity={"negative_ttl": 0})
     async with world.service(config, **parts.all) as service:
@@ -256,9 +265,10 @@ async def test_an_error_on_the_way_to_a_blob_comes_out_as_another_or_stays(
 
 
 @pytest.mark.parametrize("error", [UnsupportedImage, ImageTooLarge, UndecodableImage, Busy])
-async def test_an_error_of_a_transform_comes_out_as_another_or_is_kept(
+async def test_an_error_of_a_transform_comes_out_as_itself_and_is_not_kept(
     world: World, parts: Parts, error: type[ImageProxyError]
 ) -> None:
+    """Catches: an error of a transform comes out as another or is kept."""
     parts.processor.error = error()
     config = world.config(identity={"negative_ttl": 0})
     async with world.service(config, **parts.all) as service:
@@ -270,9 +280,10 @@ async def test_an_error_of_a_transform_comes_out_as_another_or_is_kept(
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 
-async def test_one_failure_raised_in_many_requests_is_one_object(
+async def test_each_request_gets_an_error_of_its_own(
     world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
+    """Catches: one failure raised in many requests is one object."""
     parts.fetcher.gate.close()
     parts.fetcher.errors = [FetchFailed("reset")]
     async with world.service(**parts.all) as service:
@@ -287,9 +298,10 @@ async def test_one_failure_raised_in_many_requests_is_one_object(
     assert len(parts.fetcher.calls) == 1
 
 
-async def test_a_pause_that_a_pds_asked_for_is_remembered_beyond_its_end(
+async def test_a_pause_that_a_pds_asked_for_ends_when_it_said(
     world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a pause that a PDS asked for is remembered beyond its end."""
     did, cid = world.add_blob(b"a picture")
     world.pds.faults = [faults.answers(429, b"", ("Retry-After", "3"))]
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
@@ -302,9 +314,10 @@ async def test_a_pause_that_a_pds_asked_for_is_remembered_beyond_its_end(
         assert (await service.get_image("avatar", did, cid)).cache == "miss"
 
 
-async def test_a_pds_that_says_429_alone_is_asked_each_time(
+async def test_a_pds_that_says_429_without_a_time_is_asked_twice_at_most(
     world: World, mock_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a PDS that says 429 alone is asked each time."""
     did, cid = world.add_blob(b"a picture")
     world.pds.fault = faults.answers(429)
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
@@ -313,9 +326,10 @@ async def test_a_pds_that_says_429_alone_is_asked_each_time(
     assert world.pds.blob_requests == 2
 
 
-async def test_a_dead_link_is_a_load_on_its_pds(
+async def test_a_dead_link_is_asked_for_once(
     world: World, mock_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a dead link is a load on its PDS."""
     did = world.make_account()
     cid = cid_of(b"deleted")
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
@@ -329,14 +343,15 @@ async def test_a_dead_link_is_a_load_on_its_pds(
 
 
 @pytest.mark.parametrize("name", ["cache", "fetcher", "processor", "resolver"])
-async def test_a_service_without_one_of_its_parts_starts(world: World, name: str) -> None:
+async def test_a_service_without_one_of_its_parts_does_not_start(world: World, name: str) -> None:
+    """Catches: a service without one of its parts starts."""
     parts: dict[str, Any] = {name: None}
     with pytest.raises(TypeError, match=name):
         async with open_service(world.config(), **parts):
             raise AssertionError
 
 
-def test_a_service_that_is_opened_under_asyncio_fails_deep_inside() -> None:
+def test_a_service_that_is_opened_under_asyncio_fails_at_once() -> None:
     """Catches an AttributeError of Trio's own, which tells nobody what to do instead."""
 
     async def opened() -> None:
@@ -351,9 +366,10 @@ def test_a_service_that_is_opened_under_asyncio_fails_deep_inside() -> None:
 
 
 @pytest.mark.slow
-async def test_a_thousand_requests_are_a_thousand_fetches(
+async def test_a_thousand_requests_share_one_fetch(
     client_world: World, nursery: trio.Nursery
 ) -> None:
+    """Catches: a thousand requests are a thousand fetches."""
     world, processor = client_world, FakeProcessor()
     did, cid = world.add_blob(b"a picture")
     gate = trio.Event()
@@ -373,9 +389,10 @@ async def test_a_thousand_requests_are_a_thousand_fetches(
     assert len(processor.calls) == 1
 
 
-async def test_requests_that_come_while_a_result_is_looked_up_made_or_written_do_it_again(
+async def test_requests_that_come_while_a_result_is_looked_up_made_or_written_share_it(
     world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
+    """Catches: requests that come while a result is looked up made or written do it again."""
     gates = [
         parts.cache.get_gate,
         parts.fetcher.gate,
@@ -400,9 +417,10 @@ async def test_requests_that_come_while_a_result_is_looked_up_made_or_written_do
     assert len(parts.fetcher.calls) == len(parts.processor.calls) == len(parts.cache.puts) == 1
 
 
-async def test_six_presets_of_one_blob_are_six_fetches(
+async def test_six_presets_of_one_blob_share_one_fetch(
     client_world: World, nursery: trio.Nursery
 ) -> None:
+    """Catches: six presets of one blob are six fetches."""
     world, processor = client_world, FakeProcessor()
     did, cid = world.add_blob(b"a picture")
     gate = trio.Event()
@@ -420,9 +438,10 @@ async def test_six_presets_of_one_blob_are_six_fetches(
     assert len(processor.calls) == 6
 
 
-async def test_six_presets_of_one_blob_are_six_decodes(
+async def test_six_presets_of_one_blob_share_one_decode(
     world: World, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Catches: six presets of one blob are six decodes."""
     decodes: list[int] = []
     load = Original._load
 
@@ -447,9 +466,10 @@ async def test_six_presets_of_one_blob_are_six_decodes(
     assert decodes == [1]
 
 
-async def test_a_preset_that_comes_while_another_transforms_fetches_again(
+async def test_a_preset_that_comes_while_another_transforms_shares_its_fetch(
     world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
+    """Catches: a preset that comes while another transforms fetches again."""
     parts.processor.gate.close()
     async with world.service(**parts.all) as service:
         requests = Requests(nursery, service)
@@ -462,7 +482,10 @@ async def test_a_preset_that_comes_while_another_transforms_fetches_again(
     assert len(parts.fetcher.calls) == 1
 
 
-async def test_one_owners_blob_is_served_as_anothers(world: World, nursery: trio.Nursery) -> None:
+async def test_one_owners_blob_is_not_served_as_anothers(
+    world: World, nursery: trio.Nursery
+) -> None:
+    """Catches: one owner's blob is served as another's."""
     # The same bytes: one CID, two owners, of whom one may be blocked or gone.
     mine, cid = world.add_blob(b"the same")
     theirs, _ = world.add_blob(b"the same")
@@ -478,9 +501,10 @@ async def test_one_owners_blob_is_served_as_anothers(world: World, nursery: trio
 # Going away.
 
 
-async def test_a_fetch_goes_on_when_nobody_waits_for_it(
+async def test_a_fetch_that_nobody_waits_for_is_cancelled(
     client_world: World, nursery: trio.Nursery
 ) -> None:
+    """Catches: a fetch goes on when nobody waits for it."""
     world = client_world
     did, cid = world.add_blob(b"a picture")
     world.pds.faults = [faults.gated(trio.Event())]
@@ -499,9 +523,10 @@ async def test_a_fetch_goes_on_when_nobody_waits_for_it(
     assert world.pds.blob_requests == 2
 
 
-async def test_a_waiter_that_goes_away_takes_the_others_with_it(
+async def test_a_waiter_that_goes_away_leaves_the_others(
     world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
+    """Catches: a waiter that goes away takes the others with it."""
     parts.fetcher.gate.close()
     async with world.service(**parts.all) as service:
         requests = Requests(nursery, service)
@@ -519,9 +544,10 @@ async def test_a_waiter_that_goes_away_takes_the_others_with_it(
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
-async def test_a_transform_under_way_is_thrown_away_with_its_last_waiter(
+async def test_a_transform_under_way_is_kept_without_waiters(
     world: World, parts: Parts, nursery: trio.Nursery, comes_back: bool
 ) -> None:
+    """Catches: a transform under way is thrown away with its last waiter."""
     parts.processor.gate.close()
     async with world.service(**parts.all) as service:
         requests = Requests(nursery, service)
@@ -540,9 +566,10 @@ async def test_a_transform_under_way_is_thrown_away_with_its_last_waiter(
     assert len(parts.processor.calls) == 1
 
 
-async def test_a_transform_that_waits_for_its_turn_is_done_for_nobody(
+async def test_a_transform_that_waits_for_its_place_is_cancelled_with_its_last_waiter(
     world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
+    """Catches: a transform that nobody waits for is still made."""
     parts.processor.queue.close()
     async with world.service(**parts.all) as service:
         scope = Requests(nursery, service).ask(parts.did, parts.cid)
@@ -558,9 +585,10 @@ async def test_a_transform_that_waits_for_its_turn_is_done_for_nobody(
 # Writing behind the answer.
 
 
-async def test_an_answer_waits_for_the_disk(
+async def test_an_answer_does_not_wait_for_the_disk(
     world: World, parts: Parts, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: an answer waits for the disk."""
     parts.cache.put_gate.close()
     config = world.config(cache={"memory_mb": 0}, server={"shutdown_timeout": 7})
     async with world.service(config, **parts.all) as service:
@@ -575,13 +603,14 @@ async def test_an_answer_waits_for_the_disk(
 
 
 @pytest.mark.parametrize(("failures", "is_kept"), [(1, True), (2, False), (3, False)])
-async def test_a_failed_write_is_lost_silently_or_tried_for_ever(
+async def test_a_failed_write_is_tried_once_more_and_then_counted(
     world: World,
     parts: Parts,
     failures: int,
     is_kept: bool,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a failed write is lost silently or tried forever."""
     parts.cache.put_errors = [OSError(28, "No space left on device") for _ in range(failures)]
     async with world.service(**parts.all) as service:
         await service.get_image("avatar", parts.did, parts.cid)
@@ -597,7 +626,10 @@ async def test_a_failed_write_is_lost_silently_or_tried_for_ever(
         assert key_of(did, cid) in parts.cache.entries
 
 
-async def test_a_full_write_channel_makes_answers_wait_or_grows(world: World, parts: Parts) -> None:
+async def test_a_full_write_channel_drops_writes_and_no_answer_waits(
+    world: World, parts: Parts
+) -> None:
+    """Catches: a full write channel makes answers wait or grows."""
     parts.cache.put_gate.close()
     async with world.service(world.config(cache={"write_queue": 2}), **parts.all) as service:
         for number in range(6):
@@ -610,7 +642,8 @@ async def test_a_full_write_channel_makes_answers_wait_or_grows(world: World, pa
         assert len(parts.cache.entries) == 3
 
 
-async def test_a_cache_that_cannot_be_read_is_an_error(world: World, parts: Parts) -> None:
+async def test_a_cache_that_cannot_be_read_is_a_miss(world: World, parts: Parts) -> None:
+    """Catches: a cache that cannot be read is an error."""
     parts.cache.get_error = OSError(5, "Input/output error")
     async with world.service(**parts.all) as service:
         assert service.cache_health.problem is None
@@ -618,9 +651,10 @@ async def test_a_cache_that_cannot_be_read_is_an_error(world: World, parts: Part
         assert service.cache_health.problem is not None
 
 
-async def test_a_cache_that_is_broken_at_the_start_stops_it_or_stays_broken(
+async def test_a_cache_that_is_broken_at_the_start_is_used_once_it_works(
     world: World, parts: Parts, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a cache that is broken at the start stops it or stays broken."""
     parts.cache.check_error = OSError(30, "Read-only file system")
     async with world.service(**parts.all) as service:
         assert service.cache_health.problem == "Read-only file system"
@@ -630,9 +664,10 @@ async def test_a_cache_that_is_broken_at_the_start_stops_it_or_stays_broken(
         assert service.cache_health.problem is None
 
 
-async def test_a_writer_that_crashed_stays_dead_or_spins(
+async def test_a_writer_that_crashed_starts_again_after_a_pause(
     nursery: trio.Nursery, parts: Parts, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a writer that crashed stays dead or spins."""
     crashes = 0
 
     def crash(error: Exception) -> None:
@@ -668,9 +703,10 @@ class SlowCache(FakeCache):
 
 
 @pytest.mark.parametrize("how", ["the block ends", "it is cancelled", "it fails"])
-async def test_a_shutdown_abandons_the_writes_it_was_given(
+async def test_a_shutdown_finishes_the_writes_it_was_given(
     world: World, parts: Parts, how: str, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a shutdown abandons the writes it was given."""
     parts.cache = SlowCache()
     given: list[ImageKey] = []
     with trio.CancelScope() as scope:
@@ -691,7 +727,8 @@ async def test_a_shutdown_abandons_the_writes_it_was_given(
     assert len(given) == 10
 
 
-async def test_what_was_given_to_the_writer_is_not_on_disk_after_the_service(world: World) -> None:
+async def test_what_was_given_to_the_writer_is_on_disk_after_the_service(world: World) -> None:
+    """Catches: what was given to the writer is not on disk after the service."""
     with trio.CancelScope() as scope:
         async with world.service(processor=FakeProcessor()) as service:
             for number in range(10):
@@ -706,7 +743,8 @@ async def test_what_was_given_to_the_writer_is_not_on_disk_after_the_service(wor
 @pytest.mark.parametrize(
     "error", [KeyError("mine"), BlobNotFound("mine"), ExceptionGroup("g", [ValueError()])]
 )
-async def test_an_exception_of_the_block_arrives_in_a_group(world: World, error: Exception) -> None:
+async def test_an_exception_of_the_block_arrives_as_itself(world: World, error: Exception) -> None:
+    """Catches: an exception of the block arrives in a group."""
     with pytest.raises(type(error)) as caught:
         async with world.service(cache=FakeCache()):
             raise error
@@ -714,9 +752,10 @@ async def test_an_exception_of_the_block_arrives_in_a_group(world: World, error:
 
 
 @pytest.mark.parametrize("place", ["queued", "fetching", "transforming"])
-async def test_a_request_under_way_at_shutdown_hangs(
+async def test_a_request_under_way_at_shutdown_is_answered_as_busy(
     world: World, parts: Parts, nursery: trio.Nursery, place: str
 ) -> None:
+    """Catches: a request under way at shutdown hangs."""
     gate = {
         "queued": parts.processor.queue,
         "fetching": parts.fetcher.gate,
@@ -745,7 +784,8 @@ async def open_when_waited_for(open_gate: Callable[[], None]) -> None:
     open_gate()
 
 
-async def test_a_service_leaves_connections_open(client_world: World) -> None:
+async def test_a_service_closes_its_connections(client_world: World) -> None:
+    """Catches: a service leaves connections open."""
     world = client_world
     other = FakePds("other.example")
     world.network.add(other)
@@ -772,9 +812,10 @@ def move(world: World, did: Did, new_home: FakePds) -> None:
     new_home.add_blob(did, b"new")
 
 
-async def test_an_account_that_moved_is_gone_until_its_document_expires(
+async def test_an_account_that_moved_is_found_at_its_new_pds_at_once(
     client_world: World, mock_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: an account that moved is gone until its document expires."""
     world = client_world
     did, cid, new_home = await migrated(world)
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
@@ -785,9 +826,10 @@ async def test_an_account_that_moved_is_gone_until_its_document_expires(
     assert (len(world.plc.requests), world.pds.blob_requests, new_home.blob_requests) == (2, 2, 1)
 
 
-async def test_every_missing_blob_asks_the_directory(
+async def test_a_missing_blob_asks_the_directory_only_after_a_while(
     client_world: World, mock_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: every missing blob asks the directory."""
     world = client_world
     did, cid, new_home = await migrated(world)
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
@@ -798,9 +840,10 @@ async def test_every_missing_blob_asks_the_directory(
     assert (len(world.plc.requests), new_home.blob_requests) == (1, 0)
 
 
-async def test_a_blob_that_is_missing_at_an_unchanged_pds_is_asked_for_twice(
+async def test_a_blob_that_is_missing_at_an_unchanged_pds_is_asked_for_once(
     client_world: World, mock_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a blob that is missing at an unchanged PDS is asked for twice."""
     world = client_world
     did, _ = world.add_blob(b"old")
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
@@ -812,9 +855,10 @@ async def test_a_blob_that_is_missing_at_an_unchanged_pds_is_asked_for_twice(
 
 
 @pytest.mark.parametrize("fault", [faults.answers(500), faults.reset])
-async def test_a_failure_that_is_no_absence_is_taken_for_a_migration(
+async def test_a_failure_that_is_no_absence_is_not_taken_for_a_migration(
     world: World, mock_clock: trio.testing.MockClock, fault: Fault
 ) -> None:
+    """Catches: a failure that is no absence is taken for a migration."""
     did, cid = world.add_blob(b"old")
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
         await service.get_image("avatar", did, cid)
@@ -824,9 +868,10 @@ async def test_a_failure_that_is_no_absence_is_taken_for_a_migration(
     assert len(world.plc.requests) == 1
 
 
-async def test_an_account_that_was_deleted_is_a_failure_of_the_directory(
+async def test_an_account_that_was_deleted_is_no_failure_of_the_directory(
     world: World, mock_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: an account that was deleted is a failure of the directory."""
     did, cid = world.add_blob(b"old")
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
         await service.get_image("avatar", did, cid)
@@ -842,9 +887,10 @@ async def test_an_account_that_was_deleted_is_a_failure_of_the_directory(
 # Saturation.
 
 
-async def test_a_full_fetch_channel_makes_requests_wait_or_stops_the_hits(
+async def test_a_full_fetch_channel_refuses_misses_at_once_and_serves_hits(
     client_world: World, nursery: trio.Nursery
 ) -> None:
+    """Catches: a full fetch channel makes requests wait or stops the hits."""
     world, resolver = client_world, FakeResolver()
     kept = world.add_blob(b"kept")
     blobs = [world.add_blob(b"picture %d" % number) for number in range(4)]
@@ -873,9 +919,11 @@ async def test_a_full_fetch_channel_makes_requests_wait_or_stops_the_hits(
         assert (await service.get_image("avatar", *blobs[-1])).cache == "miss"
 
 
-async def test_a_processing_pool_without_a_turn_makes_requests_wait_for_ever(
+async def test_a_processing_pool_without_a_free_place_is_busy_after_its_time(
     world: World, nursery: trio.Nursery, parts: Parts, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a full processing pool makes requests wait forever."""
+
     class Impatient(FakeProcessor):
         async def process(
             self,
@@ -905,9 +953,10 @@ async def test_a_processing_pool_without_a_turn_makes_requests_wait_for_ever(
 
 @pytest.mark.parametrize("what", ["did", "cid", "pair"])
 @pytest.mark.parametrize("place", ["fetching", "queued", "transforming", "writing", "looking up"])
-async def test_a_block_loses_against_a_request_under_way(
+async def test_a_block_wins_against_a_request_under_way(
     world: World, parts: Parts, nursery: trio.Nursery, place: str, what: str
 ) -> None:
+    """Catches: a block loses against a request under way."""
     gate = {
         "looking up": parts.cache.get_gate,
         "fetching": parts.fetcher.gate,
@@ -946,9 +995,10 @@ async def test_a_block_loses_against_a_request_under_way(
 
 
 @pytest.mark.parametrize("place", ["looking up", "fetching", "transforming"])
-async def test_a_request_under_way_brings_back_what_a_purge_removed(
+async def test_a_request_under_way_does_not_bring_back_what_a_purge_removed(
     world: World, parts: Parts, nursery: trio.Nursery, place: str
 ) -> None:
+    """Catches: a request under way brings back what a purge removed."""
     gate = {
         "looking up": parts.cache.get_gate,
         "fetching": parts.fetcher.gate,
@@ -973,9 +1023,10 @@ async def test_a_request_under_way_brings_back_what_a_purge_removed(
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 
-async def test_a_result_too_large_for_one_format_denies_the_picture_in_every_other(
+async def test_a_result_too_large_for_one_format_is_served_in_the_others(
     world: World, parts: Parts
 ) -> None:
+    """Catches: a result too large for one format denies the picture in every other."""
     async with world.service(**parts.all) as service:
         parts.processor.error = ResultTooLarge()
         assert (
@@ -985,9 +1036,10 @@ async def test_a_result_too_large_for_one_format_denies_the_picture_in_every_oth
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 
-async def test_a_block_by_another_process_lets_a_queued_write_through(
+async def test_a_block_by_another_process_stops_a_queued_write(
     world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
+    """Catches: a block by another process lets a queued write through."""
     parts.cache.put_gate.close()
     config = world.config()
     async with world.service(config, **parts.all) as service, open_moderator(config) as elsewhere:
@@ -1002,9 +1054,10 @@ async def test_a_block_by_another_process_lets_a_queued_write_through(
     assert list(parts.cache.entries) == [parts.key]
 
 
-async def test_a_purge_by_another_process_leaves_what_is_in_memory_or_queued(
+async def test_a_purge_by_another_process_removes_what_is_in_memory_and_queued(
     world: World, parts: Parts
 ) -> None:
+    """Catches: a purge by another process leaves what is in memory or queued."""
     config = world.config()
     async with world.service(config, **parts.all) as service, open_moderator(config) as elsewhere:
         await service.get_image("avatar", parts.did, parts.cid)
@@ -1015,10 +1068,13 @@ async def test_a_purge_by_another_process_leaves_what_is_in_memory_or_queued(
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 
-async def test_a_decision_about_one_owner_keeps_the_results_of_another_out_of_the_cache(
+async def test_a_decision_about_one_owner_leaves_the_results_of_another_in_the_cache(
     world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
-    """A labeler decides many times a second."""
+    """A labeler decides many times a second.
+
+    Catches: a decision about one owner keeps the results of another out of the cache.
+    """
     parts.fetcher.gate.close()
     async with world.service(**parts.all) as service:
         requests = Requests(nursery, service)
@@ -1031,9 +1087,10 @@ async def test_a_decision_about_one_owner_keeps_the_results_of_another_out_of_th
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "hit"
 
 
-async def test_a_write_under_way_or_queued_brings_back_what_was_purged(
+async def test_a_write_under_way_or_queued_does_not_bring_back_what_was_purged(
     world: World, parts: Parts, nursery: trio.Nursery
 ) -> None:
+    """Catches: a write under way or queued brings back what was purged."""
     parts.cache.put_gate.close()
     queued = parts.add(b"queued")
     done: list[int] = []
@@ -1055,7 +1112,8 @@ async def test_a_write_under_way_or_queued_brings_back_what_was_purged(
         assert (await service.get_image("avatar", *queued)).cache == "miss"
 
 
-async def test_a_block_of_one_owner_hits_another(world: World, parts: Parts) -> None:
+async def test_a_block_of_one_owner_leaves_the_others(world: World, parts: Parts) -> None:
+    """Catches: a block of one owner hits another."""
     other, cid = parts.add(b"a picture")
     assert cid == parts.cid
     async with world.service(**parts.all) as service:
@@ -1067,9 +1125,10 @@ async def test_a_block_of_one_owner_hits_another(world: World, parts: Parts) -> 
 # Blobs.
 
 
-async def test_a_blob_is_transformed_or_fetched_beside_the_flight(
+async def test_an_original_shares_the_flight_of_its_blob(
     client_world: World, nursery: trio.Nursery
 ) -> None:
+    """Catches: a blob is transformed or fetched beside the flight."""
     world, processor = client_world, FakeProcessor()
     data = tiny_png()
     did, cid = world.add_blob(data, mime="text/html")
@@ -1098,9 +1157,10 @@ async def test_a_blob_is_transformed_or_fetched_beside_the_flight(
         (["image/jpeg", "application/octet-stream"], b"anything", True),
     ],
 )
-async def test_a_blob_of_a_type_that_is_not_allowed_passes(
+async def test_a_blob_of_a_type_that_is_not_allowed_is_refused(
     world: World, allowed: list[str], data: bytes, passes: bool
 ) -> None:
+    """Catches: a blob of a type that is not allowed passes."""
     blob = BlobKey(*world.add_blob(data))
     config = world.config(blob={"allowed_types": allowed})
     async with world.service(config, cache=FakeCache()) as service:
@@ -1111,7 +1171,8 @@ async def test_a_blob_of_a_type_that_is_not_allowed_passes(
                 await service.get_blob(blob)
 
 
-async def test_a_blob_that_is_not_its_cids_passes(client_world: World) -> None:
+async def test_a_blob_that_is_not_its_cids_is_refused(client_world: World) -> None:
+    """Catches: a blob that is not its CID's passes."""
     blob = BlobKey(*client_world.add_blob(tiny_png()))
     client_world.pds.fault = faults.with_body(lambda data: data + b"\0")
     async with client_world.service(cache=FakeCache()) as service:
@@ -1119,9 +1180,10 @@ async def test_a_blob_that_is_not_its_cids_passes(client_world: World) -> None:
             await service.get_blob(blob)
 
 
-async def test_a_blob_that_is_no_picture_cannot_be_downloaded_after_it_failed_as_one(
+async def test_a_blob_that_failed_as_a_picture_can_still_be_downloaded(
     world: World,
 ) -> None:
+    """Catches: a blob that is no picture cannot be downloaded after it failed as one."""
     did, cid = world.add_blob(b"some text")
     config = world.config(blob={"allowed_types": ["application/octet-stream"]})
     async with world.service(config, cache=FakeCache()) as service:
@@ -1144,9 +1206,10 @@ async def test_a_blob_that_is_no_picture_cannot_be_downloaded_after_it_failed_as
     ],
     ids=["empty", "no image", "truncated PNG", "truncated JPEG", "pixels", "bytes"],
 )
-async def test_bad_input_breaks_the_service(
+async def test_the_service_goes_on_after_bad_input(
     client_world: World, data: bytes, error: type[ImageProxyError]
 ) -> None:
+    """Catches: bad input breaks the service."""
     world = client_world
     config = world.config(process={"max_megapixels": 0.005}, fetch={"max_source_mb": 0.1})
     async with world.service(config) as service:
@@ -1183,7 +1246,10 @@ async def test_what_is_too_large_names_the_key_that_allows_more(
         "[" * 50_000,
     ],
 )
-async def test_a_garbage_document_breaks_the_service(client_world: World, value: Any) -> None:
+async def test_the_service_goes_on_after_a_garbage_document(
+    client_world: World, value: Any
+) -> None:
+    """Catches: a garbage document breaks the service."""
     world = client_world
     did, cid = world.add_blob(b"data")
     world.plc.documents[did] = value
@@ -1192,7 +1258,8 @@ async def test_a_garbage_document_breaks_the_service(client_world: World, value:
         assert (await service.get_image("avatar", *world.add_blob(b"good"))).cache == "miss"
 
 
-async def test_a_document_with_two_pdses_goes_to_the_second_or_to_both(world: World) -> None:
+async def test_a_document_with_two_pdses_goes_to_the_first(world: World) -> None:
+    """Catches: a document with two PDSes goes to the second or to both."""
     second = FakePds("second.example")
     world.network.add(second)
     did, cid = world.add_blob(b"data")
@@ -1202,7 +1269,8 @@ async def test_a_document_with_two_pdses_goes_to_the_second_or_to_both(world: Wo
     assert (world.pds.blob_requests, second.connections) == (1, 0)
 
 
-async def test_a_did_web_is_not_served(client_world: World) -> None:
+async def test_a_did_web_is_served(client_world: World) -> None:
+    """Catches: a DID web is not served."""
     world = client_world
     did = Did("did:web:someone.example")
     world.make_web_account(did)
@@ -1212,9 +1280,10 @@ async def test_a_did_web_is_not_served(client_world: World) -> None:
     assert world.plc.requests == []
 
 
-async def test_a_worker_is_lost_with_every_cancelled_request(
+async def test_a_cancelled_request_gives_its_worker_back(
     client_world: World, nursery: trio.Nursery
 ) -> None:
+    """Catches: a worker is lost with every cancelled request."""
     world = client_world
     config = world.config(fetch={"workers": 2, "per_host": 2, "queue_size": 4})
     async with world.service(config, cache=FakeCache(), processor=FakeProcessor()) as service:

@@ -55,14 +55,16 @@ async def failure(fetcher: PdsFetcher, pds: str, blob: BlobKey) -> ImageProxyErr
     return caught.value
 
 
-async def test_the_bytes_of_a_blob_arrive_changed(client_world: World) -> None:
+async def test_the_bytes_of_a_blob_arrive_unchanged(client_world: World) -> None:
+    """Catches: the bytes of a blob arrive changed."""
     data = bytes(range(256)) * 2048
     blob = BlobKey(*client_world.add_blob(data))
     async with fetching(client_world) as fetcher:
         assert await fetcher.fetch(client_world.pds.url, blob) == data
 
 
-async def test_a_cid_v0_is_compared_as_text(client_world: World) -> None:
+async def test_a_cid_v0_is_compared_by_its_digest(client_world: World) -> None:
+    """Catches: a CID v0 is compared as text."""
     did = client_world.make_account()
     cid = Cid(encode_cid(b"\x12\x20" + hashlib.sha256(b"old").digest()))
     client_world.pds.accounts[did].blobs[cid] = Blob(b"old")
@@ -80,9 +82,10 @@ async def test_a_cid_v0_is_compared_as_text(client_world: World) -> None:
     ],
 )
 @pytest.mark.parametrize("slash", ["", "/"])
-async def test_a_url_that_the_pds_reads_as_another_did(
+async def test_the_pds_reads_the_did_and_cid_that_were_meant(
     client_world: World, did: Did, escaped: str, slash: str
 ) -> None:
+    """Catches: a URL that the PDS reads as another DID."""
     world = client_world
     world.pds.add_account(did)
     cid = world.pds.add_blob(did, b"data")
@@ -116,7 +119,10 @@ async def test_a_url_that_the_pds_reads_as_another_did(
         "\ud800",
     ],
 )
-async def test_an_endpoint_that_is_no_origin_lets_a_packet_out(world: World, pds: str) -> None:
+async def test_no_packet_leaves_for_an_endpoint_that_is_not_an_origin(
+    world: World, pds: str
+) -> None:
+    """Catches: an endpoint that is no origin lets a packet out."""
     blob = BlobKey(*world.add_blob(b"data"))
     async with fetching(world) as fetcher:
         error = await failure(fetcher, pds, blob)
@@ -125,7 +131,8 @@ async def test_an_endpoint_that_is_no_origin_lets_a_packet_out(world: World, pds
     assert world.network.asked == []
 
 
-async def test_plain_http_is_used_without_being_allowed(world: World) -> None:
+async def test_plain_http_is_used_only_where_it_is_allowed(world: World) -> None:
+    """Catches: plain HTTP is used without being allowed."""
     plain = FakePds("plain.example", port=80, scheme="http")
     world.network.add(plain)
     blob = BlobKey(*world.add_blob(b"data", pds=plain))
@@ -139,9 +146,10 @@ async def test_plain_http_is_used_without_being_allowed(world: World) -> None:
 # Saying no.
 
 
-async def test_a_blob_or_account_that_a_pds_does_not_have_is_a_failure(
+async def test_a_blob_or_account_that_a_pds_does_not_have_is_not_found(
     client_world: World,
 ) -> None:
+    """Catches: a blob or account that a PDS does not have is a failure."""
     world = client_world
     did, cid = world.add_blob(b"data")
     account = world.pds.accounts[did]
@@ -199,12 +207,14 @@ PRESENT = [
 
 
 @pytest.mark.parametrize(("status", "body"), ABSENT)
-def test_an_absence_in_other_words_is_a_failure(status: int, body: bytes) -> None:
+def test_an_absence_in_other_words_is_an_absence(status: int, body: bytes) -> None:
+    """Catches: an absence in other words is a failure."""
     assert is_absent(status, body)
 
 
 @pytest.mark.parametrize(("status", "body"), PRESENT)
-def test_a_failure_is_taken_for_an_absence(status: int, body: bytes) -> None:
+def test_a_failure_is_not_an_absence(status: int, body: bytes) -> None:
+    """Catches: a failure is taken for an absence."""
     assert not is_absent(status, body)
 
 
@@ -216,7 +226,8 @@ def test_a_failure_is_taken_for_an_absence(status: int, body: bytes) -> None:
         st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner)),
     ).map(lambda value: json.dumps(value).encode()),
 )
-def test_an_error_body_of_another_shape_is_a_defect(status: int, body: bytes) -> None:
+def test_an_error_body_of_any_shape_is_a_typed_error(status: int, body: bytes) -> None:
+    """Catches: an error body of another shape is a defect."""
     assert is_absent(status, body) in (True, False)
 
 
@@ -244,21 +255,23 @@ def test_an_error_body_of_another_shape_is_a_defect(status: int, body: bytes) ->
         (faults.with_body(bytes.swapcase), CidMismatch),
     ],
 )
-async def test_a_pds_that_misbehaves_comes_out_as_the_wrong_error(
+async def test_a_pds_that_misbehaves_gives_its_error_of_the_table(
     client_world: World,
     fault: Fault,
     error: type[ImageProxyError],
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a PDS that misbehaves comes out as the wrong error."""
     blob = BlobKey(*client_world.add_blob(b"some data"))
     client_world.pds.fault = fault
     async with fetching(client_world) as fetcher:
         assert type(await failure(fetcher, client_world.pds.url, blob)) is error
 
 
-async def test_the_time_that_a_pds_asks_for_is_lost(
+async def test_the_time_that_a_pds_asks_for_is_kept(
     client_world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: the time that a PDS asks for is lost."""
     world = client_world
     blob = BlobKey(*world.add_blob(b"data"))
     world.pds.faults = [faults.answers(429, b"", ("Retry-After", "30"))]
@@ -273,7 +286,8 @@ async def test_the_time_that_a_pds_asks_for_is_lost(
         assert await fetcher.fetch(world.pds.url, blob) == b"data"
 
 
-async def test_a_pds_that_refuses_or_is_nowhere_is_a_defect(client_world: World) -> None:
+async def test_a_pds_that_refuses_or_is_nowhere_is_a_failed_fetch(client_world: World) -> None:
+    """Catches: a PDS that refuses or is nowhere is a defect."""
     blob = BlobKey(*client_world.add_blob(b"data"))
     client_world.pds.refuses = -1
     async with fetching(client_world) as fetcher:
@@ -281,13 +295,15 @@ async def test_a_pds_that_refuses_or_is_nowhere_is_a_defect(client_world: World)
             assert type(await failure(fetcher, url, blob)) is FetchFailed
 
 
-async def test_an_empty_blob_is_taken_for_a_missing_one(client_world: World) -> None:
+async def test_an_empty_blob_is_not_a_missing_one(client_world: World) -> None:
+    """Catches: an empty blob is taken for a missing one."""
     blob = BlobKey(*client_world.add_blob(b""))
     async with fetching(client_world) as fetcher:
         assert await fetcher.fetch(client_world.pds.url, blob) == b""
 
 
-async def test_a_cancelled_fetch_goes_on(client_world: World) -> None:
+async def test_a_cancelled_fetch_stops(client_world: World) -> None:
+    """Catches: a cancelled fetch goes on."""
     blob = BlobKey(*client_world.add_blob(b"data"))
     seen = trio.Event()
     client_world.pds.fault = faults.gated(trio.Event(), seen=seen)
@@ -300,7 +316,8 @@ async def test_a_cancelled_fetch_goes_on(client_world: World) -> None:
         assert client_world.open_wires == 0
 
 
-async def test_a_full_channel_is_a_failure_of_the_pds(client_world: World) -> None:
+async def test_a_full_channel_is_busy_and_no_failure_of_the_pds(client_world: World) -> None:
+    """Catches: a full channel is a failure of the PDS."""
     world = client_world
     did = world.make_account()
     blobs = [BlobKey(did, world.pds.add_blob(did, bytes([number]))) for number in range(3)]
@@ -321,9 +338,10 @@ async def test_a_full_channel_is_a_failure_of_the_pds(client_world: World) -> No
 
 @pytest.mark.parametrize("fault", [honest, faults.chunked])
 @pytest.mark.parametrize("size", [MB // 2, MB - 1, MB])
-async def test_a_blob_within_the_limit_is_refused(
+async def test_a_blob_within_the_limit_arrives(
     client_world: World, size: int, fault: Fault
 ) -> None:
+    """Catches: a blob within the limit is refused."""
     data = bytes(size)
     blob = BlobKey(*client_world.add_blob(data))
     client_world.pds.fault = fault
@@ -333,14 +351,19 @@ async def test_a_blob_within_the_limit_is_refused(
 
 @pytest.mark.parametrize("fault", [honest, faults.chunked, faults.until_close])
 @pytest.mark.parametrize("size", [MB + 1, 2 * MB])
-async def test_a_blob_over_the_limit_passes(client_world: World, size: int, fault: Fault) -> None:
+async def test_a_blob_over_the_limit_is_refused(
+    client_world: World, size: int, fault: Fault
+) -> None:
+    """Catches: a blob over the limit passes."""
     blob = BlobKey(*client_world.add_blob(bytes(size)))
     client_world.pds.fault = fault
     async with fetching(client_world, max_source_mb=1) as fetcher:
         assert type(await failure(fetcher, client_world.pds.url, blob)) is ImageTooLarge
 
 
-async def test_a_blob_too_large_by_its_header_is_read_first(client_world: World) -> None:
+async def test_a_blob_too_large_by_its_header_is_refused_unread(client_world: World) -> None:
+    """Catches: a blob too large by its header is read first."""
+
     async def head_alone(conversation: Conversation) -> None:
         await faults.with_length(str(2 * MB))(conversation)
         await trio.sleep_forever()
@@ -366,7 +389,8 @@ def refuses_head(status: int) -> Fault:
     return play
 
 
-async def test_a_blob_that_is_there_is_asked_for_by_more_than_a_head(client_world: World) -> None:
+async def test_a_head_is_enough_to_find_a_blob(client_world: World) -> None:
+    """Catches: a blob that is there is asked for by more than a HEAD."""
     world = client_world
     blob = BlobKey(*world.add_blob(b"data"))
     async with fetching(world) as fetcher:
@@ -375,7 +399,8 @@ async def test_a_blob_that_is_there_is_asked_for_by_more_than_a_head(client_worl
 
 
 @pytest.mark.parametrize("end", ["takendown", "deactivated", "gone", "blob down", "blob gone"])
-async def test_a_refused_head_whose_reason_nobody_asks_for(client_world: World, end: str) -> None:
+async def test_the_reason_for_a_refused_head_is_asked_for(client_world: World, end: str) -> None:
+    """Catches: a refused HEAD whose reason nobody asks for."""
     world = client_world
     did, cid = world.add_blob(b"data")
     account = world.pds.accounts[did]
@@ -395,9 +420,10 @@ async def test_a_refused_head_whose_reason_nobody_asks_for(client_world: World, 
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 501])
-async def test_a_pds_without_head_whose_every_blob_counts_as_gone(
+async def test_a_blob_of_a_pds_without_head_is_found_by_get(
     client_world: World, status: int
 ) -> None:
+    """Catches: a PDS without HEAD whose every blob counts as gone."""
     world = client_world
     blob = BlobKey(*world.add_blob(b"data"))
     world.pds.fault = refuses_head(status)
@@ -419,12 +445,13 @@ async def test_a_pds_without_head_whose_every_blob_counts_as_gone(
         (faults.hang, UpstreamTimeout),
     ],
 )
-async def test_a_pds_in_trouble_that_is_taken_to_have_lost_its_blobs(
+async def test_a_pds_in_trouble_has_not_lost_its_blobs(
     client_world: World,
     fault: Fault,
     expected: type[ImageProxyError],
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a PDS in trouble that is taken to have lost its blobs."""
     world = client_world
     blob = BlobKey(*world.add_blob(b"data"))
     world.pds.fault = fault
@@ -433,7 +460,8 @@ async def test_a_pds_in_trouble_that_is_taken_to_have_lost_its_blobs(
             await fetcher.exists(world.pds.url, blob)
 
 
-async def test_a_host_that_asks_for_fewer_requests_and_gets_two(client_world: World) -> None:
+async def test_a_host_that_asks_for_fewer_requests_gets_no_second_one(client_world: World) -> None:
+    """Catches: a host that asks for fewer requests and gets two."""
     world = client_world
     blob = BlobKey(*world.add_blob(b"data"))
     world.pds.fault = faults.answers(429, b"")
@@ -443,7 +471,8 @@ async def test_a_host_that_asks_for_fewer_requests_and_gets_two(client_world: Wo
     assert len(world.pds.requests) == 1
 
 
-async def test_an_endpoint_that_may_not_be_fetched_from_but_may_be_asked(world: World) -> None:
+async def test_an_endpoint_that_may_not_be_fetched_from_is_not_asked_either(world: World) -> None:
+    """Catches: an endpoint that may not be fetched from but may be asked."""
     blob = BlobKey(*world.add_blob(b"data"))
     async with fetching(world) as fetcher:
         with pytest.raises(ForbiddenDestination):

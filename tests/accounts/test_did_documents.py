@@ -68,9 +68,10 @@ DOCUMENTS = st.fixed_dictionaries(
 
 
 @given(st.binary() | JSON_VALUES.map(encoded) | DOCUMENTS)
-def test_a_reader_that_trusts_the_shape_of_a_document_raises_what_nobody_expects(
+def test_a_document_of_any_shape_is_read_or_is_a_typed_error(
     data: bytes,
 ) -> None:
+    """Catches: a reader that trusts the shape of a document raises what nobody expects."""
     with suppress(DidUnresolvable, NoPdsEndpoint):
         assert isinstance(pds_of(DID, data), str)
     with suppress(DidUnresolvable):
@@ -82,7 +83,8 @@ def test_a_reader_that_trusts_the_shape_of_a_document_raises_what_nobody_expects
     [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b'{"id": "\xff"}', b"\xff\xfe{\x00}\x00"],
     ids=["deep list", "deep object", "long number", "not UTF-8", "UTF-16"],
 )
-def test_a_document_that_breaks_the_json_reader_is_a_defect(data: bytes) -> None:
+def test_a_document_that_breaks_the_json_reader_is_a_typed_error(data: bytes) -> None:
+    """Catches: a document that breaks the JSON reader is a defect."""
     with pytest.raises(DidUnresolvable):
         pds_of(DID, data)
 
@@ -102,7 +104,8 @@ OTHER = {"id": "#bsky_fg", "type": "BskyFeedGenerator", "serviceEndpoint": "http
     ],
     ids=["relative id", "absolute id", "not the first service", "two", "among garbage", "extra"],
 )
-def test_a_reader_that_knows_one_spelling_of_a_pds_misses_it(services: list[Any]) -> None:
+def test_every_spelling_of_a_pds_service_is_found(services: list[Any]) -> None:
+    """Catches: a reader that knows one spelling of a PDS misses it."""
     assert pds_of(DID, encoded(document(DID, *services))) == PDS
 
 
@@ -137,19 +140,22 @@ def test_a_reader_that_knows_one_spelling_of_a_pds_misses_it(services: list[Any]
         "service that is a string",
     ],
 )
-def test_a_reader_that_looks_at_the_type_alone_takes_what_is_no_pds(services: list[Any]) -> None:
+def test_a_service_is_a_pds_by_its_type_and_its_id(services: list[Any]) -> None:
+    """Catches: a reader that looks at the type or the id alone."""
     with pytest.raises(NoPdsEndpoint):
         pds_of(DID, encoded(document(DID, *services)))
 
 
 @pytest.mark.parametrize("services", [None, {}, "x", 7, {"0": pds_service(PDS)}])
-def test_services_that_are_no_list_are_a_defect(services: Any) -> None:
+def test_services_that_are_not_a_list_are_a_typed_error(services: Any) -> None:
+    """Catches: services that are no list are a defect."""
     with pytest.raises(NoPdsEndpoint):
         pds_of(DID, encoded({"id": DID, "service": services}))
 
 
 @pytest.mark.parametrize("id", ["did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", DID.upper(), None, [DID], ""])
-def test_a_document_of_another_did_gives_away_its_owner(id: Any) -> None:
+def test_a_document_of_another_did_is_refused(id: Any) -> None:
+    """Catches: a document of another DID gives away its owner."""
     with pytest.raises(DidUnresolvable):
         pds_of(DID, encoded(document(id, pds_service(PDS))))
 
@@ -216,7 +222,8 @@ async def failure(resolver: DidResolver, did: Did) -> ImageProxyError:
     return caught.value
 
 
-async def test_a_did_asked_of_the_wrong_host_or_path(client_world: World) -> None:
+async def test_each_did_is_asked_of_its_host_and_path(client_world: World) -> None:
+    """Catches: a DID asked of the wrong host or path."""
     world = client_world
     did = world.make_account()
     async with resolving(world) as resolver:
@@ -226,7 +233,8 @@ async def test_a_did_asked_of_the_wrong_host_or_path(client_world: World) -> Non
     assert world.network.asked == []
 
 
-async def test_a_directory_below_a_path_is_asked_at_its_root(world: World) -> None:
+async def test_a_directory_below_a_path_is_asked_below_it(world: World) -> None:
+    """Catches: a directory below a path is asked at its root."""
     plc = FakePlc()
     plc.pages[f"/mirror/{DID}"] = plc.answer_of(document(DID, pds_service(PDS)))
     world.directory_network.add(plc)
@@ -247,9 +255,10 @@ async def test_a_directory_below_a_path_is_asked_at_its_root(world: World) -> No
         (Did("did:web:localhost%3A2583"), ("localhost", 2583)),
     ],
 )
-async def test_a_did_web_is_asked_of_the_directory_or_of_the_wrong_port(
+async def test_a_did_web_is_asked_of_its_own_host_and_port(
     client_world: World, did: Did, asked: tuple[str, int]
 ) -> None:
+    """Catches: a DID web is asked of the directory or of the wrong port."""
     world = client_world
     web = FakeWeb(did)
     web.document = document(did, pds_service(PDS))
@@ -267,9 +276,10 @@ async def test_a_did_web_is_asked_of_the_directory_or_of_the_wrong_port(
 
 @pytest.mark.parametrize("did", [Did("did:web:localhost"), Did("did:web:localhost%3A2583")])
 @pytest.mark.parametrize("allow_http", [False, True])
-async def test_a_did_web_of_localhost_reaches_this_machine(
+async def test_a_did_web_of_localhost_does_not_reach_this_machine(
     world: World, did: Did, allow_http: bool
 ) -> None:
+    """Catches: a DID web of localhost reaches this machine."""
     web = FakeWeb(did)
     web.document = document(did, pds_service(PDS))
     world.network.add(web)
@@ -305,13 +315,14 @@ async def test_a_did_web_of_localhost_reaches_this_machine(
         (faults.redirects("https://127.0.0.1/"), ForbiddenDomain),
     ],
 )
-async def test_a_directory_or_domain_that_misbehaves_comes_out_as_the_wrong_error(
+async def test_a_directory_or_domain_that_misbehaves_gives_its_error_of_the_table(
     client_world: World,
     did: Did,
     fault: Fault,
     error: type[ImageProxyError],
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a directory or domain that misbehaves comes out as the wrong error."""
     world = client_world
     web = FakeWeb(WEB)
     world.network.add(web)
@@ -324,7 +335,10 @@ async def test_a_directory_or_domain_that_misbehaves_comes_out_as_the_wrong_erro
 
 
 @pytest.mark.parametrize("refuses", [True, False])
-async def test_a_source_that_is_not_there_is_an_unknown_did(world: World, refuses: bool) -> None:
+async def test_a_source_that_is_not_there_is_a_failure_and_no_unknown_did(
+    world: World, refuses: bool
+) -> None:
+    """Catches: a source that is not there is an unknown DID."""
     world.plc.refuses = -1
     web = FakeWeb(WEB)
     web.refuses = -1
@@ -335,9 +349,10 @@ async def test_a_source_that_is_not_there_is_an_unknown_did(world: World, refuse
             assert type(await failure(resolver, did)) is DidUnresolvable
 
 
-async def test_a_did_web_that_the_guard_refuses_looks_like_another_row_of_the_table(
+async def test_a_did_web_that_the_guard_refuses_looks_unresolvable(
     world: World,
 ) -> None:
+    """Catches: a DID web that the guard refuses looks like another row of the table."""
     world.network.forbids.add("someone.example")
     async with resolving(world) as resolver:
         error = await failure(resolver, WEB)
@@ -348,9 +363,8 @@ async def test_a_did_web_that_the_guard_refuses_looks_like_another_row_of_the_ta
 # Remembering.
 
 
-async def test_an_answer_is_asked_for_every_time_or_remembered_for_ever(
-    client_world: World, clock: Clock
-) -> None:
+async def test_an_answer_is_remembered_for_its_time(client_world: World, clock: Clock) -> None:
+    """Catches: an answer is asked for every time or remembered forever."""
     world = client_world
     did = world.make_account()
     async with resolving(world, clock) as resolver:
@@ -364,9 +378,8 @@ async def test_an_answer_is_asked_for_every_time_or_remembered_for_ever(
         assert len(world.plc.requests) == 2
 
 
-async def test_max_age_is_ignored_or_asks_for_what_is_young_enough(
-    world: World, clock: Clock
-) -> None:
+async def test_max_age_asks_again_only_for_older_answers(world: World, clock: Clock) -> None:
+    """Catches: max age is ignored or asks for what is young enough."""
     did = world.make_account()
     async with resolving(world, clock) as resolver:
         await resolver.resolve(did)
@@ -381,7 +394,8 @@ async def test_max_age_is_ignored_or_asks_for_what_is_young_enough(
         assert len(world.plc.requests) == 2
 
 
-async def test_an_answer_that_was_forgotten_is_still_used(world: World, clock: Clock) -> None:
+async def test_an_answer_that_was_forgotten_is_asked_for_again(world: World, clock: Clock) -> None:
+    """Catches: an answer that was forgotten is still used."""
     did = world.make_account()
     async with resolving(world, clock) as resolver:
         await resolver.resolve(did)
@@ -394,9 +408,10 @@ async def test_an_answer_that_was_forgotten_is_still_used(world: World, clock: C
 @pytest.mark.parametrize(
     "fault", [faults.answers(500), faults.reset, faults.hang, faults.answers(200, b"<html>")]
 )
-async def test_a_directory_that_is_down_takes_every_known_account_with_it(
+async def test_known_accounts_outlive_a_directory_that_is_down(
     client_world: World, clock: Clock, fault: Fault, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a directory that is down takes every known account with it."""
     world = client_world
     did = world.make_account()
     async with resolving(world, clock) as resolver:
@@ -409,9 +424,10 @@ async def test_a_directory_that_is_down_takes_every_known_account_with_it(
         assert isinstance(await failure(resolver, did), DidUnresolvable | UpstreamTimeout)
 
 
-async def test_a_directory_that_hangs_holds_up_every_request_of_a_known_account(
+async def test_a_directory_that_hangs_holds_up_one_request_of_a_known_account(
     client_world: World, clock: Clock, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a directory that hangs holds up every request of a known account."""
     world = client_world
     did = world.make_account()
     async with resolving(world, clock) as resolver:
@@ -429,9 +445,10 @@ async def test_a_directory_that_hangs_holds_up_every_request_of_a_known_account(
 
 
 @pytest.mark.parametrize("speaks", [404, 200])
-async def test_an_answer_that_there_is_none_is_overruled_by_an_older_one(
+async def test_an_answer_that_there_is_none_overrules_an_older_one(
     world: World, clock: Clock, speaks: int
 ) -> None:
+    """Catches: a stale document overrules the answer that there is none."""
     did = world.make_account()
     async with resolving(world, clock) as resolver:
         await resolver.resolve(did)
@@ -445,9 +462,8 @@ async def test_an_answer_that_there_is_none_is_overruled_by_an_older_one(
         assert type(await failure(resolver, did)) is DidUnresolvable
 
 
-async def test_an_unknown_did_is_asked_for_every_time_or_unknown_for_ever(
-    world: World, clock: Clock
-) -> None:
+async def test_an_unknown_did_is_remembered_for_its_time(world: World, clock: Clock) -> None:
+    """Catches: an unknown DID is asked for every time or unknown forever."""
     did = new_plc_did()
     async with resolving(world, clock) as resolver:
         first = await failure(resolver, did)
@@ -462,9 +478,10 @@ async def test_an_unknown_did_is_asked_for_every_time_or_unknown_for_ever(
         assert await resolver.resolve(did) == world.pds.url
 
 
-async def test_a_failure_of_the_directory_is_remembered_as_the_accounts(
+async def test_a_failure_of_the_directory_is_not_remembered_as_the_accounts(
     world: World, clock: Clock
 ) -> None:
+    """Catches: a failure of the directory is remembered as one of the account."""
     did = world.make_account()
     world.plc.faults = [faults.answers(500)]
     async with resolving(world, clock) as resolver:
@@ -472,7 +489,8 @@ async def test_a_failure_of_the_directory_is_remembered_as_the_accounts(
         assert await resolver.resolve(did) == world.pds.url
 
 
-async def test_a_thousand_who_ask_at_once_are_a_thousand_questions(client_world: World) -> None:
+async def test_a_thousand_requests_at_once_ask_one_question(client_world: World) -> None:
+    """Catches: a thousand requests at once ask a thousand questions."""
     world = client_world
     did = world.make_account()
     gate = trio.Event()
@@ -491,7 +509,8 @@ async def test_a_thousand_who_ask_at_once_are_a_thousand_questions(client_world:
     assert len(world.plc.requests) == 1
 
 
-async def test_a_full_channel_is_a_failure_of_the_account(world: World) -> None:
+async def test_a_full_channel_is_busy_and_no_failure_of_the_account(world: World) -> None:
+    """Catches: a full channel is a failure of the account."""
     did = world.make_account()
     gate = trio.Event()
     world.plc.fault = faults.gated(gate)
@@ -523,9 +542,10 @@ def guarded(fake: FakeNetwork, addresses: dict[str, str], *, private: bool) -> G
     return GuardedNetwork(allow_private_hosts=private, lookup=lookup, dial=fake.connect)
 
 
-async def test_a_guard_refuses_the_operators_directory_or_trusts_its_redirects(
+async def test_the_operators_directory_is_reached_and_its_redirects_are_guarded(
     client_world: World, nursery: trio.Nursery
 ) -> None:
+    """Catches: a guard refuses the operator's directory or trusts its redirects."""
     world = client_world
     inside = FakeNetwork(nursery)
     plc, secret = FakePlc("10.0.0.5", port=80, scheme="http"), Site("10.0.0.6", port=80)

@@ -26,7 +26,7 @@ sys.stdin.read()
 """
 
 
-def test_a_turn_outlasts_the_process_that_was_killed_with_it(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_leader_is_free(tmp_path: Path) -> None:
     """Catches a turn that is a file's existence, or a time: a SIGKILL would stop the chore."""
     path = tmp_path / "turns" / "cdn"
     neighbour = subprocess.Popen(
@@ -48,7 +48,10 @@ def test_a_turn_outlasts_the_process_that_was_killed_with_it(tmp_path: Path) -> 
     turn.give_up()
 
 
-def test_a_turn_that_was_given_up_is_free_and_turns_of_other_chores_always(tmp_path: Path) -> None:
+def test_the_lock_that_a_leader_gave_up_is_free_and_locks_of_other_chores_always(
+    tmp_path: Path,
+) -> None:
+    """Catches: a lock that outlasts its owner, or one lock for all chores."""
     first, second, other = (Leadership(tmp_path / name) for name in ("a", "a", "b"))
     assert first.take()
     assert not second.take()
@@ -60,7 +63,7 @@ def test_a_turn_that_was_given_up_is_free_and_turns_of_other_chores_always(tmp_p
     other.give_up()
 
 
-async def test_a_chore_runs_twice_or_never_after_the_first_one_ended(
+async def test_a_chore_runs_in_one_process_and_then_in_the_next(
     nursery: trio.Nursery, tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
     """Catches a chore beside the one that runs, and a waiting one that misses its turn."""
@@ -91,9 +94,10 @@ async def test_a_chore_runs_twice_or_never_after_the_first_one_ended(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_folder_that_cannot_be_written_ends_the_service(
+async def test_a_folder_that_cannot_be_written_does_not_end_the_service(
     nursery: trio.Nursery, tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a folder that cannot be written ends the service."""
     (tmp_path / "turns").write_text("no folder")
     began = trio.Event()
 
@@ -112,7 +116,7 @@ async def test_a_folder_that_cannot_be_written_ends_the_service(
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_cancelled_wait_keeps_the_turn(tmp_path: Path, after: bool) -> None:
+async def test_a_cancelled_wait_leaves_the_lock_free(tmp_path: Path, after: bool) -> None:
     """Catches a lock that was taken in a thread while the task was cancelled."""
 
     async def attempt() -> None:

@@ -40,17 +40,20 @@ def within(ranges: tuple[tuple[str, str], ...], number: int) -> bool:
 
 
 @pytest.mark.parametrize(("text", "why"), FORBIDDEN_ADDRESSES)
-def test_a_table_without_this_network_lets_a_stranger_in(text: str, why: str) -> None:
+def test_each_forbidden_network_is_refused(text: str, why: str) -> None:
+    """Catches: a table without this network lets a stranger in."""
     assert forbidden(ip_address(text)), why
 
 
 @pytest.mark.parametrize("text", PUBLIC_ADDRESSES)
-def test_a_network_written_one_bit_too_wide_refuses_its_public_neighbour(text: str) -> None:
+def test_the_public_neighbours_of_each_network_are_allowed(text: str) -> None:
+    """Catches: a network written one bit too wide refuses its public neighbour."""
     assert forbidden(ip_address(text)) is None
 
 
 @pytest.mark.parametrize("text", ["fe80::1%eth0", "2606:4700::1%eth0", "2606:4700::1%1"])
-def test_a_check_of_the_number_alone_passes_a_scope_id(text: str) -> None:
+def test_an_address_with_a_scope_id_is_refused(text: str) -> None:
+    """Catches: a check of the number alone passes a scope id."""
     assert forbidden(ip_address(text)) == "scope id (RFC 4007)"
 
 
@@ -90,21 +93,24 @@ def test_a_check_of_the_number_alone_passes_a_scope_id(text: str) -> None:
         ("ff02::1", "multicast"),
     ],
 )
-def test_a_log_that_names_the_wider_network_hides_what_was_probed(text: str, reason: str) -> None:
+def test_a_refusal_names_the_narrowest_network(text: str, reason: str) -> None:
+    """Catches: a log that names the wider network hides what was probed."""
     assert (forbidden(ip_address(text)) or "").startswith(reason)
 
 
 @given(IPV4)
 @example(int(IPv4Address("192.0.0.9")))
 @example(int(IPv4Address("100.64.0.0")))
-def test_a_forgotten_ipv4_network_is_one_that_python_knows(number: int) -> None:
+def test_every_ipv4_address_that_python_calls_private_is_refused(number: int) -> None:
+    """Catches: a list of networks that forgets one of IPv4."""
     address = IPv4Address(number)
     public = address.is_global and not within(BEYOND_PYTHON, number)
     assert (forbidden(address) is None) == public
 
 
 @given(st.one_of(IPV6, st.integers(0x2000 << 112, (0x4000 << 112) - 1)))
-def test_an_ipv6_address_outside_global_unicast_is_never_somebodys_server(number: int) -> None:
+def test_an_ipv6_address_outside_global_unicast_is_refused(number: int) -> None:
+    """Catches: a list of networks that forgets a part of the IPv6 space."""
     isatap = f"{number:032x}"[16:24] in ("00005efe", "02005efe", "01005efe", "03005efe")
     public = (
         f"{number:032x}"[0] in "23" and not within(SPECIAL_IN_GLOBAL_UNICAST, number) and not isatap
@@ -124,7 +130,8 @@ def rfc6052(prefix: int, length: int, number: int) -> int:
 @given(IPV4)
 @example(int(IPv4Address("127.0.0.1")))
 @example(int(IPv4Address("93.184.216.34")))
-def test_an_embedding_that_is_not_recognised_carries_any_ipv4_past_the_guard(number: int) -> None:
+def test_an_embedded_ipv4_address_is_judged_too(number: int) -> None:
+    """Catches: an embedding that is not recognised carries any IPv4 past the guard."""
     plain = IPv4Address(number)
     local = int(IPv6Address("64:ff9b:1::"))
     forms = {
@@ -149,8 +156,7 @@ def test_an_embedding_that_is_not_recognised_carries_any_ipv4_past_the_guard(num
 
 
 @given(PREFIX, IPV4, st.sampled_from([0x0000_5EFE, 0x0200_5EFE]))
-def test_isatap_looked_for_under_one_prefix_only_is_missed_under_all_others(
-    prefix: int, number: int, marker: int
-) -> None:
+def test_isatap_is_recognised_under_every_prefix(prefix: int, number: int, marker: int) -> None:
+    """Catches: ISATAP looked for under one prefix only is missed under all others."""
     address = IPv6Address((prefix << 64) | (marker << 32) | number)
     assert forbidden(address) == "ISATAP (RFC 5214): last 32 bits"

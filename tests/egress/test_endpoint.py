@@ -18,28 +18,32 @@ BASE = Origin("https", "pds.example", 443)
 @pytest.mark.parametrize(
     "destination", [*BY_URL, *ENDPOINTS_ONLY], ids=lambda destination: destination.id
 )
-def test_a_lenient_reader_takes_this_for_an_endpoint(destination: Destination) -> None:
+def test_what_is_not_plainly_an_origin_is_refused(destination: Destination) -> None:
+    """Catches: a lenient reader."""
     with pytest.raises(Forbidden):
         parse_origin(destination.url_at(8443), allow_http=False)
 
 
 @pytest.mark.parametrize("destination", BY_URL, ids=lambda destination: destination.id)
-def test_a_reader_that_is_strict_with_endpoints_alone_lets_a_url_through(
+def test_urls_are_read_as_strictly_as_endpoints(
     destination: Destination,
 ) -> None:
+    """Catches: a reader that is strict with endpoints alone lets a URL through."""
     with pytest.raises(Forbidden):
         parse_url(destination.url_at(8443), allow_http=False)
 
 
 @pytest.mark.parametrize("destination", BY_ADDRESS, ids=lambda destination: destination.id)
-def test_an_ordinary_name_is_refused_by_its_url_so_that_its_addresses_go_untested(
+def test_an_ordinary_name_is_accepted_and_left_to_the_guard(
     destination: Destination,
 ) -> None:
+    """Catches: an ordinary name is refused by its URL so that its addresses go untested."""
     assert parse_origin(destination.url_at(8443), allow_http=False).host == destination.host
 
 
 @pytest.mark.parametrize(("text", "canonical"), ACCEPTED)
-def test_a_reader_that_refuses_everything_is_no_reader(text: str, canonical: str) -> None:
+def test_ordinary_endpoints_are_accepted(text: str, canonical: str) -> None:
+    """Catches: a reader that refuses everything."""
     origin = parse_origin(text, allow_http=False)
     assert str(origin) == canonical
     assert parse_origin(canonical, allow_http=False) == origin
@@ -55,7 +59,8 @@ def test_a_reader_that_refuses_everything_is_no_reader(text: str, canonical: str
         ("http://pds.example:3000", "http://pds.example:3000"),
     ],
 )
-def test_http_stays_refused_where_the_operator_allows_it(text: str, canonical: str) -> None:
+def test_http_is_accepted_where_the_operator_allows_it(text: str, canonical: str) -> None:
+    """Catches: HTTP stays refused where the operator allows it."""
     assert str(parse_origin(text, allow_http=True)) == canonical
 
 
@@ -70,7 +75,8 @@ def test_http_stays_refused_where_the_operator_allows_it(text: str, canonical: s
         "ftp://pds.example",
     ],
 )
-def test_allowing_http_allows_private_hosts_or_ports_as_well(text: str) -> None:
+def test_allowing_http_allows_neither_private_hosts_nor_ports(text: str) -> None:
+    """Catches: allowing HTTP allows private hosts or ports as well."""
     with pytest.raises(Forbidden):
         parse_origin(text, allow_http=True)
 
@@ -86,7 +92,8 @@ def test_allowing_http_allows_private_hosts_or_ports_as_well(text: str) -> None:
         ("https://printer.local", "https://printer.local"),
     ],
 )
-def test_development_cannot_reach_its_own_machine(text: str, canonical: str) -> None:
+def test_development_reaches_its_own_machine(text: str, canonical: str) -> None:
+    """Catches: development cannot reach its own machine."""
     assert str(parse_origin(text, allow_http=False, allow_private_hosts=True)) == canonical
 
 
@@ -104,12 +111,14 @@ def test_development_cannot_reach_its_own_machine(text: str, canonical: str) -> 
         "https://localhost/path",
     ],
 )
-def test_allowing_private_hosts_switches_the_strict_reading_off(text: str) -> None:
+def test_allowing_private_hosts_keeps_the_strict_reading(text: str) -> None:
+    """Catches: allowing private hosts switches the strict reading off."""
     with pytest.raises(Forbidden):
         parse_origin(text, allow_http=False, allow_private_hosts=True)
 
 
-def test_a_refusal_that_quotes_raw_text_lets_a_stranger_write_log_lines() -> None:
+def test_a_refusal_is_one_short_printable_line() -> None:
+    """Catches: a refusal that quotes raw text lets a stranger write log lines."""
     with pytest.raises(Forbidden) as caught:
         parse_origin("https://pds.example/\r\nlevel=info all is well", allow_http=False)
     assert "\n" not in str(caught.value)
@@ -117,7 +126,8 @@ def test_a_refusal_that_quotes_raw_text_lets_a_stranger_write_log_lines() -> Non
 
 
 @given(st.text())
-def test_some_text_makes_the_reader_fail_with_another_error(text: str) -> None:
+def test_any_text_is_an_endpoint_or_a_typed_error(text: str) -> None:
+    """Catches: some text makes the reader fail with another error."""
     for candidate in (text, f"https://{text}", f"https://pds.example{text}"):
         try:
             origin = parse_origin(candidate, allow_http=True)
@@ -127,7 +137,8 @@ def test_some_text_makes_the_reader_fail_with_another_error(text: str) -> None:
 
 
 @given(st.text(string.printable + "\u00e9\u3002", max_size=40))
-def test_some_url_gives_a_target_that_is_no_request_line(text: str) -> None:
+def test_the_target_of_any_url_fits_a_request_line(text: str) -> None:
+    """Catches: some URL gives a target that is no request line."""
     for candidate in (f"https://pds.example/{text}", f"https://pds.example?{text}"):
         try:
             origin, target = parse_url(candidate, allow_http=False)
@@ -156,7 +167,8 @@ def test_some_url_gives_a_target_that_is_no_request_line(text: str) -> None:
         ("https://pds.example/http://127.0.0.1/", "/http://127.0.0.1/"),
     ],
 )
-def test_a_url_loses_its_query_or_sends_its_fragment(text: str, target: str) -> None:
+def test_a_url_keeps_its_query_and_drops_its_fragment(text: str, target: str) -> None:
+    """Catches: a URL loses its query or sends its fragment."""
     assert parse_url(text, allow_http=False) == (BASE, target)
 
 
@@ -201,9 +213,8 @@ def test_a_url_loses_its_query_or_sends_its_fragment(text: str, target: str) -> 
         ("g#s/../x", "/b/c/g"),
     ],
 )
-def test_a_relative_location_is_resolved_otherwise_than_rfc_3986_says(
-    reference: str, expected: str
-) -> None:
+def test_a_relative_location_is_resolved_as_rfc_3986_says(reference: str, expected: str) -> None:
+    """Catches: a relative location is resolved otherwise than RFC 3986 says."""
     found = redirect_target(BASE, "/b/c/d;p?q", reference, allow_http=False)
     assert found == (BASE, expected)
 
@@ -221,21 +232,22 @@ def test_a_relative_location_is_resolved_otherwise_than_rfc_3986_says(
         ("@127.0.0.1", (BASE, "/@127.0.0.1")),
     ],
 )
-def test_a_location_leads_elsewhere_than_its_reader_thinks(
-    location: str, expected: tuple[Origin, str]
-) -> None:
+def test_a_location_leads_where_its_text_says(location: str, expected: tuple[Origin, str]) -> None:
+    """Catches: a location leads elsewhere than its reader thinks."""
     assert redirect_target(BASE, "/", location, allow_http=False) == expected
 
 
 @pytest.mark.parametrize(
     "location", ["http://pds.example/", "http://cdn.example:8080/", "HTTP://a.b"]
 )
-def test_a_redirect_from_https_to_http_passes_where_http_is_allowed(location: str) -> None:
+def test_a_redirect_from_https_to_http_is_refused_even_where_http_is_allowed(location: str) -> None:
+    """Catches: a redirect from HTTPS to HTTP passes where HTTP is allowed."""
     with pytest.raises(Forbidden):
         redirect_target(BASE, "/", location, allow_http=True, allow_private_hosts=True)
 
 
-def test_a_redirect_from_http_to_https_or_http_is_refused() -> None:
+def test_a_redirect_from_http_to_https_or_http_is_followed() -> None:
+    """Catches: a redirect from HTTP to HTTPS or HTTP is refused."""
     base = Origin("http", "pds.example", 80)
     for scheme, port in (("http", 80), ("https", 443)):
         found = redirect_target(base, "/", f"{scheme}://cdn.example/", allow_http=True)
@@ -244,7 +256,8 @@ def test_a_redirect_from_http_to_https_or_http_is_refused() -> None:
     assert found == (Origin("http", "cdn.example", 80), "/x")
 
 
-def test_a_trusted_http_directory_hands_its_scheme_to_a_stranger() -> None:
+def test_a_trusted_http_directory_passes_its_trust_on_to_nobody() -> None:
+    """Catches: a trusted HTTP directory hands its scheme to a stranger."""
     base = Origin("http", "127.0.0.1", 2582)
     with pytest.raises(Forbidden):
         redirect_target(base, "/", "//cdn.example/", allow_http=False)
@@ -279,13 +292,15 @@ def test_a_trusted_http_directory_hands_its_scheme_to_a_stranger() -> None:
         "file:///etc/passwd",
     ],
 )
-def test_a_location_that_no_endpoint_could_be_is_followed(location: str) -> None:
+def test_a_location_that_no_endpoint_could_be_is_refused(location: str) -> None:
+    """Catches: a location that no endpoint could be is followed."""
     with pytest.raises(Forbidden):
         redirect_target(BASE, "/x", location, allow_http=False)
 
 
 @pytest.mark.parametrize("destination", BY_URL, ids=lambda destination: destination.id)
-def test_a_redirect_is_read_less_strictly_than_an_endpoint(destination: Destination) -> None:
+def test_a_redirect_is_read_as_strictly_as_an_endpoint(destination: Destination) -> None:
+    """Catches: a redirect is read less strictly than an endpoint."""
     location = destination.url_at(8443)
     try:
         origin, _ = redirect_target(BASE, "/x", location, allow_http=False)
@@ -297,7 +312,8 @@ def test_a_redirect_is_read_less_strictly_than_an_endpoint(destination: Destinat
 
 
 @given(st.text(string.printable + "\u00e9\u3002", max_size=40))
-def test_some_location_gives_a_target_that_is_no_request_line(location: str) -> None:
+def test_the_target_of_any_location_fits_a_request_line(location: str) -> None:
+    """Catches: some location gives a target that is no request line."""
     try:
         origin, target = redirect_target(BASE, "/b/c?d", location, allow_http=False)
     except Forbidden:

@@ -77,9 +77,10 @@ async def running(
     assert channel.statistics() == IDLE
 
 
-async def test_a_channel_without_workers_bound_runs_everything_at_once(
+async def test_no_more_fetches_run_than_there_are_workers(
     nursery: trio.Nursery,
 ) -> None:
+    """Catches: a channel without workers bound runs everything at once."""
     async with running(nursery, queue_size=100, workers=3, per_host=3) as (channel, asker):
         for number in range(40):
             asker.ask(f"host{number}")
@@ -89,7 +90,8 @@ async def test_a_channel_without_workers_bound_runs_everything_at_once(
     assert len(asker.answered) == 40
 
 
-async def test_a_full_channel_makes_askers_wait(nursery: trio.Nursery) -> None:
+async def test_a_full_channel_refuses_at_once(nursery: trio.Nursery) -> None:
+    """Catches: a full channel lets its callers wait."""
     async with running(nursery, queue_size=4, workers=2) as (channel, asker):
         for number in range(6):
             asker.ask(f"host{number}")
@@ -101,7 +103,8 @@ async def test_a_full_channel_makes_askers_wait(nursery: trio.Nursery) -> None:
     assert len(asker.answered) == 6
 
 
-async def test_a_channel_that_was_full_once_stays_full(nursery: trio.Nursery) -> None:
+async def test_a_channel_that_was_full_takes_fetches_again(nursery: trio.Nursery) -> None:
+    """Catches: a channel that was full once stays full."""
     async with running(nursery) as (_, asker):
         for number in range(9):
             asker.ask(f"host{number}")
@@ -112,7 +115,8 @@ async def test_a_channel_that_was_full_once_stays_full(nursery: trio.Nursery) ->
     assert "later" in asker.answered
 
 
-async def test_one_host_takes_every_worker(nursery: trio.Nursery) -> None:
+async def test_one_host_leaves_workers_to_the_others(nursery: trio.Nursery) -> None:
+    """Catches: one host takes every worker."""
     async with running(nursery, queue_size=20, workers=4, per_host=2) as (channel, asker):
         for number in range(6):
             asker.ask("hangs", name=f"hangs {number}")
@@ -126,7 +130,10 @@ async def test_one_host_takes_every_worker(nursery: trio.Nursery) -> None:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-async def test_one_host_takes_the_whole_waiting_room(nursery: trio.Nursery, at_once: bool) -> None:
+async def test_one_host_leaves_room_in_the_queue_to_the_others(
+    nursery: trio.Nursery, at_once: bool
+) -> None:
+    """Catches: one host takes the whole waiting room."""
     async with running(nursery, queue_size=8, workers=4, per_host=2) as (_, asker):
         for _ in range(50):
             asker.ask("hangs")
@@ -139,7 +146,8 @@ async def test_one_host_takes_the_whole_waiting_room(nursery: trio.Nursery, at_o
         assert asker.began[-1] == "healthy"
 
 
-async def test_parked_fetches_are_served_last_in_first_out(nursery: trio.Nursery) -> None:
+async def test_parked_fetches_are_served_in_their_order(nursery: trio.Nursery) -> None:
+    """Catches: parked fetches are served last in first out."""
     async with running(nursery, queue_size=20, workers=4, per_host=1) as (_, asker):
         names = [f"number {number}" for number in range(6)]
         for name in names:
@@ -148,7 +156,8 @@ async def test_parked_fetches_are_served_last_in_first_out(nursery: trio.Nursery
     assert asker.began == asker.answered == names
 
 
-async def test_queued_fetches_are_served_last_in_first_out(nursery: trio.Nursery) -> None:
+async def test_queued_fetches_are_served_in_their_order(nursery: trio.Nursery) -> None:
+    """Catches: queued fetches are served last in first out."""
     async with running(nursery, queue_size=20, workers=1, per_host=1) as (_, asker):
         names = [f"host{number}" for number in range(6)]
         for name in names:
@@ -163,7 +172,8 @@ async def test_queued_fetches_are_served_last_in_first_out(nursery: trio.Nursery
 
 
 @pytest.mark.parametrize("place", ["running", "parked", "queued", "all"])
-async def test_who_goes_away_leaves_a_place_taken(nursery: trio.Nursery, place: str) -> None:
+async def test_a_cancelled_wait_frees_its_place(nursery: trio.Nursery, place: str) -> None:
+    """Catches: a caller that leaves keeps its place in the queue."""
     async with running(nursery, queue_size=20, workers=3, per_host=1) as (channel, asker):
         scopes = {"running": asker.ask("a")}
         await trio.testing.wait_all_tasks_blocked()
@@ -184,9 +194,10 @@ async def test_who_goes_away_leaves_a_place_taken(nursery: trio.Nursery, place: 
     assert len(asker.answered) == 5 - len(left)
 
 
-async def test_a_cancelled_fetch_keeps_its_worker_until_it_would_have_ended(
+async def test_a_cancelled_fetch_frees_its_worker_at_once(
     nursery: trio.Nursery,
 ) -> None:
+    """Catches: a cancelled fetch keeps its worker until it would have ended."""
     async with running(nursery, workers=1, per_host=1) as (_, asker):
         scope = asker.ask("hangs")
         await trio.testing.wait_all_tasks_blocked()
@@ -196,9 +207,10 @@ async def test_a_cancelled_fetch_keeps_its_worker_until_it_would_have_ended(
         assert asker.began == ["hangs", "next"]
 
 
-async def test_a_fetch_that_never_began_is_the_servers_timeout(
+async def test_a_fetch_that_never_began_is_busy_and_no_timeout_of_the_server(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a fetch that never began is the server's timeout."""
     async with running(nursery, workers=1, per_host=1) as (channel, asker):
         asker.ask("hangs")
         await trio.testing.wait_all_tasks_blocked()
@@ -210,9 +222,10 @@ async def test_a_fetch_that_never_began_is_the_servers_timeout(
         assert channel.statistics() == ChannelStatistics(waiting=0, running=1)
 
 
-async def test_time_in_the_queue_does_not_count(
+async def test_time_in_the_queue_counts(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: time in the queue does not count."""
     async with running(nursery, workers=1, per_host=1) as (channel, asker):
         scope = asker.ask("first")
         await trio.testing.wait_all_tasks_blocked()
@@ -227,9 +240,11 @@ async def test_time_in_the_queue_does_not_count(
 
 
 @pytest.mark.parametrize("error", [BadAnswer("broken"), ZeroDivisionError()], ids=["ours", "not"])
-async def test_a_failure_ends_the_worker_or_reaches_nobody(
+async def test_a_failure_reaches_its_caller_and_leaves_the_worker(
     nursery: trio.Nursery, error: Exception
 ) -> None:
+    """Catches: a failure ends the worker or reaches nobody."""
+
     async def fail() -> Response:
         await trio.lowlevel.checkpoint()
         raise error
@@ -246,9 +261,10 @@ async def test_a_failure_ends_the_worker_or_reaches_nobody(
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_cancellation_somewhere_leaves_a_worker_or_a_place_taken(
+async def test_a_cancellation_anywhere_leaves_no_worker_and_no_place_taken(
     nursery: trio.Nursery, after: bool
 ) -> None:
+    """Catches: a cancellation somewhere leaves a worker or a place taken."""
     channel = FetchChannel(queue_size=4, workers=2, per_host=1)
     nursery.start_soon(channel.run)
 

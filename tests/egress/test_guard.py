@@ -87,14 +87,14 @@ class Wire(trio.abc.Stream):
 # The matrix: who is refused, and that nobody arrives.
 
 
-def test_a_matrix_that_shrinks_still_passes() -> None:
+def test_the_matrix_is_as_large_as_it_was() -> None:
+    """Catches: a matrix that shrinks still passes."""
     assert len({destination.id for destination in DESTINATIONS}) == len(DESTINATIONS) > 300
 
 
 @pytest.mark.parametrize("destination", WITH_HOST, ids=lambda destination: destination.id)
-async def test_a_guard_that_leaves_the_host_to_the_url_reader_lets_a_packet_out(
-    destination: Destination, trap: Trap
-) -> None:
+async def test_the_guard_alone_lets_no_packet_out(destination: Destination, trap: Trap) -> None:
+    """Catches: a guard that leaves the host to the URL reader lets a packet out."""
     assert destination.host is not None
     with pytest.raises(Forbidden):
         await trap.network(destination).connect(destination.host, trap.port)
@@ -102,9 +102,11 @@ async def test_a_guard_that_leaves_the_host_to_the_url_reader_lets_a_packet_out(
 
 
 @pytest.mark.parametrize("destination", DESTINATIONS, ids=lambda destination: destination.id)
-async def test_reader_and_guard_together_let_a_packet_out(
+async def test_reader_and_guard_together_let_no_packet_out(
     destination: Destination, trap: Trap
 ) -> None:
+    """Catches: reader and guard together let a packet out."""
+
     async def reach() -> None:
         origin = parse_origin(destination.url_at(trap.port), allow_http=False)
         await trap.network(destination).connect(origin.host, origin.port)
@@ -118,18 +120,18 @@ async def test_reader_and_guard_together_let_a_packet_out(
     "host", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "127.1", "0x7f.1", "2130706433", "0177.0.0.1",
              "017700000001", "0", "localhost"]
 )  # fmt: skip
-async def test_what_the_system_resolver_makes_of_a_spelling_goes_unchecked(
+async def test_what_the_system_resolver_makes_of_a_spelling_is_checked(
     host: str, trap: Trap
 ) -> None:
+    """Catches: what the system resolver makes of a spelling goes unchecked."""
     with pytest.raises(Forbidden):
         await GuardedNetwork().connect(host, trap.port)
     assert trap.arrivals() == 0
 
 
 @pytest.mark.parametrize("addresses", [(a,) for a in LOOPBACK] + [(PUBLIC, a) for a in LOOPBACK])
-async def test_a_name_of_loopback_is_dialled_for_real(
-    addresses: tuple[str, ...], trap: Trap
-) -> None:
+async def test_a_name_of_loopback_is_not_dialled(addresses: tuple[str, ...], trap: Trap) -> None:
+    """Catches: a name that resolves to loopback is dialled."""
     # Nothing is detoured here; the public address stands last in no attempt that is refused.
     network = GuardedNetwork(lookup=resolving_to(*addresses))
     with pytest.raises(Forbidden):
@@ -138,9 +140,8 @@ async def test_a_name_of_loopback_is_dialled_for_real(
 
 
 @pytest.mark.parametrize("address", PUBLIC_ADDRESSES)
-async def test_the_trap_stays_silent_because_nothing_ever_reaches_it(
-    address: str, trap: Trap
-) -> None:
+async def test_the_trap_hears_what_reaches_it(address: str, trap: Trap) -> None:
+    """Catches: the trap stays silent because nothing ever reaches it."""
     by_name = Destination("", "", "pds.example", (address,), "")
     for host in ("pds.example", address):
         stream = await trap.network(by_name).connect(host, trap.port)
@@ -149,7 +150,8 @@ async def test_the_trap_stays_silent_because_nothing_ever_reaches_it(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.1"])
-async def test_allowing_private_hosts_allows_nothing(host: str, trap: Trap) -> None:
+async def test_allowing_private_hosts_allows_them(host: str, trap: Trap) -> None:
+    """Catches: allowing private hosts allows nothing."""
     stream = await GuardedNetwork(allow_private_hosts=True).connect(host, trap.port)
     assert trap.arrivals() == 1
     await stream.aclose()
@@ -158,7 +160,8 @@ async def test_allowing_private_hosts_allows_nothing(host: str, trap: Trap) -> N
 # Looking up.
 
 
-async def test_a_second_look_up_connects_to_what_was_never_checked(trap: Trap) -> None:
+async def test_a_connection_goes_to_the_address_that_was_checked(trap: Trap) -> None:
+    """Catches: a second look up connects to what was never checked."""
     answers = iter([(PUBLIC,), ("127.0.0.1",)])
     dialled = []
 
@@ -177,7 +180,9 @@ async def test_a_second_look_up_connects_to_what_was_never_checked(trap: Trap) -
     assert next(answers) == ("127.0.0.1",)
 
 
-async def test_dialling_a_checked_address_asks_a_resolver_again(trap: Trap) -> None:
+async def test_dialling_a_checked_address_asks_no_resolver(trap: Trap) -> None:
+    """Catches: dialling a checked address asks a resolver again."""
+
     class Loud(trio.abc.HostnameResolver):
         async def getaddrinfo(self, *_: object, **__: object) -> list[object]:  # type: ignore[override]
             raise AssertionError("looked up again")
@@ -192,7 +197,8 @@ async def test_dialling_a_checked_address_asks_a_resolver_again(trap: Trap) -> N
     assert trap.arrivals() == 1
 
 
-async def test_a_literal_is_handed_to_a_resolver_that_may_lie(trap: Trap) -> None:
+async def test_an_address_literal_is_handed_to_no_resolver(trap: Trap) -> None:
+    """Catches: an address literal is handed to a resolver, which may lie."""
     network = GuardedNetwork(lookup=resolving_to("127.0.0.1"), dial=trap.dial)
     stream = await network.connect(PUBLIC, trap.port)
     await stream.aclose()
@@ -208,7 +214,9 @@ async def test_a_literal_is_handed_to_a_resolver_that_may_lie(trap: Trap) -> Non
     ],
     ids=repr,
 )
-async def test_a_failed_look_up_escapes_as_itself(failure: Exception) -> None:
+async def test_a_failed_look_up_is_a_typed_error(failure: Exception) -> None:
+    """Catches: a failed look up escapes as itself."""
+
     async def lookup(host: str, port: int) -> Sequence[str]:
         await trio.lowlevel.checkpoint()
         raise failure
@@ -218,20 +226,21 @@ async def test_a_failed_look_up_escapes_as_itself(failure: Exception) -> None:
     assert caught.value.__cause__ is failure
 
 
-async def test_a_name_without_addresses_is_connected_to_nothing() -> None:
+async def test_a_name_without_addresses_is_a_typed_error() -> None:
+    """Catches: a name without addresses is connected to nothing."""
     with pytest.raises(ConnectFailed):
         await GuardedNetwork(lookup=resolving_to()).connect("pds.example", 443)
 
 
 @pytest.mark.parametrize("host", ["p\u00e4ds.example", "a" * 64 + ".example", "pds\x00.example"])
-async def test_a_host_no_resolver_takes_escapes_as_a_unicode_error(host: str) -> None:
+async def test_a_host_that_no_resolver_takes_is_a_typed_error(host: str) -> None:
+    """Catches: a host no resolver takes escapes as a unicode error."""
     with pytest.raises(ConnectFailed):
         await GuardedNetwork().connect(host, 443)
 
 
-async def test_the_scope_id_is_lost_between_resolver_and_check(
-    monkeypatch: pytest.MonkeyPatch, trap: Trap
-) -> None:
+async def test_the_scope_id_reaches_the_check(monkeypatch: pytest.MonkeyPatch, trap: Trap) -> None:
+    """Catches: the scope id is lost between resolver and check."""
     # A global address, so that the scope alone is what refuses it.
     found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (PUBLIC_IPV6, 443, 0, 2))]
     monkeypatch.setattr(guard, "getaddrinfo", lambda *_, **__: found)
@@ -240,9 +249,10 @@ async def test_the_scope_id_is_lost_between_resolver_and_check(
     assert trap.arrivals() == 0
 
 
-async def test_answers_of_both_families_lose_their_order_or_type(
+async def test_answers_of_both_families_keep_their_order_and_type(
     monkeypatch: pytest.MonkeyPatch, trap: Trap
 ) -> None:
+    """Catches: answers of both families lose their order or type."""
     found = [
         (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (PUBLIC_IPV6, 443, 0, 0)),
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, 443)),
@@ -266,9 +276,10 @@ async def test_answers_of_both_families_lose_their_order_or_type(
     assert dialled == [PUBLIC_IPV6, PUBLIC]
 
 
-async def test_hanging_look_ups_take_the_threads_of_the_rest_of_the_process(
+async def test_hanging_look_ups_leave_the_threads_of_the_rest_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Catches: hanging look ups take the threads of the rest of the process."""
     release = threading.Event()
 
     def getaddrinfo(*_: object, **__: object) -> list[object]:
@@ -292,7 +303,8 @@ async def test_hanging_look_ups_take_the_threads_of_the_rest_of_the_process(
 # Connecting.
 
 
-async def test_a_refused_connection_escapes_as_an_os_error() -> None:
+async def test_a_refused_connection_is_a_typed_error() -> None:
+    """Catches: a refused connection escapes as an OS error."""
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         port = unheard.getsockname()[1]
@@ -304,7 +316,8 @@ async def test_a_refused_connection_escapes_as_an_os_error() -> None:
         assert open_sockets() == before
 
 
-async def test_small_writes_wait_for_the_acknowledgement_of_the_one_before(trap: Trap) -> None:
+async def test_small_writes_are_sent_without_delay(trap: Trap) -> None:
+    """Catches: small writes wait for the acknowledgement of the one before."""
     stream = await GuardedNetwork(allow_private_hosts=True).connect("127.0.0.1", trap.port)
     assert isinstance(stream, trio.SocketStream)
     assert stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -341,9 +354,10 @@ class Dialler:
         return sum(not wire.closed for wire in self.opened)
 
 
-async def test_a_silent_first_address_holds_up_the_second(
+async def test_a_silent_first_address_is_raced_by_the_second(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a silent first address holds up the second."""
     dial = Dialler(answering=["8.8.4.4"], silent=["8.8.8.8"])
     network = GuardedNetwork(lookup=resolving_to("8.8.8.8", "8.8.4.4", "1.1.1.1"), dial=dial)
     stream = await network.connect("pds.example", 443)
@@ -353,7 +367,8 @@ async def test_a_silent_first_address_holds_up_the_second(
     assert dial.left_open == 1
 
 
-async def test_a_refused_first_address_costs_the_wait(mock_clock: trio.testing.MockClock) -> None:
+async def test_a_refused_first_address_costs_no_wait(mock_clock: trio.testing.MockClock) -> None:
+    """Catches: a refused first address costs the wait."""
     # The clock stands still: an attempt that waited for it would wait forever.
     dial = Dialler(answering=["1.1.1.1"])
     network = GuardedNetwork(lookup=resolving_to("8.8.8.8", "8.8.4.4", "1.1.1.1"), dial=dial)
@@ -361,7 +376,8 @@ async def test_a_refused_first_address_costs_the_wait(mock_clock: trio.testing.M
     assert dial.dialled == ["8.8.8.8", "8.8.4.4", "1.1.1.1"]
 
 
-async def test_the_loser_of_a_race_stays_open(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_loser_of_a_race_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+    """Catches: the loser of a race stays open."""
     opened: list[Wire] = []
     gate = trio.Event()
 
@@ -383,7 +399,8 @@ async def test_the_loser_of_a_race_stays_open(autojump_clock: trio.testing.MockC
     assert [wire for wire in opened if not wire.closed] == [stream]
 
 
-async def test_a_name_with_hundreds_of_addresses_turns_one_fetch_into_a_flood() -> None:
+async def test_a_name_with_hundreds_of_addresses_gets_a_bounded_number_of_tries() -> None:
+    """Catches: a name with hundreds of addresses turns one fetch into a flood."""
     dial = Dialler()
     many = [f"8.8.{n // 250}.{n % 250}" for n in range(600)]
     with pytest.raises(ConnectFailed):
@@ -391,7 +408,8 @@ async def test_a_name_with_hundreds_of_addresses_turns_one_fetch_into_a_flood() 
     assert dial.dialled == many[:MAX_ATTEMPTS]
 
 
-async def test_many_addresses_of_one_family_crowd_out_the_other() -> None:
+async def test_many_addresses_of_one_family_leave_room_for_the_other() -> None:
+    """Catches: many addresses of one family crowd out the other."""
     dial = Dialler()
     six = [f"2606:4700::{n}" for n in range(1, 20)]
     lookup = resolving_to(six[0], *six, "8.8.8.8", "8.8.8.8", "8.8.4.4")
@@ -400,7 +418,8 @@ async def test_many_addresses_of_one_family_crowd_out_the_other() -> None:
     assert dial.dialled == [six[0], "8.8.8.8", six[1], "8.8.4.4", six[2], six[3]]
 
 
-async def test_a_defect_while_dialling_leaves_the_winner_open() -> None:
+async def test_a_defect_while_dialling_closes_the_winner() -> None:
+    """Catches: a defect while dialling leaves the winner open."""
     opened: list[Wire] = []
 
     async def dial(address: str, port: int) -> trio.abc.Stream:
@@ -419,7 +438,8 @@ async def test_a_defect_while_dialling_leaves_the_winner_open() -> None:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before a step", "after a step"])
-async def test_a_cancelled_connect_leaves_a_socket(after: bool, trap: Trap) -> None:
+async def test_a_cancelled_connect_leaves_no_socket(after: bool, trap: Trap) -> None:
+    """Catches: a cancelled connect leaves a socket."""
     network = GuardedNetwork(lookup=resolving_to(PUBLIC, PUBLIC_IPV6), dial=trap.dial)
     before = open_sockets()
 
@@ -432,9 +452,10 @@ async def test_a_cancelled_connect_leaves_a_socket(after: bool, trap: Trap) -> N
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before a step", "after a step"])
-async def test_a_cancelled_race_leaves_a_stream(
+async def test_a_cancelled_race_leaves_no_stream(
     after: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a cancelled race leaves a stream."""
     dial = Dialler(answering=["1.1.1.1"], silent=["8.8.8.8"])
     lookup = resolving_to("8.8.8.8", "8.8.4.4", "1.1.1.1")
     network = GuardedNetwork(lookup=lookup, dial=dial)
@@ -492,9 +513,10 @@ async def server(context: ssl.SSLContext) -> AsyncIterator[Wire]:
 
 
 @pytest.mark.parametrize("name", ["pds.example", "93.184.216.34", "2606:2800::1", "a.wild.example"])
-async def test_a_good_certificate_fails_or_its_name_is_lost(
+async def test_a_good_certificate_passes_under_its_name(
     name: str, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
+    """Catches: a good certificate fails or its name is lost."""
     certificate = authority.issue_cert(
         "pds.example", "93.184.216.34", "2606:2800::1", "*.wild.example"
     )
@@ -543,34 +565,38 @@ BAD_SERVERS: dict[str, Callable[[trustme.CA], ssl.SSLContext]] = {
 
 
 @pytest.mark.parametrize("what", BAD_SERVERS)
-async def test_a_bad_certificate_is_taken_or_its_stream_left_open(
+async def test_a_bad_certificate_is_refused_and_its_stream_closed(
     what: str, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
+    """Catches: a bad certificate is taken or its stream left open."""
     async with server(BAD_SERVERS[what](authority)) as wire:
         with pytest.raises(ConnectFailed, match="certificate verify failed"):
             await GuardedNetwork(ssl_context=trusting).start_tls(wire, "pds.example")
         assert wire.closed
 
 
-async def test_a_certificate_for_the_name_serves_the_address(
+async def test_a_certificate_for_the_name_does_not_serve_the_address(
     authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
+    """Catches: a certificate for the name serves the address."""
     async with server(server_context(authority.issue_cert("pds.example"))) as wire:
         with pytest.raises(ConnectFailed):
             await GuardedNetwork(ssl_context=trusting).start_tls(wire, PUBLIC)
         assert wire.closed
 
 
-async def test_the_default_context_trusts_anybody(authority: trustme.CA) -> None:
+async def test_the_default_context_does_not_trust_a_stranger(authority: trustme.CA) -> None:
+    """Catches: the default context trusts anybody."""
     async with server(server_context(authority.issue_cert("pds.example"))) as wire:
         with pytest.raises(ConnectFailed):
             await GuardedNetwork().start_tls(wire, "pds.example")
         assert wire.closed
 
 
-async def test_a_server_that_prefers_http_2_is_spoken_to_in_http_1(
+async def test_http_1_is_agreed_on_with_a_server_that_prefers_http_2(
     authority: trustme.CA,
 ) -> None:
+    """Catches: a client that offers HTTP/2, which it does not speak."""
     context = guard._default_ssl_context()
     authority.configure_trust(context)
     offering = server_context(authority.issue_cert("pds.example"))
@@ -582,9 +608,10 @@ async def test_a_server_that_prefers_http_2_is_spoken_to_in_http_1(
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x16\x03\x01\x00"])
-async def test_a_server_without_tls_ends_in_another_error(
+async def test_a_server_without_tls_is_a_typed_error(
     answer: bytes, trusting: ssl.SSLContext
 ) -> None:
+    """Catches: a server without TLS ends in another error."""
     client_end, server_end = trio.testing.memory_stream_pair()
     wire = Wire(client_end)
     await server_end.send_all(answer)
@@ -594,7 +621,8 @@ async def test_a_server_without_tls_ends_in_another_error(
     assert wire.closed
 
 
-async def test_a_reset_in_the_handshake_ends_in_another_error(trusting: ssl.SSLContext) -> None:
+async def test_a_reset_in_the_handshake_is_a_typed_error(trusting: ssl.SSLContext) -> None:
+    """Catches: a reset in the handshake ends in another error."""
     client_end, server_end = trio.testing.memory_stream_pair()
     wire = Wire(client_end)
     await server_end.aclose()
@@ -604,9 +632,10 @@ async def test_a_reset_in_the_handshake_ends_in_another_error(trusting: ssl.SSLC
 
 
 @pytest.mark.parametrize("host", ["", ".example", "a..example", "a" * 64 + ".example"])
-async def test_a_host_that_is_no_server_name_leaves_the_stream_open(
+async def test_a_host_that_is_no_server_name_closes_the_stream(
     host: str, trusting: ssl.SSLContext
 ) -> None:
+    """Catches: a host that is no server name leaves the stream open."""
     client_end, server_end = trio.testing.memory_stream_pair()
     wire = Wire(client_end)
     # Which of these Python sends on to the server differs between releases.
@@ -617,9 +646,10 @@ async def test_a_host_that_is_no_server_name_leaves_the_stream_open(
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before a step", "after a step"])
-async def test_a_cancelled_handshake_leaves_the_stream_open(
+async def test_a_cancelled_handshake_closes_the_stream(
     after: bool, authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
+    """Catches: a cancelled handshake leaves the stream open."""
     context = server_context(authority.issue_cert("pds.example"))
     network = GuardedNetwork(ssl_context=trusting)
     wires: list[Wire] = []
@@ -637,9 +667,10 @@ async def test_a_cancelled_handshake_leaves_the_stream_open(
     assert all(wire.closed for wire in wires)
 
 
-async def test_a_real_connection_with_tls_leaves_sockets_behind(
+async def test_a_real_connection_with_tls_leaves_no_sockets_behind(
     authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
+    """Catches: a real connection with TLS leaves sockets behind."""
     context = server_context(authority.issue_cert("pds.example"))
     network = GuardedNetwork(
         allow_private_hosts=True, lookup=resolving_to("127.0.0.1"), ssl_context=trusting

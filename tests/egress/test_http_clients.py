@@ -57,17 +57,19 @@ def origin_of(site: Site) -> Origin:
     return Origin(site.scheme, site.host, site.port)
 
 
-def test_a_matrix_that_shrinks_still_passes() -> None:
+def test_the_matrix_is_as_large_as_it_was() -> None:
+    """Catches: a matrix that shrinks still passes."""
     assert len({str(misbehaviour) for misbehaviour in MISBEHAVIOURS}) == len(MISBEHAVIOURS) >= 80
 
 
 @EACH
-async def test_a_server_that_misbehaves_gets_away_or_leaves_something_behind(
+async def test_a_server_that_misbehaves_is_a_typed_error_and_leaves_nothing_behind(
     client_world: World,
     site: Site,
     misbehaviour: Misbehaviour,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a server that misbehaves gets away or leaves something behind."""
     expected = misbehaviour.over(client_world.client).egress
     misbehaviour.apply(site)
     async with running_gateway(client_world) as gateway:
@@ -87,9 +89,10 @@ async def test_a_server_that_misbehaves_gets_away_or_leaves_something_behind(
 
 
 @EACH
-async def test_a_misbehaving_pds_comes_out_as_the_wrong_error_or_breaks_the_service(
+async def test_a_misbehaving_pds_gives_its_error_and_the_service_goes_on(
     client_world: World, misbehaviour: Misbehaviour, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a misbehaving PDS comes out as the wrong error or breaks the service."""
     world = client_world
     world.network.forbids.add("inside.example")
     expected = misbehaviour.over(world.client).error
@@ -117,9 +120,10 @@ def answers_at(site: Site, target: str, body: bytes = BODY) -> None:
 
 
 @pytest.mark.parametrize("fault", [honest, faults.chunked, faults.until_close])
-async def test_a_body_of_exactly_the_limit_is_refused(
+async def test_a_body_of_exactly_the_limit_passes(
     client_world: World, site: Site, fault: Fault
 ) -> None:
+    """Catches: a body of exactly the limit is refused."""
     site.fault = fault
     async with running_gateway(client_world) as gateway:
         answer = await gateway.get(origin_of(site), "/a", max_bytes=len(BODY))
@@ -128,18 +132,20 @@ async def test_a_body_of_exactly_the_limit_is_refused(
 
 
 @pytest.mark.parametrize("fault", [honest, faults.chunked, faults.until_close])
-async def test_a_body_one_byte_over_the_limit_passes(
+async def test_a_body_one_byte_over_the_limit_is_refused(
     client_world: World, site: Site, fault: Fault
 ) -> None:
+    """Catches: a body one byte over the limit passes."""
     site.fault = fault
     async with running_gateway(client_world) as gateway:
         with pytest.raises(TooLarge):
             await gateway.get(origin_of(site), "/a", max_bytes=len(BODY) - 1)
 
 
-async def test_a_limit_that_is_only_counted_reads_what_was_announced_as_too_long(
+async def test_a_body_that_is_announced_as_too_long_is_not_read(
     client_world: World, site: Site
 ) -> None:
+    """Catches: a limit that is only counted reads what was announced as too long."""
     gate = trio.Event()
 
     async def announce_and_wait(conversation: Conversation) -> None:
@@ -153,14 +159,16 @@ async def test_a_limit_that_is_only_counted_reads_what_was_announced_as_too_long
         assert not gate.is_set()
 
 
-async def test_an_empty_body_is_taken_for_no_answer(client_world: World, site: Site) -> None:
+async def test_an_empty_body_is_an_answer(client_world: World, site: Site) -> None:
+    """Catches: an empty body is taken for no answer."""
     answers_at(site, "/empty", b"")
     async with running_gateway(client_world) as gateway:
         answer = await gateway.get(origin_of(site), "/empty", max_bytes=MAX_BYTES)
         assert (answer.status, answer.body) == (200, b"")
 
 
-async def test_a_long_error_page_is_read_to_its_end(client_world: World, site: Site) -> None:
+async def test_a_long_error_page_is_not_read_to_its_end(client_world: World, site: Site) -> None:
+    """Catches: a long error page is read to its end."""
     site.fault = faults.answers(500, bytes(100_000))
     async with running_gateway(client_world) as gateway:
         answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
@@ -170,13 +178,14 @@ async def test_a_long_error_page_is_read_to_its_end(client_world: World, site: S
 @pytest.mark.parametrize(
     ("rate", "passes"), [(MIN_BYTES_PER_SECOND * 1.2, True), (MIN_BYTES_PER_SECOND * 0.8, False)]
 )
-async def test_a_rate_that_is_judged_by_the_whole_fetch_lets_a_trickle_hold_a_worker(
+async def test_a_body_that_slows_to_a_trickle_is_cut(
     client_world: World,
     site: Site,
     rate: float,
     passes: bool,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a rate that is judged by the whole fetch lets a trickle hold a worker."""
     body = bytes(20_000)
     answers_at(site, "/slow", body)
     site.fault = faults.trickle(rate, at_once=128)
@@ -191,9 +200,10 @@ async def test_a_rate_that_is_judged_by_the_whole_fetch_lets_a_trickle_hold_a_wo
             assert trio.current_time() < 10
 
 
-async def test_a_timeout_per_read_never_ends_a_fetch_that_brings_enough(
+async def test_a_fetch_that_brings_enough_ends_at_its_deadline(
     client_world: World, site: Site, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a timeout per read never ends a fetch that brings enough."""
     answers_at(site, "/long", bytes(200_000))
     site.fault = faults.trickle(2 * MIN_BYTES_PER_SECOND, at_once=1024)
     began = trio.current_time()
@@ -206,7 +216,8 @@ async def test_a_timeout_per_read_never_ends_a_fetch_that_brings_enough(
 # What is sent.
 
 
-async def test_a_request_without_its_headers(client_world: World, site: Site) -> None:
+async def test_a_request_has_its_headers(client_world: World, site: Site) -> None:
+    """Catches: a request without its headers."""
     async with running_gateway(client_world) as gateway:
         await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
     (request,) = site.requests
@@ -225,9 +236,10 @@ async def test_a_request_without_its_headers(client_world: World, site: Site) ->
         ("http", 2583, "pds.example:2583"),
     ],
 )
-async def test_a_host_header_without_the_port(
+async def test_the_host_header_has_the_port(
     client_world: World, scheme: str, port: int, host: str
 ) -> None:
+    """Catches: a host header without the port."""
     site = Site("pds.example", port=port, scheme=scheme)
     answers_at(site, "/a?b=%3A&c=d:e")
     client_world.network.add(site)
@@ -241,7 +253,10 @@ async def test_a_host_header_without_the_port(
 # Heads.
 
 
-async def test_a_head_that_waits_for_the_body_it_announces(client_world: World, site: Site) -> None:
+async def test_a_head_does_not_wait_for_the_body_that_it_announces(
+    client_world: World, site: Site
+) -> None:
+    """Catches: a HEAD that waits for the body it announces."""
     async with running_gateway(client_world) as gateway:
         for _ in range(2):
             answer = await gateway.head(origin_of(site), "/a")
@@ -256,18 +271,20 @@ async def test_a_head_that_waits_for_the_body_it_announces(client_world: World, 
 
 
 @pytest.mark.parametrize("status", [400, 404, 429, 503])
-async def test_a_head_that_takes_a_refusal_for_a_broken_answer(
+async def test_a_head_that_is_refused_is_an_answer(
     client_world: World, site: Site, status: int
 ) -> None:
+    """Catches: a HEAD that takes a refusal for a broken answer."""
     site.pages["/a"] = Response(status, b"not here", (("Retry-After", "0"),))
     async with running_gateway(client_world) as gateway:
         answer = await gateway.head(origin_of(site), "/a")
         assert (answer.status, answer.body) == (status, b"")
 
 
-async def test_a_get_for_the_head_alone_that_takes_the_body_along(
+async def test_a_get_for_the_head_alone_leaves_the_body(
     client_world: World, site: Site, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a GET for the HEAD alone that takes the body along."""
     site.fault = faults.hang_after_head
     async with running_gateway(client_world) as gateway:
         answer = await gateway.head(origin_of(site), "/a", method="GET")
@@ -280,7 +297,8 @@ async def test_a_get_for_the_head_alone_that_takes_the_body_along(
         assert (answer.status, answer.body) == (400, b'{"error":"RepoTakendown"}')
 
 
-async def test_a_redirected_head_that_becomes_a_get(client_world: World, site: Site) -> None:
+async def test_a_redirected_head_stays_a_head(client_world: World, site: Site) -> None:
+    """Catches: a redirected HEAD that becomes a GET."""
     site.faults = [faults.redirects("/b", 303)]
     answers_at(site, "/b")
     async with running_gateway(client_world) as gateway:
@@ -307,9 +325,10 @@ async def test_a_redirected_head_that_becomes_a_get(client_world: World, site: S
         ("HTTPS://OTHER.EXAMPLE", "other.example", "/"),
     ],
 )
-async def test_a_redirect_that_leads_elsewhere(
+async def test_a_redirect_leads_where_it_says(
     client_world: World, site: Site, status: int, location: str, host: str, target: str
 ) -> None:
+    """Catches: a redirect that leads elsewhere."""
     sites = {"pds.example": site, "other.example": Site("other.example")}
     client_world.network.add(*sites.values())
     answers_at(sites[host], target)
@@ -343,9 +362,8 @@ async def test_a_redirect_takes_no_header_of_the_caller_along(
 
 
 @pytest.mark.parametrize("limit", [0, 1, 3])
-async def test_a_limit_of_redirects_that_is_off_by_one(
-    client_world: World, site: Site, limit: int
-) -> None:
+async def test_the_limit_of_redirects_is_exact(client_world: World, site: Site, limit: int) -> None:
+    """Catches: a limit of redirects that is off by one."""
     async with running_gateway(client_world, max_redirects=limit) as gateway:
         site.faults = [faults.redirects("/a")] * limit
         answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
@@ -357,9 +375,10 @@ async def test_a_limit_of_redirects_that_is_off_by_one(
         assert len(site.requests) == limit + 1
 
 
-async def test_a_redirect_between_http_and_https_is_judged_the_wrong_way_round(
+async def test_a_redirect_to_https_is_followed_and_one_to_http_is_not(
     client_world: World, site: Site
 ) -> None:
+    """Catches: a redirect between HTTP and HTTPS is judged the wrong way round."""
     plain = Site("plain.example", port=80, scheme="http")
     answers_at(plain, "/a")
     client_world.network.add(plain)
@@ -373,9 +392,11 @@ async def test_a_redirect_between_http_and_https_is_judged_the_wrong_way_round(
         assert len(plain.requests) == 1
 
 
-async def test_a_fetch_timeout_per_hop_grows_with_the_redirects(
+async def test_the_deadline_covers_all_redirects_together(
     client_world: World, site: Site, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a fetch timeout per hop grows with the redirects."""
+
     async def slow_redirect(conversation: Conversation) -> None:
         await trio.sleep(8)
         await faults.redirects("/a")(conversation)
@@ -392,9 +413,10 @@ async def test_a_fetch_timeout_per_hop_grows_with_the_redirects(
 
 
 @pytest.mark.parametrize("fault", [faults.close, faults.reset])
-async def test_a_failure_before_the_first_byte_is_not_retried_or_more_than_once(
+async def test_a_failure_before_the_first_byte_is_retried_once(
     client_world: World, site: Site, fault: Fault
 ) -> None:
+    """Catches: a failure before the first byte is not retried or more than once."""
     async with running_gateway(client_world) as gateway:
         site.faults = [fault]
         answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
@@ -406,9 +428,8 @@ async def test_a_failure_before_the_first_byte_is_not_retried_or_more_than_once(
         assert len(site.requests) == 2
 
 
-async def test_a_refused_connection_is_not_retried_or_more_than_once(
-    client_world: World, site: Site
-) -> None:
+async def test_a_refused_connection_is_retried_once(client_world: World, site: Site) -> None:
+    """Catches: a refused connection is not retried or more than once."""
     async with running_gateway(client_world) as gateway:
         site.refuses = 1
         answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
@@ -434,9 +455,10 @@ async def test_a_refused_connection_is_not_retried_or_more_than_once(
         faults.answers(500),
     ],
 )
-async def test_a_failure_after_the_first_byte_is_retried(
+async def test_a_failure_after_the_first_byte_is_not_retried(
     client_world: World, site: Site, fault: Fault
 ) -> None:
+    """Catches: a failure after the first byte is retried."""
     site.fault = fault
     async with running_gateway(client_world) as gateway:
         with suppress(BadAnswer):
@@ -444,9 +466,11 @@ async def test_a_failure_after_the_first_byte_is_retried(
     assert len(site.requests) == 1
 
 
-async def test_a_retry_has_a_deadline_of_its_own(
+async def test_a_retry_shares_the_deadline_of_its_fetch(
     client_world: World, site: Site, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a retry has a deadline of its own."""
+
     async def slow_failure(conversation: Conversation) -> None:
         await trio.sleep(15)
         conversation.reset()
@@ -463,7 +487,8 @@ async def test_a_retry_has_a_deadline_of_its_own(
 # Kept-alive connections.
 
 
-async def test_a_connection_for_each_request_to_one_host(world: World) -> None:
+async def test_requests_to_one_host_share_a_connection(world: World) -> None:
+    """Catches: a connection for each request to one host."""
     site = Site("pds.example")
     answers_at(site, "/a")
     world.network.add(site)
@@ -474,9 +499,11 @@ async def test_a_connection_for_each_request_to_one_host(world: World) -> None:
     assert site.connections == 1
 
 
-async def test_a_kept_connection_that_its_server_closed_fails_the_next_fetch(
+async def test_a_kept_connection_that_its_server_closed_is_replaced(
     client_world: World, site: Site
 ) -> None:
+    """Catches: a kept connection that its server closed fails the next fetch."""
+
     async def answer_and_close(conversation: Conversation) -> None:
         await honest(conversation)
         conversation.keep_alive = False
@@ -489,7 +516,8 @@ async def test_a_kept_connection_that_its_server_closed_fails_the_next_fetch(
             await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_ten_thousand_hosts_leave_ten_thousand_sockets(client_world: World) -> None:
+async def test_idle_connections_are_bounded_over_all_hosts(client_world: World) -> None:
+    """Catches: ten thousand hosts leave ten thousand sockets."""
     sites = [Site(f"pds{number}.example") for number in range(MAX_IDLE * 2)]
     client_world.network.add(*sites)
     async with running_gateway(client_world) as gateway:
@@ -502,9 +530,10 @@ async def test_ten_thousand_hosts_leave_ten_thousand_sockets(client_world: World
 # The operator's own directory.
 
 
-async def test_the_directory_is_reached_over_the_network_of_strangers_or_its_redirects_are_not(
+async def test_the_directory_has_its_own_network_and_its_redirects_that_of_strangers(
     client_world: World, site: Site
 ) -> None:
+    """Catches: the directory is reached over the network of strangers or its redirects are not."""
     plc = client_world.plc
     plc.pages["/a"] = Response(200, b"from the directory")
     async with running_gateway(client_world) as gateway:
@@ -535,9 +564,10 @@ FETCHES = {
 
 @pytest.mark.parametrize("after", [False, True], ids=["before a step", "after a step"])
 @pytest.mark.parametrize("played", FETCHES.values(), ids=FETCHES.keys())
-async def test_a_cancellation_somewhere_leaves_a_socket_a_worker_or_a_place(
+async def test_a_cancellation_anywhere_leaves_no_socket_no_worker_and_no_place(
     client_world: World, site: Site, played: list[Fault], after: bool
 ) -> None:
+    """Catches: a cancellation somewhere leaves a socket a worker or a place."""
     async with running_gateway(client_world) as gateway:
 
         async def attempt() -> None:

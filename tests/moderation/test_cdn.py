@@ -178,7 +178,10 @@ def test_retry_after_is_read(api: CdnApi) -> None:
     ).map(lambda value: json.dumps(value).encode()),
     st.text(),
 )
-def test_any_answer_will_do(api: CdnApi, status: int, body: bytes, wait: str) -> None:
+def test_any_answer_of_a_cdn_gives_a_short_printable_reason(
+    api: CdnApi, status: int, body: bytes, wait: str
+) -> None:
+    """Catches: an answer of another shape that raises, or fills the log."""
     failure = api.failure(reply(status, body, retry_after=wait), 0)
     if failure is not None:
         assert failure.reason.isprintable()

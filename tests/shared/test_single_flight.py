@@ -74,9 +74,10 @@ async def waiters(nursery: trio.Nursery, flights: SingleFlight[str, object]) -> 
     return Waiters(nursery, flights)
 
 
-async def test_a_lock_instead_of_a_flight_does_the_work_a_thousand_times(
+async def test_a_thousand_waiters_share_one_run_of_the_work(
     waiters: Waiters, flights: SingleFlight[str, object]
 ) -> None:
+    """Catches: a lock instead of a flight does the work a thousand times."""
     work = Work()
     for _ in range(1000):
         waiters.join(work)
@@ -89,7 +90,8 @@ async def test_a_lock_instead_of_a_flight_does_the_work_a_thousand_times(
     assert len(flights) == 0
 
 
-async def test_a_flight_for_all_keys_gives_one_key_the_value_of_another(waiters: Waiters) -> None:
+async def test_each_key_has_a_flight_of_its_own(waiters: Waiters) -> None:
+    """Catches: a flight for all keys gives one key the value of another."""
     one, other = Work(), Work()
     one.gate.set()
     other.gate.set()
@@ -101,9 +103,8 @@ async def test_a_flight_for_all_keys_gives_one_key_the_value_of_another(waiters:
 
 
 @pytest.mark.parametrize("leaver", [0, 1, 2])
-async def test_a_flight_owned_by_its_first_waiter_dies_with_it(
-    waiters: Waiters, leaver: int
-) -> None:
+async def test_a_flight_outlives_its_first_waiter(waiters: Waiters, leaver: int) -> None:
+    """Catches: a flight owned by its first waiter dies with it."""
     work = Work()
     scopes = [waiters.join(work) for _ in range(3)]
     await trio.testing.wait_all_tasks_blocked()
@@ -116,9 +117,10 @@ async def test_a_flight_owned_by_its_first_waiter_dies_with_it(
     assert waiters.errors == []
 
 
-async def test_a_flight_that_nobody_waits_for_goes_on_for_nothing(
+async def test_a_flight_that_nobody_waits_for_is_cancelled(
     waiters: Waiters, flights: SingleFlight[str, object]
 ) -> None:
+    """Catches: a flight that nobody waits for goes on for nothing."""
     work = Work()
     scopes = [waiters.join(work) for _ in range(2)]
     await trio.testing.wait_all_tasks_blocked()
@@ -129,9 +131,10 @@ async def test_a_flight_that_nobody_waits_for_goes_on_for_nothing(
     assert len(flights) == 0
 
 
-async def test_whoever_joins_a_cancelled_flight_gets_its_cancellation(
+async def test_a_request_after_a_cancelled_flight_starts_a_new_one(
     nursery: trio.Nursery, flights: SingleFlight[str, object], waiters: Waiters
 ) -> None:
+    """Catches: a request that joins a cancelled flight is cancelled."""
     cleaned = trio.Event()
 
     async def slow_to_end(_flight: Flight[object]) -> object:
@@ -166,9 +169,10 @@ async def test_whoever_joins_a_cancelled_flight_gets_its_cancellation(
     assert len(flights) == 0
 
 
-async def test_work_that_cannot_stop_is_thrown_away_or_done_twice(
+async def test_work_that_cannot_stop_is_kept_and_shared(
     waiters: Waiters, flights: SingleFlight[str, object]
 ) -> None:
+    """Catches: work that cannot stop is thrown away or done twice."""
     work = Work(commits=True)
     scope = waiters.join(work)
     await trio.testing.wait_all_tasks_blocked()
@@ -186,9 +190,10 @@ async def test_work_that_cannot_stop_is_thrown_away_or_done_twice(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_committed_work_that_ends_alone_holds_its_key_for_ever(
+async def test_committed_work_that_ends_alone_frees_its_key(
     waiters: Waiters, flights: SingleFlight[str, object], fails: bool
 ) -> None:
+    """Catches: committed work that ends alone holds its key forever."""
     work = Work(commits=True)
     work.error = ValueError("a defect") if fails else None
     scope = waiters.join(work)
@@ -200,9 +205,10 @@ async def test_committed_work_that_ends_alone_holds_its_key_for_ever(
     assert len(flights) == 0
 
 
-async def test_one_error_object_in_many_tasks_collects_their_tracebacks(
+async def test_each_waiter_gets_an_error_of_its_own(
     waiters: Waiters, flights: SingleFlight[str, object]
 ) -> None:
+    """Catches: one error object in many tasks collects their tracebacks."""
     work = Work()
     work.error = FetchFailed("pds.example: refused")
     for _ in range(100):
@@ -216,7 +222,8 @@ async def test_one_error_object_in_many_tasks_collects_their_tracebacks(
     assert len(flights) == 0
 
 
-async def test_a_failure_that_stays_with_its_key_is_never_retried(waiters: Waiters) -> None:
+async def test_a_failure_frees_its_key(waiters: Waiters) -> None:
+    """Catches: a failure that stays with its key is never retried."""
     work = Work()
     work.error = FetchFailed()
     work.gate.set()
@@ -229,9 +236,10 @@ async def test_a_failure_that_stays_with_its_key_is_never_retried(waiters: Waite
     assert waiters.values == [work.value]
 
 
-async def test_a_defect_ends_the_service_or_leaves_its_waiters_hanging(
+async def test_a_defect_reaches_its_waiters_and_the_service_goes_on(
     waiters: Waiters, flights: SingleFlight[str, object]
 ) -> None:
+    """Catches: a defect ends the service or leaves its waiters hanging."""
     work = Work()
     work.error = ZeroDivisionError()
     for _ in range(3):
@@ -259,7 +267,8 @@ async def test_a_value_forgotten_when_it_lands_is_made_again_for_who_comes_meanw
     assert work.runs == 2
 
 
-async def test_a_block_that_fails_keeps_the_key(flights: SingleFlight[str, object]) -> None:
+async def test_a_block_that_fails_frees_the_key(flights: SingleFlight[str, object]) -> None:
+    """Catches: a block that fails keeps the key."""
     work = Work()
     work.gate.set()
     with pytest.raises(KeyError):
@@ -269,7 +278,8 @@ async def test_a_block_that_fails_keeps_the_key(flights: SingleFlight[str, objec
 
 
 @pytest.mark.parametrize("commits", [False, True])
-async def test_shutdown_leaves_waiters_hanging(nursery: trio.Nursery, commits: bool) -> None:
+async def test_shutdown_answers_the_waiters(nursery: trio.Nursery, commits: bool) -> None:
+    """Catches: shutdown leaves waiters hanging."""
     work = Work(commits=commits)
     async with trio.open_nursery() as owner:
         flights: SingleFlight[str, object] = SingleFlight(owner)
@@ -283,7 +293,8 @@ async def test_shutdown_leaves_waiters_hanging(nursery: trio.Nursery, commits: b
     assert len(flights) == 0
 
 
-async def test_a_request_after_shutdown_is_a_defect(nursery: trio.Nursery) -> None:
+async def test_a_request_after_shutdown_is_busy(nursery: trio.Nursery) -> None:
+    """Catches: a request after shutdown is a defect."""
     async with trio.open_nursery() as owner:
         flights: SingleFlight[str, object] = SingleFlight(owner)
     with pytest.raises(Busy):

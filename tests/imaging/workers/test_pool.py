@@ -132,9 +132,10 @@ class Transforms:
         await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_a_pool_without_a_limiter_of_its_own_takes_every_cpu(
+async def test_no_more_transforms_run_than_the_pool_has_threads(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: a pool without a limiter of its own takes every CPU."""
     pool = await start(config(threads=2))
     transforms = Transforms(nursery, pool)
     for number in range(6):
@@ -151,9 +152,10 @@ async def test_a_pool_without_a_limiter_of_its_own_takes_every_cpu(
     ]
 
 
-async def test_transforms_are_served_last_in_first_out(
+async def test_transforms_are_served_in_their_order(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: transforms are served last in first out."""
     transforms = Transforms(nursery, await start(config(threads=1)))
     sources = [b"%d" % number for number in range(5)]
     for source in sources:
@@ -164,15 +166,19 @@ async def test_transforms_are_served_last_in_first_out(
     assert render.sources == transforms.started == sources
 
 
-async def test_a_default_of_no_threads_means_none(render: FakeRender, start: Start) -> None:
+async def test_without_a_number_the_pool_has_at_least_one_thread(
+    render: FakeRender, start: Start
+) -> None:
+    """Catches: a default of 0 threads that is taken as it is."""
     render.finish()
     assert (await (await start(config(threads=0))).process(b"x", PRESET, None)).data
     assert cpus_of_this_process() >= 1
 
 
-async def test_who_leaves_while_waiting_leaves_a_token_taken_or_is_served_all_the_same(
+async def test_a_cancelled_wait_frees_its_place_and_is_not_served(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: a cancelled wait keeps its place, or its transform runs."""
     pool = await start(config(threads=1))
     transforms = Transforms(nursery, pool)
     transforms.ask(b"running")
@@ -191,9 +197,10 @@ async def test_who_leaves_while_waiting_leaves_a_token_taken_or_is_served_all_th
     assert pool.statistics() == IDLE
 
 
-async def test_a_cancelled_transform_gives_its_cpu_away_while_it_still_runs(
+async def test_a_cancelled_transform_keeps_its_place_while_it_runs(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: a cancelled transform gives its CPU away while it still runs."""
     pool = await start(config(threads=1))
     transforms = Transforms(nursery, pool)
     scope = transforms.ask(b"running")
@@ -212,9 +219,10 @@ async def test_a_cancelled_transform_gives_its_cpu_away_while_it_still_runs(
     assert render.most_running == 1
 
 
-async def test_a_wait_for_a_turn_has_no_end(
+async def test_a_wait_for_a_place_ends_as_busy(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: a wait for a place has no end."""
     # No wait at all, so that no test has to sleep: only a free thread is a turn.
     pool = await start(config(threads=1, queue_wait=0))
     transforms = Transforms(nursery, pool)
@@ -234,9 +242,10 @@ async def test_a_wait_for_a_turn_has_no_end(
 
 
 @pytest.mark.parametrize("error", [UndecodableImage("cut"), ZeroDivisionError()])
-async def test_a_failure_keeps_its_thread(
+async def test_a_failure_frees_its_thread(
     nursery: trio.Nursery, render: FakeRender, error: Exception, start: Start
 ) -> None:
+    """Catches: a failure keeps its thread."""
     pool = await start(config(threads=1))
     transforms = Transforms(nursery, pool)
     render.error = error
@@ -251,9 +260,10 @@ async def test_a_failure_keeps_its_thread(
     await transforms.until(lambda: len(transforms.results) == 1)
 
 
-async def test_a_transform_says_that_it_began_before_it_has_a_turn_or_not_at_all(
+async def test_a_transform_says_that_it_began_once_it_has_a_place(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: a transform says that it began before it has a place, or never."""
     transforms = Transforms(nursery, await start(config(threads=1)))
     transforms.ask(b"first")
     transforms.ask(b"second")
@@ -267,9 +277,8 @@ async def test_a_transform_says_that_it_began_before_it_has_a_turn_or_not_at_all
         assert result.process_seconds >= 0
 
 
-async def test_the_pool_runs_another_pipeline_than_the_rest(
-    nursery: trio.Nursery, start: Start
-) -> None:
+async def test_the_pool_runs_the_one_pipeline(nursery: trio.Nursery, start: Start) -> None:
+    """Catches: the pool runs another pipeline than the rest."""
     pool = await start(config())
     made = await pool.process(tiny_jpeg(), PRESET, Format.WEBP)
     assert made.format is Format.WEBP
@@ -283,9 +292,10 @@ PRESETS = [DEFAULT_PRESETS[name] for name in ("avatar", "banner", "content_previ
 BLOB = b"a blob that several presets are asked of"
 
 
-async def test_presets_that_are_asked_for_together_take_a_turn_each(
+async def test_presets_that_are_asked_for_together_share_a_place(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: presets that are asked for together take a place each."""
     pool = await start(config(threads=2))
     transforms = Transforms(nursery, pool)
     for preset in PRESETS:
@@ -312,9 +322,10 @@ def widths(presets: Sequence[Preset]) -> list[int]:
     return [preset.width for preset in presets]
 
 
-async def test_a_preset_that_comes_while_another_waits_waits_behind_it(
+async def test_a_preset_that_comes_while_another_waits_joins_it(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: a preset that comes while another waits waits behind it."""
     pool = await start(config(threads=1))
     transforms = Transforms(nursery, pool)
     transforms.ask(b"running")
@@ -336,9 +347,10 @@ async def test_a_preset_that_comes_while_another_waits_waits_behind_it(
     ]
 
 
-async def test_who_leaves_a_job_that_waits_takes_the_others_along_or_is_rendered_all_the_same(
+async def test_a_caller_that_leaves_a_waiting_job_takes_its_own_preset_out(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: a caller that leaves a waiting job cancels the others, or its preset is rendered."""
     pool = await start(config(threads=1))
     transforms = Transforms(nursery, pool)
     transforms.ask(b"running")
@@ -362,9 +374,10 @@ async def test_who_leaves_a_job_that_waits_takes_the_others_along_or_is_rendered
     assert pool._admission.statistics().admitted == 0
 
 
-async def test_who_leaves_a_job_that_runs_stops_it(
+async def test_a_caller_that_leaves_a_running_job_does_not_stop_it(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
+    """Catches: a caller that leaves stops the job for the others."""
     transforms = Transforms(nursery, await start(config(threads=1)))
     scopes = [transforms.ask(BLOB, preset) for preset in PRESETS]
     await transforms.until(lambda: len(transforms.started) == 3)
@@ -376,9 +389,10 @@ async def test_who_leaves_a_job_that_runs_stops_it(
     assert transforms.cancelled == 0
 
 
-async def test_who_joins_has_the_patience_of_who_came_first(
+async def test_each_caller_of_a_job_has_a_patience_of_its_own(
     nursery: trio.Nursery, render: FakeRender, start: Start, mock_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a caller that joins has the deadline of the first."""
     transforms = Transforms(nursery, await start(config(threads=1, queue_wait=5)))
     transforms.ask(b"running")
     await transforms.until(lambda: transforms.started == [b"running"])
@@ -395,9 +409,10 @@ async def test_who_joins_has_the_patience_of_who_came_first(
     assert presets_of(render.recipes[1]) == widths(PRESETS[1:2])
 
 
-async def test_a_failure_that_waits_for_a_turn_reaches_one_call_alone(
+async def test_a_failure_to_get_a_place_reaches_every_caller(
     nursery: trio.Nursery, render: FakeRender
 ) -> None:
+    """Catches: a failure to get a place reaches one of the callers."""
     pool = ProcessingPool(config(threads=1))
     async with trio.open_nursery() as running:
         await running.start(pool.run)
@@ -423,7 +438,8 @@ def call(source: bytes, memory: int, kept: int = 10, pixels: int = 1) -> Call:
     return Call(source, recipe, Estimate(pixels, memory, kept, 1), lambda: None)
 
 
-async def test_a_job_grows_beyond_the_budget_or_beyond_what_it_was_estimated_for() -> None:
+async def test_a_job_grows_within_the_budget_and_its_estimate() -> None:
+    """Catches: a job grows beyond the budget or beyond what it was estimated for."""
     admission = Admission(100, 1000)
     batch = Batch(call(BLOB, 60), admission, 5)
     assert not batch.take(call(BLOB, 95))
@@ -438,7 +454,8 @@ async def test_a_job_grows_beyond_the_budget_or_beyond_what_it_was_estimated_for
     assert len(batch.begin().orders) == MOST_RECIPES
 
 
-async def test_a_job_that_was_admitted_grows_into_the_room_of_others() -> None:
+async def test_a_job_that_was_admitted_grows_within_the_budget_until_it_begins() -> None:
+    """Catches: a job that was admitted grows into the room of others."""
     admission = Admission(100, 1000)
     batch = Batch(call(BLOB, 40), admission, 5)
     async with admission.room(batch.claim), admission.room(Reservation(45, b"")):

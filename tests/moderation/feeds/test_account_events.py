@@ -37,21 +37,24 @@ def test_a_status_decides_over_active(fields: dict[str, Any], inactive: str | No
     assert of_jetstream(json.dumps(event)) == AccountEvent(DID, 5, inactive)
 
 
-def test_an_identity_event_ends_an_account() -> None:
+def test_an_identity_event_ends_no_account() -> None:
+    """Catches: an identity event ends an account."""
     body = {"seq": 5, "did": DID, "time": "2026-01-01T00:00:00Z", "handle": "a.test"}
     assert of_relay(Message("#identity", body)) == AccountEvent(DID, 5, None)
     event = {"did": DID, "time_us": 5, "kind": "identity", "identity": body}
     assert of_jetstream(json.dumps(event)) == AccountEvent(DID, 5, None)
 
 
-def test_what_is_about_no_account_drops_the_connection_or_loses_its_cursor() -> None:
+def test_an_event_about_no_account_keeps_its_cursor() -> None:
+    """Catches: an event about no account drops the connection, or loses its cursor."""
     assert of_relay(Message("#sync", {"seq": 7, "did": DID})) == 7
     assert of_relay(Message("#of-the-future", {"seq": 8})) == 8
     commit = {"did": DID, "time_us": 9, "kind": "commit", "commit": {}}
     assert of_jetstream(json.dumps(commit)) == 9
 
 
-def test_a_did_of_another_method_drops_the_connection() -> None:
+def test_a_did_of_another_method_is_passed_over() -> None:
+    """Catches: a DID of another method drops the connection."""
     body = {"seq": 5, "did": "did:key:zQ3sh", "active": False}
     assert of_relay(Message("#account", body)) == AccountEvent(None, 5, "")
 
@@ -67,7 +70,8 @@ def test_a_did_of_another_method_drops_the_connection() -> None:
         {"seq": 5, "did": DID, "active": "false"},
     ],
 )
-def test_an_event_that_lacks_a_field_means_something(body: dict[str, Any]) -> None:
+def test_an_event_that_lacks_a_field_means_nothing(body: dict[str, Any]) -> None:
+    """Catches: an event that lacks a field, and is carried out."""
     with pytest.raises(BadFrame):
         of_relay(Message("#account", body))
 
@@ -89,7 +93,8 @@ def test_an_event_that_lacks_a_field_means_something(body: dict[str, Any]) -> No
     ],
     ids=lambda text: ascii(text)[:40],
 )
-def test_garbage_is_an_event_or_breaks_out_as_another_error(text: str | bytes) -> None:
+def test_garbage_is_a_bad_frame(text: str | bytes) -> None:
+    """Catches: garbage is an event or breaks out as another error."""
     with pytest.raises(BadFrame):
         of_jetstream(text)
 

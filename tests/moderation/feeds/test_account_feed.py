@@ -63,9 +63,10 @@ async def connected(stream: FakeJetstream | EventStream) -> None:
 
 
 @pytest.mark.parametrize("status", ["takendown", "suspended", "deleted", "deactivated", "new"])
-async def test_what_is_cached_of_an_account_that_is_gone_stays(
+async def test_what_is_cached_of_an_account_that_is_gone_is_purged(
     status: str, world: World, told: Told, jetstream: FakeJetstream
 ) -> None:
+    """Catches: what is cached of an account that is gone stays."""
     did = new_plc_did()
     async with following(world, told, accounts=JETSTREAM_URL) as found:
         await connected(jetstream)
@@ -79,9 +80,10 @@ async def test_what_is_cached_of_an_account_that_is_gone_stays(
     assert world.network.asked == []
 
 
-async def test_who_is_not_cached_or_not_gone_is_purged(
+async def test_accounts_that_are_not_gone_or_not_cached_are_not_purged(
     world: World, told: Told, jetstream: FakeJetstream
 ) -> None:
+    """Catches: a purge of accounts that are not gone, or not cached."""
     cached, other = new_plc_did(), new_plc_did()
     async with following(world, told, accounts=JETSTREAM_URL, is_cached=lambda did: did == cached):
         await connected(jetstream)
@@ -96,9 +98,10 @@ async def test_who_is_not_cached_or_not_gone_is_purged(
 
 
 @pytest.mark.parametrize("kind", ["identity", "account"])
-async def test_a_did_document_outlives_its_change(
+async def test_a_did_document_is_forgotten_when_it_changes(
     kind: str, world: World, told: Told, jetstream: FakeJetstream
 ) -> None:
+    """Catches: a DID document outlives its change."""
     did, other = world.make_account(), world.make_account()
     async with following(world, told, accounts=JETSTREAM_URL) as found:
         await connected(jetstream)
@@ -114,9 +117,10 @@ async def test_a_did_document_outlives_its_change(
         assert await found.resolver.resolve(other) == world.pds.url
 
 
-async def test_a_process_that_does_not_follow_keeps_a_changed_document(
+async def test_a_process_that_does_not_follow_forgets_a_changed_document_too(
     world: World, told: Told, jetstream: FakeJetstream, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a process that does not follow keeps a changed document."""
     did = world.make_account()
     second = Told()
     async with (
@@ -134,9 +138,10 @@ async def test_a_process_that_does_not_follow_keeps_a_changed_document(
         assert await other.resolver.resolve(did) == moved.url
 
 
-async def test_events_of_a_pause_are_lost(
+async def test_events_of_a_pause_are_made_up_for(
     world: World, told: Told, jetstream: FakeJetstream, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: events of a pause are lost."""
     before, during = new_plc_did(), new_plc_did()
     jetstream.send(account(new_plc_did(), NOW - 10))
     async with following(world, told, accounts=JETSTREAM_URL):
@@ -151,9 +156,10 @@ async def test_events_of_a_pause_are_lost(
     assert [request.query.get("cursor") for request in jetstream.requests] == [None, str(NOW)]
 
 
-async def test_an_event_that_could_not_be_carried_out_is_lost(
+async def test_an_event_that_could_not_be_carried_out_is_tried_again(
     world: World, told: Told, jetstream: FakeJetstream, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: an event that could not be carried out is lost."""
     first, second = new_plc_did(), new_plc_did()
     async with following(world, told, accounts=JETSTREAM_URL):
         await connected(jetstream)
@@ -189,9 +195,10 @@ def relayed(seq: int, did: Did, *, active: bool = False, status: str = "deleted"
     return frame("#account", body if active else {**body, "status": status})
 
 
-async def test_a_relays_events_mean_something_else_than_a_jetstreams(
+async def test_a_relays_events_mean_the_same_as_a_jetstreams(
     world: World, told: Told, relay: EventStream, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a relay's events mean something else than a Jetstream's."""
     did = new_plc_did()
     async with following(world, told, accounts=RELAY_URL):
         await connected(relay)
@@ -208,9 +215,10 @@ async def test_a_relays_events_mean_something_else_than_a_jetstreams(
     ]
 
 
-async def test_a_relay_that_lost_its_numbers_or_events_stops_everything(
+async def test_a_relay_that_lost_its_numbers_or_events_is_followed_on(
     world: World, told: Told, relay: EventStream, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a relay that lost its numbers or events stops everything."""
     did, late = new_plc_did(), new_plc_did()
     relay.send(1, relayed(1, new_plc_did()))
     async with following(world, told, accounts=RELAY_URL):
@@ -238,13 +246,15 @@ async def test_a_relay_that_lost_its_numbers_or_events_stops_everything(
     [b"{}", "{}", "[" * 1000, b"\xff", bytes(MAX_MESSAGE + 1)],
     ids=lambda message: ascii(message)[:20],
 )
-async def test_garbage_ends_the_service_or_is_read_in_a_tight_loop(
+async def test_garbage_is_left_after_a_pause_and_the_service_goes_on(
     message: str | bytes,
     world: World,
     told: Told,
     jetstream: FakeJetstream,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: garbage ends the service or is read in a tight loop."""
+
     async def garbage(connection: Connection) -> None:
         await connection.send_message(message)
         await trio.sleep_forever()

@@ -35,7 +35,8 @@ def test_an_info_of_the_real_encoder_is_a_message() -> None:
     assert is_gap(message)
 
 
-def test_an_error_of_the_real_encoder_is_taken_for_a_message_or_for_another_error() -> None:
+def test_an_error_of_the_real_encoder_is_that_error() -> None:
+    """Catches: an error of the real encoder is taken for a message or for another error."""
     with pytest.raises(CursorRefused, match="future"):
         decode_frame(theirs("future"))
     with pytest.raises(StreamRefused, match="ConsumerTooSlow") as caught:
@@ -43,20 +44,27 @@ def test_an_error_of_the_real_encoder_is_taken_for_a_message_or_for_another_erro
     assert type(caught.value) is StreamRefused
 
 
-def test_the_fakes_frames_differ_from_the_real_encoders() -> None:
-    """Or what the fakes send proves nothing."""
+def test_the_fakes_frames_are_those_of_the_real_encoder() -> None:
+    """Or what the fakes send proves nothing.
+
+    Catches: the fake's frames differ from the real encoder's.
+    """
     info = {"name": "OutdatedCursor", "message": "too old"}
     assert frame("#info", info) == theirs("outdated")
     assert error_frame("FutureCursor", "Cursor in the future.") == theirs("future")
 
 
-def test_the_header_that_commits_are_told_by_is_not_the_wires() -> None:
+def test_the_header_that_commits_are_told_by_is_that_of_the_wire() -> None:
+    """Catches: the header that commits are told by is not that of the wire."""
     assert frame("#commit", {"seq": 1}).startswith(frame_header("#commit"))
     assert theirs("outdated").startswith(frame_header("#info"))
 
 
-def test_an_operation_or_field_of_the_future_drops_the_connection() -> None:
-    """The specification wants both ignored."""
+def test_an_operation_or_field_of_the_future_is_passed_over() -> None:
+    """The specification wants both ignored.
+
+    Catches: an operation or field of the future drops the connection.
+    """
     assert decode_frame(encode_dag_cbor({"op": 2}) + encode_dag_cbor({})) is None
     header = encode_dag_cbor({"op": 1, "t": "#labels", "more": [1]})
     assert decode_frame(header + encode_dag_cbor({"seq": 1})) == Message("#labels", {"seq": 1})
@@ -83,7 +91,8 @@ def test_an_operation_or_field_of_the_future_drops_the_connection() -> None:
     ],
     ids=lambda data: ascii(data)[:30],
 )
-def test_garbage_is_taken_for_a_message_or_breaks_out_as_another_error(data: str | bytes) -> None:
+def test_garbage_is_a_bad_frame(data: str | bytes) -> None:
+    """Catches: garbage is taken for a message or breaks out as another error."""
     with pytest.raises(BadFrame):
         decode_frame(data)
 
@@ -99,7 +108,8 @@ def test_no_bytes_make_any_other_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("seq", [0, -1, 2**53, True, "1", 1.0, None])
-def test_a_number_that_no_cursor_can_be_is_kept_as_one(seq: object) -> None:
+def test_a_number_that_no_cursor_can_be_is_not_kept_as_one(seq: object) -> None:
+    """Catches: a number that no cursor can be is kept as one."""
     with pytest.raises(BadFrame):
         seq_of({"seq": seq})
     assert seq_of({"seq": 2**53 - 1}) == 2**53 - 1

@@ -73,9 +73,10 @@ async def after_all(labeler: FakeLabeler, told: Told) -> None:
 # Subjects.
 
 
-async def test_a_label_on_an_account_or_a_blob_blocks_nothing_or_too_much(
+async def test_a_label_on_an_account_or_a_blob_blocks_exactly_that(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: a label on an account or a blob blocks nothing or too much."""
     did, other = new_plc_did(), new_plc_did()
     cid = cid_of(b"picture")
     labeler.label(did, EPOCH)
@@ -92,9 +93,10 @@ async def test_a_label_on_an_account_or_a_blob_blocks_nothing_or_too_much(
     ]
 
 
-async def test_a_label_on_a_record_does_not_block_its_pictures(
+async def test_a_label_on_a_record_blocks_its_pictures(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: a label on a record does not block its pictures."""
     did, uri, cids = posted(world, b"one", b"two")
     labeler.label(uri, EPOCH, cid=record_cid(post(*cids)))
     async with following(world, told, labels=labels(labeler)):
@@ -103,9 +105,10 @@ async def test_a_label_on_a_record_does_not_block_its_pictures(
     assert [request.path for request in world.pds.requests] == ["/xrpc/com.atproto.repo.getRecord"]
 
 
-async def test_a_picture_is_still_served_of_others_whom_the_operator_meant(
+async def test_a_picture_is_blocked_for_every_owner_where_the_operator_says_so(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: a picture is still served of others whom the operator meant."""
     _did, uri, (cid,) = posted(world, b"one")
     labeler.label(uri, EPOCH)
     async with following(world, told, labels=labels(labeler, scope="everywhere")):
@@ -114,9 +117,10 @@ async def test_a_picture_is_still_served_of_others_whom_the_operator_meant(
 
 
 @pytest.mark.parametrize("end", ["deleted", "edited", "account deleted", "unknown DID"])
-async def test_a_record_that_is_gone_holds_up_the_labels_after_it_or_blocks_another(
+async def test_a_record_that_is_gone_blocks_nothing_and_holds_up_no_label(
     end: str, world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: a record that is gone holds up the labels after it or blocks another."""
     did, uri, (cid,) = posted(world, b"one")
     labeler.label(uri, EPOCH, cid=record_cid(post(cid)))
     if end == "edited":
@@ -134,9 +138,10 @@ async def test_a_record_that_is_gone_holds_up_the_labels_after_it_or_blocks_anot
         assert {selection.cid for selection in told.blocked} == {None}
 
 
-async def test_a_pds_that_is_down_makes_a_label_forgotten_or_holds_up_others(
+async def test_a_label_waits_for_a_pds_that_is_down_and_holds_up_no_other(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a PDS that is down makes a label forgotten or holds up others."""
     did, uri, (cid,) = posted(world, b"one")
     world.pds.faults = [faults.answers(502), faults.answers(200, b"<html>"), faults.hang]
     world.pds.fault = faults.answers(400, b'{"error": "InvalidRequest"}')
@@ -151,9 +156,10 @@ async def test_a_pds_that_is_down_makes_a_label_forgotten_or_holds_up_others(
         await told.until(lambda: Selection(did=did, cid=cid) in told.blocked)
 
 
-async def test_records_of_many_are_asked_for_all_at_once(
+async def test_records_of_many_are_asked_for_a_few_at_a_time(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: records of many are asked for all at once."""
     gate = trio.Event()
     world.pds.fault = faults.gated(gate)
     for number in range(3 * keeper.MAX_ASKED):
@@ -172,9 +178,10 @@ async def test_records_of_many_are_asked_for_all_at_once(
 # The end of a label.
 
 
-async def test_a_negated_label_goes_on_blocking(
+async def test_a_negated_label_blocks_no_more(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: a negated label goes on blocking."""
     did, uri, (cid,) = posted(world, b"one")
     account = new_plc_did()
     labeler.label(account, EPOCH)
@@ -190,9 +197,10 @@ async def test_a_negated_label_goes_on_blocking(
         assert found.count("feed_events_total", feed="labels", outcome="lifted") == 2
 
 
-async def test_a_label_that_is_negated_while_its_record_is_asked_for_blocks(
+async def test_a_label_that_is_negated_while_its_record_is_asked_for_does_not_block(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: a label that is negated while its record is asked for blocks."""
     gate = trio.Event()
     world.pds.fault = faults.gated(gate)
     _did, uri, _cids = posted(world, b"one")
@@ -209,9 +217,10 @@ async def test_a_label_that_is_negated_while_its_record_is_asked_for_blocks(
         assert found.count("feed_events_total", feed="labels", outcome="blocked") == 2
 
 
-async def test_an_expired_label_goes_on_blocking_also_over_a_restart(
+async def test_an_expired_label_blocks_no_more_also_after_a_restart(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: an expired label goes on blocking also over a restart."""
     soon, late, past = new_plc_did(), new_plc_did(), new_plc_did()
     labeler.label(past, EPOCH - 10, exp=iso(EPOCH - 5))
     labeler.label(soon, EPOCH, exp=iso(EPOCH + 3600))
@@ -227,10 +236,13 @@ async def test_an_expired_label_goes_on_blocking_also_over_a_restart(
         await told.until(lambda: not told.standing)
 
 
-async def test_a_block_is_lifted_while_another_label_asks_for_it(
+async def test_a_block_stays_while_another_label_asks_for_it(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Two posts with one picture, and two values for one account."""
+    """Two posts with one picture, and two values for one account.
+
+    Catches: a block is lifted while another label asks for it.
+    """
     did, first, (cid,) = posted(world, b"one")
     second = world.pds.add_record(did, f"{POST}/b", post(cid))
     both = labels(labeler, values=("!takedown", "!suspend"))
@@ -251,9 +263,10 @@ async def test_a_block_is_lifted_while_another_label_asks_for_it(
         )
 
 
-async def test_an_older_label_overrules_a_newer_one(
+async def test_a_newer_label_overrules_an_older_one(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: an older label overrules a newer one."""
     up, down = new_plc_did(), new_plc_did()
     labeler.label(up, EPOCH + 10, neg=True)
     labeler.label(up, EPOCH)
@@ -265,9 +278,10 @@ async def test_an_older_label_overrules_a_newer_one(
         assert Selection(did=up) not in told.blocked
 
 
-async def test_one_labelers_negation_lifts_anothers_block(
+async def test_one_labelers_negation_leaves_anothers_block(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: one labeler's negation lifts another's block."""
     second = add_labeler(world, "second.example")
     did = new_plc_did()
     labeler.label(did, EPOCH)
@@ -282,9 +296,10 @@ async def test_one_labelers_negation_lifts_anothers_block(
 # Labels that must not count.
 
 
-async def test_a_label_that_is_forged_foreign_or_of_another_value_blocks(
+async def test_a_label_that_is_forged_foreign_or_of_another_value_does_not_block(
     world: World, told: Told, labeler: FakeLabeler
 ) -> None:
+    """Catches: a label that is forged foreign or of another value blocks."""
     other = add_labeler(world, "other.example")
     dids = [new_plc_did() for _ in range(9)]
     good = {"src": labeler.did, "val": "!takedown", "cts": iso(EPOCH)}
@@ -315,9 +330,10 @@ async def test_a_label_that_is_forged_foreign_or_of_another_value_blocks(
         assert asked <= 2
 
 
-async def test_a_rotated_key_makes_labels_dropped(
+async def test_labels_signed_with_a_rotated_key_hold(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a rotated key makes labels dropped."""
     async with following(world, told, labels=labels(labeler)):
         await after_all(labeler, told)
         await trio.sleep(60)
@@ -329,10 +345,13 @@ async def test_a_rotated_key_makes_labels_dropped(
     assert len(labeler.requests) == 1
 
 
-async def test_a_label_is_dropped_while_the_directory_is_down(
+async def test_a_label_waits_while_the_directory_is_down(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Whether its signature holds cannot be told then: it has to come again."""
+    """Whether its signature holds cannot be told then: it has to come again.
+
+    Catches: a label is dropped while the directory is down.
+    """
     did = new_plc_did()
     async with following(world, told, labels=labels(labeler)):
         await after_all(labeler, told)
@@ -364,13 +383,14 @@ async def test_a_label_is_dropped_while_the_directory_is_down(
     ],
     ids=lambda change: ascii(change)[:60],
 )  # fmt: skip
-async def test_a_labeler_that_cannot_be_found_is_asked_for_in_a_tight_loop_or_never_again(
+async def test_a_labeler_that_cannot_be_found_is_looked_for_again_after_a_pause(
     change: dict[str, Any] | None,
     world: World,
     told: Told,
     labeler: FakeLabeler,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a labeler that cannot be found is asked for in a tight loop or never again."""
     good = world.plc.documents.pop(labeler.did)
     if change is not None:
         world.plc.documents[labeler.did] = {**good, **change}
@@ -382,10 +402,13 @@ async def test_a_labeler_that_cannot_be_found_is_asked_for_in_a_tight_loop_or_ne
         await after_all(labeler, told)
 
 
-async def test_a_key_of_another_purpose_or_form_is_used(
+async def test_a_key_of_another_purpose_or_form_is_not_used(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Without ``#atproto_label`` no label is valid (Label specification, "Signatures")."""
+    """Without ``#atproto_label`` no label is valid (Label specification, "Signatures").
+
+    Catches: a key of another purpose or form is used.
+    """
     good = labeler.document
     (method,) = good["verificationMethod"]
     for wrong in ({"id": f"{labeler.did}#atproto"}, {"type": "Other"}, {"publicKeyMultibase": "z"}):
@@ -400,9 +423,11 @@ async def test_a_key_of_another_purpose_or_form_is_used(
 # Connections and cursors.
 
 
-async def test_labels_are_lost_or_repeated_without_end_over_reconnections(
+async def test_no_label_is_lost_or_repeated_over_reconnections(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: labels are lost or repeated without end over reconnections."""
+
     async def drop(connection: Connection) -> None:
         with trio.move_on_after(1):
             await FakeLabeler.play(labeler, connection)
@@ -420,9 +445,10 @@ async def test_labels_are_lost_or_repeated_without_end_over_reconnections(
     assert cursors[-1] > 0
 
 
-async def test_a_restart_begins_from_the_beginning_or_after_what_was_not_carried_out(
+async def test_a_restart_goes_on_after_what_was_carried_out(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a restart begins from the beginning or after what was not carried out."""
     labeler.label(new_plc_did(), EPOCH)
     async with following(world, told, labels=labels(labeler)):
         await told.until(lambda: bool(told.cursors))
@@ -437,9 +463,10 @@ async def test_a_restart_begins_from_the_beginning_or_after_what_was_not_carried
     assert [request.query["cursor"] for request in labeler.requests] == ["0", "1", "1", "1"]
 
 
-async def test_a_cursor_is_kept_before_its_label_was_carried_out(
+async def test_a_cursor_is_kept_after_its_label_was_carried_out(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a cursor is kept before its label was carried out."""
     labeler.label(new_plc_did(), EPOCH)
     told.failures = [OSError("no space")] * 50
     async with following(world, told, labels=labels(labeler)):
@@ -448,9 +475,10 @@ async def test_a_cursor_is_kept_before_its_label_was_carried_out(
         assert told.cursors == {}
 
 
-async def test_a_cursor_from_the_future_stops_a_labeler_for_ever(
+async def test_a_cursor_from_the_future_begins_anew(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a cursor from the future stops a labeler forever."""
     for _ in range(5):
         labeler.label(new_plc_did(), EPOCH)
     async with following(world, told, labels=labels(labeler)):
@@ -467,9 +495,10 @@ async def test_a_cursor_from_the_future_stops_a_labeler_for_ever(
     assert [request.query["cursor"] for request in labeler.requests] == ["0", "5", "0"]
 
 
-async def test_a_gap_stops_a_labeler_or_is_not_told(
+async def test_a_gap_is_told_and_the_labeler_followed_on(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a gap stops a labeler or is not told."""
     labeler.label(new_plc_did(), EPOCH)
     async with following(world, told, labels=labels(labeler)):
         await told.until(lambda: bool(told.cursors))
@@ -495,13 +524,15 @@ async def test_a_gap_stops_a_labeler_or_is_not_told(
     ],
     ids=lambda message: ascii(message)[:40],
 )
-async def test_garbage_ends_the_service_or_is_read_in_a_tight_loop(
+async def test_garbage_is_left_after_a_pause_and_the_service_goes_on(
     message: str | bytes,
     world: World,
     told: Told,
     labeler: FakeLabeler,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: garbage ends the service or is read in a tight loop."""
+
     async def garbage(connection: Connection) -> None:
         await connection.send_message(message)
         await trio.sleep_forever()
@@ -514,9 +545,11 @@ async def test_garbage_ends_the_service_or_is_read_in_a_tight_loop(
     assert len(labeler.requests) == 5
 
 
-async def test_a_server_that_hangs_up_at_once_is_called_in_a_tight_loop(
+async def test_a_server_that_hangs_up_at_once_is_called_less_often(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a server that hangs up at once is called in a tight loop."""
+
     async def hang_up(connection: Connection) -> None:
         await connection.send_message(frame("#labels", {"seq": 1, "labels": []}))
 
@@ -527,9 +560,10 @@ async def test_a_server_that_hangs_up_at_once_is_called_in_a_tight_loop(
     assert 15 <= len(labeler.requests) <= 35
 
 
-async def test_a_server_is_called_before_it_wants_to_be(
+async def test_a_server_is_not_called_before_it_wants_to_be(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a server is called before it wants to be."""
     labeler.rejects = [429]
     labeler.reject_headers = [(b"retry-after", b"120")]
     async with following(world, told, labels=labels(labeler)):
@@ -537,9 +571,10 @@ async def test_a_server_is_called_before_it_wants_to_be(
     assert trio.current_time() >= 120
 
 
-async def test_a_labeler_on_a_forbidden_address_is_connected_to(
+async def test_a_labeler_on_a_forbidden_address_is_not_connected_to(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a labeler on a forbidden address is connected to."""
     world.network.forbids.add(labeler.host)
     async with following(world, told, labels=labels(labeler)):
         await trio.sleep(60)
@@ -548,10 +583,13 @@ async def test_a_labeler_on_a_forbidden_address_is_connected_to(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_process_that_ends_at_any_moment_leaves_a_block_out_or_standing_for_ever(
+async def test_a_process_that_ends_at_any_moment_loses_no_block_and_no_lifting(
     after: bool, tmp_path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Ends it at steps of its work in turn; the next process has to come to the same."""
+    """Ends it at steps of its work in turn; the next process has to come to the same.
+
+    Catches: a process that ends at any moment leaves a block out or standing forever.
+    """
     runs = itertools.count()
     run: Run
 
@@ -602,9 +640,10 @@ class Run:
 # Configuration.
 
 
-async def test_a_value_or_labeler_that_is_configured_no_more_goes_on_blocking(
+async def test_a_value_or_labeler_that_is_configured_no_more_blocks_no_more(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a value or labeler that is configured no more goes on blocking."""
     second = add_labeler(world, "second.example")
     did, other = new_plc_did(), new_plc_did()
     labeler.label(did, EPOCH)
@@ -637,16 +676,20 @@ async def test_another_scope_holds_only_for_labels_to_come(
     assert Selection(did=did, cid=cid) in told.lifted
 
 
-async def test_nothing_configured_opens_a_file_or_a_connection(world: World, told: Told) -> None:
+async def test_without_configuration_no_file_and_no_connection_is_opened(
+    world: World, told: Told
+) -> None:
+    """Catches: nothing configured opens a file or a connection."""
     async with following(world, told):
         await trio.testing.wait_all_tasks_blocked()
     assert not world.cache_path.exists()
     assert world.network.asked == world.directory_network.asked == []
 
 
-async def test_two_processes_on_a_folder_both_follow_or_neither_after_the_first_ended(
+async def test_one_process_on_a_folder_follows_and_the_next_after_its_end(
     world: World, told: Told, labeler: FakeLabeler, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: two processes on a folder both follow or neither after the first ended."""
     async with following(world, told, labels=labels(labeler)):
         await after_all(labeler, told)
         async with trio.open_nursery() as nursery:

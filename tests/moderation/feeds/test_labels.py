@@ -55,7 +55,8 @@ def made(**fields: Any) -> Label:
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_a_label_that_the_real_code_signed_does_not_hold(case: dict[str, Any]) -> None:
+def test_a_label_that_the_real_code_signed_holds(case: dict[str, Any]) -> None:
+    """Catches: a label that the real code signed does not hold."""
     label = parse_label(raw_of(case))
     assert parse_key("Multikey", case["key"]).has_signed(label.signed, label.sig)
 
@@ -77,22 +78,31 @@ def test_a_label_that_the_real_code_signed_does_not_hold(case: dict[str, Any]) -
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_a_label_that_was_changed_holds(case: dict[str, Any], change: dict[str, Any]) -> None:
+def test_a_label_that_was_changed_does_not_hold(
+    case: dict[str, Any], change: dict[str, Any]
+) -> None:
+    """Catches: a label that was changed holds."""
     label = parse_label({**raw_of(case), **change})
     assert not parse_key("Multikey", case["key"]).has_signed(label.signed, label.sig)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_a_field_that_the_specification_does_not_have_counts(case: dict[str, Any]) -> None:
-    """It is no part of what is signed."""
+def test_a_field_that_the_specification_does_not_have_is_ignored(case: dict[str, Any]) -> None:
+    """It is no part of what is signed.
+
+    Catches: a field that the specification does not have counts.
+    """
     raw = raw_of(case)
     label = parse_label({**raw, "$type": "com.atproto.label.defs#label", "more": 1})
     assert label == parse_label(raw)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_the_second_signature_that_mathematics_allows_holds(case: dict[str, Any]) -> None:
-    """Whoever has (r, s) has (r, n - s) too; the specification allows the lower s alone."""
+def test_the_second_signature_that_mathematics_allows_does_not_hold(case: dict[str, Any]) -> None:
+    """Whoever has (r, s) has (r, n - s) too; the specification allows the lower s alone.
+
+    Catches: the second signature that mathematics allows holds.
+    """
     label = parse_label(raw_of(case))
     _curve, order = _K256 if case["name"].endswith("k256") else _P256
     high = order - int.from_bytes(label.sig[32:])
@@ -102,7 +112,8 @@ def test_the_second_signature_that_mathematics_allows_holds(case: dict[str, Any]
         assert not parse_key("Multikey", case["key"]).has_signed(label.signed, cut)
 
 
-def test_a_key_of_another_labeler_holds() -> None:
+def test_a_key_of_another_labeler_does_not_hold() -> None:
+    """Catches: a key of another labeler holds."""
     label = parse_label(raw_of(CASES[0]))
     for case in CASES:
         if case["key"] != CASES[0]["key"]:
@@ -125,13 +136,15 @@ def test_a_key_of_another_labeler_holds() -> None:
         "\u00e9",
     ],
 )
-def test_what_is_no_key_of_atproto_is_one(text: str) -> None:
+def test_an_invalid_key_is_refused(text: str) -> None:
+    """Catches: a reader that takes any key for one of the AT Protocol."""
     with pytest.raises(BadKey):
         parse_key("Multikey", text)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_a_key_of_an_older_document_is_none(case: dict[str, Any]) -> None:
+def test_a_key_in_the_form_of_older_documents_is_read(case: dict[str, Any]) -> None:
+    """Catches: a reader that knows the newer form of keys alone."""
     label = parse_label(raw_of(case))
     curve, other = ("k1", "r1") if case["name"].endswith("k256") else ("r1", "k1")
     key = parse_key(f"EcdsaSecp256{curve}VerificationKey2019", case["older key"])
@@ -144,7 +157,8 @@ def test_a_key_of_an_older_document_is_none(case: dict[str, Any]) -> None:
 # What a label says.
 
 
-def test_the_fields_of_a_label_are_mixed_up() -> None:
+def test_the_fields_of_a_label_are_read_as_they_are() -> None:
+    """Catches: the fields of a label are mixed up."""
     label = parse_label(raw_of(CASES[IDS.index("expiring, k256")]))
     assert (label.src, label.uri, label.val) == (SRC, OWNER, "!takedown")
     assert (label.cts, label.exp) == (1767323045.678, 1767409445.678)
@@ -181,13 +195,15 @@ def test_the_fields_of_a_label_are_mixed_up() -> None:
     ],
     ids=ascii,
 )
-def test_what_is_no_label_of_version_1_is_one(fields: dict[str, Any]) -> None:
+def test_a_label_of_another_version_is_refused(fields: dict[str, Any]) -> None:
+    """Catches: a reader that takes labels of every version for version 1."""
     with pytest.raises(BadLabel):
         made(**fields)
 
 
 @pytest.mark.parametrize("raw", [None, 5, "label", [], {}, {"ver": 1}])
-def test_what_is_no_label_at_all_is_one(raw: object) -> None:
+def test_an_invalid_label_is_refused(raw: object) -> None:
+    """Catches: a reader that takes anything for a label."""
     with pytest.raises(BadLabel):
         parse_label(raw)
 
@@ -228,13 +244,15 @@ def test_no_label_makes_any_other_error(raw: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_a_subject_is_taken_for_another(
+def test_each_subject_is_read_as_what_it_is(
     fields: dict[str, Any], subject: Selection | LabelledRecord
 ) -> None:
+    """Catches: a subject is taken for another."""
     assert subject_of(made(**fields)) == subject
 
 
-def test_a_blob_is_blocked_of_more_owners_than_the_operator_wants() -> None:
+def test_a_blob_is_blocked_of_the_owners_that_the_operator_wants() -> None:
+    """Catches: a blob is blocked of more owners than the operator wants."""
     for uri in (OWNER, RECORD):
         assert subject_of(made(uri=uri, cid=BLOB), "owner") == Selection(did=OWNER, cid=BLOB)
         assert subject_of(made(uri=uri, cid=BLOB), "everywhere") == Selection(cid=BLOB)
@@ -265,7 +283,8 @@ def test_a_blob_is_blocked_of_more_owners_than_the_operator_wants() -> None:
     ],
     ids=ascii,
 )
-def test_a_label_about_something_else_blocks_something(fields: dict[str, Any]) -> None:
+def test_a_label_about_something_else_blocks_nothing(fields: dict[str, Any]) -> None:
+    """Catches: a label about something else blocks something."""
     with pytest.raises(BadLabel):
         subject_of(made(**fields))
 
@@ -277,7 +296,8 @@ def ref(cid: str) -> dict[str, Any]:
     return {"$type": "blob", "ref": {"$link": cid}, "mimeType": "image/png", "size": 5}
 
 
-def test_a_blob_deep_in_a_record_or_in_its_old_form_is_overlooked() -> None:
+def test_a_blob_deep_in_a_record_or_in_its_old_form_is_found() -> None:
+    """Catches: a blob deep in a record or in its old form is overlooked."""
     other = Cid("bafkreifjjcie6lypi6ny7amxnfftagclbuxndqonfipmb64f2km2devei4")
     record = {
         "$type": "app.bsky.feed.post",
@@ -303,11 +323,13 @@ def test_a_blob_deep_in_a_record_or_in_its_old_form_is_overlooked() -> None:
         {"mimeType": "image/png", "cid": 5},
     ],
 )
-def test_what_is_no_reference_is_one(record: object) -> None:
+def test_an_invalid_reference_is_passed_over(record: object) -> None:
+    """Catches: a reader that takes anything for a reference."""
     assert blobs_of(record) == frozenset()
 
 
-def test_a_record_nested_a_thousand_deep_overflows_the_stack() -> None:
+def test_a_record_nested_a_thousand_deep_is_read() -> None:
+    """Catches: a record nested a thousand deep overflows the stack."""
     record: Any = ref(BLOB)
     for _ in range(100_000):
         record = [record]

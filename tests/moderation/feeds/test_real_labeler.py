@@ -178,8 +178,11 @@ def guarded(url: str) -> Server:
 SUBSCRIBE_LABELS = "/xrpc/com.atproto.label.subscribeLabels"
 
 
-async def test_a_moderators_takedowns_block_nothing_or_for_ever(tmp_path: Path) -> None:
-    """Account, record, blob, negation, expiry, a value that is not configured, a restart."""
+async def test_a_moderators_takedown_blocks_until_it_is_taken_back(tmp_path: Path) -> None:
+    """Account, record, blob, negation, expiry, a value that is not configured, a restart.
+
+    Catches: a moderator's takedown that blocks nothing, or forever.
+    """
     told = Told()
     async with running_devnet() as devnet, running_ozone(devnet) as ozone:
         account, poster, marked = [await new_account(devnet) for _ in range(3)]
@@ -266,8 +269,11 @@ ENDS: dict[str, Callable[[Devnet, Account], Awaitable[None]]] = {
 }
 
 
-async def test_an_account_that_its_pds_ends_stays_cached(tmp_path: Path) -> None:
-    """A PDS serves the stream that a relay does."""
+async def test_an_account_that_its_pds_ends_is_purged(tmp_path: Path) -> None:
+    """A PDS serves the stream that a relay does.
+
+    Catches: an account that its PDS ends stays cached.
+    """
     told = Told()
     async with running_devnet() as devnet:
         url = devnet.pds_url.replace("http://", "ws://")
@@ -307,7 +313,8 @@ async def test_an_account_that_its_pds_ends_stays_cached(tmp_path: Path) -> None
             nursery.cancel_scope.cancel()
 
 
-async def test_the_fake_pds_has_other_records_than_the_real_one(tmp_path: Path) -> None:
+async def test_the_fake_pds_has_the_records_of_the_real_one(tmp_path: Path) -> None:
+    """Catches: the fake PDS has other records than the real one."""
     async with running_devnet() as devnet:
         account = await new_account(devnet)
         post, picture = await new_post(devnet, account)

@@ -45,7 +45,9 @@ async def failure(network: FakeNetwork, **options: Any) -> SocketFailed:
     return caught.value
 
 
-async def test_a_message_is_lost_or_out_of_order(network: FakeNetwork, stream: Stream) -> None:
+async def test_every_message_arrives_in_order(network: FakeNetwork, stream: Stream) -> None:
+    """Catches: a message is lost or out of order."""
+
     async def play(connection: Connection) -> None:
         for message in (b"one", "two", b"three"):
             await connection.send_message(message)
@@ -59,9 +61,11 @@ async def test_a_message_is_lost_or_out_of_order(network: FakeNetwork, stream: S
     assert not network.open_wires
 
 
-async def test_a_message_that_is_too_large_is_kept_or_its_connection_left_open(
+async def test_a_message_that_is_too_large_closes_its_connection(
     network: FakeNetwork, stream: Stream
 ) -> None:
+    """Catches: a message that is too large is kept or its connection left open."""
+
     async def play(connection: Connection) -> None:
         await connection.send_message(bytes(1000))
         await connection.send_message(bytes(1001))
@@ -71,7 +75,11 @@ async def test_a_message_that_is_too_large_is_kept_or_its_connection_left_open(
     assert (await failure(network, messages=2)).reason == "too large"
 
 
-async def test_a_server_that_closes_is_waited_for(network: FakeNetwork, stream: Stream) -> None:
+async def test_a_server_that_closes_ends_the_stream_at_once(
+    network: FakeNetwork, stream: Stream
+) -> None:
+    """Catches: a server that closes is waited for."""
+
     async def play(connection: Connection) -> None:
         await connection.aclose(1008, "go away")
 
@@ -82,12 +90,14 @@ async def test_a_server_that_closes_is_waited_for(network: FakeNetwork, stream: 
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_a_server_that_is_silent_is_waited_for_without_end_or_a_quiet_one_left(
+async def test_a_silent_server_is_left_and_one_that_answers_pings_is_not(
     answers: bool,
     network: FakeNetwork,
     stream: Stream,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a server that is silent is waited for without end or a quiet one left."""
+
     async def quiet(connection: Connection) -> None:
         await trio.sleep(10 * websocket.QUIET_SECONDS)
         await connection.send_message(b"at last")
@@ -156,10 +166,13 @@ class Halting(trio.abc.Stream):
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_message_that_comes_while_a_pong_is_waited_for_is_lost(
+async def test_a_message_that_comes_while_a_pong_is_waited_for_arrives(
     after: bool, network: FakeNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """The receiver is cancelled at every step; the next one has to have the message."""
+    """The receiver is cancelled at every step; the next one has to have the message.
+
+    Catches: a message that comes while a pong is waited for is lost.
+    """
     asked, answered = trio.open_memory_channel[None](0)
 
     async def send_late(connection: Connection) -> None:
@@ -191,9 +204,10 @@ async def test_a_message_that_comes_while_a_pong_is_waited_for_is_lost(
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 429, 500, 501, 503])
-async def test_a_refusal_is_taken_for_a_stream(
+async def test_a_refusal_is_a_typed_error(
     status: int, network: FakeNetwork, stream: Stream
 ) -> None:
+    """Catches: a refusal is taken for a stream."""
     stream.rejects = [status]
     stream.reject_headers = [(b"retry-after", b"17"), (b"location", b"https://elsewhere.example")]
     error = await failure(network)
@@ -244,9 +258,10 @@ UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnectio
     ],
     ids=lambda data: ascii(data)[:40],
 )
-async def test_garbage_in_place_of_a_handshake_breaks_out_or_is_waited_for(
+async def test_garbage_in_place_of_a_handshake_is_a_typed_error(
     data: bytes, network: FakeNetwork, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: garbage in place of a handshake breaks out or is waited for."""
     network.add(Raw(data))
     await failure(network)
     assert trio.current_time() <= websocket.HANDSHAKE_SECONDS
@@ -269,9 +284,10 @@ class CountingNetwork(FakeNetwork):
         return stream
 
 
-async def test_a_refusal_with_an_endless_body_fills_the_memory(
+async def test_a_refusal_with_an_endless_body_is_cut(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
+    """Catches: a refusal with an endless body fills the memory."""
     network = CountingNetwork(nursery)
     network.add(Raw(b"HTTP/1.1 500 No\r\n\r\n", endless=True))
     await failure(network)
@@ -293,12 +309,14 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("data", GARBAGE, ids=lambda data: ascii(data)[:40])
-async def test_garbage_in_place_of_frames_breaks_out_or_is_waited_for(
+async def test_garbage_in_place_of_frames_is_a_typed_error(
     data: bytes,
     network: FakeNetwork,
     stream: Stream,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: garbage in place of frames breaks out or is waited for."""
+
     async def play(connection: Connection) -> None:
         await connection._stream.send_all(data)
         await trio.sleep_forever()
@@ -316,27 +334,30 @@ async def test_garbage_in_place_of_frames_breaks_out_or_is_waited_for(
         (lambda site: setattr(site, "host", "elsewhere"), "unreachable"),
     ],
 )
-async def test_a_server_that_is_not_there_breaks_out_or_is_waited_for(
+async def test_a_server_that_is_not_there_is_a_typed_error(
     prepare: Callable[[Site], None],
     reason: str,
     network: FakeNetwork,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
+    """Catches: a server that is not there breaks out or is waited for."""
     site = Stream(HOST)
     prepare(site)
     network.add(site)
     assert (await failure(network)).reason == reason
 
 
-async def test_a_forbidden_server_is_connected_to(network: FakeNetwork, stream: Stream) -> None:
+async def test_a_forbidden_server_is_not_connected_to(network: FakeNetwork, stream: Stream) -> None:
+    """Catches: a forbidden server is connected to."""
     network.forbids.add(HOST)
     assert (await failure(network)).reason == "unreachable"
     assert stream.connections == 0
 
 
-async def test_an_error_of_the_block_comes_out_in_a_group(
+async def test_an_error_of_the_block_comes_out_as_itself(
     network: FakeNetwork, stream: Stream
 ) -> None:
+    """Catches: an error of the block comes out in a group."""
     server = Server(network, Origin("https", HOST, 443))
     with pytest.raises(KeyError):
         async with open_socket(server, "/", max_message=100):
@@ -345,9 +366,11 @@ async def test_an_error_of_the_block_comes_out_in_a_group(
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_cancellation_leaves_a_connection_open(
+async def test_a_cancellation_closes_the_connection(
     after: bool, network: FakeNetwork, stream: Stream
 ) -> None:
+    """Catches: a cancellation leaves a connection open."""
+
     async def play(connection: Connection) -> None:
         await connection.send_message(b"one")
         await trio.sleep_forever()
