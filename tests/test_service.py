@@ -1036,9 +1036,7 @@ async def test_a_result_too_large_for_one_format_is_served_in_the_others(
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 
-async def test_a_block_by_another_process_stops_a_queued_write(
-    world: World, parts: Parts, nursery: trio.Nursery
-) -> None:
+async def test_a_block_by_another_process_stops_a_queued_write(world: World, parts: Parts) -> None:
     """Catches: a block by another process lets a queued write through."""
     parts.cache.put_gate.close()
     config = world.config()
@@ -1047,9 +1045,10 @@ async def test_a_block_by_another_process_stops_a_queued_write(
         await settled()
         did, cid = parts.add(b"queued")
         await service.get_image("avatar", did, cid)
-        nursery.start_soon(partial(elsewhere.block, Selection(did), by="a test"))
-        await until(lambda: service.blocks.is_blocked(BlobKey(did, cid)))
-        parts.cache.put_gate.open()
+        async with trio.open_nursery() as deciding:
+            deciding.start_soon(partial(elsewhere.block, Selection(did), by="a test"))
+            await until(lambda: service.blocks.is_blocked(BlobKey(did, cid)))
+            parts.cache.put_gate.open()
         await settled()
     assert list(parts.cache.entries) == [parts.key]
 
