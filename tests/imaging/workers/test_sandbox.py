@@ -594,28 +594,23 @@ async def test_a_signal_to_the_whole_group_ends_no_worker(number: signal.Signals
         assert children() == {worker}
 
 
-async def test_a_worn_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches memory that fragments for ever, and a worker that is ended over its last job."""
-    monkeypatch.setattr(workers, "JOBS", 3)
-    good = sources.jpeg(sources.photo(64, 48))
-    async with running(threads=1) as pool:
-        seen = set()
-        for _ in range(7):
-            await pool.do(good)
-            seen |= children()
-        assert len(seen) == 3
-        assert pool.deaths == Counter()
-
-
-async def test_a_worker_that_has_worked_for_long_is_replaced_though_its_jobs_were_few(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("limit", "value", "jobs"),
+    [("JOBS", 3, 7), ("BUSY_SECONDS", 1e-6, 3)],
+    ids=["by its jobs", "by its CPU time"],
+)
+async def test_a_worn_worker_is_replaced(
+    limit: str, value: float, jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches counting jobs alone: the limit of CPU time would end one in the middle of a job."""
-    monkeypatch.setattr(workers, "BUSY_SECONDS", 1e-6)
+    """Catches memory that fragments for ever, and a worker that is ended over its last job.
+
+    Its jobs alone do not tell: the limit of CPU time would end it in the middle of one.
+    """
+    monkeypatch.setattr(workers, limit, value)
     good = sources.jpeg(sources.photo(64, 48))
     async with running(threads=1) as pool:
         seen = set()
-        for _ in range(3):
+        for _ in range(jobs):
             await pool.do(good)
             seen |= children()
         assert len(seen) == 3
