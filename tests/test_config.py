@@ -526,7 +526,7 @@ def test_a_variable_that_names_no_key_stops_the_start(name: str) -> None:
     assert "s3cret" not in message
 
 
-def test_other_programs_variables_are_none_of_ours() -> None:
+def test_variables_of_other_programs_are_ignored() -> None:
     """Catches a prefix that is compared too loosely."""
     environment = {"PATH": "/bin", "IMAGE_PROXYFETCH__TIMEOUT": "x", "XIMAGE_PROXY_A__B": "x"}
     assert load(environment=environment) == default()

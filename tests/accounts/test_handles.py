@@ -53,7 +53,7 @@ def test_any_records_can_be_read(records: list[bytes]) -> None:
         (["did=did:key:zQ3shZc2QzApp2oymGvQbzP8eKheVshBHbU4ZYjeXqwSKEn6N"], set()),
     ],
 )
-def test_a_value_is_a_did_or_none_of_ours(records: list[str], dids: set[str]) -> None:
+def test_a_txt_value_is_a_did_or_is_ignored(records: list[str], dids: set[str]) -> None:
     """Catches values that are guessed at, and a domain's other records taken for broken ones."""
     assert dids_in(record.encode() for record in records) == dids
 
@@ -157,7 +157,7 @@ async def test_dns_wins_over_a_domain_that_names_another(world: World, names: Na
         assert await resolver.resolve(ALICE) == DID
 
 
-async def test_two_dids_in_dns_are_none(world: World, names: Names) -> None:
+async def test_two_dids_in_dns_count_as_none(world: World, names: Names) -> None:
     """Catches the first of two, which may be the one that was meant to go."""
     names.name(ALICE, DID, OTHER)
     domain(world, ALICE, DID)
@@ -172,7 +172,7 @@ async def test_two_dids_in_dns_are_none(world: World, names: Names) -> None:
 
 @pytest.mark.parametrize("claimed", [[], ["bob.community"], ["bob.community", ALICE]])
 @pytest.mark.parametrize("by_dns", [True, False])
-async def test_a_handle_that_its_did_does_not_name_is_nobodys(
+async def test_a_handle_that_its_did_does_not_name_is_not_found(
     world: World, names: Names, claimed: list[str], by_dns: bool
 ) -> None:
     """Catches anybody's domain that passes for an alias of somebody else's account."""
@@ -255,7 +255,7 @@ async def test_a_domain_that_may_not_be_connected_to_looks_like_one_that_is_not_
         (Saturated("full"), Busy),
     ],
 )
-async def test_dns_that_fails_is_no_proof_that_there_is_no_record(
+async def test_a_failure_of_dns_does_not_mean_that_there_is_no_record(
     world: World, names: Names, failing: EgressError, error: type[ImageProxyError]
 ) -> None:
     """Catches a 404, cached by browsers, for an account that is there."""
@@ -278,7 +278,7 @@ async def test_the_domain_answers_while_dns_fails(world: World, names: Names) ->
         assert await resolver.resolve(ALICE) == DID
 
 
-async def test_many_who_ask_at_once_ask_once(world: World, names: Names) -> None:
+async def test_requests_at_once_share_one_question(world: World, names: Names) -> None:
     """Catches a question of DNS for each picture of a page."""
     names.name(ALICE, DID)
     claims(world, DID, ALICE)
@@ -310,7 +310,7 @@ async def test_an_answer_serves_for_its_time_and_longer_while_dns_fails(
         assert await failure(resolver) is HandleUnresolvable
 
 
-async def test_that_there_is_none_is_remembered_for_a_while(
+async def test_a_missing_record_is_remembered_for_a_while(
     world: World, names: Names, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Catches a dead name that is a load on a domain, and one that stays dead."""

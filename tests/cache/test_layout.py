@@ -127,7 +127,7 @@ def test_what_no_entry_is_called_has_no_format(name: str) -> None:
         ("plc/../../etc", f"{blob_cid()}@auto.jpg"),
     ],
 )
-def test_what_is_no_result_of_a_blob_is_told(folder: str, name: str) -> None:
+def test_other_files_are_told_from_results(folder: str, name: str) -> None:
     """Catches an exception from a file that somebody else put there."""
     assert blob_of(folder, name) is None
 

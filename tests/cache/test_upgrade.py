@@ -113,7 +113,7 @@ async def test_old_files_count_against_the_limits_of_today(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("damage", [b"", b"no database at all" * 1000])
-async def test_an_index_of_nobody_we_know_is_made_anew_and_the_files_are_kept(
+async def test_an_index_of_an_unknown_version_is_made_anew_and_the_files_are_kept(
     damage: bytes, tmp_path: Path
 ) -> None:
     """Catches an index of another release, or a broken one, that is believed."""

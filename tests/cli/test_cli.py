@@ -530,7 +530,7 @@ def test_what_the_cdn_has_yet_to_forget_is_listed_with_what_went_wrong(
     ]
 
 
-def test_the_operator_lifts_a_block_whoever_asked_for_it(run: Run, settings: Config) -> None:
+def test_the_operator_lifts_a_block_of_any_source(run: Run, settings: Config) -> None:
     """Catches a labeler's mistake that the operator cannot undo."""
     block(settings, Selection(did=owner(1)), by="labeler")
     assert run("blocks", "remove", "--did", owner(1)).exit_code == 0

@@ -130,7 +130,7 @@ def test_no_mark_is_seen_before_it_is_locked(
     assert watcher.living() == {watcher.token, late.token}
 
 
-def test_many_who_bury_at_once_share_the_dead(tmp_path: Path) -> None:
+def test_processes_that_clean_up_at_once_share_the_dead(tmp_path: Path) -> None:
     """Catches a check without the lock held: two would clean up after the same process."""
     neighbours = [Neighbour(tmp_path) for _ in range(4)]
     for neighbour in neighbours:

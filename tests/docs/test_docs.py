@@ -107,7 +107,7 @@ def test_every_command_in_the_documents_is_one_that_exists(document: str) -> Non
         check_line(re.sub(r"\[[^\]]*\]|…|\.\.\.", "", span))
 
 
-def test_a_command_that_is_none_would_be_noticed() -> None:
+def test_an_unknown_command_would_be_noticed() -> None:
     """Catches a check that passes everything."""
     for line in ("imageproxy nosuch", "imageproxy serve --nosuch", "./run nosuch"):
         with pytest.raises(Exception):  # noqa: B017, PT011 (click's, and an assertion)

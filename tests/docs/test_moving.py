@@ -69,7 +69,7 @@ def test_later_variables_of_coves_stop_the_start_by_their_names() -> None:
     assert {mistake.partition(":")[0] for mistake in caught.value.mistakes} == set(later)
 
 
-def test_every_key_that_it_names_is_one() -> None:
+def test_every_key_that_it_names_exists() -> None:
     """Catches a key that was renamed."""
     keys = {
         f"{section}.{key}"

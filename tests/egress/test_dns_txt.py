@@ -80,7 +80,7 @@ async def test_a_silent_server_costs_no_more_than_the_deadline(
         await records_of(server).lookup(NAME)
 
 
-async def test_a_name_that_dns_cannot_have_is_asked_of_nobody(server: FakeDns) -> None:
+async def test_a_name_that_dns_cannot_have_is_never_asked_for(server: FakeDns) -> None:
     """Catches a defect for the longest of handles."""
     longest = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 57, "com"])
     assert await records_of(server).lookup(f"_atproto.{longest}") == []

@@ -49,7 +49,7 @@ async def get(gateway: Gateway) -> Answer:
     return await gateway.get(HOST, "/", max_bytes=100)
 
 
-async def test_connections_past_their_idle_time_are_closed_though_nobody_asks_again(
+async def test_connections_past_their_idle_time_are_closed_without_another_request(
     world: World, site: Site
 ) -> None:
     """Catches a pool that looks at its idle connections only when it is next used."""

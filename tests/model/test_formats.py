@@ -101,7 +101,7 @@ def test_a_format_is_known_by_its_first_bytes(data: bytes, format_: Format) -> N
         b"<!DOCTYPE html>",
     ],
 )
-def test_a_near_miss_is_no_image(data: bytes) -> None:
+def test_a_near_miss_is_not_an_image(data: bytes) -> None:
     """Catches a decoder that is reached by what nobody supports: PDF, SVG, TIFF, half a PNG."""
     assert sniff(data) is None
 

@@ -350,7 +350,7 @@ def test_a_cid_of_another_hash_or_shape_is_refused(binary: bytes) -> None:
     ],
     ids=lambda cid: ascii(cid[:40]),
 )
-def test_what_is_no_cid_at_all_is_refused(cid: str) -> None:
+def test_an_invalid_cid_is_refused(cid: str) -> None:
     """Catches a syntax check that does not decode, and work in proportion to a hostile URL."""
     with pytest.raises(InvalidCid) as caught:
         parse_cid(cid)
@@ -437,7 +437,7 @@ def test_a_handle_is_any_hostname_of_two_labels(text: str) -> None:
      "a" * 64 + ".com", "a." + longest_host, "user@a.com", "a.com#", "a%2ecom"],
     ids=ascii,
 )  # fmt: skip
-def test_what_is_no_hostname_is_no_handle(text: str) -> None:
+def test_an_invalid_hostname_is_not_a_handle(text: str) -> None:
     """Catches a name that ends up in a URL, or before a DNS server, as something else."""
     with pytest.raises(InvalidHandle):
         parse_handle(text)

@@ -49,7 +49,7 @@ def test_pairs_that_share_bucket_and_filter_are_told_apart() -> None:
         assert not found.covers(BlobKey(owner(3000 + number), blob_cid(1)))
 
 
-def test_a_match_across_two_digests_is_none() -> None:
+def test_a_match_across_two_digests_does_not_count() -> None:
     """Catches a search for bytes that does not ask where a digest begins."""
     first, second = bytes(range(DIGEST)), bytes(range(100, 100 + DIGEST))
     bucket = first + second

@@ -116,7 +116,7 @@ def reply(status: int, body: bytes = b"", **headers: str) -> ApiResponse:
 
 @EACH_API
 @pytest.mark.parametrize("status", [301, 401, 403, 408, 429, 500, 502, 503, 522])
-def test_what_would_meet_any_url_is_no_refusal_of_these(api: CdnApi, status: int) -> None:
+def test_a_refusal_of_any_url_is_not_one_of_these(api: CdnApi, status: int) -> None:
     failure = api.failure(reply(status), 0)
     assert failure is not None
     assert not failure.is_refusal

@@ -96,7 +96,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moderating, "FINISH_SECONDS", 0.01)
 
 
-def test_it_is_what_sources_of_decisions_ask_for(here: Here) -> None:
+def test_the_moderator_has_the_interface_that_sources_need(here: Here) -> None:
     """Catches a method whose arguments drift from those that feeds give."""
     decisions: Decisions = here.moderator
     cursors: Cursors = here.moderator
@@ -170,7 +170,7 @@ async def test_a_purge_answers_when_all_have_forgotten_what_came_back_meanwhile(
 
 
 @pytest.mark.slow
-async def test_nobody_is_waited_for_who_has_ended_or_serves_nothing(
+async def test_no_process_is_waited_for_that_has_ended_or_serves_nothing(
     here: Here, tmp_path: Path
 ) -> None:
     """Catches five seconds, and an error, for a process that was killed."""
@@ -353,7 +353,7 @@ async def test_what_a_crash_interrupted_is_finished_by_one_that_lives(
 
 
 @pytest.mark.usefixtures("_often")
-async def test_a_purge_under_way_is_nobody_elses(
+async def test_a_purge_under_way_is_not_taken_over(
     here: Here, tmp_path: Path, store_in: StoreIn
 ) -> None:
     """Catches purges that every process repeats while one is at them."""
@@ -419,7 +419,7 @@ async def test_one_purge_that_fails_does_not_hold_up_the_others(
     assert here.removed == [(PAIR,), (BLOB,)]
 
 
-def test_late_is_who_lives_and_has_not_said_so(tmp_path: Path) -> None:
+def test_a_process_is_late_if_it_lives_and_has_not_confirmed(tmp_path: Path) -> None:
     """Catches a mark that is taken for an acknowledgement."""
     first, second = Replicas(tmp_path), Replicas(tmp_path)
     assert first.late(1) == frozenset()

@@ -171,7 +171,7 @@ async def test_a_thousand_at_once_ask_once(world: World, site: FakePolicy) -> No
     assert len(site.requests) == 2
 
 
-async def test_who_asks_and_goes_away_leaves_the_question_to_the_others(
+async def test_a_caller_that_leaves_does_not_end_the_question(
     world: World, site: FakePolicy, autojump_clock: Clock
 ) -> None:
     site.fault = faults.trickle(1e9, at_once=1)
@@ -216,7 +216,7 @@ FAILURES = [
 
 @pytest.mark.parametrize("fault", FAILURES, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("fail_open", [False, True])
-async def test_no_answer_is_no_permission_unless_the_operator_says_so(
+async def test_a_missing_answer_does_not_permit_unless_the_operator_says_so(
     world: World, site: FakePolicy, fault: Fault, fail_open: bool, autojump_clock: Clock
 ) -> None:
     """Catches a service that fails open; and a failure that is remembered like an answer."""

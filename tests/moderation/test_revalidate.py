@@ -179,7 +179,7 @@ async def test_a_pds_that_is_down_keeps_its_blobs_and_is_asked_again(
     assert sweeper.purged == [blob]
 
 
-async def test_a_dead_host_with_many_blobs_holds_nobody_up(
+async def test_a_dead_host_with_many_blobs_does_not_delay_other_hosts(
     sweeper: Sweeper, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Catches a sweep that gets the same oldest page, full of a dead host's, for ever."""

@@ -133,7 +133,7 @@ async def test_a_blob_that_its_pds_no_longer_gives_out_goes_within_the_age(world
         assert [(each.by, each.did) for each in purged] == [("revalidation", gone[0])]
 
 
-async def test_an_account_that_is_deleted_is_purged_and_nobody_else(world: World) -> None:
+async def test_only_the_account_that_is_deleted_is_purged(world: World) -> None:
     """Catches a feed that is configured, and not followed."""
     jetstream = FakeJetstream()
     world.directory_network.add(jetstream)

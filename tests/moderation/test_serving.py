@@ -206,7 +206,7 @@ async def test_a_start_with_a_store_that_cannot_be_read_serves_nothing_and_says_
             assert (await server.get(targets_of(did, cid)[0][0])).status == 200
 
 
-async def test_a_server_that_is_killed_holds_up_nobody(tmp_path: Path) -> None:
+async def test_a_server_that_is_killed_delays_no_decision(tmp_path: Path) -> None:
     """Catches a mark of the dead that every block waits for, and is told of."""
     async with upstream() as internet:
         did, cid = internet.add_blob(tiny_jpeg())

@@ -95,6 +95,6 @@ def test_a_snapshot_comes_over_a_socket_as_it_was() -> None:
         json.dumps({"families": 1, "shared": []}).encode(),
     ],
 )
-def test_what_is_no_snapshot_is_refused_and_not_taken_for_an_empty_one(data: bytes) -> None:
+def test_an_invalid_snapshot_is_refused_and_not_taken_for_an_empty_one(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (JSON's own is one)
         MetricsSnapshot.from_json(data)

@@ -31,7 +31,7 @@ def test_a_sane_name_is_kept(given: bytes) -> None:
         [b"one", b"two"],
     ],
 )
-def test_any_other_gets_a_name_of_ours_that_no_other_has(given: list[bytes]) -> None:
+def test_any_other_name_is_replaced_by_a_unique_one(given: list[bytes]) -> None:
     """Catches forged lines, and control characters on an operator's terminal."""
     headers = [(NAME, value) for value in given]
     names = {request_id.of(headers) for _ in range(100)}

@@ -272,7 +272,7 @@ async def test_spans_go_out_together_when_there_are_many_or_after_a_while(
     nursery.cancel_scope.cancel()
 
 
-async def test_more_spans_than_fit_are_dropped_and_told_and_nobody_waits(
+async def test_more_spans_than_fit_are_dropped_and_told_without_a_wait(
     threadless: None, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exporter = Recording()

@@ -496,7 +496,7 @@ def test_thumbnails_have_pixels_enough_for_a_dense_screen(site: PageSite, look: 
     look(check)
 
 
-def test_an_accounts_picture_of_now_can_be_copied_in_every_preset(
+def test_an_accounts_current_picture_can_be_copied_in_every_preset(
     site: PageSite, look: Look
 ) -> None:
     """Catches URLs that show yesterday's avatar, and a name for what is no profile's picture."""

@@ -314,7 +314,7 @@ async def test_a_client_that_goes_away_ends_the_fetch_that_only_it_waited_for(
 
 
 @pytest.mark.parametrize("request_line", ["POST /img/nothing", "GET /img/nothing", "POST /healthz"])
-async def test_a_body_that_nobody_wants_does_not_hold_its_connection_for_ever(
+async def test_an_unwanted_body_does_not_hold_its_connection(
     request_line: str, tmp_path: Path
 ) -> None:
     # Hypercorn queues ten pieces of a body, and then waits until the application takes one: also

@@ -74,7 +74,7 @@ async def test_an_answer_is_kept_for_its_time_and_stale_while_the_source_fails(
         await cache.get("a")
 
 
-async def test_that_there_is_no_answer_is_kept_for_its_time_alone(
+async def test_a_missing_answer_is_kept_for_its_own_time(
     nursery: trio.Nursery, source: Source, autojump_clock: MockClock
 ) -> None:
     """Catches a directory asked with each request, and a name that stays missing for an hour."""

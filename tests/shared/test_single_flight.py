@@ -251,7 +251,7 @@ async def test_a_defect_reaches_its_waiters_and_the_service_goes_on(
     assert len(flights) == 0
 
 
-async def test_a_value_forgotten_when_it_lands_is_made_again_for_who_comes_meanwhile(
+async def test_a_value_forgotten_when_it_lands_is_made_again_for_later_requests(
     flights: SingleFlight[str, object],
 ) -> None:
     work = Work()

@@ -104,7 +104,7 @@ def test_an_exception_takes_all_of_its_transaction_back(
     assert values(shared) == [2]
 
 
-def test_who_reads_sees_no_half_of_a_write_and_does_not_wait_for_it(
+def test_a_reader_sees_no_half_of_a_write_and_does_not_wait_for_it(
     tmp_path: Path, database: OpenDatabase
 ) -> None:
     """Catches the rollback journal, under which a reader waits for the writer, or fails."""

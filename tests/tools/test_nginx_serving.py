@@ -357,7 +357,7 @@ async def test_the_metrics_are_not_for_the_public(site: Site, target: str, metho
     assert b"imageproxy_" not in reply.body
 
 
-async def test_nginx_own_validators_are_none(site: Site) -> None:
+async def test_nginx_sends_no_validators_of_its_own(site: Site) -> None:
     """Catches a 304 for a tag or a date that no answer ever had."""
     file = images_of(site.config) / entry_folder(AUTO) / entry_name(AUTO, Format.JPEG)
     status = file.stat()

@@ -89,7 +89,7 @@ async def test_every_blob_of_an_account_is_fetched_once_and_then_served(
     assert sum(pages) == done == 8
 
 
-async def test_what_is_cached_is_asked_of_nobody(world: World, tmp_path: Path) -> None:
+async def test_cached_pictures_are_not_asked_for(world: World, tmp_path: Path) -> None:
     """Catches a second run that costs a PDS as much as the first."""
     did, _ = account(world, 5)
     async with world.service() as service:
@@ -131,7 +131,7 @@ async def test_a_run_goes_on_where_the_last_one_ended(
         assert await nowhere(tmp_path).load() == ""
 
 
-async def test_what_is_no_image_is_no_failure(world: World, tmp_path: Path) -> None:
+async def test_a_non_image_is_not_a_failure(world: World, tmp_path: Path) -> None:
     """Catches a run that fails because an account has a video."""
     did, _ = account(world, 1)
     world.pds.add_blob(did, b"\0\0\0\x18ftypmp42" + bytes(100), "video/mp4")
@@ -222,7 +222,7 @@ async def test_blobs_are_begun_at_even_distances(
     assert tally.made == 21
 
 
-async def test_what_is_cached_takes_no_turn(
+async def test_cached_pictures_take_no_slot(
     world: World, parts: Parts, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Catches a run that goes on after an hour and takes an hour to find its place."""
@@ -426,7 +426,7 @@ def test_the_list_of_failures_has_an_end() -> None:
     assert len(failures) == MAX_REASONS + 7
 
 
-async def test_a_turn_that_is_given_back_is_the_next_ones(
+async def test_a_slot_that_is_given_back_goes_to_the_next(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     pace = Pace(1)
@@ -441,7 +441,7 @@ async def test_a_turn_that_is_given_back_is_the_next_ones(
 
 
 @pytest.mark.parametrize("kept", ["", "{", "7", "[]", "\xff"])
-async def test_a_bookmark_that_cannot_be_read_is_none(tmp_path: Path, kept: str) -> None:
+async def test_an_unreadable_bookmark_is_ignored(tmp_path: Path, kept: str) -> None:
     """Catches a run that a killed process keeps from ever starting again."""
     bookmark = nowhere(tmp_path)
     await bookmark.save("x")

@@ -234,7 +234,7 @@ async def test_a_jetstream_that_talks_nonsense_is_left_and_asked_again(
 
 
 @pytest.mark.parametrize("kept", ["", "x", "-1", "1.5"])
-async def test_a_cursor_that_cannot_be_read_is_none(tmp_path: Path, kept: str) -> None:
+async def test_an_unreadable_cursor_is_ignored(tmp_path: Path, kept: str) -> None:
     cursors = BookmarkedCursors(tmp_path)
     assert await cursors.cursor("a") is None
     await cursors.set_cursor("a", 5)

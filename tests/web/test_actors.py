@@ -276,7 +276,7 @@ async def test_a_profile_without_the_picture_says_what_it_lacks(world: World) ->
 
 
 @pytest.mark.parametrize("error", ["RepoNotFound", "RepoDeactivated"])
-async def test_an_account_that_its_pds_does_not_have_is_none(world: World, error: str) -> None:
+async def test_an_account_that_its_pds_does_not_have_is_not_found(world: World, error: str) -> None:
     did, _ = profile(world, avatar=b"1")
     body = b'{"error":"%s","message":"gone"}' % error.encode()
     world.pds.faults.append(faults.answers(400, body))
@@ -286,7 +286,7 @@ async def test_an_account_that_its_pds_does_not_have_is_none(world: World, error
             assert (reply.status, reply.text) == (404, "no such account\n")
 
 
-async def test_a_record_that_is_not_there_is_no_blob(world: World) -> None:
+async def test_a_record_that_is_not_there_has_no_blob(world: World) -> None:
     did, _ = profile(world, avatar=b"1")
     async with serving(world) as client:
         reply = await client.get(f"/lookup?q=at://{did}/app.bsky.feed.post/3k")
@@ -380,7 +380,7 @@ async def test_a_blob_is_looked_up_without_asking_its_pds(world: World) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?q=", "?q=%00", "?q=a&q=b", "?x=1"])
-async def test_a_reference_that_is_none_is_a_bad_request(world: World, query: str) -> None:
+async def test_an_invalid_reference_is_a_bad_request(world: World, query: str) -> None:
     async with serving(world) as client:
         reply = await client.get(f"/lookup{query}")
     assert (reply.status, reply.text) == (400, "invalid handle format\n")

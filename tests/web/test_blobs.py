@@ -61,7 +61,7 @@ async def test_head_answers_as_get_without_the_body(world: World) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"only text", SVG, HTML, MP4, WEBM, b"%PDF-1.7"])
-async def test_what_is_no_image_is_a_400_not_a_file_that_a_browser_would_run(
+async def test_a_non_image_is_a_400_not_a_file_that_a_browser_would_run(
     data: bytes, world: World
 ) -> None:
     did, cid = world.add_blob(data, mime="image/png")

@@ -149,7 +149,7 @@ async def test_head_answers_an_error_as_get_does_without_the_body(
 
 
 @pytest.mark.parametrize("method", OTHER_METHODS)
-async def test_any_other_method_is_a_405_with_allow_and_asks_nobody(
+async def test_any_other_method_is_a_405_with_allow_and_sends_no_request(
     method: str, world: World
 ) -> None:
     did, cid = world.add_blob()
@@ -660,7 +660,7 @@ async def test_every_other_spelling_is_refused_instead_of_being_a_second_entry(
     )
 
 
-async def test_a_path_that_is_doubled_in_front_is_no_image(world: World) -> None:
+async def test_a_path_with_another_beginning_is_not_an_image(world: World) -> None:
     await one_entry(
         world,
         lambda did, cid: [

@@ -48,7 +48,7 @@ CHROME = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
         ("image/avif" + "," * MAX_HEADER, None),
     ],
 )
-def test_a_format_is_for_those_who_name_it_and_prefer_it(
+def test_a_format_is_chosen_where_the_client_names_and_prefers_it(
     accept: str | None, chosen: Format | None
 ) -> None:
     """Catches */* taken for AVIF, which old browsers cannot show, and qualities passed over."""
@@ -91,7 +91,7 @@ async def test_without_the_setting_accept_means_nothing(world: World) -> None:
     assert "vary" not in reply.headers
 
 
-async def test_who_names_a_format_gets_the_url_of_that_format(world: World) -> None:
+async def test_a_client_that_names_a_format_gets_that_format(world: World) -> None:
     """Catches a second entry in the cache, and a tag that two formats share."""
     did, cid = world.add_blob()
     path = img(did, cid, "still")

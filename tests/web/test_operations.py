@@ -129,7 +129,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("target", UNKNOWN, ids=lambda target: target[:30])
-async def test_what_is_no_route_is_a_404_in_plain_text_never_a_redirect(
+async def test_an_unknown_route_is_a_404_in_plain_text_never_a_redirect(
     target: str, world: World
 ) -> None:
     async with serving(world, world.config(server={"admin_token": "secret"})) as client:
@@ -141,7 +141,7 @@ async def test_what_is_no_route_is_a_404_in_plain_text_never_a_redirect(
 
 
 @pytest.mark.parametrize("target", ["?", "*", "", "nope", "http://[::1/", "http://a/healthz", ":"])
-async def test_what_is_no_path_is_a_400_not_a_500(target: str, world: World) -> None:
+async def test_an_invalid_path_is_a_400_not_a_500(target: str, world: World) -> None:
     async with serving(world) as client:
         reply = await client.get(target)
     assert (reply.status, reply.text) == (400, "bad request\n")
@@ -176,7 +176,7 @@ async def test_what_runs_how_it_fares_and_why_it_is_not_ready_is_told(world: Wor
         assert await client.metric(not_ready["draining"]) == 1
 
 
-async def test_what_strangers_cannot_resolve_is_no_failure_of_the_directory(world: World) -> None:
+async def test_an_unknown_did_is_not_a_failure_of_the_directory(world: World) -> None:
     """Catches thirty requests that wake somebody."""
     answered, failed = (
         f'imageproxy_directory_requests_total{{outcome="{outcome}"}}'

@@ -104,7 +104,7 @@ async def test_what_exceeds_the_budget_runs_alone(nursery: trio.Nursery) -> None
     assert admission.statistics() == IDLE
 
 
-async def test_who_leaves_the_head_of_the_queue_lets_those_behind_in(
+async def test_a_job_that_leaves_the_head_of_the_queue_lets_the_next_in(
     nursery: trio.Nursery,
 ) -> None:
     """Catches a queue that only moves when something finishes."""
@@ -120,7 +120,7 @@ async def test_who_leaves_the_head_of_the_queue_lets_those_behind_in(
     assert admission.statistics() == IDLE
 
 
-async def test_who_is_cancelled_as_its_turn_comes_leaves_no_room_taken(
+async def test_a_job_that_is_cancelled_as_it_is_admitted_leaves_no_room_taken(
     nursery: trio.Nursery,
 ) -> None:
     """Catches bytes that leak between the turn and the task that was to have it."""
@@ -172,7 +172,7 @@ async def test_presets_of_one_blob_wait_with_it_together(nursery: trio.Nursery) 
     assert admission.statistics() == IDLE
 
 
-async def test_who_asks_for_another_amount_keeps_its_place(nursery: trio.Nursery) -> None:
+async def test_a_job_that_asks_for_another_amount_keeps_its_place(nursery: trio.Nursery) -> None:
     """Catches a claim that goes to the end of the queue, or is admitted for what it was."""
     admission = Admission(100, 1000)
     visitors = Visitors(nursery, admission)

@@ -382,7 +382,7 @@ async def test_an_allocation_over_the_estimate_fails_in_the_worker(hostile_worke
         assert pool.deaths == Counter()
 
 
-async def test_a_defect_is_no_fault_of_the_picture(hostile_workers: None) -> None:
+async def test_a_defect_is_not_blamed_on_the_picture(hostile_workers: None) -> None:
     """Catches a mistake of ours that is counted, cached and answered as a broken picture."""
     async with running(threads=1) as pool:
         with pytest.raises(WorkerDefect, match=r"ZeroDivisionError: a defect .*hostile\.py:\d+"):
@@ -417,7 +417,7 @@ AS = {format_: FORMATS.index(format_) for format_ in Format}
         answer(DONE, AS[Format.JPEG], hostile.JPEG, place=1),
     ],
 )
-async def test_what_is_no_answer_is_not_believed(said: bytes, hostile_workers: None) -> None:
+async def test_an_invalid_answer_is_not_believed(said: bytes, hostile_workers: None) -> None:
     """Catches a service that trusts a worker with its memory, a type, or the cache's content."""
     async with running(threads=1) as pool:
         error = await pool.fails(b"raw:" + said)
@@ -442,7 +442,7 @@ async def test_an_answer_that_breaks_off_is_a_crash(hostile_workers: None) -> No
         assert pool.deaths == {"crash": 1}
 
 
-async def test_an_answer_that_nobody_asked_for_answers_nobody(hostile_workers: None) -> None:
+async def test_an_answer_without_a_question_is_dropped(hostile_workers: None) -> None:
     """Catches one picture's worker that leaves an answer for the next picture."""
     async with running(threads=1) as pool:
         planted = answer(DONE, AS[Format.JPEG], b"\xff\xd8\xff planted")
@@ -570,7 +570,7 @@ async def test_causes_are_short_and_printable(hostile_workers: None) -> None:
         assert error.cause.isprintable()
 
 
-async def test_a_worker_that_is_killed_while_idle_costs_nobody_anything() -> None:
+async def test_a_worker_that_is_killed_while_idle_costs_no_request() -> None:
     """Catches a request that gets a dead worker, as after the system ran out of memory."""
     good = sources.jpeg(sources.photo(64, 48))
     async with running(threads=1) as pool:

@@ -93,7 +93,7 @@ async def _here(work: object, *arguments: object) -> object:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-async def test_a_server_with_two_workers_counts_every_request_whoever_is_asked(
+async def test_each_of_two_workers_reports_the_requests_of_both(
     tmp_path: Path,
 ) -> None:
     """Catches ``/metrics`` of whichever worker took the connection: counters that jump."""

@@ -192,7 +192,7 @@ async def test_a_cancelled_supervisor_leaves_no_worker(stubs: Stubs) -> None:
     assert all(is_gone(pid) for pid in stubs.pids())
 
 
-async def test_a_worker_that_cannot_be_started_for_now_disturbs_nobody(
+async def test_a_worker_that_cannot_be_started_for_now_leaves_the_others_serving(
     stubs: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a fork that fails for want of memory, and takes the healthy workers with it."""
@@ -218,7 +218,7 @@ async def test_a_worker_that_cannot_be_started_for_now_disturbs_nobody(
     assert all(is_gone(pid) for pid in stubs.pids())
 
 
-async def test_a_server_that_nobody_can_serve_any_more_ends(stubs: Stubs) -> None:
+async def test_a_server_whose_workers_cannot_start_ends(stubs: Stubs) -> None:
     """Catches a socket that is kept open for ever, in which clients wait for nobody."""
     codes: list[int] = []
 

@@ -82,7 +82,7 @@ def test_root_is_told_that_it_cannot_judge_for_another_user() -> None:
 
 
 @pytest.mark.parametrize("judge", [judge_blocks, judge_index])
-def test_a_database_that_cannot_be_used_fails_and_none_is_none(judge: Any) -> None:
+def test_an_unusable_database_fails_and_a_missing_one_does_not(judge: Any) -> None:
     for is_there in (False, True):
         assert told(judge("/srv/cache/x", None, is_there=is_there)) == "ok"
     finding = judge("/srv/cache/x", "/srv/cache/x: damaged", is_there=True)
@@ -105,7 +105,7 @@ def test_the_fix_for_a_small_disk_is_a_limit_that_then_passes() -> None:
     assert told(judge_room(int(7.99 * GIB), 0, int(7.9 * GIB))) == "ok"
 
 
-def test_the_fix_for_a_disk_with_no_room_at_all_is_no_limit_of_nothing() -> None:
+def test_the_fix_for_a_full_disk_is_not_a_limit_of_0() -> None:
     """Catches "set cache.max_gb below 0", which the configuration refuses."""
     finding = judge_room(GIB // 20, 0, 10 * GIB)
     assert told(finding) == "warn"
