@@ -18,8 +18,14 @@ from proxy.cache.interface import Due, Entry
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
 
-THREADS = 4
-"""Reads and writes at once. More of them wait for each other at Python's lock than for the disk."""
+HIT_THREADS = 4
+"""Hits read at once. More of them wait for each other at Python's lock than for the disk."""
+
+CHANGE_THREADS = 2
+"""Writes and purges at once. More of them would only wait for the write lock of the index."""
+
+CHORE_THREADS = 2
+"""Chores at once: while one is long, such as an index that is made anew, others go on."""
 
 INDEX_CHECK_SECONDS = 5.0
 """How soon an index that was lost is noticed, and made anew."""
@@ -67,7 +73,10 @@ class DiskCache:
         )
         self._on_evicted = on_evicted
         self.free_bytes = math.nan
-        self._limiter = trio.CapacityLimiter(THREADS)
+        # Apart: no hit waits for a write, and neither of them for a chore.
+        self._hits = trio.CapacityLimiter(HIT_THREADS)
+        self._changes = trio.CapacityLimiter(CHANGE_THREADS)
+        self._chores = trio.CapacityLimiter(CHORE_THREADS)
 
     @property
     def images(self) -> Path:
@@ -80,27 +89,27 @@ class DiskCache:
 
     async def check(self) -> None:
         """See ``Cache.check``. Makes the folder, and finishes what dead processes began."""
-        await self._in_thread(self._folder.check)
+        await self._in_thread(self._changes, self._folder.check)
 
     async def get(self, key: ImageKey) -> Entry | None:
         """See ``Cache.get``. What expired is not found; what is not what was written goes."""
-        return await self._in_thread(lambda: self._folder.get(key))
+        return await self._in_thread(self._hits, lambda: self._folder.get(key))
 
     async def put(self, key: ImageKey, entry: Entry) -> None:
         """See ``Cache.put``. What was put survives the end of this process, and a loss of power."""
-        self._note(await self._in_thread(lambda: self._folder.put(key, entry)))
+        self._note(await self._in_thread(self._changes, lambda: self._folder.put(key, entry)))
 
     async def purge(self, *selections: Selection) -> int:
         """See ``Cache.purge``. Writes of it under way in any process come to nothing."""
-        return await self.with_room(lambda: self._folder.purge(selections))
+        return await self._with_room(self._changes, lambda: self._folder.purge(selections))
 
     async def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
         """The blobs that anything is kept of, among those that are selected."""
-        return await self._in_thread(lambda: self._folder.blobs(selections))
+        return await self._in_thread(self._changes, lambda: self._folder.blobs(selections))
 
     async def cleanup(self) -> int:
         """See ``Cache.cleanup``."""
-        evicted = await self.with_room(self._folder.cleanup)
+        evicted = await self._with_room(self._chores, self._folder.cleanup)
         self._note(evicted)
         return evicted.expired + evicted.for_size
 
@@ -109,7 +118,7 @@ class DiskCache:
 
         Raises what it raises, also where there was nothing (more) to give up.
         """
-        return await self._in_thread(lambda: self._folder.with_room(work))
+        return await self._with_room(self._changes, work)
 
     async def make_room(self) -> bool:
         """Give entries up, because the disk is full; whether there were any.
@@ -117,12 +126,12 @@ class DiskCache:
         Raises:
             OSError: they cannot be removed.
         """
-        return await self._in_thread(self._folder.give_up) > 0
+        return await self._in_thread(self._changes, self._folder.give_up) > 0
 
     async def aclose(self) -> None:
         """Tell other processes that this one is done. What is called next begins anew."""
         with trio.CancelScope(shield=True):
-            await self._in_thread(self._folder.close)
+            await self._in_thread(self._changes, self._folder.close)
 
     async def make_indexed(self) -> None:
         """Make the index anew from the files where it is not complete.
@@ -132,7 +141,7 @@ class DiskCache:
         Raises:
             OSError: the folder cannot be read, or the index not written.
         """
-        if not await self.with_room(self._folder.is_indexed):
+        if not await self._with_room(self._chores, self._folder.is_indexed):
             await self._index()
 
     async def keep_indexed(self) -> None:
@@ -151,7 +160,7 @@ class DiskCache:
         is_first = True
         while True:
             try:
-                self.free_bytes = await self._in_thread(self._folder.free)
+                self.free_bytes = await self._in_thread(self._chores, self._folder.free)
             except OSError:
                 self.free_bytes = math.nan
             if is_first:
@@ -161,7 +170,7 @@ class DiskCache:
 
     async def by_preset(self) -> dict[str, Totals]:
         """What is kept, by preset and fingerprint."""
-        return await self._in_thread(self._folder.by_preset)
+        return await self._in_thread(self._chores, self._folder.by_preset)
 
     async def verify(
         self, *, repair: bool
@@ -171,32 +180,34 @@ class DiskCache:
         Yields:
             The share that is done, and what is wrong in the part that was looked at.
         """
-        shards = await self._in_thread(self._folder.known_shards)
+        shards = await self._in_thread(self._chores, self._folder.known_shards)
         for number, shard in enumerate(shards, 1):
             look = partial(self._folder.verify_shard, shard, repair=repair)
-            yield number / len(shards), await self.with_room(look)
+            yield number / len(shards), await self._with_room(self._chores, look)
 
     async def has(self, selection: Selection) -> bool:
         """Whether anything of what is selected is kept."""
-        return await self._in_thread(lambda: self._folder.has(selection))
+        return await self._in_thread(self._chores, lambda: self._folder.has(selection))
 
     async def due_for_check(self, before: float, limit: int, *, after: float = 0.0) -> list[Due]:
         """Blobs last seen at their PDS later than ``after`` and until ``before``, oldest first.
 
         Times are seconds since the epoch. A blob comes once for each of its entries.
         """
-        return await self._in_thread(lambda: self._folder.due_for_check(before, limit, after))
+        return await self._in_thread(
+            self._chores, lambda: self._folder.due_for_check(before, limit, after)
+        )
 
     async def mark_checked(self, blob: BlobKey) -> None:
         """Note that its PDS has the blob now."""
-        await self._in_thread(lambda: self._folder.mark_checked(blob))
+        await self._in_thread(self._chores, lambda: self._folder.mark_checked(blob))
 
     async def _index(self) -> None:
         added = 0
-        for shard in await self._in_thread(self._folder.shards):
-            added += await self.with_room(partial(self._folder.index_shard, shard))
-        await self.with_room(self._folder.forget_missing)
-        await self.with_room(self._folder.set_indexed)
+        for shard in await self._in_thread(self._chores, self._folder.shards):
+            added += await self._with_room(self._chores, partial(self._folder.index_shard, shard))
+        await self._with_room(self._chores, self._folder.forget_missing)
+        await self._with_room(self._chores, self._folder.set_indexed)
         if added:
             log.info("files found that the index of the cache did not know", files=added)
 
@@ -205,5 +216,8 @@ class DiskCache:
             if count:
                 self._on_evicted(reason, count)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+    async def _with_room(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
+        return await self._in_thread(limiter, lambda: self._folder.with_room(work))
+
+    async def _in_thread(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=limiter)

@@ -11,8 +11,9 @@ import os
 import resource
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 import trio
 from hypothesis import given
+from trio.testing import wait_all_tasks_blocked
 
 from proxy.cache.disk import DiskCache
 from proxy.cache.files import TOUCH_AFTER, CacheFolder
@@ -1278,3 +1280,81 @@ async def test_many_at_once_find_what_they_put(cache: DiskCache) -> None:
         for number in range(100):
             nursery.start_soon(put_and_get, number)
     assert sum(row.entries for row in (await cache.by_preset()).values()) == 10
+
+
+CHORES = ("cleanup", "is_indexed", "free", "by_preset", "due_for_check", "known_shards", "has")
+CHANGES = ("put", "purge", "blobs", "check")
+
+
+async def verify_all(cache: DiskCache) -> None:
+    async with aclosing(cache.verify(repair=False)) as parts:
+        async for _ in parts:
+            pass
+
+
+async def begin_all(cache: DiskCache) -> None:
+    """Begin each kind of work on the cache but reading, until cancelled or done; it may fail."""
+
+    async def begin(work: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        with suppress(OSError):
+            await work(*arguments)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin, verify_all, cache)
+        for chore in (cache.cleanup, cache.make_indexed, cache.by_preset):
+            nursery.start_soon(begin, chore)
+        nursery.start_soon(begin, cache.has, Selection(did=owner(1)))
+        nursery.start_soon(begin, cache.due_for_check, 0.0, 1)
+        nursery.start_soon(begin, cache.put, key(2), entry())
+        nursery.start_soon(begin, cache.purge, Selection(did=owner(3)))
+        nursery.start_soon(begin, cache.blobs, [Selection(did=owner(3))])
+        nursery.start_soon(begin, cache.check)
+
+
+@pytest.mark.parametrize("hanging", [(*CHORES,), (*CHORES, *CHANGES)], ids=["chores", "everything"])
+async def test_a_hit_waits_for_no_thread_of_other_work(
+    cache: DiskCache, monkeypatch: pytest.MonkeyPatch, hanging: tuple[str, ...]
+) -> None:
+    """Catches threads shared by all: four slow chores, and every hit waits for the disk."""
+    await cache.put(key(1), entry())
+    go_on = threading.Event()
+
+    def hang(*_arguments: object, **_keys: object) -> Any:
+        go_on.wait(60)
+        raise OSError(errno.EIO, "it hung")
+
+    for name in hanging:
+        monkeypatch.setattr(CacheFolder, name, hang)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(begin_all, cache)
+        await wait_all_tasks_blocked()
+        try:
+            with trio.fail_after(20):
+                assert await cache.get(key(1)) == entry()
+                assert await cache.get(key(9)) is None
+                if "put" not in hanging:
+                    await cache.put(key(4), entry())
+                    assert await cache.purge(Selection(did=owner(4))) == 1
+        finally:
+            go_on.set()
+
+
+async def test_a_hit_and_a_miss_are_told_while_somebody_writes_the_index(cache: DiskCache) -> None:
+    """Catches a hit that takes the write lock, which a chore may hold for 64 files at a time."""
+    await cache.put(key(1), entry())
+    await cache.get(key(1))  # opens the connection, which looks whether the tables are there
+    found: list[Entry | None] = []
+    done = trio.Event()
+
+    async def look() -> None:
+        found.append(await cache.get(key(1)))
+        found.append(await cache.get(key(9)))
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        # Released first where the test fails: a thread that waits for it cannot be cancelled.
+        with cache._folder._index.writing(), trio.fail_after(5):
+            nursery.start_soon(look)
+            await done.wait()
+    assert found == [entry(), None]
