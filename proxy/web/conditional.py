@@ -9,14 +9,12 @@ _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _SEPARATOR = re.compile(r"[ \t,]*")
 
 
-def none_match(header: str | None, etag: str) -> bool:
+def none_match(header: str, etag: str) -> bool:
     """Whether the request should go on: no tag of ``header`` names ``etag``.
 
     The comparison is weak, as the section asks; ``*`` matches every result that exists. A header
     that is no list of entity tags is ignored from its first mistake on.
     """
-    if header is None:
-        return True
     if header.strip(" \t") == "*":
         return False
     at = _end_of(_SEPARATOR, header, 0)

@@ -94,7 +94,7 @@ class Responder:
             service = self._service()
             key = self._image_key(path if chosen is None else f"{path}@{chosen.value}")
             asked.preset = key.preset
-            if not none_match(if_none_match, key.etag):
+            if if_none_match is not None and not none_match(if_none_match, key.etag):
                 return self._unmodified(asked, service, key.blob, key.etag)
             image = service.hit(key)
             if image is None:
@@ -111,8 +111,9 @@ class Responder:
         try:
             service = self._service()
             key = parse_blob_path(path)
-            if not none_match(if_none_match, f'"{key.cid}"'):
-                return self._unmodified(asked, service, key, f'"{key.cid}"')
+            etag = f'"{key.cid}"'
+            if if_none_match is not None and not none_match(if_none_match, etag):
+                return self._unmodified(asked, service, key, etag)
             return partial(self._answer_later, asked, partial(_get_blob, service, key))
         except Exception as failure:
             return self._failed(asked, failure)
@@ -192,7 +193,7 @@ async def _get_image(
     except ResultTooLarge:
         if not others:
             raise
-        if not none_match(if_none_match, others[0].etag):
+        if if_none_match is not None and not none_match(if_none_match, others[0].etag):
             return await _confirm(service, key.blob, others[0].etag)
         return await _get_image(service, others, if_none_match)
     return image_response(key, image), image.cache, image.timings
