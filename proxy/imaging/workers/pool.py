@@ -196,7 +196,7 @@ class ProcessingPool:
 
     async def _drive(self, batch: Batch) -> None:
         """A batch's job, from its wait for a turn to its last answer."""
-        error: Exception = Busy("the processing pool has ended")
+        error: Exception | None = None
         try:
             with batch.scope:
                 await self._work(batch)
@@ -209,7 +209,8 @@ class ProcessingPool:
             error = failure
         finally:
             self._waiting.discard(batch)
-            batch.fail(error)
+            if len(batch):
+                batch.fail(error or Busy("the processing pool has ended"))
 
     async def _work(self, batch: Batch) -> None:
         # A free turn is taken without a wait, also where no wait is allowed.
