@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
@@ -100,17 +98,9 @@ def counted_blocks(
 
 def counted_disk_cache(config: Config, metrics: Metrics, store: ModerationStore) -> DiskCache:
     """The configured disk cache, which keeps nothing that is blocked, with its metrics."""
-
-    def may_keep(key: ImageKey) -> bool:
-        # As committed, by whatever process: no purge that follows a block is waited for here.
-        try:
-            return not store.blocks_now(key.blob)
-        except sqlite3.Error as error:
-            raise OSError(errno.EIO, f"blocks cannot be read: {error}") from error
-
     disk = disk_cache_of(
         config,
-        may_keep=may_keep,
+        may_keep=store.may_keep,
         on_evicted=lambda reason, count: metrics.evictions.labels(reason).inc(count),
     )
     kept = disk.statistics

@@ -6,6 +6,7 @@ names what changed, and the state of ``blocks`` says to what. All of it blocks; 
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -17,7 +18,7 @@ from typing import Literal
 import structlog
 
 from proxy.model.identifiers import Cid, Did
-from proxy.model.keys import BlobKey
+from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
 from proxy.moderation.block_set import BlockSet
 from proxy.shared.sqlite import Database
@@ -294,6 +295,19 @@ class ModerationStore:
                 _IS_BLOCKED, {"did": blob.did, "cid": blob.cid}
             ).fetchone()
         return bool(found)
+
+    def may_keep(self, key: ImageKey) -> bool:
+        """Whether a result may appear in the cache: its blob is not blocked, by ``blocks_now``.
+
+        As committed: a purge that follows a block is not waited for.
+
+        Raises:
+            OSError: that cannot be read.
+        """
+        try:
+            return not self.blocks_now(key.blob)
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, f"blocks cannot be read: {error}") from error
 
     def is_there(self) -> bool:
         """Whether there is a file, this or that of an older version; OSError: nobody knows."""
