@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import process_inputs, report
 from proxy.imaging.pipeline import render
-from proxy.imaging.workers.heap import keep_freed_memory
+from proxy.imaging.workers.main import keep_freed_memory
 from proxy.model.formats import Format
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 

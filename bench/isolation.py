@@ -21,7 +21,7 @@ from PIL import Image
 from bench import report
 from bench.pictures import Pictures, Size
 from proxy.config import Config
-from proxy.imaging.workers.heap import keep_freed_memory
+from proxy.imaging.workers.main import keep_freed_memory
 from proxy.imaging.workers.pool import ProcessingPool, cpus_of_this_process
 from proxy.model.formats import Format
 from proxy.model.presets import DEFAULT_PRESETS
@@ -72,7 +72,7 @@ async def rate(pool: ProcessingPool, work: Work, seconds: float, threads: int) -
     finished: list[float] = []
 
     async def go() -> None:
-        # A copy each: calls for the same object would share a turn and a decode.
+        # A copy each: calls for the same object would share a job and a decode.
         source = bytes(bytearray(work.source))
         while time.perf_counter() - began < seconds:
             await pool.process(source, DEFAULT_PRESETS[work.preset], work.output)

@@ -38,7 +38,7 @@ from bench import plot, process_inputs, report
 from bench.process_worker import geometry
 from bench.processes import BenchError
 from proxy.imaging.pipeline import Recipe, render_each
-from proxy.imaging.workers.heap import keep_freed_memory
+from proxy.imaging.workers.main import keep_freed_memory
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 
 PRESETS = ("avatar", "avatar_small", "banner", "content_preview", "content_full",

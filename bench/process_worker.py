@@ -41,7 +41,7 @@ def ours() -> Engine:
     render = import_module("proxy.imaging.pipeline").render
     preset_of = import_module("proxy.model.presets").Preset
     formats = import_module("proxy.model.formats").Format
-    import_module("proxy.imaging.workers.heap").keep_freed_memory()  # as every worker does
+    import_module("proxy.imaging.workers.main").keep_freed_memory()  # as every worker does
 
     def run(source: bytes, job: Job) -> bytes:
         shape = {name: job[name] for name in ("width", "height", "fit", "quality")}
