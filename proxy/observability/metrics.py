@@ -38,7 +38,7 @@ GAUGES = {
     "cache_bytes": "Bytes on disk",
     "cache_free_bytes": "Bytes that the file system of the cache has left",
     "fetch_queue_depth": "Fetches that wait",
-    "process_waiting": "Transforms that wait for a turn",
+    "process_waiting": "Transforms that have not begun",
     "cdn_pending": "Blobs that the CDN has yet to forget",
     "labels_waiting": "Labels whose record is not known yet",
 }

@@ -1,8 +1,10 @@
-"""The service's side of the workers: start them, hand them out, drive them, replace them."""
+"""The service's side of the workers: start them, give them jobs, replace them, end them.
+
+A worker is a sandboxed process. Each is owned by a task, and driven by one thread at a time.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import resource
 import signal
@@ -10,8 +12,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -21,7 +24,7 @@ import trio
 from proxy.errors import Busy, UndecodableImage
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe, Rendered
-from proxy.imaging.workers.batch import Job
+from proxy.imaging.workers.batch import Batch, Job
 from proxy.imaging.workers.ipc import ANSWER, ERRORS, JOB, MAX_CAUSE, RECIPES, Head, Ready, Status
 from proxy.imaging.workers.sandbox import Limits
 from proxy.model import formats
@@ -33,6 +36,9 @@ noise as WebP, takes half of it on a busy core."""
 
 START_LIMIT = 30.0
 """Seconds for a worker to start: a third of one on an idle machine."""
+
+END_LIMIT = 5.0
+"""Seconds that a killed process may take to be gone: milliseconds, unless the kernel hangs."""
 
 JOBS = 1000
 """Of one worker, before a fresh one takes its place, so that no fragmentation lasts."""
@@ -78,8 +84,8 @@ class ImageWorker:
 
     Attributes:
         spent: is set when nobody will use it any more.
-        leaving: whether it is not to be handed out again.
-        has_job: whether it is handed out.
+        leaving: whether it may get no other job.
+        has_job: whether it has a job.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
@@ -88,11 +94,12 @@ class ImageWorker:
         self.has_job = False
         self._process = process
         self._connection = connection
+        self._stopped = False
         self._answered = True
         self._jobs = 0
         self._busy_seconds = 0.0
         self._memory = _MemoryFile(process.pid)
-        self._fresh = self._memory.read()
+        self._fresh: _Memory | None = None
 
     @classmethod
     def spawn(cls, limits: Limits) -> ImageWorker:
@@ -121,27 +128,25 @@ class ImageWorker:
         return cls(process, ours)
 
     async def ready(self) -> Ready:
-        """Wait for what it says first. Cancellation leaves it for ``end``.
+        """Wait for its first message. Cancellation leaves it for ``end``.
 
         Raises:
-            CannotStart: it ended, or took too long, or said something else.
+            TimeoutError: it took longer than ``START_LIMIT``.
+            OSError: it ended.
+            ValueError: it sent something else.
         """
-        with trio.move_on_after(START_LIMIT) as patience:
-            await trio.lowlevel.wait_readable(self._connection)
-        if patience.cancelled_caught:
-            raise CannotStart(f"not ready within {START_LIMIT:g} s")
-        try:
-            head, data = self._answer(time.monotonic() + 1, 0)
-            if head.status is not Status.READY:
-                raise ValueError(f"said {head.status.name}")
-            found = Ready.model_validate_json(data)
-        except (OSError, ValueError) as error:
-            raise CannotStart(self._epitaph(error)) from error
-        self._fresh = self._memory.read()
-        return found
+        with trio.move_on_after(START_LIMIT):
+            head = Head.unpack(await self._receive_on_loop(ANSWER.size))
+            if head.status is not Status.READY or head.length > MAX_CAUSE:
+                raise ValueError(f"said {head.status.name} of {head.length} bytes")
+            return Ready.model_validate_json(await self._receive_on_loop(head.length))
+        raise TimeoutError(f"not ready within {START_LIMIT:g} s")
 
     def fault(self) -> DeathReason | None:
-        """What is wrong with it between two jobs: it ended, or said something unasked."""
+        """What is wrong with it between two jobs: it ended, or sent something unasked.
+
+        Does not block.
+        """
         self._connection.settimeout(0)
         try:
             said = self._connection.recv(1, socket.MSG_PEEK)
@@ -159,11 +164,12 @@ class ImageWorker:
     def run(self, job: Job) -> Iterator[Outcome]:
         """Have a picture transformed: an outcome for each recipe, in their order.
 
-        Blocks for at most ``TIME_LIMIT`` and a moment for each. An outcome that is an error is one
-        of the picture's, or ``WorkerDefect``.
+        Blocks for at most ``TIME_LIMIT`` and a moment for each recipe, and ends at once on
+        ``stop``. An outcome that is an error is one of the picture's, or ``WorkerDefect``.
 
         Raises:
-            WorkerDied: over the recipe whose turn it was, and this worker with it.
+            WorkerDied: over the recipe that it had come to, and this worker with it.
+            Busy: it was stopped.
         """
         self._jobs += 1
         self._answered = False
@@ -176,30 +182,31 @@ class ImageWorker:
                 yield self._outcome(place, recipe, estimate, deadline)
                 deadline = time.monotonic() + TIME_LIMIT
             self._answered = True
-        except TimeoutError as error:
-            self._kill()
-            raise WorkerDied("hang", f"no answer within {TIME_LIMIT:g} s") from error
-        except OSError as error:
-            raise WorkerDied("crash", self._epitaph(error)) from error
-        except ValueError as error:
-            self._kill()
-            raise WorkerDied("protocol", str(error)) from error
+        except (OSError, ValueError) as error:
+            raise self._why_it_died(error) from error
         finally:
             self._busy_seconds += time.monotonic() - began
 
-    def end(self) -> None:
-        """Kill it and wait until it is gone. Blocks for milliseconds; may be called twice."""
+    def stop(self) -> None:
+        """Kill it over its job, whose thread then returns at once. Does not block."""
+        self._stopped = True
         self._kill()
-        self._process.wait()
+        # Ends the thread's wait even where the kernel takes its time to end the process.
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Kill it, and wait at most ``END_LIMIT`` until it is gone. May be called twice."""
+        self._kill()
+        try:
+            self._process.wait(END_LIMIT)
+        except subprocess.TimeoutExpired:
+            log.error("a killed worker does not end", pid=self._process.pid)
         self._connection.close()
         self._memory.close()
 
-    def _kill(self) -> None:
-        self.leaving = True
-        self._process.kill()
-
-    def _epitaph(self, error: Exception) -> str:
-        """How it ended, for the log; ``error`` where it did not."""
+    def epitaph(self, error: Exception) -> str:
+        """How it ended, for the log; ``error`` where it did not. Blocks for at most a second."""
         with suppress(subprocess.TimeoutExpired):
             # Its end of the socket closes a little before it can be waited for.
             code = self._process.wait(1)
@@ -208,9 +215,26 @@ class ImageWorker:
         self._kill()
         return f"{type(error).__name__}: {error}"
 
+    def _kill(self) -> None:
+        self.leaving = True
+        self._process.kill()
+
+    def _why_it_died(self, error: Exception) -> Exception:
+        if self._stopped:
+            return Busy("the processing pool has ended")
+        if isinstance(error, TimeoutError):
+            self._kill()
+            return WorkerDied("hang", f"no answer within {TIME_LIMIT:g} s")
+        if isinstance(error, OSError):
+            return WorkerDied("crash", self.epitaph(error))
+        self._kill()
+        return WorkerDied("protocol", str(error))
+
     def _limit_memory(self, amount: int) -> None:
         """Allow ``amount`` bytes beyond what it holds now: from here, since it may not itself."""
         held = self._memory.read()
+        if self._fresh is None:
+            self._fresh = held
         if held.resident > self._fresh.resident + HELD:
             self._jobs = JOBS
         if held.data and sys.platform == "linux":
@@ -221,15 +245,15 @@ class ImageWorker:
 
     def _send(self, job: Job, deadline: float) -> None:
         data = _packed(tuple(recipe for recipe, _ in job.orders))
-        self._set_time(deadline)
+        self._set_timeout(deadline)
         self._connection.sendall(JOB.pack(len(data), len(job.source), job.pixels) + data)
-        self._set_time(deadline)
+        self._set_timeout(deadline)
         self._connection.sendall(job.source)
 
     def _outcome(self, place: int, recipe: Recipe, estimate: Estimate, deadline: float) -> Outcome:
         head, data = self._answer(deadline, estimate.result)
         if head.place != place:
-            raise ValueError(f"answered {head.place} where it was the turn of {place}")
+            raise ValueError(f"answered recipe {head.place} in place of {place}")
         if head.status is Status.DONE:
             return _checked(head.format, data, recipe)
         cause = _printable(data)
@@ -250,15 +274,31 @@ class ImageWorker:
         data = bytearray(length)
         view = memoryview(data)
         while view:
-            self._set_time(deadline)
+            self._set_timeout(deadline)
             received = self._connection.recv_into(view)
             if not received:
                 raise ConnectionResetError("ended in an answer")
             view = view[received:]
         return data
 
-    def _set_time(self, deadline: float) -> None:
-        self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+    def _set_timeout(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        # Not left to the socket: one that always has another byte to read never times out.
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+
+    async def _receive_on_loop(self, length: int) -> bytes:
+        """Raises OSError at its end."""
+        self._connection.settimeout(0)
+        data = bytearray()
+        while len(data) < length:
+            await trio.lowlevel.wait_readable(self._connection)
+            received = self._connection.recv(length - len(data))
+            if not received:
+                raise ConnectionResetError("ended before it was ready")
+            data += received
+        return bytes(data)
 
 
 @lru_cache(maxsize=64)
@@ -309,8 +349,38 @@ class _MemoryFile:
             self._descriptor = -1
 
 
+@asynccontextmanager
+async def started(
+    limits: Limits, threads: trio.CapacityLimiter
+) -> AsyncIterator[tuple[ImageWorker, Ready]]:
+    """A worker and its first message, for the time of the block. Then its process is gone.
+
+    Args:
+        threads: for what blocks of starting and ending it, one at a time.
+
+    Raises:
+        CannotStart: there is no process, or it ended, took too long, or sent something else.
+    """
+    try:
+        worker = await trio.to_thread.run_sync(ImageWorker.spawn, limits, limiter=threads)
+    except OSError as error:
+        raise CannotStart(str(error)) from error
+    try:
+        try:
+            ready = await worker.ready()
+        except TimeoutError as error:
+            raise CannotStart(str(error)) from error
+        except (OSError, ValueError) as error:
+            epitaph = await trio.to_thread.run_sync(worker.epitaph, error, limiter=threads)
+            raise CannotStart(epitaph) from error
+        yield worker, ready
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(worker.end, limiter=threads)
+
+
 class ImageWorkers:
-    """As many workers as there may be, each owned by a task of ``run``.
+    """A fixed number of workers, each owned by a task of ``run``.
 
     Args:
         count: of workers.
@@ -322,117 +392,112 @@ class ImageWorkers:
         self._count = count
         self._limits = limits
         self._on_death = on_death
-        self._give, self._get = trio.open_memory_channel[ImageWorker | CannotStart](math.inf)
-        self._running = False
+        # A task that owns a worker starts or ends it in one thread at a time.
+        self._threads = trio.CapacityLimiter(count)
+        self._idle: deque[ImageWorker] = deque()
         self._alive = 0
         self._failure: CannotStart | None = None
+        self._changed = trio.Event()
         self._reported = False
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for a worker."""
-        return self._get.statistics().tasks_waiting_receive
-
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the workers running. Cancellation lets their jobs end, and leaves no process."""
-        self._running = True
-        try:
-            async with trio.open_nursery() as nursery:
-                for _ in range(self._count):
-                    nursery.start_soon(self._keep_one)
-                task_status.started()
-        finally:
-            self._give.close()
+        """Keep the workers running. Cancellation kills them, whatever they do."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._count):
+                nursery.start_soon(self._keep_one)
+            task_status.started()
 
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[ImageWorker]:
-        """Wait for a worker, and have it for the time of the block.
+    @contextmanager
+    def begin(self, batch: Batch) -> Iterator[Iterator[Outcome]]:
+        """Begin the job of ``batch`` on a worker, which has no other for the time of the block.
 
-        Cancellation while waiting leaves it to others.
+        Call it in a thread of Trio's, of which there are no more than workers. So a worker is
+        free, unless it is being replaced: then ``batch`` waits, for a limited time. A worker is
+        free again before the thread ends.
 
         Raises:
-            CannotStart: there is none, and none starts.
-            UndecodableImage: it died in the block.
-            Busy: ``run`` has ended.
+            trio.Cancelled: the task of the thread was cancelled before the job began.
+            CannotStart: there is no worker, and none starts.
+            UndecodableImage: the worker died in the block.
+            Busy: it was killed in the block because ``run`` was cancelled.
         """
-        worker = await self._take()
+        worker, job = trio.from_thread.run(self._begin, batch)
         try:
-            yield worker
+            yield worker.run(job)
         except WorkerDied as death:
-            self._died(death.reason, str(death))
+            trio.from_thread.run_sync(self._died, death.reason, str(death))
             raise UndecodableImage(str(death)) from death
         finally:
-            worker.has_job = False
-            if worker.leaving or worker.is_worn():
-                worker.leaving = True
-                worker.spent.set()
-            else:
-                self._give.send_nowait(worker)
+            trio.from_thread.run_sync(self._give_back, worker)
 
-    async def _take(self) -> ImageWorker:
+    async def _begin(self, batch: Batch) -> tuple[ImageWorker, Job]:
         while True:
-            if not self._running:
-                raise RuntimeError("nothing runs the workers")
+            # No other checkpoint before the job begins: it is cancelled if its last call left.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            worker = self._take_idle()
+            if worker is not None:
+                worker.has_job = True
+                return worker, batch.begin()
             if self._failure is not None and not self._alive:
                 raise self._failure
-            try:
-                worker = await self._get.receive()
-            except trio.EndOfChannel:
-                raise Busy("the workers have ended") from None
-            if isinstance(worker, CannotStart):
-                raise worker
+            batch.limit_wait()
+            await self._changed.wait()
+
+    def _take_idle(self) -> ImageWorker | None:
+        while self._idle:
+            worker = self._idle.popleft()
             if worker.leaving:
                 continue
             fault = worker.fault()
             if fault is None:
-                worker.has_job = True
                 return worker
             self._died(fault, "while it had no job")
-            worker.leaving = True
             worker.spent.set()
+        return None
+
+    def _give_back(self, worker: ImageWorker) -> None:
+        worker.has_job = False
+        if worker.leaving or worker.is_worn():
+            worker.spent.set()
+        else:
+            self._idle.append(worker)
+            self._wake()
 
     def _died(self, reason: DeathReason, cause: str) -> None:
         self._on_death(reason)
         log.warning("a worker died", reason=reason, cause=cause)
+
+    def _wake(self) -> None:
+        """Let every job that waits for a worker look again."""
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def _keep_one(self) -> None:
         """One worker after the other."""
         pause = RESTART_PAUSE
         while True:
             try:
-                await self._run_one()
+                async with started(self._limits, self._threads) as (worker, ready):
+                    self._started(ready)
+                    await self._until_spent(worker)
                 pause = RESTART_PAUSE
             except CannotStart as error:
                 self._failed(error)
                 await trio.sleep(pause)
                 pause = min(2 * pause, MAX_RESTART_PAUSE)
 
-    async def _run_one(self) -> None:
-        """One worker, from its start until it is spent."""
-        try:
-            worker = await trio.to_thread.run_sync(ImageWorker.spawn, self._limits)
-        except OSError as error:
-            raise CannotStart(str(error)) from error
-        try:
-            ready = await worker.ready()
-            self._started(ready)
-            self._give.send_nowait(worker)
-            self._alive += 1
-            try:
-                await self._until_spent(worker)
-            finally:
-                self._alive -= 1
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(worker.end)
-
     async def _until_spent(self, worker: ImageWorker) -> None:
+        self._alive += 1
+        self._give_back(worker)
         try:
             await worker.spent.wait()
         finally:
+            self._alive -= 1
             worker.leaving = True
-            # A job ends first: its time is limited, and its result is kept.
             if worker.has_job:
+                # The service stops, and nobody will take the results. The thread that drives the
+                # worker still uses its socket, for the moment that it takes to return.
+                worker.stop()
                 with trio.CancelScope(shield=True):
                     await worker.spent.wait()
 
@@ -445,6 +510,4 @@ class ImageWorkers:
     def _failed(self, error: CannotStart) -> None:
         log.error("no worker starts", cause=str(error))
         self._failure = error
-        if not self._alive:
-            for _ in range(self.waiting):
-                self._give.send_nowait(error)
+        self._wake()

@@ -1,9 +1,14 @@
-"""The processing pool: threads that one capacity limiter owns, each driving a sandboxed worker."""
+"""The processing pool: jobs that pass two gates, and then run in threads of one capacity limiter.
+
+The memory gate counts bytes, by what the headers of the pictures let expect. The limiter counts
+jobs: each runs in a thread that has one of its tokens, and drives a sandboxed worker process.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,20 +20,12 @@ from proxy.config import Config
 from proxy.errors import Busy, ImageTooLarge, ResultTooLarge, UndecodableImage
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
-from proxy.imaging.pipeline import Outcome, Recipe
-from proxy.imaging.workers.admission import Admission
+from proxy.imaging.pipeline import Outcome, Recipe, render_each
 from proxy.imaging.workers.batch import Batch, Call, Interrupted, Job
-from proxy.imaging.workers.client import (
-    BUSY_SECONDS,
-    HELD,
-    TIME_LIMIT,
-    DeathReason,
-    ImageWorker,
-    ImageWorkers,
-)
+from proxy.imaging.workers.client import BUSY_SECONDS, HELD, TIME_LIMIT, DeathReason, ImageWorkers
 from proxy.imaging.workers.ipc import MOST_RECIPES
+from proxy.imaging.workers.memory_gate import MemoryGate
 from proxy.imaging.workers.sandbox import Limits
-from proxy.imaging.workers.threads import RenderThreads
 from proxy.model.formats import Format
 from proxy.model.presets import Preset
 
@@ -39,8 +36,8 @@ class Processed:
 
     Attributes:
         data, format: the encoded picture.
-        queue_seconds: waiting for a turn, and for the results that the turn was shared with.
-        process_seconds: decoding, unless such a result had done it, resampling and encoding.
+        queue_seconds: until its job began, and then for earlier results of the same job.
+        process_seconds: resampling and encoding, and decoding unless an earlier result did it.
     """
 
     data: bytes
@@ -51,7 +48,12 @@ class Processed:
 
 @dataclass(frozen=True, slots=True)
 class PoolStatistics:
-    """Jobs that run, and transforms that wait for a turn."""
+    """How busy the pool is.
+
+    Attributes:
+        running: jobs that have a token of the limiter.
+        waiting: transforms whose job has not begun.
+    """
 
     running: int
     waiting: int
@@ -70,12 +72,12 @@ class Processor(Protocol):
     ) -> Processed:
         """Transform ``source`` by ``preset``.
 
-        Cancellation while waiting leaves nothing behind; once ``on_start`` was called the
-        transform runs to its end and its result is returned.
+        Cancellation while waiting leaves nothing behind. Once ``on_start`` was called,
+        cancellation is ignored: the transform runs to its end and its result is returned.
 
         Raises:
             UnsupportedImage, ImageTooLarge, UndecodableImage: from the picture.
-            Busy: no turn within ``process.queue_wait``.
+            Busy: it did not begin within ``process.queue_wait``, or the pool has ended.
         """
         ...
 
@@ -87,49 +89,71 @@ def cpus_of_this_process() -> int:
     return os.cpu_count() or 1
 
 
-class ProcessingPool:
-    """Runs the pipeline at most ``process.threads`` times at once, each driven from a thread.
+class RenderThreads:
+    """In place of ``ImageWorkers`` without processes: jobs run in the threads of the pool.
 
-    Calls for the same source, the same object, that come together or while one of them waits for
-    its turn share that turn: the source is decoded once for them, and nothing else of it shows.
+    A thread cannot be killed, and has no time limit: a job ends when its recipe at hand does.
+    """
+
+    @contextmanager
+    def begin(self, batch: Batch) -> Iterator[Iterator[Outcome]]:
+        """See ``ImageWorkers.begin``."""
+        job = trio.from_thread.run(self._begin, batch)
+        recipes = [recipe for recipe, _ in job.orders]
+        yield render_each(job.source, recipes, max_pixels=job.pixels)
+
+    async def _begin(self, batch: Batch) -> Job:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return batch.begin()
+
+
+class ProcessingPool:
+    """Runs at most ``process.threads`` jobs at once, in the memory that they share.
+
+    Calls for the same source, the same object, that come together or while one of them waits
+    share a job: the source is decoded once for them. Their results and errors are their own.
 
     Args:
         config: with ``process.isolation``: in worker processes, or in those threads themselves.
         on_death: is told why a worker died.
+
+    Attributes:
+        memory_gate, limiter: what a job passes, in this order, before it begins.
     """
 
     def __init__(
         self, config: Config, *, on_death: Callable[[DeathReason], None] = lambda reason: None
     ) -> None:
         settings = config.process
-        self._threads = settings.threads or cpus_of_this_process()
-        self._limiter = trio.CapacityLimiter(self._threads)
+        threads = settings.threads or cpus_of_this_process()
+        budget = memory.budget(config)
+        self.memory_gate = MemoryGate(budget, memory.waiting_room(config))
+        self.limiter = trio.CapacityLimiter(threads)
         self._queue_wait = settings.queue_wait
         self._max_pixels = settings.max_pixels
-        budget = memory.budget(config)
-        self._admission = Admission(budget, memory.waiting_room(config))
-        self._turns: ImageWorkers | RenderThreads = RenderThreads(self._threads)
+        self._renderers: ImageWorkers | RenderThreads = RenderThreads()
         if settings.isolation == "sandbox":
             # Time enough to be replaced between two jobs.
             cpu = int(BUSY_SECONDS + (MOST_RECIPES + 1) * TIME_LIMIT)
-            self._turns = ImageWorkers(self._threads, Limits(budget + HELD, cpu), on_death)
+            self._renderers = ImageWorkers(threads, Limits(budget + HELD, cpu), on_death)
         self._nursery: trio.Nursery | None = None
-        self._waiting: set[Batch] = set()
+        self._batches: set[Batch] = set()
 
     def statistics(self) -> PoolStatistics:
         """A snapshot, for metrics and tests."""
-        running = int(self._limiter.statistics().borrowed_tokens)
-        return PoolStatistics(running, sum(len(batch) for batch in self._waiting))
+        waiting = sum(len(batch) for batch in self._batches if not batch.has_begun)
+        return PoolStatistics(int(self.limiter.borrowed_tokens), waiting)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep workers and jobs running, for as long as ``process`` is to be called.
 
-        Cancellation lets jobs that have begun end, and leaves no process behind; calls that wait
-        for a turn get ``Busy``.
+        Cancellation kills the workers, so that no job delays a stop, and leaves no process behind;
+        every call without a result gets ``Busy``. Without workers it waits until each job has
+        made the result at hand.
         """
         async with trio.open_nursery() as nursery:
-            if isinstance(self._turns, ImageWorkers):
-                await nursery.start(self._turns.run)
+            if isinstance(self._renderers, ImageWorkers):
+                await nursery.start(self._renderers.run)
             self._nursery = nursery
             task_status.started()
             await trio.sleep_forever()
@@ -176,68 +200,64 @@ class ProcessingPool:
                     raise outcome
                 queued, took = call.began - came, call.ended - call.began
                 return Processed(outcome.data, outcome.format, queued, took)
-            raise Busy(f"no turn in the processing pool within {self._queue_wait:g} s")
+            raise Busy(f"the transform did not begin within {self._queue_wait:g} s")
 
     def _batch_for(self, call: Call) -> Batch:
-        """One that has taken it."""
-        for batch in self._waiting:
+        """A batch that has taken ``call``."""
+        for batch in self._batches:
             if batch.take(call):
                 return batch
         if self._nursery is None:
             raise RuntimeError("nothing runs the processing pool")
-        batch = Batch(call, self._admission, self._queue_wait)
+        batch = Batch(call, self.memory_gate, self._queue_wait)
         try:
             # It goes to work at the next step of Trio's loop: until then calls can join it.
             self._nursery.start_soon(self._drive, batch)
         except RuntimeError as error:  # the nursery has closed
             raise Busy("the processing pool has ended") from error
-        self._waiting.add(batch)
+        self._batches.add(batch)
         return batch
 
     async def _drive(self, batch: Batch) -> None:
-        """A batch's job, from its wait for a turn to its last answer."""
+        """Run the job of ``batch``, from its wait to its last answer."""
         error: Exception | None = None
         try:
             with batch.scope:
                 await self._work(batch)
         except UndecodableImage as death:
-            # The worker died over one recipe. The others are not to pay for it.
+            # The worker died over one recipe. The others are tried again in another job.
             batch.answer(death)
             error = Interrupted()
         except Exception as failure:
             # Kept for the calls, who tell our errors from defects; the pool lives on.
             error = failure
         finally:
-            self._waiting.discard(batch)
+            self._batches.discard(batch)
             if len(batch):
                 batch.fail(error or Busy("the processing pool has ended"))
 
     async def _work(self, batch: Batch) -> None:
-        # A free turn is taken without a wait, also where no wait is allowed.
-        free = self._admission.statistics().admitted < self._threads
-        if not free or not self._admission.has_room(batch.claim.amount):
-            batch.wait()
-        async with self._admission.room(batch.claim), self._turns.one() as turn:
-            # Who has it has a thread too: there are as many.
-            self._waiting.discard(batch)
-            job = batch.begin()
-            if not job.orders:
-                return
-            with trio.CancelScope(shield=True):
-                last = await trio.to_thread.run_sync(
-                    _each, turn, job, batch.answer, limiter=self._limiter
-                )
-        # Only now: who asks again at once finds the turn free.
+        # With room and a token the job begins at once, also where no wait is allowed. Nothing is
+        # awaited before both are taken.
+        if not (
+            self.memory_gate.has_room(batch.reservation.amount) and self.limiter.available_tokens
+        ):
+            batch.limit_wait()
+        async with self.memory_gate.hold(batch.reservation):
+            last = await trio.to_thread.run_sync(self._run_job, batch, limiter=self.limiter)
+        # Answer after releasing both: whoever asks again at once finds them free.
         batch.answer(last)
 
+    def _run_job(self, batch: Batch) -> Outcome:
+        """Answer each call as soon as its result is there, and return the last outcome.
 
-def _each(
-    turn: ImageWorker | RenderThreads, job: Job, answer: Callable[[Outcome], None]
-) -> Outcome:
-    """Give outcomes away as soon as they are there, and return the last. Runs in a thread."""
-    outcomes = turn.run(job)
-    for outcome in islice(outcomes, len(job.orders) - 1):
-        trio.from_thread.run_sync(answer, outcome)
-        del outcome  # an error holds what its frames held, pixels too
-    (last,) = outcomes
-    return last
+        Runs in a thread, for as long as the job has its token.
+        """
+        with self._renderers.begin(batch) as outcomes:
+            for outcome in islice(outcomes, len(batch) - 1):
+                trio.from_thread.run_sync(batch.answer, outcome)
+                del outcome  # an error holds what its frames held, pixels too
+                # On a stop nobody takes the other results.
+                trio.from_thread.check_cancelled()
+            (last,) = outcomes
+        return last

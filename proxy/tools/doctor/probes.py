@@ -25,7 +25,7 @@ from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.guarded_get import Response
 from proxy.egress.network import Network
 from proxy.imaging import memory_estimate as memory
-from proxy.imaging.workers.client import CannotStart, ImageWorker
+from proxy.imaging.workers.client import CannotStart, started
 from proxy.imaging.workers.pool import cpus_of_this_process
 from proxy.imaging.workers.sandbox import Limits
 from proxy.moderation.store import FILE_NAME as STORE
@@ -246,16 +246,10 @@ async def sandbox_parts(config: Config) -> tuple[Sequence[str], str | None]:
     """The parts that are missing in a real worker; or why none starts."""
     limits = Limits(memory.budget(config), 60)
     try:
-        worker = await trio.to_thread.run_sync(ImageWorker.spawn, limits)
-    except OSError as error:
-        return (), str(error)
-    try:
-        return (await worker.ready()).missing, None
+        async with started(limits, trio.CapacityLimiter(1)) as (_, ready):
+            return ready.missing, None
     except CannotStart as error:
         return (), str(error)
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(worker.end)
 
 
 def memory_available(root: Path = Path("/")) -> int:

@@ -13,10 +13,10 @@ from proxy.config import Config
 from proxy.errors import Busy, UndecodableImage
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe, Rendered
-from proxy.imaging.workers import threads as threads_module
-from proxy.imaging.workers.admission import Admission, Reservation
+from proxy.imaging.workers import pool as pool_module
 from proxy.imaging.workers.batch import Batch, Call
 from proxy.imaging.workers.ipc import MOST_RECIPES
+from proxy.imaging.workers.memory_gate import MemoryGate, Reservation
 from proxy.imaging.workers.pool import (
     PoolStatistics,
     Processed,
@@ -72,7 +72,7 @@ class FakeRender:
 @pytest.fixture
 def render(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRender]:
     fake = FakeRender()
-    monkeypatch.setattr(threads_module, "render_each", fake)
+    monkeypatch.setattr(pool_module, "render_each", fake)
     yield fake
     fake.finish(1000)
 
@@ -142,6 +142,10 @@ async def test_no_more_transforms_run_than_the_pool_has_threads(
         transforms.ask(b"%d" % number)
     await transforms.until(lambda: len(transforms.started) == 2)
     assert pool.statistics() == PoolStatistics(running=2, waiting=4)
+    # They wait for a token and for nothing else: not for memory, not for whoever holds a token.
+    assert pool.limiter.total_tokens == 2
+    assert pool.limiter.statistics().tasks_waiting == 4
+    assert pool.memory_gate.statistics().admitted == 6
     for finished in range(1, 7):
         render.finish()
         await transforms.until(lambda finished=finished: len(transforms.results) == finished)  # type: ignore[misc]
@@ -223,7 +227,7 @@ async def test_a_wait_for_a_place_ends_as_busy(
     nursery: trio.Nursery, render: FakeRender, start: Start
 ) -> None:
     """Catches: a wait for a place has no end."""
-    # No wait at all, so that no test has to sleep: only a free thread is a turn.
+    # No wait at all, so that no test has to sleep: only a free token is taken.
     pool = await start(config(threads=1, queue_wait=0))
     transforms = Transforms(nursery, pool)
     transforms.ask(b"running")
@@ -233,7 +237,7 @@ async def test_a_wait_for_a_place_ends_as_busy(
     assert type(transforms.errors[0]) is Busy
     assert pool.statistics() == PoolStatistics(running=1, waiting=0)
     render.finish()
-    # However long the one that has its turn takes, it is never too late for it.
+    # A transform that has begun may take longer than the wait that is allowed.
     await transforms.until(lambda: len(transforms.results) == 1)
     render.finish()
     transforms.ask(b"later")
@@ -371,7 +375,7 @@ async def test_a_caller_that_leaves_a_waiting_job_takes_its_own_preset_out(
     assert render.sources == [b"running", BLOB]
     assert presets_of(render.recipes[1]) == widths(PRESETS[1:])
     assert pool.statistics() == IDLE
-    assert pool._admission.statistics().admitted == 0
+    assert pool.memory_gate.statistics().admitted == 0
 
 
 async def test_a_caller_that_leaves_a_running_job_does_not_stop_it(
@@ -433,6 +437,25 @@ async def test_a_failure_to_get_a_place_reaches_every_caller(
         await pool.process(BLOB, PRESET, None)
 
 
+async def test_a_stop_in_threads_ends_a_job_after_the_result_at_hand(
+    nursery: trio.Nursery, render: FakeRender
+) -> None:
+    """Catches a stop that makes the other results too: nobody will take them."""
+    pool = ProcessingPool(config(threads=1))
+    transforms = Transforms(nursery, pool)
+    async with trio.open_nursery() as running:
+        await running.start(pool.run)
+        for preset in PRESETS:
+            transforms.ask(BLOB, preset)
+        await transforms.until(lambda: len(transforms.started) == 3)
+        running.cancel_scope.cancel()
+        render.finish()
+    await transforms.until(lambda: len(transforms.errors) == 2)
+    assert len(transforms.results) == 1
+    assert [type(error) for error in transforms.errors] == [Busy] * 2
+    assert pool.statistics() == IDLE
+
+
 def call(source: bytes, memory: int, kept: int = 10, pixels: int = 1) -> Call:
     recipe = Recipe(preset=PRESET, output=None)
     return Call(source, recipe, Estimate(pixels, memory, kept, 1), lambda: None)
@@ -440,14 +463,14 @@ def call(source: bytes, memory: int, kept: int = 10, pixels: int = 1) -> Call:
 
 async def test_a_job_grows_within_the_budget_and_its_estimate() -> None:
     """Catches: a job grows beyond the budget or beyond what it was estimated for."""
-    admission = Admission(100, 1000)
-    batch = Batch(call(BLOB, 60), admission, 5)
+    gate = MemoryGate(100, 1000)
+    batch = Batch(call(BLOB, 60), gate, 5)
     assert not batch.take(call(BLOB, 95))
     assert not batch.take(call(b"another", 10))
     # After a picture that was larger than its header said.
     assert not batch.take(call(BLOB, 10, pixels=2))
     assert batch.take(call(BLOB, 80))
-    assert batch.claim.amount == 90
+    assert batch.reservation.amount == 90
     for _ in range(MOST_RECIPES - 2):
         assert batch.take(call(BLOB, 10))
     assert not batch.take(call(BLOB, 10))
@@ -456,14 +479,14 @@ async def test_a_job_grows_within_the_budget_and_its_estimate() -> None:
 
 async def test_a_job_that_was_admitted_grows_within_the_budget_until_it_begins() -> None:
     """Catches: a job that was admitted grows into the room of others."""
-    admission = Admission(100, 1000)
-    batch = Batch(call(BLOB, 40), admission, 5)
-    async with admission.room(batch.claim), admission.room(Reservation(45, b"")):
+    gate = MemoryGate(100, 1000)
+    batch = Batch(call(BLOB, 40), gate, 5)
+    async with gate.hold(batch.reservation), gate.hold(Reservation(45, b"")):
         assert batch.take(call(BLOB, 40))
-        assert admission.statistics().admitted_bytes == 95
+        assert gate.statistics().admitted_bytes == 95
         assert not batch.take(call(BLOB, 50))
-        assert admission.statistics().admitted_bytes == 95
+        assert gate.statistics().admitted_bytes == 95
         # Who began may not be joined, however much room there is.
         batch.begin()
         assert not batch.take(call(BLOB, 1))
-    assert admission.statistics().admitted_bytes == 0
+    assert gate.statistics().admitted_bytes == 0

@@ -11,20 +11,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 from PIL import Image
 
 import proxy
 from proxy.config import Config
 from proxy.errors import Busy, ImageTooLarge, UndecodableImage, UnsupportedImage
-from proxy.imaging.pipeline import Outcome, render
+from proxy.imaging.memory_estimate import Estimate
+from proxy.imaging.pipeline import Outcome, Recipe, render
 from proxy.imaging.workers import client as workers
 from proxy.imaging.workers import sandbox
 from proxy.imaging.workers.batch import Job
@@ -512,7 +516,7 @@ async def test_presets_of_one_source_come_from_one_job(jobs: list[int]) -> None:
         (b"crash", "crash"),
         (b"hang", "hang"),
         (b"raw:garbage, and a lot of it", "protocol"),
-        # A good answer, but it was the turn of the next recipe.
+        # A good answer, but the next recipe was due.
         (b"raw:" + answer(DONE, AS[Format.JPEG], hostile.JPEG, place=0), "protocol"),
         (b"raw:" + answer(DONE, AS[Format.JPEG], hostile.JPEG, 2**31, place=1), "protocol"),
     ],
@@ -556,6 +560,75 @@ async def test_the_time_limit_is_for_each_recipe(
         results, errors = await three_of(pool, b"spin:0.9")
         assert (results, errors) == ([hostile.JPEG] * 3, [])
     assert jobs == [3]
+
+
+class SlowSocket:
+    """The socket of a worker that sends a byte a second; counts the seconds."""
+
+    def __init__(self, said: bytes) -> None:
+        self.seconds = 0
+        self._said = said
+
+    def monotonic(self) -> float:
+        return float(self.seconds)
+
+    def settimeout(self, seconds: float) -> None:
+        assert seconds > 0
+
+    def sendall(self, data: bytes) -> None:
+        pass
+
+    def recv_into(self, view: memoryview) -> int:
+        view[:1] = self._said[self.seconds : self.seconds + 1]
+        self.seconds += 1
+        return 1
+
+    def close(self) -> None:
+        pass
+
+
+class StuckProcess:
+    """A process that the kernel does not end."""
+
+    pid = 2**22 + 1
+
+    def __init__(self) -> None:
+        self.killed = 0
+        self.waited: list[float | None] = []
+
+    def kill(self) -> None:
+        self.killed += 1
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.waited.append(timeout)
+        raise subprocess.TimeoutExpired("worker", timeout or 0)
+
+
+async def test_the_time_limit_is_for_the_whole_answer_not_for_each_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a worker that holds its thread for ever by always sending another byte."""
+    slow = SlowSocket(answer(DONE, AS[Format.JPEG], b"\xff\xd8\xff" + bytes(97)))
+    process = StuckProcess()
+    worker = workers.ImageWorker(process, slow)  # type: ignore[arg-type]
+    monkeypatch.setattr(workers, "time", slow)
+    job = Job(b"x", ((Recipe(preset=PRESET, output=None), Estimate(1, 1, 1, 1000)),))
+    with pytest.raises(workers.WorkerDied) as caught:
+        list(worker.run(job))
+    assert caught.value.reason == "hang"
+    assert slow.seconds == workers.TIME_LIMIT
+    assert process.killed == 1
+
+
+async def test_the_end_of_a_worker_that_the_kernel_does_not_end_has_an_end() -> None:
+    """Catches a stop that waits for ever for a process that was killed."""
+    process = StuckProcess()
+    worker = workers.ImageWorker(process, SlowSocket(b""))  # type: ignore[arg-type]
+    with structlog.testing.capture_logs() as lines:
+        worker.end()
+    assert process.killed == 1
+    assert process.waited == [workers.END_LIMIT]
+    assert [line["event"] for line in lines] == ["a killed worker does not end"]
 
 
 # What a worker says and how it ends
@@ -678,7 +751,7 @@ async def test_no_worker_in_time_is_busy(monkeypatch: pytest.MonkeyPatch) -> Non
     """Catches a wait for a worker that process.queue_wait does not bound."""
     monkeypatch.setattr(workers, "BOOTSTRAP", hostile.BOOTSTRAP)
     async with running(threads=1, queue_wait=0.05) as pool:
-        await pool.do(b"take:1")
+        await until(partial(succeeds, pool, b"take:1"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pool.fails, b"hang")
             await trio.sleep(0.1)
@@ -686,6 +759,104 @@ async def test_no_worker_in_time_is_busy(monkeypatch: pytest.MonkeyPatch) -> Non
                 await pool.do(b"take:1")
             (worker,) = children()
             os.kill(worker, signal.SIGKILL)
+
+
+async def succeeds(pool: Running, source: bytes) -> bool:
+    """Whether ``source`` was transformed, and not refused while the worker starts."""
+    try:
+        await pool.do(source)
+    except Busy:
+        return False
+    return True
+
+
+# Workers whose start takes a while
+
+
+@pytest.fixture
+def half_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Awaitable[None]]:
+    """Workers that send half of their first message, and then nothing; waits until one did."""
+    fifo = tmp_path / "half"
+    os.mkfifo(fifo)
+    half = answer(Status.READY, 0, b'{"missing', length=15)
+    monkeypatch.setattr(
+        workers,
+        "BOOTSTRAP",
+        f"import os, signal, sys; os.write(int(sys.argv[1]), {half!r}); "
+        f"open({str(fifo)!r}, 'w').close(); signal.pause()",
+    )
+
+    async def sent() -> None:
+        await trio.to_thread.run_sync(fifo.read_bytes)
+        await trio.testing.wait_all_tasks_blocked()
+
+    return sent
+
+
+async def test_half_a_first_message_does_not_stop_the_event_loop(
+    half_started: Callable[[], Awaitable[None]], mock_clock: trio.testing.MockClock
+) -> None:
+    """Catches a blocking read on the event loop, and a start without an end."""
+    with structlog.testing.capture_logs() as lines:
+        async with running(threads=1, queue_wait=1000) as pool, trio.open_nursery() as nursery:
+            await half_started()
+            errors: list[Exception] = []
+
+            async def ask() -> None:
+                with pytest.raises(CannotStart) as caught:
+                    await pool.process(b"x", PRESET, None)
+                errors.append(caught.value)
+
+            nursery.start_soon(ask)
+            mock_clock.jump(workers.START_LIMIT - 1)
+            await trio.testing.wait_all_tasks_blocked()
+            # A read that blocks would have given up, or would hang here.
+            assert (errors, lines) == ([], [])
+            mock_clock.jump(1)
+            await until_blocked(lambda: errors != [])
+            assert str(errors[0]) == "not ready within 30 s"
+
+
+async def until_blocked(condition: Callable[[], bool]) -> None:
+    """Wait for what threads and processes bring about: in real time, whatever the clock."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+async def test_a_stop_does_not_wait_for_a_worker_that_starts(
+    half_started: Callable[[], Awaitable[None]],
+) -> None:
+    """Catches a start that cancellation does not end, or that leaves its process."""
+    async with running(threads=1):
+        await half_started()
+        began = trio.current_time()
+    assert trio.current_time() - began < workers.START_LIMIT / 3
+
+
+async def test_a_job_waits_with_its_token_for_a_worker_that_starts_and_no_longer_than_others(
+    half_started: Callable[[], Awaitable[None]], mock_clock: trio.testing.MockClock
+) -> None:
+    """Catches a third gate: a wait for a worker without a deadline, or one that keeps its token."""
+    async with running(threads=1, queue_wait=5) as pool, trio.open_nursery() as nursery:
+        await half_started()
+        errors: list[Exception] = []
+
+        async def ask(source: bytes) -> None:
+            with pytest.raises(Busy) as caught:
+                await pool.process(source, PRESET, None)
+            errors.append(caught.value)
+
+        nursery.start_soon(ask, b"first")
+        await until_blocked(lambda: pool.limiter.borrowed_tokens == 1)
+        nursery.start_soon(ask, b"second")
+        await trio.testing.wait_all_tasks_blocked()
+        assert pool.limiter.statistics().tasks_waiting == 1
+        assert pool.statistics() == PoolStatistics(running=1, waiting=2)
+        mock_clock.jump(5)
+        await until_blocked(lambda: pool.statistics() == PoolStatistics(0, 0))
+        assert len(errors) == 2
 
 
 async def test_a_pool_that_nothing_runs_says_so() -> None:
@@ -707,30 +878,75 @@ async def test_cancellation_at_any_moment_leaves_nothing(after: float) -> None:
                 nursery.start_soon(pool.do, good)
             await trio.sleep_forever()
     assert pool.statistics() == PoolStatistics(0, 0)
-    assert pool._admission.statistics().admitted == 0
+    assert pool.memory_gate.statistics().admitted == 0
     assert (children(), descriptors()) == before
 
 
-async def test_a_transform_that_has_begun_is_kept_when_the_service_stops(
-    hostile_workers: None,
-) -> None:
-    """Catches workers that are killed over work that is nearly done."""
+@pytest.mark.parametrize("deed", [b"hang", b"at:1:hang", b"at:2:hang"])
+async def test_a_stop_does_not_wait_for_a_job(deed: bytes, hostile_workers: None) -> None:
+    """Catches a stop that takes TIME_LIMIT for each recipe, and blames pictures for its end.
+
+    What was answered before is kept; nobody will take the rest.
+    """
     pool = Running(config(threads=1))
     results: list[bytes] = []
+    errors: list[Exception] = []
     began = trio.Event()
-    source = sources.png(sources.photo(1500, 1000))
+    answered = deed.removeprefix(b"at:")[:1]
+    expected = int(answered) if answered.isdigit() else 0
+    enough = trio.Event()
 
-    async def work() -> None:
-        made = await pool.process(source, PRESET, Format.WEBP, on_start=began.set)
-        results.append(made.data)
+    async def ask() -> None:
+        try:
+            results.append((await pool.process(deed, PRESET, None, on_start=began.set)).data)
+        except Exception as error:
+            errors.append(error)
+        if len(results) == expected:
+            enough.set()
 
-    async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as asking, trio.open_nursery() as nursery:
         await nursery.start(pool.run)
-        nursery.start_soon(work)
+        for _ in range(3):
+            asking.start_soon(ask)
         await began.wait()
+        if expected:
+            await enough.wait()
         nursery.cancel_scope.cancel()
-    assert len(results) == 1
+    assert results == [hostile.JPEG] * expected
+    # A picture that was called broken would be remembered as such.
+    assert [type(error) for error in errors] == [Busy] * (3 - expected)
     assert pool.deaths == Counter()
+    assert pool.statistics() == PoolStatistics(0, 0)
+    assert pool.memory_gate.statistics().admitted == 0
+
+
+@pytest.mark.slow
+async def test_a_service_with_slow_transforms_stops_within_its_time() -> None:
+    """Catches a service that the service manager has to kill: pictures that take ten seconds."""
+    noise = np.random.default_rng(1).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
+    source = sources.jpeg(noise)
+    pool = Running(config(threads=2))
+    began = trio.Event()
+    errors: list[Exception] = []
+
+    async def ask(width: int) -> None:
+        preset = Preset(width=width, fit="contain", quality=90)
+        try:
+            await pool.process(source, preset, Format.AVIF, on_start=began.set)
+        except Exception as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as asking:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            for width in range(3000, 3500, 100):
+                asking.start_soon(ask, width)
+            await began.wait()
+            stopped = time.monotonic()
+            nursery.cancel_scope.cancel()
+        took = time.monotonic() - stopped
+    assert [type(error) for error in errors] == [Busy] * 5
+    assert took < Config().server.shutdown_timeout / 3
 
 
 def test_workers_end_with_a_service_that_was_killed() -> None:

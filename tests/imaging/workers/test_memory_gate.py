@@ -1,4 +1,4 @@
-"""Admission by bytes, and what a header is believed to need."""
+"""The memory gate, and what a header is believed to need."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ from PIL import Image
 from proxy.config import Config
 from proxy.errors import Busy, ImageTooLarge
 from proxy.imaging import memory_estimate as memory
-from proxy.imaging.workers.admission import Admission, AdmissionStatistics, Reservation
+from proxy.imaging.workers.memory_gate import MemoryGate, MemoryGateStatistics, Reservation
 from proxy.imaging.workers.pool import ProcessingPool
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.presets import DEFAULT_PRESETS, Preset, Size
 from tests.imaging import sources
 
-IDLE = AdmissionStatistics(0, 0, 0, 0)
+IDLE = MemoryGateStatistics(0, 0, 0, 0)
 CONTAIN = Preset(width=800, fit="contain", quality=80)
 
 
 class Visitors:
     """Tasks that ask for room, in order, and stay until they are let go."""
 
-    def __init__(self, nursery: trio.Nursery, admission: Admission) -> None:
+    def __init__(self, nursery: trio.Nursery, gate: MemoryGate) -> None:
         self._nursery = nursery
-        self._admission = admission
+        self._gate = gate
         self.inside: list[str] = []
         self.entered: list[str] = []
         self._leave: dict[str, trio.Event] = {}
 
     async def come(
-        self, name: str, amount: int, source: bytes = b"", *, claim: Reservation | None = None
+        self, name: str, amount: int, source: bytes = b"", *, reservation: Reservation | None = None
     ) -> trio.CancelScope:
         scope = trio.CancelScope()
         self._leave[name] = trio.Event()
-        self._nursery.start_soon(self._visit, name, claim or Reservation(amount, source), scope)
+        self._nursery.start_soon(
+            self._visit, name, reservation or Reservation(amount, source), scope
+        )
         await trio.testing.wait_all_tasks_blocked()
         return scope
 
@@ -50,9 +52,9 @@ class Visitors:
             self._leave[name].set()
         await trio.testing.wait_all_tasks_blocked()
 
-    async def _visit(self, name: str, claim: Reservation, scope: trio.CancelScope) -> None:
+    async def _visit(self, name: str, reservation: Reservation, scope: trio.CancelScope) -> None:
         with scope:
-            async with self._admission.room(claim):
+            async with self._gate.hold(reservation):
                 self.inside.append(name)
                 self.entered.append(name)
                 try:
@@ -63,8 +65,8 @@ class Visitors:
 
 async def test_many_small_ones_or_one_large_one(nursery: trio.Nursery) -> None:
     """Catches a limit by count: four large ones would run where the memory is for one."""
-    admission = Admission(100, 1000)
-    visitors = Visitors(nursery, admission)
+    gate = MemoryGate(100, 1000)
+    visitors = Visitors(nursery, gate)
     for number in range(10):
         await visitors.come(f"small {number}", 10)
     assert len(visitors.inside) == 10
@@ -76,12 +78,12 @@ async def test_many_small_ones_or_one_large_one(nursery: trio.Nursery) -> None:
     await visitors.go("large 1")
     assert visitors.inside == ["large 2"]
     await visitors.go("large 2")
-    assert admission.statistics() == IDLE
+    assert gate.statistics() == IDLE
 
 
 async def test_the_order_of_arrival_holds_for_large_ones_too(nursery: trio.Nursery) -> None:
     """Catches small ones that overtake for ever: a large one would starve."""
-    visitors = Visitors(nursery, Admission(100, 1000))
+    visitors = Visitors(nursery, MemoryGate(100, 1000))
     await visitors.come("first", 60)
     await visitors.come("large", 100)
     await visitors.come("small", 10)
@@ -95,21 +97,21 @@ async def test_the_order_of_arrival_holds_for_large_ones_too(nursery: trio.Nurse
 
 async def test_what_exceeds_the_budget_runs_alone(nursery: trio.Nursery) -> None:
     """Catches a picture that waits for room that there never is."""
-    admission = Admission(100, 1000)
-    visitors = Visitors(nursery, admission)
+    gate = MemoryGate(100, 1000)
+    visitors = Visitors(nursery, gate)
     await visitors.come("giant", 10**9)
     await visitors.come("small", 1)
     assert visitors.inside == ["giant"]
     await visitors.go("giant", "small")
-    assert admission.statistics() == IDLE
+    assert gate.statistics() == IDLE
 
 
 async def test_a_job_that_leaves_the_head_of_the_queue_lets_the_next_in(
     nursery: trio.Nursery,
 ) -> None:
     """Catches a queue that only moves when something finishes."""
-    admission = Admission(100, 1000)
-    visitors = Visitors(nursery, admission)
+    gate = MemoryGate(100, 1000)
+    visitors = Visitors(nursery, gate)
     await visitors.come("first", 60)
     large = await visitors.come("large", 100)
     await visitors.come("small", 40)
@@ -117,15 +119,15 @@ async def test_a_job_that_leaves_the_head_of_the_queue_lets_the_next_in(
     await trio.testing.wait_all_tasks_blocked()
     assert visitors.inside == ["first", "small"]
     await visitors.go("first", "small")
-    assert admission.statistics() == IDLE
+    assert gate.statistics() == IDLE
 
 
 async def test_a_job_that_is_cancelled_as_it_is_admitted_leaves_no_room_taken(
     nursery: trio.Nursery,
 ) -> None:
-    """Catches bytes that leak between the turn and the task that was to have it."""
-    admission = Admission(100, 1000)
-    visitors = Visitors(nursery, admission)
+    """Catches bytes that leak between the admission and the task that was to have them."""
+    gate = MemoryGate(100, 1000)
+    visitors = Visitors(nursery, gate)
     await visitors.come("first", 100)
     second = await visitors.come("second", 100)
     await visitors.come("third", 100)
@@ -138,73 +140,73 @@ async def test_a_job_that_is_cancelled_as_it_is_admitted_leaves_no_room_taken(
     fourth.cancel()
     await trio.testing.wait_all_tasks_blocked()
     await visitors.go("fourth")
-    assert admission.statistics() == IDLE
+    assert gate.statistics() == IDLE
 
 
 async def test_a_full_waiting_room_is_busy_at_once(nursery: trio.Nursery) -> None:
     """Catches sources that pile up while they wait: they are memory as well."""
-    admission = Admission(100, 50)
-    visitors = Visitors(nursery, admission)
+    gate = MemoryGate(100, 50)
+    visitors = Visitors(nursery, gate)
     await visitors.come("first", 100)
     await visitors.come("waits", 10, bytes(30))
     with pytest.raises(Busy):
-        async with admission.room(Reservation(1, bytes(21))):
+        async with gate.hold(Reservation(1, bytes(21))):
             pass
     await visitors.come("fits", 10, bytes(20))
-    assert admission.statistics().waiting_bytes == 50
+    assert gate.statistics().waiting_bytes == 50
     await visitors.go("first", "waits", "fits")
-    assert admission.statistics() == IDLE
+    assert gate.statistics() == IDLE
 
 
 async def test_presets_of_one_blob_wait_with_it_together(nursery: trio.Nursery) -> None:
     """Catches six sizes of one picture that are refused as six pictures."""
-    admission = Admission(100, 50)
-    visitors = Visitors(nursery, admission)
+    gate = MemoryGate(100, 50)
+    visitors = Visitors(nursery, gate)
     await visitors.come("first", 100)
     blob = bytes(40)
     scopes = [await visitors.come(f"preset {number}", 50, blob) for number in range(6)]
-    assert admission.statistics() == AdmissionStatistics(1, 100, 6, 40)
+    assert gate.statistics() == MemoryGateStatistics(1, 100, 6, 40)
     for scope in scopes[:5]:
         scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
-    assert admission.statistics() == AdmissionStatistics(1, 100, 1, 40)
+    assert gate.statistics() == MemoryGateStatistics(1, 100, 1, 40)
     await visitors.go("first", "preset 5")
-    assert admission.statistics() == IDLE
+    assert gate.statistics() == IDLE
 
 
 async def test_a_job_that_asks_for_another_amount_keeps_its_place(nursery: trio.Nursery) -> None:
-    """Catches a claim that goes to the end of the queue, or is admitted for what it was."""
-    admission = Admission(100, 1000)
-    visitors = Visitors(nursery, admission)
+    """Catches a reservation that goes to the end of the queue, or is admitted for what it was."""
+    gate = MemoryGate(100, 1000)
+    visitors = Visitors(nursery, gate)
     await visitors.come("first", 80)
     await visitors.come("second", 10)
-    claim = Reservation(30, b"")
-    await visitors.come("third", 30, claim=claim)
+    reservation = Reservation(30, b"")
+    await visitors.come("third", 30, reservation=reservation)
     assert visitors.inside == ["first", "second"]
     await visitors.come("fourth", 5)
     # Smaller, it fits, and so do those behind it.
-    assert admission.resize(claim, 5)
+    assert gate.resize(reservation, 5)
     await trio.testing.wait_all_tasks_blocked()
     assert set(visitors.inside) == {"first", "second", "third", "fourth"}
-    assert not admission.resize(claim, 6)
+    assert not gate.resize(reservation, 6)
     await visitors.go("fourth")
-    assert admission.resize(claim, 10)
-    assert admission.statistics().admitted_bytes == 100
+    assert gate.resize(reservation, 10)
+    assert gate.statistics().admitted_bytes == 100
     late = Reservation(1, b"")
-    await visitors.come("late", 1, claim=late)
-    assert admission.resize(late, 10**9)
+    await visitors.come("late", 1, reservation=late)
+    assert gate.resize(late, 10**9)
     await visitors.go("first", "second", "third")
-    assert admission.statistics() == AdmissionStatistics(1, 100, 0, 0)
+    assert gate.statistics() == MemoryGateStatistics(1, 100, 0, 0)
     await visitors.go("late")
-    assert admission.statistics() == IDLE
+    assert gate.statistics() == IDLE
 
 
 async def test_an_error_in_the_block_gives_its_room_back() -> None:
-    admission = Admission(100, 50)
+    gate = MemoryGate(100, 50)
     with pytest.raises(ZeroDivisionError):
-        async with admission.room(Reservation(100, b"")):
+        async with gate.hold(Reservation(100, b"")):
             raise ZeroDivisionError
-    assert admission.statistics() == IDLE
+    assert gate.statistics() == IDLE
 
 
 @pytest.mark.slow
