@@ -15,6 +15,8 @@ from tests.egress.destinations import BY_ADDRESS, DESTINATIONS, PUBLIC, Destinat
 from tests.fakes.faults import redirects
 from tests.fakes.network import FakeNetwork, Site
 
+pytestmark = pytest.mark.slow
+
 RULES = RequestRules(max_bytes=1000, max_redirects=3, allow_http=False, allow_private_hosts=False)
 
 

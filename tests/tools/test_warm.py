@@ -41,6 +41,8 @@ from tests.fakes.sites import GET_BLOB, LIST_BLOBS, cid_of, new_plc_did
 from tests.fakes.world import World, tiny_png
 from tests.processes import until
 
+pytestmark = pytest.mark.slow
+
 PRESETS = ("avatar", "avatar_thumbnail", "banner")
 
 
