@@ -218,7 +218,6 @@ def test_a_failure_is_not_an_absence(status: int, body: bytes) -> None:
     assert not is_absent(status, body)
 
 
-@pytest.mark.slow
 @given(
     st.integers(100, 599) | st.just(400),
     st.binary()

@@ -267,7 +267,6 @@ async def test_special_characters_and_length_of_a_did_make_no_difference(
     assert await cache.purge(Selection(did=parse_did(did))) == 1
 
 
-@pytest.mark.slow
 @given(did=dids)
 @examples(30)
 def test_nothing_is_ever_outside_the_folder(did: Did) -> None:
