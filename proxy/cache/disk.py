@@ -89,15 +89,17 @@ class DiskCache:
 
     async def check(self) -> None:
         """See ``Cache.check``. Makes the folder, and finishes what dead processes began."""
-        await self._in_thread(self._changes, self._folder.check)
+        await trio.to_thread.run_sync(self._folder.check, limiter=self._changes)
 
     async def get(self, key: ImageKey) -> Entry | None:
         """See ``Cache.get``. What expired is not found; what is not what was written goes."""
-        return await self._in_thread(self._hits, lambda: self._folder.get(key))
+        return await trio.to_thread.run_sync(self._folder.get, key, limiter=self._hits)
 
     async def put(self, key: ImageKey, entry: Entry) -> None:
         """See ``Cache.put``. What was put survives the end of this process, and a loss of power."""
-        self._note(await self._in_thread(self._changes, lambda: self._folder.put(key, entry)))
+        self._note(
+            await trio.to_thread.run_sync(self._folder.put, key, entry, limiter=self._changes)
+        )
 
     async def purge(self, *selections: Selection) -> int:
         """See ``Cache.purge``. Writes of it under way in any process come to nothing."""
@@ -105,7 +107,7 @@ class DiskCache:
 
     async def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
         """The blobs that anything is kept of, among those that are selected."""
-        return await self._in_thread(self._changes, lambda: self._folder.blobs(selections))
+        return await trio.to_thread.run_sync(self._folder.blobs, selections, limiter=self._changes)
 
     async def cleanup(self) -> int:
         """See ``Cache.cleanup``."""
@@ -126,12 +128,12 @@ class DiskCache:
         Raises:
             OSError: they cannot be removed.
         """
-        return await self._in_thread(self._changes, self._folder.give_up) > 0
+        return await trio.to_thread.run_sync(self._folder.give_up, limiter=self._changes) > 0
 
     async def aclose(self) -> None:
         """Tell other processes that this one is done. What is called next begins anew."""
         with trio.CancelScope(shield=True):
-            await self._in_thread(self._changes, self._folder.close)
+            await trio.to_thread.run_sync(self._folder.close, limiter=self._changes)
 
     async def make_indexed(self) -> None:
         """Make the index anew from the files where it is not complete.
@@ -160,7 +162,9 @@ class DiskCache:
         is_first = True
         while True:
             try:
-                self.free_bytes = await self._in_thread(self._chores, self._folder.free)
+                self.free_bytes = await trio.to_thread.run_sync(
+                    self._folder.free, limiter=self._chores
+                )
             except OSError:
                 self.free_bytes = math.nan
             if is_first:
@@ -170,7 +174,7 @@ class DiskCache:
 
     async def by_preset(self) -> dict[str, Totals]:
         """What is kept, by preset and fingerprint."""
-        return await self._in_thread(self._chores, self._folder.by_preset)
+        return await trio.to_thread.run_sync(self._folder.by_preset, limiter=self._chores)
 
     async def verify(
         self, *, repair: bool
@@ -180,31 +184,31 @@ class DiskCache:
         Yields:
             The share that is done, and what is wrong in the part that was looked at.
         """
-        shards = await self._in_thread(self._chores, self._folder.known_shards)
+        shards = await trio.to_thread.run_sync(self._folder.known_shards, limiter=self._chores)
         for number, shard in enumerate(shards, 1):
             look = partial(self._folder.verify_shard, shard, repair=repair)
             yield number / len(shards), await self._with_room(self._chores, look)
 
     async def has(self, selection: Selection) -> bool:
         """Whether anything of what is selected is kept."""
-        return await self._in_thread(self._chores, lambda: self._folder.has(selection))
+        return await trio.to_thread.run_sync(self._folder.has, selection, limiter=self._chores)
 
     async def due_for_check(self, before: float, limit: int, *, after: float = 0.0) -> list[Due]:
         """Blobs last seen at their PDS later than ``after`` and until ``before``, oldest first.
 
         Times are seconds since the epoch. A blob comes once for each of its entries.
         """
-        return await self._in_thread(
-            self._chores, lambda: self._folder.due_for_check(before, limit, after)
+        return await trio.to_thread.run_sync(
+            self._folder.due_for_check, before, limit, after, limiter=self._chores
         )
 
     async def mark_checked(self, blob: BlobKey) -> None:
         """Note that its PDS has the blob now."""
-        await self._in_thread(self._chores, lambda: self._folder.mark_checked(blob))
+        await trio.to_thread.run_sync(self._folder.mark_checked, blob, limiter=self._chores)
 
     async def _index(self) -> None:
         added = 0
-        for shard in await self._in_thread(self._chores, self._folder.shards):
+        for shard in await trio.to_thread.run_sync(self._folder.shards, limiter=self._chores):
             added += await self._with_room(self._chores, partial(self._folder.index_shard, shard))
         await self._with_room(self._chores, self._folder.forget_missing)
         await self._with_room(self._chores, self._folder.set_indexed)
@@ -217,7 +221,4 @@ class DiskCache:
                 self._on_evicted(reason, count)
 
     async def _with_room(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
-        return await self._in_thread(limiter, lambda: self._folder.with_room(work))
-
-    async def _in_thread(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=limiter)
+        return await trio.to_thread.run_sync(self._folder.with_room, work, limiter=limiter)
