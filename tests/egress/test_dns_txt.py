@@ -123,7 +123,7 @@ async def test_only_so_many_questions_are_asked_and_wait(
 WITHOUT_BACKEND = """
 import sys
 sys.modules["dns._trio_backend"] = None
-import proxy.lifecycle
+import proxy.egress.dns_txt
 """
 
 
