@@ -65,8 +65,8 @@ class WorkerPeers:
                         await trio.sleep_forever()
                     nursery.cancel_scope.cancel()
             finally:
-                with suppress(OSError):
-                    os.unlink(self._path)
+                with trio.CancelScope(shield=True), suppress(OSError):
+                    await trio.to_thread.run_sync(os.unlink, self._path)
 
     async def snapshots(self) -> list[MetricsSnapshot]:
         """This process's own, and those of all others that answer within ``PATIENCE``.
