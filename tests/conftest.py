@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import trio
 
 from tests import examples, quick, time_limit
 from tests.fakes.world import World
+from tests.loop_stalls import LoopStalled, watching
 from tests.open_files import RememberedConnection, remember_connections
 
 
@@ -27,6 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
     examples.load_profile(quick=in_quick_round)
     if in_quick_round:
         config.pluginmanager.register(quick.QuickRound())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """Fail a test in which the service held up the event loop."""
+    with watching() as stalls:
+        yield
+    if stalls:
+        raise LoopStalled("\n".join(f"{where}: {what}" for where, what in stalls.items()))
 
 
 @pytest.fixture(params=["httpx2", pytest.param("asks", marks=pytest.mark.slow)])
