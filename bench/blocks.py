@@ -34,7 +34,7 @@ from proxy.model.identifiers import Cid, Did
 from proxy.model.selection import Selection
 from proxy.moderation.store import ModerationStore
 from proxy.observability.log import configure_logging
-from proxy.wiring_parts import moderation_store_of
+from proxy.wiring import moderation_store_of
 
 PRESET = "avatar_small"
 NONE, MANY = "no blocks", "blocks"

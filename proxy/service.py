@@ -81,7 +81,7 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class FetchedBlob:
     """A verified blob, and what getting it took."""
 
     data: bytes
@@ -89,7 +89,7 @@ class _Source:
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class MadeImage:
     """What a flight for a result brought.
 
     Attributes:
@@ -139,7 +139,8 @@ class Service:
         actors: Profiles,
         metrics: Metrics,
         spans: Spans,
-        nursery: trio.Nursery,
+        image_flights: SingleFlight[ImageKey, MadeImage],
+        blob_flights: SingleFlight[BlobKey, FetchedBlob],
     ) -> None:
         self.config = config
         self.actors = actors
@@ -161,8 +162,8 @@ class Service:
         self._image_failures = NegativeCache(config.identity.negative_ttl)
         self._under_way: set[_Making] = set()
         self._under_way_by_tag: TagIndex[_Making] = TagIndex(attrgetter("key.blob.tags"))
-        self._images: SingleFlight[ImageKey, _Made] = SingleFlight(nursery)
-        self._blobs: SingleFlight[BlobKey, _Source] = SingleFlight(nursery)
+        self._images = image_flights
+        self._blobs = blob_flights
 
     async def get_image(self, preset: str, did: str, cid: str, format: str | None = None) -> Image:
         """One image.
@@ -250,7 +251,7 @@ class Service:
         self._image_failures.purge(covering)
         self._writer.discard(covering)
 
-    async def _make(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
+    async def _make(self, key: ImageKey, flight: Flight[MadeImage]) -> MadeImage:
         making = _Making(key)
         self._under_way.add(making)
         self._under_way_by_tag.add(making)
@@ -260,11 +261,11 @@ class Service:
             self._under_way_by_tag.discard((making,))
             self._under_way.discard(making)
 
-    async def _make_or_find(self, making: _Making, flight: Flight[_Made]) -> _Made:
+    async def _make_or_find(self, making: _Making, flight: Flight[MadeImage]) -> MadeImage:
         key = making.key
         cached = await self._recall(making)
         if cached is not None:
-            return _Made(cached, "hit")
+            return MadeImage(cached, "hit")
         self._image_failures.check(key.blob, trio.current_time())
         with ExitStack() as stack:
             if self._build_locks is not None:
@@ -272,7 +273,7 @@ class Service:
                 stack.callback(release)
                 # Another process may have made it since the first look, waited for or not.
                 if (cached := await self._recall(making)) is not None:
-                    return _Made(cached, "coalesced" if waited else "hit")
+                    return MadeImage(cached, "coalesced" if waited else "hit")
             made = await self._transform(key, flight)
             # Nothing awaits from here on: what was transformed is not lost to a cancellation.
             if not (making.is_forgotten or self.gate.refuses(key.blob)):
@@ -290,7 +291,7 @@ class Service:
             self._memory.put(making.key, cached, trio.current_time())
         return cached
 
-    async def _transform(self, key: ImageKey, flight: Flight[_Made]) -> _Made:
+    async def _transform(self, key: ImageKey, flight: Flight[MadeImage]) -> MadeImage:
         preset = self.config.presets[key.preset]
         async with self._blobs.join(key.blob, partial(self._obtain, key.blob)) as landed:
             source = landed.value
@@ -300,10 +301,10 @@ class Service:
         )
         own = {"queue": processed.queue_seconds, "process": processed.process_seconds}
         self.spans.past(own)
-        return _Made(Entry(processed.data, processed.format), "miss", {**source.timings, **own})
+        return MadeImage(Entry(processed.data, processed.format), "miss", {**source.timings, **own})
 
     async def _process(
-        self, source: _Source, preset: Preset, key: ImageKey, flight: Flight[_Made]
+        self, source: FetchedBlob, preset: Preset, key: ImageKey, flight: Flight[MadeImage]
     ) -> Processed:
         try:
             return await self._processor.process(
@@ -327,7 +328,7 @@ class Service:
             self.cache_health.failed(error)
             return None
 
-    async def _obtain(self, blob: BlobKey, _flight: Flight[_Source]) -> _Source:
+    async def _obtain(self, blob: BlobKey, _flight: Flight[FetchedBlob]) -> FetchedBlob:
         began = trio.current_time()
         self._fetch_failures.check(blob, began)
         outcome = "defect"
@@ -351,7 +352,7 @@ class Service:
             took = trio.current_time() - began
             self.metrics.fetch_duration.labels(outcome).observe(took)
 
-    async def _resolve_and_fetch(self, blob: BlobKey) -> _Source:
+    async def _resolve_and_fetch(self, blob: BlobKey) -> FetchedBlob:
         began = trio.current_time()
         with self.spans.span("resolve"):
             pds = await self._resolver.resolve(blob.did)
@@ -365,7 +366,9 @@ class Service:
                 if current == pds:
                     raise
                 data = await self._fetcher.fetch(current, blob)
-        return _Source(data, {"resolve": resolved - began, "fetch": trio.current_time() - resolved})
+        return FetchedBlob(
+            data, {"resolve": resolved - began, "fetch": trio.current_time() - resolved}
+        )
 
 
 OUTCOMES: dict[type[ImageProxyError], str] = {

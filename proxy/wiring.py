@@ -1,48 +1,68 @@
-"""What a service is made of, before any of it runs."""
+"""Makes the parts of a service from the configuration, with their metrics. Runs none of them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import EllipsisType
 
+import trio
+
+from proxy.accounts.blob_fetcher import Fetcher, PdsFetcher
+from proxy.accounts.did_documents import DidResolver, Resolver
+from proxy.accounts.handles import HandleResolver
+from proxy.accounts.profiles import Profiles
+from proxy.accounts.records import Records
 from proxy.cache.disk import DiskCache
 from proxy.cache.health import CacheHealth
 from proxy.cache.interface import Cache
+from proxy.cache.janitor import keep_cleaning
+from proxy.cache.memory import MemoryCache
 from proxy.cache.writer import CacheWriter
 from proxy.config import Config
 from proxy.coordination.build_locks import BuildLocks
+from proxy.coordination.leader import Leadership, as_leader
+from proxy.coordination.replicas import Replicas
+from proxy.egress.dns_txt import TxtRecords
+from proxy.egress.fetch_channel import FetchChannel
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
 from proxy.imaging.workers.pool import ProcessingPool, Processor
+from proxy.model.identifiers import Did
+from proxy.model.keys import BlobKey, ImageKey
+from proxy.model.selection import Selection
 from proxy.moderation.blocks import Blocks
+from proxy.moderation.cdn.apis import api_of
+from proxy.moderation.cdn.queue import SCHEMA as CDN_SCHEMA
+from proxy.moderation.cdn.queue import CdnQueue
 from proxy.moderation.cdn.sender import CdnSender
+from proxy.moderation.feeds.run import run_feeds
 from proxy.moderation.gate import Gate
-from proxy.moderation.moderator import Moderator
+from proxy.moderation.moderator import Invalidate, Moderator
 from proxy.moderation.policy import Policy
+from proxy.moderation.revalidate import Revalidator
+from proxy.moderation.store import FILE_NAME, ModerationStore
 from proxy.observability.metrics import Metrics
-from proxy.observability.spans import Spans
-from proxy.wiring_parts import (
-    counted_blocks,
-    counted_cdn_sender,
-    counted_disk_cache,
-    invalidation,
-    moderation_store_of,
-    policy_of,
-    processing_pool_of,
-    replicas_of,
-    spans_of,
-)
+from proxy.observability.spans import NoSpans, Spans
+from proxy.service import FetchedBlob, MadeImage, Service
+from proxy.shared.single_flight import SingleFlight
+from proxy.shared.sqlite import Database
+
+MEMORY_SECONDS = 3600.0
+"""How long a result is served from memory before its file is looked at again."""
 
 
 @dataclass(frozen=True)
-class Assembly:
-    """The parts that need no nursery to be made, each under its name.
+class Parts:
+    """What needs neither a nursery nor the cache-writer to be made.
 
     Attributes:
-        networks: what hosts of strangers, and the directory, are reached over.
+        networks: what strangers' hosts, and the operator's own, are reached over.
         disk, build_locks: None where the cache is the caller's.
-        pool: the processor, to be run; None where it is the caller's.
+        policy: None where no policy service is configured.
     """
 
     metrics: Metrics
@@ -52,90 +72,346 @@ class Assembly:
     cache: Cache
     disk: DiskCache | None
     build_locks: BuildLocks | None
-    processor: Processor
-    pool: ProcessingPool | None
+    cache_health: CacheHealth
+    store: ModerationStore
+    replicas: Replicas
     blocks: Blocks
     policy: Policy | None
     gate: Gate
     cdn: CdnSender
-    cache_health: CacheHealth
-    writer: CacheWriter
-    moderator: Moderator
+
+    async def make_room(self) -> bool:
+        """Give cache entries up, because the disk is full; whether there were any."""
+        return self.disk is not None and await self.disk.make_room()
+
+    @asynccontextmanager
+    async def closed_at_the_end(self) -> AsyncIterator[None]:
+        """Close the files that the parts opened, when the block ends."""
+        try:
+            yield
+        finally:
+            await self.cdn.aclose()
+            if self.disk is not None:
+                await self.disk.aclose()
+            if self.build_locks is not None:
+                self.build_locks.close()
 
 
-def assemble(
+def parts_of(
     config: Config,
+    metrics: Metrics,
+    fetch_channel: FetchChannel,
     *,
     cache: Cache | EllipsisType,
-    processor: Processor | EllipsisType,
     networks: tuple[Network, Network] | None,
-) -> Assembly:
-    """Make the parts, with the metrics that they tell. Arguments as for ``open_service``."""
-    metrics = Metrics()
+) -> Parts:
+    """Make the parts. ``cache`` and ``networks`` as for ``open_service``."""
+    networks = networks or guarded_networks(config.fetch)
     metrics.tell_process()
+    metrics.gauge("fetch_queue_depth", lambda: fetch_channel.statistics().waiting)
     store, replicas = moderation_store_of(config), replicas_of(config)
-    disk = build_locks = pool = None
-
-    async def make_room() -> bool:
-        return disk is not None and await disk.make_room()
-
+    disk = build_locks = None
     if cache is ...:
-        cache = disk = counted_disk_cache(config, metrics, store)
+        cache = disk = _counted_disk_cache(config, metrics, store)
         # As long as a miss may take whose host and workers are slow. Waiting longer makes clients
         # give up; making the result twice costs only work.
         patience = config.fetch.timeout + config.process.queue_wait
         build_locks = BuildLocks(config.cache.path / "flights.lock", timeout=patience)
-    if processor is ...:
-        processor = pool = processing_pool_of(config, metrics)
-    networks = networks or guarded_networks(config.fetch)
-    gateway = Gateway(config.fetch, *networks)
-    metrics.gauge("fetch_queue_depth", lambda: gateway.statistics().waiting)
-    blocks = counted_blocks(store, replicas, metrics, make_room)
-    policy = policy_of(config, networks, lambda: moderator, metrics)
-    gate = Gate(blocks, policy, on_refused=metrics.blocked.inc)
-    cdn = counted_cdn_sender(config, networks[1], metrics)
+    blocks = Blocks(store, replicas, make_room=lambda: parts.make_room())
     cache_health = CacheHealth(cache)
+    policy = _policy_of(config, networks, metrics)
+    cdn = _counted_cdn_sender(config, networks[1], metrics)
+    metrics.gauge("blocks", lambda: len(blocks))
+    metrics.gauge("purges_pending", lambda: blocks.purges_pending)
     metrics.tell_not_ready("blocks", lambda: blocks.problem is not None)
     metrics.tell_not_ready("cache", lambda: cache_health.problem is not None)
-    writer = CacheWriter(
-        cache,
-        queue_size=config.cache.write_queue,
-        refuses=gate.refuses,
-        on_written=cache_health.works,
-        on_error=partial(_write_failed, metrics, cache_health),
-        on_dropped=metrics.writes_dropped.inc,
-    )
-    moderator = Moderator(
-        store,
-        replicas,
-        remove=writer.purge,
-        invalidate=invalidation(config, cdn, disk),
-        is_pending=lambda: blocks.purges_pending > 0,
-        nudge=blocks.nudge,
-        on_decision=lambda action, count: metrics.decisions.labels(action).inc(count),
-        make_room=make_room,
-    )
-    return Assembly(
+    parts = Parts(
         metrics=metrics,
         spans=spans_of(config),
         networks=networks,
-        gateway=gateway,
+        gateway=Gateway(config.fetch, *networks, channel=fetch_channel),
         cache=cache,
         disk=disk,
         build_locks=build_locks,
-        processor=processor,
-        pool=pool,
+        cache_health=cache_health,
+        store=store,
+        replicas=replicas,
         blocks=blocks,
         policy=policy,
-        gate=gate,
+        gate=Gate(blocks, policy, on_refused=metrics.blocked.inc),
         cdn=cdn,
-        cache_health=cache_health,
-        writer=writer,
-        moderator=moderator,
+    )
+    return parts
+
+
+def processing_pool_of(config: Config, metrics: Metrics) -> ProcessingPool:
+    """The configured processing pool, with its metrics."""
+    pool = ProcessingPool(
+        config, on_death=lambda reason: metrics.worker_deaths.labels(reason).inc()
+    )
+    metrics.gauge("process_waiting", lambda: pool.statistics().waiting)
+    return pool
+
+
+def cache_writer_of(config: Config, parts: Parts) -> CacheWriter:
+    """What writes results to the cache, but for those that are blocked."""
+
+    def failed(error: Exception) -> None:
+        parts.metrics.write_errors.inc()
+        if isinstance(error, OSError):
+            parts.cache_health.failed(error)
+
+    return CacheWriter(
+        parts.cache,
+        queue_size=config.cache.write_queue,
+        refuses=parts.gate.refuses,
+        on_written=parts.cache_health.works,
+        on_error=failed,
+        on_dropped=parts.metrics.writes_dropped.inc,
     )
 
 
-def _write_failed(metrics: Metrics, cache_health: CacheHealth, error: Exception) -> None:
-    metrics.write_errors.inc()
-    if isinstance(error, OSError):
-        cache_health.failed(error)
+def moderator_of(config: Config, parts: Parts, cache_writer: CacheWriter) -> Moderator:
+    """What carries decisions out in this service."""
+    return Moderator(
+        parts.store,
+        parts.replicas,
+        remove=cache_writer.purge,
+        invalidate=invalidation(config, parts.cdn, parts.disk),
+        is_pending=lambda: parts.blocks.purges_pending > 0,
+        nudge=parts.blocks.nudge,
+        on_decision=lambda action, count: parts.metrics.decisions.labels(action).inc(count),
+        make_room=parts.make_room,
+    )
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """What is asked of accounts: their documents, blobs and profiles."""
+
+    did_resolver: DidResolver
+    blob_fetcher: PdsFetcher
+    resolver: Resolver
+    profiles: Profiles
+
+
+def accounts_of(
+    config: Config, parts: Parts, nursery: trio.Nursery, resolver: Resolver | EllipsisType
+) -> Accounts:
+    """Make these; ``nursery`` owns the look-ups under way, which concurrent callers share."""
+    on_directory = parts.metrics.asked_directory
+    did_resolver = DidResolver(config, parts.gateway, nursery, on_directory=on_directory)
+    pds_resolver = did_resolver if resolver is ... else resolver
+    lookup = TxtRecords(config.identity.nameserver_addresses).lookup
+    handles = HandleResolver(config, parts.gateway, nursery, did_resolver, lookup)
+    records = Records(config, parts.gateway, pds_resolver)
+    return Accounts(
+        did_resolver=did_resolver,
+        blob_fetcher=PdsFetcher(config, parts.gateway, parts.spans.outgoing),
+        resolver=pds_resolver,
+        profiles=Profiles(config, handles, records, nursery),
+    )
+
+
+def service_of(
+    config: Config,
+    parts: Parts,
+    accounts: Accounts,
+    *,
+    image_flights: SingleFlight[ImageKey, MadeImage],
+    blob_flights: SingleFlight[BlobKey, FetchedBlob],
+    fetcher: Fetcher | EllipsisType,
+    processor: Processor,
+    cache_writer: CacheWriter,
+    moderator: Moderator,
+) -> Service:
+    """The service over all of it."""
+    return Service(
+        config,
+        blocks=parts.blocks,
+        gate=parts.gate,
+        moderator=moderator,
+        cache=parts.cache,
+        memory=memory_cache_of(config),
+        writer=cache_writer,
+        cache_health=parts.cache_health,
+        resolver=accounts.resolver,
+        fetcher=accounts.blob_fetcher if fetcher is ... else fetcher,
+        processor=processor,
+        build_locks=parts.build_locks,
+        actors=accounts.profiles,
+        metrics=parts.metrics,
+        spans=parts.spans,
+        image_flights=image_flights,
+        blob_flights=blob_flights,
+    )
+
+
+def chores_of(
+    config: Config, parts: Parts, moderator: Moderator, accounts: Accounts
+) -> dict[str, Callable[[], Awaitable[None]]]:
+    """What runs beside the requests, by name. None of it has to be ready before the first."""
+    cleanup_seconds = config.cache.cleanup_interval_minutes * 60
+    chores: dict[str, Callable[[], Awaitable[None]]] = {
+        "keep_connections": parts.gateway.keep_connections,
+        "cdn_sender": parts.cdn.run,
+        "keep_finishing": moderator.keep_finishing,
+        "keep_checking": parts.cache_health.keep_checking,
+        "keep_cleaning": partial(keep_cleaning, parts.cache, parts.cache_health, cleanup_seconds),
+    }
+    if parts.disk is None:
+        return chores
+    chores["keep_indexed"] = parts.disk.keep_indexed
+    chores["keep_measured"] = parts.disk.keep_measured
+    chores["feeds"] = partial(
+        run_feeds,
+        config,
+        decisions=moderator,
+        cursors=moderator,
+        is_cached=partial(_is_cached, parts.disk),
+        resolver=accounts.did_resolver,
+        gateway=parts.gateway,
+        networks=parts.networks,
+        metrics=parts.metrics,
+    )
+    if config.cache.revalidate_days:
+        chores["revalidator"] = _revalidation_of(config, parts, parts.disk, moderator, accounts)
+    return chores
+
+
+async def run_chores(chores: dict[str, Callable[[], Awaitable[None]]]) -> None:
+    """Run each in a task of its name, until cancelled."""
+    async with trio.open_nursery() as nursery:
+        for name, chore in chores.items():
+            nursery.start_soon(chore, name=name)
+
+
+async def purge_taken_down(moderator: Moderator, blob: BlobKey) -> int:
+    """Purge what the policy service takes down."""
+    return await moderator.purge(Selection(blob.did, blob.cid), by="policy")
+
+
+def moderation_store_of(config: Config) -> ModerationStore:
+    """What is kept of moderation beside the configured cache."""
+    return ModerationStore(config.cache.path / FILE_NAME)
+
+
+def replicas_of(config: Config) -> Replicas:
+    """The processes that follow what is decided about the configured cache."""
+    return Replicas(config.cache.path / "followers")
+
+
+def moderation_database_of(config: Config) -> Database:
+    """What moderation keeps beside the configured cache."""
+    return Database(config.cache.path / FILE_NAME, CDN_SCHEMA, synchronous="FULL")
+
+
+def cdn_sender_of(
+    config: Config, network: Network, on_request: Callable[[str], None] = lambda outcome: None
+) -> CdnSender:
+    """Who purges the configured CDN, over ``network``."""
+    queue = CdnQueue(moderation_database_of(config))
+    turn = Leadership(config.cache.path / "turns" / "cdn")
+    return CdnSender(config, queue, api_of(config), network, turn, on_request=on_request)
+
+
+def disk_cache_of(
+    config: Config,
+    *,
+    may_keep: Callable[[ImageKey], bool] = lambda key: True,
+    on_evicted: Callable[[str, int], None] = lambda reason, count: None,
+) -> DiskCache:
+    """The configured disk cache."""
+    settings = config.cache
+    return DiskCache(
+        settings.path,
+        max_bytes=settings.max_bytes,
+        ttl_seconds=settings.ttl_days * 86400,
+        may_keep=may_keep,
+        on_evicted=on_evicted,
+    )
+
+
+def memory_cache_of(config: Config) -> MemoryCache:
+    """The configured hot tier."""
+    # An entry's time in memory comes on top of its age on disk, so it is a small part of the TTL.
+    return MemoryCache(
+        int(config.cache.memory_mb * 1024**2),
+        ttl_seconds=min(config.cache.ttl_days * 86400 or math.inf, MEMORY_SECONDS),
+    )
+
+
+def invalidation(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Invalidate | None:
+    """What notes for the CDN the blobs that are meant; None where there is no CDN."""
+    if not config.cdn.kind:
+        return None
+
+    async def invalidate(selections: Sequence[Selection]) -> None:
+        pairs = {BlobKey(each.did, each.cid) for each in selections if each.did and each.cid}
+        others = [each for each in selections if not (each.did and each.cid)]
+        cached = await disk.blobs(others) if disk is not None and others else frozenset()
+        await cdn.invalidate([*pairs, *cached])
+
+    return invalidate
+
+
+def spans_of(config: Config) -> Spans:
+    """What the configured traces are made of."""
+    if not config.trace.endpoint:
+        return NoSpans()
+    # Imported late: it is an extra.
+    from proxy.observability.tracing import tracing_of
+
+    return tracing_of(config.trace)
+
+
+def _counted_disk_cache(config: Config, metrics: Metrics, store: ModerationStore) -> DiskCache:
+    """The configured disk cache, which keeps nothing that is blocked, with its metrics."""
+
+    disk = disk_cache_of(
+        config,
+        may_keep=store.may_keep,
+        on_evicted=lambda reason, count: metrics.evictions.labels(reason).inc(count),
+    )
+    kept = disk.statistics
+    metrics.gauge("cache_entries", lambda: kept().entries)
+    metrics.gauge("cache_bytes", lambda: kept().bytes)
+    metrics.gauge("cache_free_bytes", lambda: disk.free_bytes)
+    return disk
+
+
+def _counted_cdn_sender(config: Config, network: Network, metrics: Metrics) -> CdnSender:
+    """The configured CDN's purges, with their metrics."""
+    cdn = cdn_sender_of(config, network, lambda outcome: metrics.cdn_requests.labels(outcome).inc())
+    metrics.gauge("cdn_pending", lambda: cdn.pending)
+    return cdn
+
+
+def _policy_of(
+    config: Config, networks: tuple[Network, Network], metrics: Metrics
+) -> Policy | None:
+    if not config.policy.url:
+        return None
+    count = metrics.policy_answers.labels
+    return Policy(config, *networks, on_answer=lambda answer: count(answer).inc())
+
+
+def _revalidation_of(
+    config: Config, parts: Parts, disk: DiskCache, moderator: Moderator, accounts: Accounts
+) -> Callable[[], Awaitable[None]]:
+    """What asks PDSes for cached blobs, in one process at a time."""
+    count = parts.metrics.revalidations.labels
+    revalidator = Revalidator(
+        age=config.cache.revalidate_days * 86400,
+        times=disk,
+        resolver=accounts.resolver,
+        exists=accounts.blob_fetcher.exists,
+        decisions=moderator,
+        on_checked=lambda availability: count(availability).inc(),
+    )
+    leadership = Leadership(config.cache.path / "turns" / "revalidation")
+    return partial(as_leader, leadership, revalidator.run)
+
+
+async def _is_cached(disk: DiskCache, did: Did) -> bool:
+    return await disk.has(Selection(did=did))

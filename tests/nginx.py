@@ -11,7 +11,7 @@ from pathlib import Path
 
 from proxy.config import Config
 from proxy.tools.nginx import server_block
-from proxy.wiring_parts import disk_cache_of
+from proxy.wiring import disk_cache_of
 from tests.processes import Server, listening
 from tests.required import skip_unless_required
 

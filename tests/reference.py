@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from proxy.config import ENV_PREFIX, SEED_VARIABLES, Config
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 from proxy.tools.nginx import server_block
-from proxy.wiring_parts import disk_cache_of
+from proxy.wiring import disk_cache_of
 from tests.metrics_reference import metrics_reference
 from tests.rooms import architecture
 

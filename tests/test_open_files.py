@@ -21,7 +21,7 @@ from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
 from proxy.moderation.cdn.queue import CdnQueue
 from proxy.moderation.feeds.label_store import FeedStore
-from proxy.wiring_parts import disk_cache_of, moderation_database_of, moderation_store_of
+from proxy.wiring import disk_cache_of, moderation_database_of, moderation_store_of
 from tests.cache import blob_cid, entry, key, owner
 from tests.fakes.world import World
 from tests.open_files import RememberedConnection, descriptors

@@ -13,7 +13,7 @@ import trio.testing
 
 from proxy.accounts.did_documents import MIGRATION_AGE
 from proxy.cache.interface import Entry
-from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
+from proxy.cache.writer import RETRY_PAUSE, CacheWriter
 from proxy.config import Config
 from proxy.errors import (
     BlobBlocked,
@@ -47,6 +47,7 @@ from proxy.model.keys import BlobKey, ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 from proxy.model.selection import Selection
 from proxy.service import Image, Service
+from proxy.shared.supervision import RESTART_PAUSE, supervise
 from tests.fakes import faults
 from tests.fakes.network import Fault
 from tests.fakes.parts import FakeCache, FakeFetcher, FakeProcessor, FakeResolver
@@ -677,7 +678,7 @@ async def test_a_writer_that_crashed_starts_again_after_a_pause(
 
     parts.cache.put_errors = [OSError(28, "No space left on device")]
     writer = CacheWriter(parts.cache, queue_size=8, on_error=crash)
-    nursery.start_soon(writer.run)
+    nursery.start_soon(supervise, writer.run)
     writer.offer(parts.key, Entry(b"lost", Format.PNG))
     await settled()
     assert (crashes, parts.cache.puts) == (1, [parts.key])

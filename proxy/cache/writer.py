@@ -18,9 +18,6 @@ from proxy.shared.tag_index import TagIndex
 RETRY_PAUSE = 1.0
 """Seconds before a failed write is tried its second and last time."""
 
-RESTART_PAUSE = 1.0
-"""Seconds before a crashed writer starts again."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -119,17 +116,13 @@ class CacheWriter:
         self._send.close()
 
     async def run(self) -> None:
-        """Write until ``close``; a crash is logged, and the writer starts again after a pause."""
-        while True:
-            try:
-                async for key in self._receive:
-                    self._waiting.value -= 1
-                    await self._write(key)
-            except Exception:
-                log.exception("cache writer crashed; it starts again")
-                await trio.sleep(RESTART_PAUSE)
-            else:
-                return
+        """Write until ``close``, and then what is left in the channel.
+
+        It may be called again after a crash: the write that crashed is lost, and no other.
+        """
+        async for key in self._receive:
+            self._waiting.value -= 1
+            await self._write(key)
 
     async def _write(self, key: ImageKey) -> None:
         write = self._pending.get(key)

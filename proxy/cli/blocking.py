@@ -16,7 +16,7 @@ from proxy.model.identifiers import parse_cid, parse_did
 from proxy.model.selection import Selection
 from proxy.moderation.cdn.queue import CdnQueue, Pending
 from proxy.moderation.store import Block, Decision
-from proxy.wiring_parts import moderation_database_of, moderation_store_of
+from proxy.wiring import moderation_database_of, moderation_store_of
 
 
 @click.group()

@@ -36,7 +36,7 @@ from proxy.model.selection import Selection
 from proxy.moderation.moderator import Moderator
 from proxy.service import Service
 from proxy.tools.existing_folder import owner_beside_root, signs_in
-from proxy.wiring_parts import disk_cache_of
+from proxy.wiring import disk_cache_of
 
 T = TypeVar("T")
 

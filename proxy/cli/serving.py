@@ -20,7 +20,7 @@ from proxy.tools.doctor.probes import examine
 from proxy.tools.existing_folder import signs_in
 from proxy.tools.nginx import server_block
 from proxy.urls import image_url
-from proxy.wiring_parts import disk_cache_of
+from proxy.wiring import disk_cache_of
 
 _COLOURS: dict[Level, str] = {"ok": "green", "warn": "yellow", "fail": "red"}
 

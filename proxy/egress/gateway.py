@@ -50,28 +50,40 @@ class Gateway:
         fetch: the settings.
         network: what strangers' hosts are reached over.
         directory_network: what the operator's own directory is reached over.
+        channel: whose consumers carry the requests out.
     """
 
-    def __init__(self, fetch: FetchSettings, network: Network, directory_network: Network) -> None:
+    def __init__(
+        self,
+        fetch: FetchSettings,
+        network: Network,
+        directory_network: Network,
+        channel: FetchChannel,
+    ) -> None:
         self._fetch = fetch
         self._strangers = make_client(fetch.client, network)
         self._directory = make_client(fetch.client, directory_network)
         self._clients = (self._strangers, self._directory)
         self._circuits = Circuits()
-        self._channel = FetchChannel(
-            queue_size=fetch.queue_size, workers=fetch.workers, per_host=fetch.per_host
-        )
+        self._channel = channel
 
     def statistics(self) -> ChannelStatistics:
         """A snapshot of the channel."""
         return self._channel.statistics()
 
     async def run(self) -> None:
-        """Serve until cancelled; then close every connection."""
+        """Run the channel and look after the connections, until cancelled: a gateway by itself."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._channel.run)
+            nursery.start_soon(self.keep_connections)
+
+    async def keep_connections(self) -> None:
+        """Close connections that were idle for too long, until cancelled; then all of them."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._channel.run)
-                nursery.start_soon(self._keep_closing_expired)
+            while True:
+                await trio.sleep(IDLE_SECONDS / 2)
+                for client in self._clients:
+                    await client.close_expired()
         finally:
             with trio.CancelScope(shield=True):
                 for client in self._clients:
@@ -145,11 +157,17 @@ class Gateway:
             self._circuits.hold(host, pause, trio.current_time())
         return answer
 
-    async def _keep_closing_expired(self) -> None:
-        while True:
-            await trio.sleep(IDLE_SECONDS / 2)
-            for client in self._clients:
-                await client.close_expired()
+
+def fetch_channel_of(fetch: FetchSettings) -> FetchChannel:
+    """The configured channel, to be run."""
+    return FetchChannel(queue_size=fetch.queue_size, workers=fetch.workers, per_host=fetch.per_host)
+
+
+def standalone_gateway(
+    fetch: FetchSettings, network: Network, directory_network: Network
+) -> Gateway:
+    """A gateway with a channel of its own: its ``run`` serves both."""
+    return Gateway(fetch, network, directory_network, fetch_channel_of(fetch))
 
 
 def guarded_networks(fetch: FetchSettings) -> tuple[Network, Network]:

@@ -17,7 +17,7 @@ import trio
 from proxy.config import Config
 from proxy.egress.endpoint import configured_origin
 from proxy.egress.errors import EgressError
-from proxy.egress.gateway import Gateway
+from proxy.egress.gateway import standalone_gateway
 from proxy.egress.network import Network
 from proxy.errors import PolicyUnavailable, TakenDown
 from proxy.model.keys import BlobKey
@@ -73,9 +73,6 @@ class Policy:
         config: its ``policy`` section has the URL.
         strangers, trusted: networks; the service itself is on the second, what it redirects to
             on the first.
-        on_taken_down: called with each blob that an answer takes down, once the verdict counts, so
-            that nothing is kept behind it: purges what is cached, which others serve too. Who
-            asked waits for it. It may raise ``sqlite3.Error`` or ``OSError``.
         on_answer: called with each verdict, and with ``"failure"`` where there is none.
     """
 
@@ -85,7 +82,6 @@ class Policy:
         strangers: Network,
         trusted: Network,
         *,
-        on_taken_down: Callable[[BlobKey], Awaitable[object]],
         on_answer: Callable[[str], None] = lambda answer: None,
     ) -> None:
         self._settings = settings = config.policy
@@ -94,14 +90,25 @@ class Policy:
         fetch = config.fetch.model_copy(
             update={"timeout": settings.timeout, "per_host": config.fetch.workers}
         )
-        self._gateway = Gateway(fetch, strangers, trusted)
-        self._on_taken_down = on_taken_down
+        self._gateway = standalone_gateway(fetch, strangers, trusted)
+        self._purge_cached: Callable[[BlobKey], Awaitable[object]] | None = None
         self._on_answer = on_answer
         self._verdicts = Verdicts(ttl=settings.ttl, max_entries=settings.max_entries)
         self._flights: SingleFlight[BlobKey, Verdict | None] | None = None
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; who asks before or then gets ``PolicyUnavailable``."""
+    async def run(
+        self,
+        purge_cached: Callable[[BlobKey], Awaitable[object]],
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer ``permit`` until cancelled; before and afterwards it raises ``PolicyUnavailable``.
+
+        Args:
+            purge_cached: called with each blob that an answer takes down, after the verdict counts,
+                so that nothing new is cached. The question waits for it. It may raise
+                ``sqlite3.Error`` or ``OSError``.
+        """
+        self._purge_cached = purge_cached
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._gateway.run)
             self._flights = SingleFlight(nursery)
@@ -158,7 +165,9 @@ class Policy:
         return verdict
 
     async def _purge(self, blob: BlobKey) -> None:
+        if self._purge_cached is None:
+            return
         try:
-            await self._on_taken_down(blob)
+            await self._purge_cached(blob)
         except (sqlite3.Error, OSError) as error:
             log.error("what is taken down cannot be purged", cid=blob.cid, error=str(error))

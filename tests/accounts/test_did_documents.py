@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.accounts.did_documents import DidResolver, handle_of, pds_of
-from proxy.egress.gateway import Gateway
+from proxy.egress.gateway import Gateway, fetch_channel_of
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.network import Network
 from proxy.errors import (
@@ -208,7 +208,11 @@ async def resolving(
     config = world.config(
         identity={"ttl": TTL, "stale_ttl": STALE_TTL, "negative_ttl": NEGATIVE_TTL}
     )
-    gateway = Gateway(config.fetch, *(networks or (world.network, world.directory_network)))
+    gateway = Gateway(
+        config.fetch,
+        *(networks or (world.network, world.directory_network)),
+        channel=fetch_channel_of(config.fetch),
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         yield DidResolver(config, gateway, nursery, clock or trio.current_time)
@@ -240,7 +244,9 @@ async def test_a_directory_below_a_path_is_asked_below_it(world: World) -> None:
     world.directory_network.add(plc)
     world.plc = plc
     config = world.config(identity={"plc_url": f"{plc.url}/mirror/"})
-    gateway = Gateway(config.fetch, world.network, world.directory_network)
+    gateway = Gateway(
+        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         assert await DidResolver(config, gateway, nursery).resolve(DID) == PDS
@@ -264,7 +270,9 @@ async def test_a_did_web_is_asked_of_its_own_host_and_port(
     web.document = document(did, pds_service(PDS))
     world.network.add(web)
     config = world.config(fetch={"allow_private_hosts": True})
-    gateway = Gateway(config.fetch, world.network, world.directory_network)
+    gateway = Gateway(
+        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         assert await DidResolver(config, gateway, nursery).resolve(did) == PDS
@@ -284,7 +292,9 @@ async def test_a_did_web_of_localhost_does_not_reach_this_machine(
     web.document = document(did, pds_service(PDS))
     world.network.add(web)
     config = world.config(fetch={"allow_http": allow_http})
-    gateway = Gateway(config.fetch, world.network, world.directory_network)
+    gateway = Gateway(
+        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         with pytest.raises(ForbiddenDomain):
@@ -515,7 +525,9 @@ async def test_a_full_channel_is_busy_and_no_failure_of_the_account(world: World
     gate = trio.Event()
     world.plc.fault = faults.gated(gate)
     config = world.config(fetch={"queue_size": 1, "workers": 1, "per_host": 1})
-    gateway = Gateway(config.fetch, world.network, world.directory_network)
+    gateway = Gateway(
+        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         resolver = DidResolver(config, gateway, nursery)

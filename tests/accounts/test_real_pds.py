@@ -25,7 +25,7 @@ from proxy.accounts import records
 from proxy.accounts.blob_fetcher import PdsFetcher
 from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
-from proxy.egress.gateway import Gateway
+from proxy.egress.gateway import standalone_gateway
 from proxy.egress.guard import GuardedNetwork
 from proxy.errors import BlobNotFound
 from proxy.lifecycle import open_service
@@ -360,7 +360,7 @@ async def test_what_its_pds_took_down_is_noticed_without_a_byte_of_it(
 
         decisions = FakeDecisions(purge)
         async with trio.open_nursery() as nursery:
-            gateway = Gateway(config.fetch, wiretap, wiretap)
+            gateway = standalone_gateway(config.fetch, wiretap, wiretap)
             nursery.start_soon(gateway.run)
             revalidator = Revalidator(
                 age=7 * 86400,

@@ -11,9 +11,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from proxy.cache.interface import Cache, Entry
-from proxy.cache.writer import RESTART_PAUSE, RETRY_PAUSE, CacheWriter
+from proxy.cache.writer import RETRY_PAUSE, CacheWriter
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection, Selections
+from proxy.shared.supervision import RESTART_PAUSE, supervise
 from tests.cache import blob_cid, entry, key, owner
 
 
@@ -94,7 +95,7 @@ class Rig:
     async def running(self) -> AsyncIterator[None]:
         """The writer runs; at the end it is closed, and has to return by itself."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.writer.run)
+            nursery.start_soon(supervise, self.writer.run)
             yield
             self.cache.go_on()
             self.writer.close()
@@ -287,7 +288,7 @@ async def test_closing_drains_over_failures_and_crashes_too(autojump_clock: Mock
     for number in range(4):
         rig.writer.offer(key(number), entry())
     rig.writer.close()
-    await rig.writer.run()
+    await supervise(rig.writer.run)
     assert list(rig.cache.kept) == [key(1), key(2), key(3)]
 
 

@@ -34,7 +34,7 @@ from proxy.model.selection import Selection
 from proxy.moderation.cdn.queue import CdnQueue
 from proxy.tools.nginx import server_block
 from proxy.urls import image_url
-from proxy.wiring_parts import disk_cache_of, moderation_database_of, moderation_store_of
+from proxy.wiring import disk_cache_of, moderation_database_of, moderation_store_of
 from tests.cache import blob_cid, entry, key, owner
 from tests.required import skip_unless_required
 

@@ -23,7 +23,7 @@ import yaml
 from proxy.config import Config, load_config
 from proxy.imaging.memory_estimate import ceiling
 from proxy.tools.nginx import server_block
-from proxy.wiring_parts import disk_cache_of
+from proxy.wiring import disk_cache_of
 from tests.commands import assert_is_command
 from tests.deployed.unit import UNIT, head
 from tests.fakes.world import tiny_jpeg

@@ -12,7 +12,7 @@ import trio.testing
 from proxy.egress.circuit import FAILURES_TO_OPEN, OPEN_SECONDS
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import AskedToWait, ConnectFailed
-from proxy.egress.gateway import IDLE_SECONDS, Gateway
+from proxy.egress.gateway import IDLE_SECONDS, Gateway, standalone_gateway
 from proxy.egress.guarded_get import Response as Answer
 from proxy.egress.httpx2_client import Httpx2Client
 from tests.fakes import faults
@@ -37,9 +37,8 @@ async def site(world: World) -> Site:
 
 @pytest.fixture
 async def gateway(world: World, nursery: trio.Nursery) -> AsyncIterator[Gateway]:
-    gateway = Gateway(
-        world.config(fetch={"timeout": 300}).fetch, world.network, world.directory_network
-    )
+    fetch = world.config(fetch={"timeout": 300}).fetch
+    gateway = standalone_gateway(fetch, world.network, world.directory_network)
     nursery.start_soon(gateway.run)
     yield gateway
     nursery.cancel_scope.cancel()

@@ -14,7 +14,7 @@ import trio.testing
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, ConnectFailed, Forbidden, NoAnswer, TimedOut, TooLarge
 from proxy.egress.fetch_channel import ChannelStatistics
-from proxy.egress.gateway import Gateway
+from proxy.egress.gateway import Gateway, fetch_channel_of
 from proxy.egress.guarded_get import MIN_BYTES_PER_SECOND, USER_AGENT
 from proxy.egress.http_client import MAX_IDLE
 from tests.fakes import faults
@@ -45,7 +45,9 @@ async def site(client_world: World) -> Site:
 @asynccontextmanager
 async def running_gateway(world: World, **fetch: object) -> AsyncIterator[Gateway]:
     config = world.config(fetch=dict(fetch))
-    gateway = Gateway(config.fetch, world.network, world.directory_network)
+    gateway = Gateway(
+        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         yield gateway

@@ -33,7 +33,7 @@ from proxy.moderation.cdn.sender import DEADLINE, MAX_PAUSE, CdnSender, pause_af
 from proxy.observability.log import configure_logging
 from proxy.shared.sqlite import Database
 from proxy.urls import parse_blob_path, parse_image_path, public_urls
-from proxy.wiring_parts import moderation_database_of
+from proxy.wiring import moderation_database_of
 from tests.fakes import faults
 from tests.fakes.cdns import TOKEN, ZONE, FakeBunny, FakeCdn, FakeCloudflare
 from tests.fakes.misbehaviours import heal

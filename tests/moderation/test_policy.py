@@ -84,10 +84,9 @@ async def policy_of(
         world.config(policy=settings(**keys)),
         world.network,
         world.directory_network,
-        on_taken_down=purges or Purges(),
     )
     async with trio.open_nursery() as nursery:
-        await nursery.start(policy.run)
+        await nursery.start(policy.run, purges or Purges())
         yield policy
         nursery.cancel_scope.cancel()
     assert world.open_wires == 0

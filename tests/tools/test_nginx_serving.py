@@ -28,7 +28,7 @@ from proxy.model.identifiers import Cid, Did, parse_did
 from proxy.model.keys import ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 from proxy.urls import image_url
-from proxy.wiring_parts import disk_cache_of
+from proxy.wiring import disk_cache_of
 from tests.cache import blob_cid, entry, owner
 from tests.fakes.sites import document, new_plc_did, pds_service
 from tests.fakes.world import tiny_jpeg

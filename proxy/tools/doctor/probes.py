@@ -21,7 +21,7 @@ from proxy.cache.index import FILE_NAME as INDEX
 from proxy.config import Config
 from proxy.egress.endpoint import configured_origin
 from proxy.egress.errors import EgressError
-from proxy.egress.gateway import Gateway, guarded_networks
+from proxy.egress.gateway import Gateway, fetch_channel_of, guarded_networks
 from proxy.egress.guarded_get import Response
 from proxy.egress.network import Network
 from proxy.imaging import memory_estimate as memory
@@ -49,7 +49,7 @@ from proxy.tools.doctor.checks import (
     lacks_room,
 )
 from proxy.tools.existing_folder import owner_beside_root
-from proxy.wiring_parts import disk_cache_of
+from proxy.wiring import disk_cache_of
 
 LOOKUP_SECONDS = 10.0
 
@@ -219,7 +219,11 @@ async def ask_directory(
 ) -> tuple[Response | None, str]:
     """The directory's answer, as the service would get it; or None, and why there is none."""
     origin, path = configured_origin(config.identity.plc_url)
-    gateway = Gateway(config.fetch, *(networks or guarded_networks(config.fetch)))
+    gateway = Gateway(
+        config.fetch,
+        *(networks or guarded_networks(config.fetch)),
+        channel=fetch_channel_of(config.fetch),
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         try:

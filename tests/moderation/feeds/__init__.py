@@ -11,7 +11,7 @@ import trio
 
 from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
-from proxy.egress.gateway import Gateway
+from proxy.egress.gateway import Gateway, standalone_gateway
 from proxy.egress.network import Network
 from proxy.model.identifiers import Did
 from proxy.model.selection import Selection
@@ -127,7 +127,7 @@ async def following(
     config = world.config(**sections)
     networks = networks or (world.network, world.directory_network)
     async with trio.open_nursery() as nursery:
-        gateway = Gateway(config.fetch, *networks)
+        gateway = standalone_gateway(config.fetch, *networks)
         nursery.start_soon(gateway.run)
         found = Following(Metrics(), DidResolver(config, gateway, nursery))
         nursery.start_soon(_run, config, told, is_cached, found, gateway, networks)

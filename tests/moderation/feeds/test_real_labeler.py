@@ -23,7 +23,7 @@ from libipld import decode_dag_cbor_multi
 from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
 from proxy.egress.endpoint import Origin
-from proxy.egress.gateway import Gateway, guarded_networks
+from proxy.egress.gateway import guarded_networks, standalone_gateway
 from proxy.egress.guard import GuardedNetwork
 from proxy.model.identifiers import Cid, Did
 from proxy.model.selection import Selection
@@ -86,7 +86,7 @@ async def following(
         return True
 
     async with trio.open_nursery() as nursery:
-        gateway = Gateway(config.fetch, *networks)
+        gateway = standalone_gateway(config.fetch, *networks)
         nursery.start_soon(gateway.run)
         resolver = DidResolver(config, gateway, nursery)
 
@@ -320,7 +320,7 @@ async def test_the_fake_pds_has_the_records_of_the_real_one(tmp_path: Path) -> N
         post, picture = await new_post(devnet, account)
         config = config_of(devnet, tmp_path)
         async with trio.open_nursery() as nursery:
-            gateway = Gateway(config.fetch, *guarded_networks(config.fetch))
+            gateway = standalone_gateway(config.fetch, *guarded_networks(config.fetch))
             nursery.start_soon(gateway.run)
             reader = RecordReader(config, gateway, DidResolver(config, gateway, nursery))
             did, collection, key = post["uri"].removeprefix("at://").split("/")
