@@ -75,7 +75,7 @@ class FetchChannel:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             for _ in range(self._workers):
-                nursery.start_soon(self._serve)
+                nursery.start_soon(self._serve, name="consumer")
 
     async def submit(
         self,

@@ -110,7 +110,7 @@ class Policy:
         """
         self._purge_cached = purge_cached
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._gateway.run)
+            nursery.start_soon(self._gateway.run, name="policy_gateway")
             self._flights = SingleFlight(nursery)
             task_status.started()
             await trio.sleep_forever()

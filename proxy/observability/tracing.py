@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
@@ -121,22 +121,26 @@ class Tracing:
     async def run(self) -> None:
         """See ``Spans.run``. Cancellation abandons a thread to an export under way."""
         try:
-            async for batch in self._queue.batches():
-                try:
-                    done = await trio.to_thread.run_sync(
-                        self._exporter.export, batch, limiter=self._limiter, abandon_on_cancel=True
-                    )
-                except Exception:
-                    # Traces are lost rather than pictures.
-                    log.exception("the exporter of spans failed")
-                    continue
-                if done is not SpanExportResult.SUCCESS:
-                    log.warning(
-                        "spans were not exported",
-                        spans=len(batch),
-                        endpoint=_without_secrets(self._settings.endpoint),
-                        cause=self._said.lately(),
-                    )
+            async with aclosing(self._queue.batches()) as batches:
+                async for batch in batches:
+                    try:
+                        done = await trio.to_thread.run_sync(
+                            self._exporter.export,
+                            batch,
+                            limiter=self._limiter,
+                            abandon_on_cancel=True,
+                        )
+                    except Exception:
+                        # Traces are lost rather than pictures.
+                        log.exception("the exporter of spans failed")
+                        continue
+                    if done is not SpanExportResult.SUCCESS:
+                        log.warning(
+                            "spans were not exported",
+                            spans=len(batch),
+                            endpoint=_without_secrets(self._settings.endpoint),
+                            cause=self._said.lately(),
+                        )
         finally:
             # Also ends the pauses between the tries of an export under way.
             self._exporter.shutdown()

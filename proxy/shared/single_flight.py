@@ -82,7 +82,7 @@ class SingleFlight(Generic[K, V]):
         if flight is None:
             flight = Flight()
             try:
-                self._nursery.start_soon(self._fly, key, flight, work)
+                self._nursery.start_soon(self._fly, key, flight, work, name="flight")
             except RuntimeError as error:  # the nursery has closed
                 raise Busy("shutting down") from error
             self._flights[key] = flight

@@ -404,7 +404,7 @@ class ImageWorkers:
         """Keep the workers running. Cancellation kills them, whatever they do."""
         async with trio.open_nursery() as nursery:
             for _ in range(self._count):
-                nursery.start_soon(self._keep_one)
+                nursery.start_soon(self._keep_one, name="image_worker")
             task_status.started()
 
     @contextmanager

@@ -153,7 +153,7 @@ class ProcessingPool:
         """
         async with trio.open_nursery() as nursery:
             if isinstance(self._renderers, ImageWorkers):
-                await nursery.start(self._renderers.run)
+                await nursery.start(self._renderers.run, name="image_workers")
             self._nursery = nursery
             task_status.started()
             await trio.sleep_forever()
@@ -212,7 +212,7 @@ class ProcessingPool:
         batch = Batch(call, self.memory_gate, self._queue_wait)
         try:
             # It goes to work at the next step of Trio's loop: until then calls can join it.
-            self._nursery.start_soon(self._drive, batch)
+            self._nursery.start_soon(self._drive, batch, name="job")
         except RuntimeError as error:  # the nursery has closed
             raise Busy("the processing pool has ended") from error
         self._batches.add(batch)
