@@ -28,6 +28,7 @@ from proxy.wiring import (
     cache_writer_of,
     cdn_sender_of,
     chores_of,
+    coordination_of,
     disk_cache_of,
     invalidation,
     moderation_store_of,
@@ -35,7 +36,6 @@ from proxy.wiring import (
     parts_of,
     processing_pool_of,
     purge_taken_down,
-    replicas_of,
     run_chores,
     service_of,
 )
@@ -146,7 +146,7 @@ async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
     Raises:
         sqlite3.Error, OSError: the cache folder cannot be used.
     """
-    store, replicas = moderation_store_of(config), replicas_of(config)
+    store, replicas = moderation_store_of(config), coordination_of(config).replicas()
     disk = disk_cache_of(config)
     cdn = cdn_sender_of(config, guarded_networks(config.fetch)[1])
     await disk.with_room(replicas.enter)

@@ -24,7 +24,9 @@ from proxy.cache.memory import MemoryCache
 from proxy.cache.writer import CacheWriter
 from proxy.config import Config
 from proxy.coordination.build_locks import BuildLocks
-from proxy.coordination.leader import Leadership, as_leader
+from proxy.coordination.folder import FolderCoordination
+from proxy.coordination.interface import Coordination
+from proxy.coordination.leader import as_leader
 from proxy.coordination.replicas import Replicas
 from proxy.egress.dns_txt import TxtRecords
 from proxy.egress.fetch_channel import FetchChannel
@@ -109,14 +111,15 @@ def parts_of(
     networks = networks or guarded_networks(config.fetch)
     metrics.tell_process()
     metrics.gauge("fetch_queue_depth", lambda: fetch_channel.statistics().waiting)
-    store, replicas = moderation_store_of(config), replicas_of(config)
+    store, coordination = moderation_store_of(config), coordination_of(config)
+    replicas = coordination.replicas()
     disk = build_locks = None
     if cache is ...:
         cache = disk = _counted_disk_cache(config, metrics, store)
         # As long as a miss may take whose host and workers are slow. Waiting longer makes clients
         # give up; making the result twice costs only work.
         patience = config.fetch.timeout + config.process.queue_wait
-        build_locks = BuildLocks(config.cache.path / "flights.lock", timeout=patience)
+        build_locks = coordination.build_locks(timeout=patience)
     blocks = Blocks(store, replicas, make_room=lambda: parts.make_room())
     cache_health = CacheHealth(cache)
     policy = _policy_of(config, networks, metrics)
@@ -272,6 +275,7 @@ def chores_of(
         resolver=accounts.did_resolver,
         gateway=parts.gateway,
         networks=parts.networks,
+        leadership=coordination_of(config).leadership("feeds"),
         metrics=parts.metrics,
     )
     if config.cache.revalidate_days:
@@ -296,9 +300,9 @@ def moderation_store_of(config: Config) -> ModerationStore:
     return ModerationStore(config.cache.path / FILE_NAME)
 
 
-def replicas_of(config: Config) -> Replicas:
-    """The processes that follow what is decided about the configured cache."""
-    return Replicas(config.cache.path / "followers")
+def coordination_of(config: Config) -> Coordination:
+    """What this process and others that share the configured cache need of one another."""
+    return FolderCoordination(config.cache.path)
 
 
 def moderation_database_of(config: Config) -> Database:
@@ -311,8 +315,8 @@ def cdn_sender_of(
 ) -> CdnSender:
     """Who purges the configured CDN, over ``network``."""
     queue = CdnQueue(moderation_database_of(config))
-    turn = Leadership(config.cache.path / "turns" / "cdn")
-    return CdnSender(config, queue, api_of(config), network, turn, on_request=on_request)
+    leadership = coordination_of(config).leadership("cdn")
+    return CdnSender(config, queue, api_of(config), network, leadership, on_request=on_request)
 
 
 def disk_cache_of(
@@ -409,7 +413,7 @@ def _revalidation_of(
         decisions=moderator,
         on_checked=lambda availability: count(availability).inc(),
     )
-    leadership = Leadership(config.cache.path / "turns" / "revalidation")
+    leadership = coordination_of(config).leadership("revalidation")
     return partial(as_leader, leadership, revalidator.run)
 
 

@@ -41,6 +41,7 @@ async def run_feeds(
     resolver: DidResolver,
     gateway: Gateway,
     networks: tuple[Network, Network],
+    leadership: Leadership,
     metrics: Metrics,
     clock: Callable[[], float] = time.time,
 ) -> None:
@@ -53,6 +54,7 @@ async def run_feeds(
         is_cached: whether there are cached results of an owner.
         resolver: resolves owners, and forgets the documents that changed.
         networks: what strangers' hosts, and the operator's own, are reached over.
+        leadership: one process at a time follows.
         clock: seconds since the epoch.
     """
     store = FeedStore(config.cache.path / "feeds.sqlite3")
@@ -127,7 +129,7 @@ async def run_feeds(
             if origin is not None:
                 forgetting = partial(_keep_forgetting, store, resolver, limiter)
                 every_process.start_soon(_steadily, forgetting)
-            await as_leader(Leadership(config.cache.path / "turns" / "feeds"), follow_all)
+            await as_leader(leadership, follow_all)
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(store.close, limiter=limiter)

@@ -11,6 +11,7 @@ import trio
 
 from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
+from proxy.coordination.folder import FolderCoordination
 from proxy.egress.gateway import Gateway, standalone_gateway
 from proxy.egress.network import Network
 from proxy.model.identifiers import Did
@@ -156,6 +157,7 @@ async def _run(
         resolver=found.resolver,
         gateway=gateway,
         networks=networks,
+        leadership=FolderCoordination(config.cache.path).leadership("feeds"),
         metrics=found.metrics,
         clock=wall_clock,
     )

@@ -22,6 +22,7 @@ from libipld import decode_dag_cbor_multi
 
 from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
+from proxy.coordination.folder import FolderCoordination
 from proxy.egress.endpoint import Origin
 from proxy.egress.gateway import guarded_networks, standalone_gateway
 from proxy.egress.guard import GuardedNetwork
@@ -99,6 +100,7 @@ async def following(
                 resolver=resolver,
                 gateway=gateway,
                 networks=networks,
+                leadership=FolderCoordination(config.cache.path).leadership("feeds"),
                 metrics=Metrics(),
                 clock=lambda: time.time() + later,
             )
