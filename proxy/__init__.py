@@ -2,8 +2,8 @@
 
 from proxy import create_app, open_service, load_config, Config
 
-What is named here is imported when it is used: the sandboxed workers import this package too, and
-need neither the web nor the network.
+These names are imported lazily, on first use: the sandboxed workers also import this package, and
+they need neither the web nor the network.
 """
 
 from __future__ import annotations

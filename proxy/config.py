@@ -1,8 +1,8 @@
 """The configuration: its keys, their types, and the layers they come from.
 
-Command line, then environment, then the file, then defaults. Unknown keys and bad values are
-mistakes; all of them are reported at once. A relative path means one from the folder of the file
-that has it, or else from the one that the process runs in; once loaded it is absolute.
+Precedence: command line, environment, file, defaults. Unknown keys and bad values are mistakes;
+all of them are reported together. A relative path in the file starts at the folder of the file;
+any other starts at the working directory of the process. Once loaded, every path is absolute.
 
 Pure.
 """
@@ -62,15 +62,15 @@ SEED_VARIABLES: dict[str, tuple[str, str]] = {
     "IMAGE_PROXY_FETCH_TIMEOUT_SECONDS": ("fetch", "timeout"),
     "IMAGE_PROXY_MAX_SOURCE_SIZE_MB": ("fetch", "max_source_mb"),
 }
-"""The environment of Coves' imageproxy, which works here unchanged."""
+"""The environment variables of Coves' imageproxy, which work here unchanged."""
 
 
 DEPLOYED = "deployed"
-"""The context in which what an operator wrote is validated."""
+"""The validation context for a configuration that an operator wrote."""
 
 
 class ConfigError(Exception):
-    """The configuration is wrong; ``mistakes`` has a line for each key that is."""
+    """The configuration is wrong; ``mistakes`` has a line for each wrong key."""
 
     def __init__(self, mistakes: list[str]) -> None:
         super().__init__("\n".join(mistakes))
@@ -81,7 +81,7 @@ def _url(text: str) -> str:
     if text == "":
         return text
     parts = urlsplit(text)
-    _ = parts.port  # raises ValueError where it is none
+    _ = parts.port  # raises ValueError if the port is invalid
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http:// or https:// URL without query or fragment")
     return text.rstrip("/")
@@ -97,14 +97,14 @@ def _stream_url(text: str) -> str:
 
 
 def stream_origin(text: str) -> Origin:
-    """Where ``wss://HOST`` or ``ws://HOST:PORT`` leads.
+    """Return the origin of ``wss://HOST`` or ``ws://HOST:PORT``.
 
     Raises:
-        Forbidden: it is none of these.
+        Forbidden: ``text`` has neither form.
     """
     scheme, separator, rest = text.partition("://")
     schemes = {"wss": "https", "ws": "http"}
-    # Another scheme is refused as it is.
+    # ``parse_origin`` refuses any other scheme.
     return parse_origin(
         schemes.get(scheme, "other") + separator + rest, allow_http=True, allow_private_hosts=True
     )
@@ -139,14 +139,14 @@ def _path(value: object) -> object:
 
 
 def _admin_token(value: SecretStr) -> SecretStr:
-    # RFC 9110, section 5.5: spaces around a field's value are no part of it.
+    # RFC 9110, section 5.5: spaces around a field value are not part of it.
     if not re.fullmatch(r"([!-~]([ -~]*[!-~])?)?", value.get_secret_value()):
         raise ValueError("must be ASCII characters that are visible, with spaces only among them")
     return value
 
 
 def _token(value: SecretStr) -> SecretStr:
-    # It goes into a header, and what may not go there would come back in the error.
+    # The token goes into a header; an error about an invalid header would reveal it.
     if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
         raise ValueError("must be visible ASCII characters")
     return value
@@ -154,14 +154,14 @@ def _token(value: SecretStr) -> SecretStr:
 
 def _nameserver(text: str) -> str:
     host, port = _host_and_port(text)
-    ip_address(host)  # raises ValueError where it is none
+    ip_address(host)  # raises ValueError if it is not an address
     if not 0 < port <= 65535:
         raise ValueError("must have a port of 1 to 65535")
     return text
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
-    """``192.0.2.1``, ``192.0.2.1:5353``, ``2001:db8::1`` or ``[2001:db8::1]:5353``."""
+    """Split ``192.0.2.1``, ``192.0.2.1:5353``, ``2001:db8::1`` or ``[2001:db8::1]:5353``."""
     bare = text.count(":") > 1 and not text.startswith("[")
     host, colon, port = (text, "", "") if bare else text.partition("]:" if "]" in text else ":")
     if colon and not (port.isascii() and port.isdigit()):
@@ -274,7 +274,7 @@ class NegotiateSection(Section):
 
     @property
     def outputs(self) -> tuple[Format, ...]:
-        """The same as formats of a URL."""
+        """The configured formats as ``Format`` values."""
         return tuple(Format(name) for name in self.formats)
 
 
@@ -329,7 +329,7 @@ class AccountsSection(Section):
 
     @property
     def origin(self) -> Origin | None:
-        """Where the stream is; None: nowhere."""
+        """The origin of the stream; None if no stream is configured."""
         return stream_origin(self.url) if self.url else None
 
 
@@ -377,7 +377,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @field_validator("presets")
     @classmethod
     def _have_variants(cls, presets: dict[str, Preset]) -> dict[str, Preset]:
-        # A file that "config show" printed has the variants beside what declares them.
+        # The output of "config show" has the variants next to the presets that declare them.
         found = with_variants(presets)
         for name in found:
             if len(name) > MAX_PRESET_NAME:
@@ -399,11 +399,11 @@ Location = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class _Conflict:
-    """A mistake that no value is by itself.
+    """A mistake in a combination of values, each of which is valid alone.
 
     Attributes:
-        at: the key that it is told of.
-        others: what else it depends on; where one of these is wrong, nothing is known.
+        at: the key that the report names.
+        others: the other keys it depends on; if one is wrong, the rule cannot be checked.
     """
 
     at: Location
@@ -412,7 +412,7 @@ class _Conflict:
 
 
 class _Inconsistent(ValueError):
-    """Values that do not go together."""
+    """The values contradict each other."""
 
     def __init__(self, conflicts: list[_Conflict]) -> None:
         super().__init__("; ".join(f"{_dotted(each.at)}: {each.message}" for each in conflicts))
@@ -420,7 +420,7 @@ class _Inconsistent(ValueError):
 
 
 def _conflicts(config: Config) -> Iterator[_Conflict]:
-    """The rules between keys, wherever a configuration comes from."""
+    """Check the rules between keys that hold for every configuration."""
     cdn, server = config.cdn, config.server
     kind = ("cdn", "kind")
     if cdn.kind and not cdn.token.get_secret_value():
@@ -439,7 +439,7 @@ def _conflicts(config: Config) -> Iterator[_Conflict]:
 
 
 def _missing_presets(config: Config) -> Iterator[_Conflict]:
-    """What ``/avatar`` and ``/banner`` lead to; one made in Python may have neither."""
+    """Check the presets of ``/avatar`` and ``/banner``; a ``Config()`` in Python may lack them."""
     for key in ("avatar_preset", "banner_preset"):
         if (preset := getattr(config.actors, key)) not in config.presets:
             yield _Conflict(("actors", key), "no such preset", (("presets", preset),))
@@ -450,7 +450,7 @@ Layer = dict[str, Any]
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a layer's values came from, for messages."""
+    """The values of a layer, and the name of their origin, for messages."""
 
     name: str
     values: Layer
@@ -465,12 +465,12 @@ def load_config(
     """Build the configuration from its layers.
 
     Args:
-        file: a TOML file; None looks at ``IMAGE_PROXY_CONFIG``, then uses defaults alone.
-        environment: None is this process's.
-        overrides: the command line's values, as nested dictionaries.
+        file: a TOML file; None: the one in ``IMAGE_PROXY_CONFIG``, or else no file.
+        environment: None: the environment of this process.
+        overrides: the values of the command line, as nested dictionaries.
 
     Raises:
-        ConfigError: with every mistake at once: unreadable file, unknown keys, bad values.
+        ConfigError: with all mistakes: unreadable file, unknown keys, bad values.
     """
     environment = os.environ if environment is None else environment
     if file is None and (named := environment.get(CONFIG_VARIABLE)):
@@ -495,7 +495,7 @@ def load_config(
         found = [each for detail in details for each in _mistakes_in(detail, merged, wrong)]
         mistakes += [_explain(*each, sources) for each in found]
         wrong.update(location for location, _, _ in found)
-        # Rules between keys are looked at when each value is right: without those that are not.
+        # Rules between keys are checked only if each value is valid: retry without invalid ones.
         if any(not detail["loc"] for detail in details):
             break
         for detail in details:
@@ -511,7 +511,7 @@ Mistake = tuple[Location, str, object]
 
 
 def _mistakes_in(detail: ErrorDetails, merged: Layer, wrong: set[Location]) -> Iterator[Mistake]:
-    """What pydantic found; but not what may only follow from what was ``wrong``."""
+    """The mistakes pydantic found, except those that may only follow from keys in ``wrong``."""
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, _Inconsistent):
         for each in cause.conflicts:
@@ -527,7 +527,7 @@ def _location_of(detail: ErrorDetails) -> Location:
 
 
 def _overlap(first: Location, second: Location) -> bool:
-    """Whether one of two keys is the other, or within it."""
+    """Whether the keys are equal, or one is inside the other."""
     return all(a == b for a, b in zip(first, second, strict=False))
 
 
@@ -539,7 +539,7 @@ def _value_at(layer: Layer, location: Location) -> object:
 
 
 def _drop(layer: Layer, location: Location) -> None:
-    """Take out a value, the list it is in, or the table that lacks it."""
+    """Remove a value, the list that contains it, or the table that lacks it."""
     holder: dict[Any, Any] = layer
     key = location[0]
     for part in location[1:]:
@@ -575,7 +575,7 @@ def _read_file(file: Path | None, mistakes: list[str]) -> Layer:
     else:
         match layer:
             case {"cache": {"path": str(path)}} if path and not path.startswith("~"):
-                # Wherever a command runs, it means the folder that the server means.
+                # A command in any working directory uses the same folder as the server.
                 layer["cache"]["path"] = str(file.absolute().parent / path)
         return layer
     return {}
@@ -598,12 +598,12 @@ def _read_environment(environment: Mapping[str, str], mistakes: list[str]) -> La
 def _settings_of(
     environment: Mapping[str, str], mistakes: list[str]
 ) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Variable, key path and value; the seed's names first, so that ours win."""
+    """Yield variable, key path and value; the seed's names come first, so that ours win."""
     for variable, keys in SEED_VARIABLES.items():
         if environment.get(variable):
             value = environment[variable]
             if variable == "IMAGE_PROXY_ENABLED":
-                # The seed knows two spellings of yes; all else is no.
+                # The seed accepts two spellings of true; everything else is false.
                 value = "true" if value in ("true", "1") else "false"
             yield variable, keys, value
     for variable, value in sorted(environment.items()):
@@ -631,16 +631,16 @@ def _merge(into: Layer, layer: Layer) -> None:
 
 
 def _explain(location: Location, message: str, value: object, sources: list[_Source]) -> str:
-    """One line that names key, value, its origin and what is accepted."""
+    """Return one line with the key, its value, its origin and what is accepted."""
     key = _dotted(location)
     if message == "Field required":
-        # It is in no layer: the one that began the table is where it belongs.
+        # No layer has the key: it belongs in the first layer that has the table.
         holders = [source.name for source in sources if _holds(source.values, location[:-1])]
     else:
         holders = [source.name for source in reversed(sources) if _holds(source.values, location)]
     origin = f" (from {holders[0]})" if holders else ""
     if message == "Extra inputs are not permitted":
-        # Without its value: the key may be a misspelled secret.
+        # The value is left out: the key may be the misspelled name of a secret.
         known = _known_beside(location)
         likely = get_close_matches(str(location[-1]), known, n=1)
         meant = f"did you mean {likely[0]}? " if likely else ""

@@ -1,7 +1,7 @@
-"""The one family of errors, a class per row of the error table (docs/urls.md, "Errors").
+"""The error classes of the service, one per row of the error table (docs/urls.md, "Errors").
 
-Every class knows its HTTP ``status`` and its public ``message``. What a client may see is that
-message alone; ``cause`` is for the log, and may name hosts and addresses.
+Every class has its HTTP ``status`` and its public ``message``. A client sees only that message;
+``cause`` is for the log, and may contain hosts and addresses.
 
 Pure.
 """
@@ -16,7 +16,7 @@ class ImageProxyError(Exception):
     """A request that ends in an error of the table.
 
     Args:
-        cause: what happened, for the log; never sent to a client.
+        cause: the reason, for the log; never sent to a client.
     """
 
     status: ClassVar[int] = 500
@@ -28,18 +28,18 @@ class ImageProxyError(Exception):
 
     @property
     def public_message(self) -> str:
-        """The line a client sees."""
+        """The message that a client sees."""
         return self.message
 
     @property
     def explained(self) -> str:
-        """That line and the cause: for an operator's terminal."""
+        """The public message and the cause, for an operator's terminal."""
         return f"{self.public_message}: {self.cause}" if self.cause else self.public_message
 
     def fresh(self) -> Self:
-        """A copy without traceback, so that one failure can be raised in many tasks.
+        """Return a copy without traceback, so that many tasks can raise the same failure.
 
-        Raising one instance in a thousand waiters would chain a thousand tracebacks onto it.
+        Raising one instance in a thousand waiters would add a thousand tracebacks to it.
         """
         twin = copy.copy(self)
         twin.__traceback__ = None
@@ -56,7 +56,7 @@ class InvalidRequest(ImageProxyError):
 
 
 class InvalidPreset(InvalidRequest):
-    """No such preset. ``name`` is echoed, cut and escaped: it comes from the URL."""
+    """No such preset. The message repeats ``name`` shortened and escaped: it comes from a URL."""
 
     message = "invalid preset"
 
@@ -73,13 +73,13 @@ class InvalidPreset(InvalidRequest):
 
 
 class InvalidDid(InvalidRequest):
-    """Not a did:plc or did:web in its canonical spelling."""
+    """Not a did:plc or did:web in canonical form."""
 
     message = "invalid DID format"
 
 
 class InvalidCid(InvalidRequest):
-    """Not a sha2-256 CID in its canonical spelling."""
+    """Not a sha2-256 CID in canonical form."""
 
     message = "invalid CID format"
 
@@ -97,21 +97,21 @@ class InvalidFormat(InvalidRequest):
 
 
 class UnsupportedImage(ImageProxyError):
-    """The blob is no image of a supported format."""
+    """The blob is not an image of a supported format."""
 
     status = 400
     message = "unsupported image format"
 
 
 class ImageTooLarge(ImageProxyError):
-    """The blob exceeds the byte limit, or its picture the pixel limit."""
+    """The blob exceeds the byte limit, or its image exceeds the pixel limit."""
 
     status = 400
     message = "image too large"
 
 
 class ResultTooLarge(ImageTooLarge):
-    """The result would exceed what its format can hold; another preset or format may not."""
+    """The result is too large for its format; another preset or format may fit."""
 
 
 class BlobNotFound(ImageProxyError):
@@ -122,7 +122,7 @@ class BlobNotFound(ImageProxyError):
 
 
 class DidNotFound(BlobNotFound):
-    """The DID does not exist: the directory or the domain says so."""
+    """The DID does not exist, according to the directory or the domain."""
 
 
 class RecordNotFound(BlobNotFound):
@@ -132,37 +132,37 @@ class RecordNotFound(BlobNotFound):
 
 
 class AccountNotFound(BlobNotFound):
-    """There is no such account, where one was asked for and not a blob of it."""
+    """No such account; for requests that name an account, not a blob."""
 
     message = "no such account"
 
 
 class HandleNotFound(AccountNotFound):
-    """Nobody has the handle, or its DID does not name it in return."""
+    """No account has the handle, or its DID document does not name the handle."""
 
 
 class NoAvatar(BlobNotFound):
-    """The account's profile names none, or one that is refused."""
+    """The account's profile names no avatar, or one that is refused."""
 
     message = "profile names no avatar"
 
 
 class NoBanner(BlobNotFound):
-    """The account's profile names none, or one that is refused."""
+    """The account's profile names no banner, or one that is refused."""
 
     message = "profile names no banner"
 
 
 class BlobBlocked(BlobNotFound):
-    """The operator blocked this owner, blob or pair; from outside it looks absent."""
+    """The operator blocked this owner, blob or pair. Clients see a missing blob."""
 
 
 class TakenDown(BlobNotFound):
-    """The policy service took it down; from outside it looks absent."""
+    """The policy service took the blob down. Clients see a missing blob."""
 
 
 class UndecodableImage(ImageProxyError):
-    """A supported format that does not decode: corrupt or truncated by its owner."""
+    """An image of a supported format that does not decode: its owner's data is corrupt or cut."""
 
     status = 422
     message = "image could not be decoded"
@@ -176,7 +176,7 @@ class DidUnresolvable(ImageProxyError):
 
 
 class ForbiddenDomain(DidUnresolvable):
-    """The DID's domain may not be connected to; from outside it looks like any failure."""
+    """Connecting to the DID's domain is forbidden. Clients see an ordinary failure."""
 
 
 class HandleUnresolvable(DidUnresolvable):
@@ -190,26 +190,26 @@ class AmbiguousHandle(HandleUnresolvable):
 
 
 class NoPdsEndpoint(ImageProxyError):
-    """The DID document names no PDS that may be connected to."""
+    """The DID document names no PDS to which connecting is allowed."""
 
     status = 502
     message = "no PDS endpoint found"
 
 
 class FetchFailed(ImageProxyError):
-    """The PDS refused, reset, or answered badly."""
+    """The PDS refused or reset the connection, or sent a bad response."""
 
     status = 502
     message = "failed to fetch blob from PDS"
 
 
 class RateLimited(FetchFailed):
-    """The PDS asks for fewer fetches: a 429, or a 503 that says for how long.
+    """The PDS asks for fewer fetches: a 429, or a 503 that gives a duration.
 
-    Not ``Busy``, which is our own want of room: from outside it is a bad answer like any other.
+    Differs from ``Busy``, our own lack of capacity. Clients see an ordinary failed fetch.
 
     Args:
-        retry_after: seconds that it asks to be left alone for, and is; None where it names none.
+        retry_after: seconds that the PDS asks us to pause, and we do; None if it gives none.
     """
 
     def __init__(self, cause: str = "", retry_after: float | None = None) -> None:
@@ -218,29 +218,29 @@ class RateLimited(FetchFailed):
 
 
 class ForbiddenDestination(FetchFailed):
-    """The PDS may not be connected to; from outside it looks like any failed fetch."""
+    """Connecting to the PDS is forbidden. Clients see an ordinary failed fetch."""
 
 
 class CidMismatch(ImageProxyError):
-    """The bytes are not those the CID names."""
+    """The bytes do not match the CID."""
 
     status = 502
     message = "blob does not match its CID"
 
 
 class Busy(ImageProxyError):
-    """Saturated: the fetch channel or the processing pool has no room now."""
+    """Overloaded: the fetch channel or the processing pool is full."""
 
     status = 503
     message = "busy"
 
 
 class PolicyUnavailable(Busy):
-    """Nobody permitted it: the policy service does not answer, and ``policy.fail_open`` is off."""
+    """No permission: the policy service does not answer, and ``policy.fail_open`` is off."""
 
 
 class ModerationUnreadable(ImageProxyError):
-    """What is blocked cannot be told at the moment, so nothing is served."""
+    """The blocks cannot be read at the moment, so nothing is served."""
 
     status = 503
     message = "busy"

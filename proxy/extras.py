@@ -11,11 +11,15 @@ NEEDED = {
     "moderation": ("trio_websocket", "cryptography"),
     "otel": ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"),
 }
-"""The modules that an extra brings."""
+"""The modules that each extra installs."""
 
 
 def check_extras(config: Config) -> None:
-    """Raise ``ConfigError``, with a line for each key, where what keys need cannot be imported."""
+    """Check that the modules which the keys need can be imported.
+
+    Raises:
+        ConfigError: with a line for each key whose modules are missing.
+    """
     mistakes = []
     for key, modules, remedy in _needs(config):
         missing = [name for name in modules if not _is_importable(name)]
@@ -26,7 +30,7 @@ def check_extras(config: Config) -> None:
 
 
 def _needs(config: Config) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Each key that is set and needs more: with the modules, and what to do without them."""
+    """Yield each set key that needs modules, with the modules, and the remedy if they miss."""
     for key, is_set, extra in (
         ("labels.subscribe", config.labels.subscribe, "moderation"),
         ("accounts.url", config.accounts.url, "moderation"),

@@ -41,7 +41,7 @@ from proxy.wiring import (
 )
 
 LAST_EXPORT_SECONDS = 2.0
-"""Seconds that spans may take on their way out when everything else has stopped."""
+"""Seconds to export the remaining spans after everything else has stopped."""
 
 
 @asynccontextmanager
@@ -54,21 +54,21 @@ async def open_service(
     resolver: Resolver | EllipsisType = ...,
     networks: tuple[Network, Network] | None = None,
 ) -> AsyncIterator[Service]:
-    """Run a service for the time of the block.
+    """Run a service inside an ``async with`` block.
 
     When the block ends or is cancelled, fetches and transforms stop, and requests that still wait
-    get ``Busy``. Results that were made are then written for at most ``server.shutdown_timeout``
+    get ``Busy``. Finished results are then written for at most ``server.shutdown_timeout``
     seconds. While blocks cannot be read, every request ends in ``ModerationUnreadable``.
 
     Args:
         cache, fetcher, processor, resolver: implementations of the Protocols of those names;
-            what is not given is built from ``config``.
-        networks: what strangers' hosts, and the directory, are reached over; None: guarded.
+            omitted ones are built from ``config``.
+        networks: the networks for untrusted hosts, and for the directory; None: guarded.
 
     Raises:
         TypeError: one of the four is None.
         RuntimeError: this is not a Trio task.
-        ConfigError: what the configuration needs is not installed.
+        ConfigError: a package that the configuration needs is not installed.
     """
     _check(cache=cache, fetcher=fetcher, processor=processor, resolver=resolver)
     check_extras(config)
@@ -83,18 +83,18 @@ async def open_service(
     failure: Exception | None = None
 
     async with (
-        # Closed when nothing runs any more: files that everything below uses.
+        # Closes last: the files that everything below uses.
         parts.closed_at_the_end(),
-        # Outlasts all other tasks, whose spans it exports.
+        # Outlives all other tasks, because it exports their spans.
         outlasting(LAST_EXPORT_SECONDS, finish=parts.spans.close) as exporting,
-        # Outlasts the last write, which must not bring back what is blocked meanwhile.
+        # Outlives the last write, which must not bring back an entry that is blocked meanwhile.
         outlasting(0) as following,
-        # Outlasts the requests: what they made is still written.
+        # Outlives the requests: their results are still written.
         outlasting(config.server.shutdown_timeout, finish=cache_writer.close) as writing,
     ):
         exporting.start_soon(parts.spans.run, name="span_exporter")
         writing.start_soon(supervise, cache_writer.run, name="cache_writer")
-        # Stops first, all at once: whatever makes results.
+        # Stops first, all together: the tasks that make results.
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fetch_channel.run, name="fetch_channel")
             if processing_pool is not None:
@@ -124,7 +124,7 @@ async def open_service(
             try:
                 yield service
             except Exception as error:
-                # Raised below, outside the nurseries, which would wrap it in groups.
+                # Raised below, outside the nurseries, which would wrap it in exception groups.
                 failure = error
             nursery.cancel_scope.cancel()
     if failure is not None:
@@ -141,7 +141,7 @@ def _check(**given: object) -> None:
 
 @asynccontextmanager
 async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
-    """Decide without a service, for the time of the block, as commands do.
+    """Open a moderator without a service, inside an ``async with`` block, as the commands do.
 
     Raises:
         sqlite3.Error, OSError: the cache folder cannot be used.
@@ -159,7 +159,7 @@ async def open_moderator(config: Config) -> AsyncIterator[Moderator]:
             make_room=disk.make_room,
         )
     finally:
-        # Unfinished purges, if any, are now for other processes to finish.
+        # Other processes now finish the unfinished purges, if any.
         replicas.leave()
         store.close()
         await cdn.aclose()

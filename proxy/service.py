@@ -1,4 +1,4 @@
-"""Images and blobs by owner and CID: the way of a request through the parts of the service."""
+"""Serves images and blobs by owner and CID: leads a request through the parts of the service."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ CacheState = Literal["hit", "miss", "coalesced"]
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A result.
+    """An image result.
 
     Attributes:
-        data: the encoded picture.
-        format: of ``data``.
+        data: the encoded image.
+        format: the format of ``data``.
         etag: a strong entity tag, with its quotes.
-        cache: ``"hit"``, ``"miss"``, or ``"coalesced"``: shared with a miss under way.
-        timings: seconds of ``resolve``, ``fetch``, ``queue`` and ``process``, those that
-            took place.
+        cache: ``"hit"``, ``"miss"``, or ``"coalesced"``: shared with a miss in progress.
+        timings: seconds of ``resolve``, ``fetch``, ``queue`` and ``process``; only the steps
+            that were run.
     """
 
     data: bytes
@@ -82,7 +82,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class FetchedBlob:
-    """A verified blob, and what getting it took."""
+    """A verified blob, and how long resolving and fetching took."""
 
     data: bytes
     timings: Mapping[str, float]
@@ -90,7 +90,7 @@ class FetchedBlob:
 
 @dataclass(frozen=True, slots=True)
 class MadeImage:
-    """What a flight for a result brought.
+    """The outcome of a flight for a result.
 
     Attributes:
         state: ``"hit"``: it was cached; ``"coalesced"``: another process made it meanwhile.
@@ -103,7 +103,7 @@ class MadeImage:
 
 @dataclass(eq=False, slots=True)
 class _Making:
-    """A result under way, and whether it was blocked or purged meanwhile."""
+    """A result in progress, and whether it was blocked or purged meanwhile."""
 
     key: ImageKey
     is_forgotten: bool = False
@@ -119,7 +119,7 @@ class Blob:
 
 
 class Service:
-    """Images by preset, owner and CID. Made by ``open_service``."""
+    """Serves images by preset, owner and CID. Created by ``open_service``."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Service:
         self._resolver = resolver
         self._fetcher = fetcher
         self._processor = processor
-        # Apart: what is no image can still be a blob that may be downloaded.
+        # Kept separate: a non-image can still be downloaded as a blob.
         self._fetch_failures = NegativeCache(config.identity.negative_ttl)
         self._image_failures = NegativeCache(config.identity.negative_ttl)
         self._under_way: set[_Making] = set()
@@ -166,9 +166,9 @@ class Service:
         self._blobs = blob_flights
 
     async def get_image(self, preset: str, did: str, cid: str, format: str | None = None) -> Image:
-        """One image.
+        """Return one image.
 
-        Cancellation leaves the work to others who wait for it, or ends it.
+        On cancellation the work goes on if other requests wait for it; otherwise it stops.
 
         Raises:
             ImageProxyError: a subclass per row of the error table.
@@ -176,13 +176,13 @@ class Service:
         return await self.get(image_key(self.config.presets, preset, did, cid, format))
 
     async def get(self, key: ImageKey) -> Image:
-        """The image of a key that was checked; otherwise as ``get_image``."""
+        """Return the image of a key that is already validated; otherwise like ``get_image``."""
         await self.gate.permit(key.blob)
         image = self.hit(key)
         if image is not None:
             return image
-        # Looked up within the flight: between a look-up before it and joining it, a flight
-        # could land unseen, and the same work would be done twice.
+        # The cache is read inside the flight. With a read before joining, another flight could
+        # finish in between unnoticed, and the same work would be done twice.
         async with self._images.join(key, partial(self._make, key)) as landed:
             made = landed.value
         self.gate.check(key.blob)
@@ -194,10 +194,10 @@ class Service:
         return Image(made.entry.data, made.entry.format, key.etag, state, made.timings)
 
     def hit(self, key: ImageKey) -> Image | None:
-        """The image where nothing has to be waited for: from memory, or on its way to disk.
+        """Return the image without waiting: from memory, or from the queue of writes to disk.
 
         Raises:
-            ImageProxyError: it is known that it may not be served.
+            ImageProxyError: it is known that the image may not be served.
         """
         if not self.gate.check(key.blob):
             return None
@@ -205,7 +205,7 @@ class Service:
         return None if entry is None else Image(entry.data, entry.format, key.etag, "hit")
 
     async def get_blob(self, blob: BlobKey) -> Blob:
-        """A verified original.
+        """Return a verified original.
 
         Raises:
             UnsupportedImage: its type is not among ``blob.allowed_types``.
@@ -222,14 +222,14 @@ class Service:
         return Blob(data, content_type, f'"{blob.cid}"')
 
     async def is_cached(self, key: ImageKey) -> bool:
-        """Whether the result of ``key`` needs nothing but the cache."""
+        """Whether the cache holds the result of ``key``."""
         if (self._memory.get(key, trio.current_time()) or self._writer.pending(key)) is not None:
             return True
         return await self._cached(key) is not None
 
     @asynccontextmanager
     async def sharing(self, blob: BlobKey) -> AsyncIterator[None]:
-        """Fetch ``blob``; results of it that are asked for during the block need no other fetch.
+        """Fetch ``blob``; requests for its results within the block reuse this fetch.
 
         Raises:
             ImageProxyError: as for an image.
@@ -239,11 +239,11 @@ class Service:
             yield
 
     async def written(self) -> None:
-        """Wait until the cache-writer has room again, for work that must not be dropped."""
+        """Wait until the cache writer has room, for work that must not be dropped."""
         await self._writer.settled()
 
     def forget(self, covering: Covering) -> None:
-        """Keep nothing of what is covered but on disk, nor what flights under way bring of it."""
+        """Drop everything covered, except on disk; do not store it from flights in progress."""
         for making in self._under_way_by_tag.find(covering.tags, self._under_way):
             making.is_forgotten = True
         self._memory.purge(covering)
@@ -271,11 +271,11 @@ class Service:
             if self._build_locks is not None:
                 release, waited = await self._build_locks.acquire(key)
                 stack.callback(release)
-                # Another process may have made it since the first look, waited for or not.
+                # Another process may have made it since the first look-up, even without a wait.
                 if (cached := await self._recall(making)) is not None:
                     return MadeImage(cached, "coalesced" if waited else "hit")
             made = await self._transform(key, flight)
-            # Nothing awaits from here on: what was transformed is not lost to a cancellation.
+            # No await from here on, so that a cancellation cannot lose the transformed image.
             if not (making.is_forgotten or self.gate.refuses(key.blob)):
                 self._memory.put(key, made.entry, trio.current_time())
                 stack.callback(self.spans.begin("write"))
@@ -285,7 +285,7 @@ class Service:
             return made
 
     async def _recall(self, making: _Making) -> Entry | None:
-        """What the cache has, kept in memory from now on unless it was purged meanwhile."""
+        """Return the cached entry, and keep it in memory unless it was purged meanwhile."""
         cached = await self._cached(making.key)
         if cached is not None and not making.is_forgotten:
             self._memory.put(making.key, cached, trio.current_time())
@@ -316,7 +316,7 @@ class Service:
         except ResultTooLarge:
             raise
         except ImageProxyError as error:
-            # It lies in the blob: every other preset would fail too.
+            # The blob is the cause: every other preset would fail too.
             self._image_failures.failed(key.blob, error, trio.current_time())
             raise
 
@@ -341,7 +341,7 @@ class Service:
             outcome = OUTCOMES.get(type(error), "failed")
             if isinstance(error, Busy):
                 self.metrics.rejected.labels("fetch").inc()
-            # A pause that has an end is the circuit's, which lets nothing through before.
+            # A pause with a known end is kept by the circuit breaker, which blocks until then.
             elif not (isinstance(error, RateLimited) and error.retry_after is not None):
                 self._fetch_failures.failed(blob, error, trio.current_time())
             raise
@@ -361,7 +361,7 @@ class Service:
             try:
                 data = await self._fetcher.fetch(pds, blob)
             except BlobNotFound:
-                # Accounts migrate: an older document may name a PDS that they have left.
+                # Accounts migrate: a cached document may name the account's previous PDS.
                 current = await self._resolver.resolve(blob.did, max_age=MIGRATION_AGE)
                 if current == pds:
                     raise

@@ -1,10 +1,10 @@
-"""The URL grammar: parsing request paths, and building public URLs. See docs/urls.md.
+"""The URL grammar: parses request paths, and builds public URLs. See docs/urls.md.
 
     /img/{preset}/plain/{did}/{cid}[@{format}]
     /blob/{did}/{cid}
     /avatar/[{preset}/]{actor}[@{format}], and /banner likewise
 
-Pure. The path is taken percent-decoded once, as ASGI servers hand it over.
+Pure. The path must be percent-decoded once, as ASGI servers pass it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def parse_image_path(presets: Mapping[str, Preset], path: str) -> ImageKey:
     """Parse ``/img/...``, percent-decoded once.
 
     Raises:
-        InvalidRequest: or a subclass that names the part that is wrong.
+        InvalidRequest: or a subclass that names the invalid part.
     """
     match path.split("/"):
         case ["", "img", preset, "plain", did, name]:
@@ -38,7 +38,7 @@ def parse_blob_path(path: str) -> BlobKey:
     """Parse ``/blob/{did}/{cid}``, percent-decoded once.
 
     Raises:
-        InvalidRequest: or a subclass that names the part that is wrong.
+        InvalidRequest: or a subclass that names the invalid part.
     """
     match path.split("/"):
         case ["", "blob", did, cid]:
@@ -53,7 +53,7 @@ def parse_actor_path(
     """Parse ``/avatar/...`` or ``/banner/...``, percent-decoded once.
 
     Raises:
-        InvalidRequest: or a subclass that names the first part that is wrong.
+        InvalidRequest: or a subclass that names the first invalid part.
     """
     match path.split("/"):
         case ["", first, name] if first in KINDS:
@@ -74,9 +74,9 @@ def parse_actor_path(
 
 
 def image_url(key: ImageKey, base: str = "") -> str:
-    """The URL of a result below ``base`` (``https://host`` or empty for a path alone).
+    """Return the URL of a result below ``base`` (``https://host``, or empty for only a path).
 
-    Percent signs of a did:web with a port are escaped: the server decodes once.
+    Percent signs in a did:web with a port are escaped, because the server decodes once.
     """
     suffix = "" if key.format is None else f"@{key.format.value}"
     did = quote(key.blob.did, safe=":")
@@ -91,16 +91,17 @@ def srcset(
     format_: str | None = None,
     base: str = "",
 ) -> str:
-    """The value of an ``<img srcset>``: a preset and its variants, the narrowest first.
+    """Return the value of an ``<img srcset>``: a preset and its variants, narrowest first.
 
-    A width is that of the preset's box. What ``contain`` makes of a smaller picture is narrower.
+    A width is the width of the preset's box. With ``contain``, a smaller picture gives a narrower
+    result.
 
     Args:
-        presets: of the configuration, ``Config.presets``.
+        presets: the configured presets, ``Config.presets``.
         base: see ``image_url``.
 
     Raises:
-        InvalidPreset, InvalidDid, InvalidCid, InvalidFormat: the first part that is wrong.
+        InvalidPreset, InvalidDid, InvalidCid, InvalidFormat: for the first invalid part.
     """
     image_key(presets, preset, did, cid, format_)
     names = {presets[preset].width: preset} | {
@@ -111,12 +112,12 @@ def srcset(
 
 
 def blob_url(blob: BlobKey, base: str = "") -> str:
-    """The URL of an original below ``base``."""
+    """Return the URL of an original below ``base``."""
     return f"{base.rstrip('/')}/blob/{quote(blob.did, safe=':')}/{blob.cid}"
 
 
 def public_urls(presets: Mapping[str, Preset], blob: BlobKey, base: str) -> list[str]:
-    """Every URL of a blob below ``base``: each preset in each format, and the original."""
+    """Return every URL of a blob below ``base``: each preset in each format, and the original."""
     images = (
         image_url(ImageKey(preset, blob, output, settings.fingerprint(output)), base)
         for preset, settings in presets.items()

@@ -1,4 +1,4 @@
-"""Makes the parts of a service from the configuration, with their metrics. Runs none of them."""
+"""Builds the parts of a service from the configuration, with their metrics. Runs none of them."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ from proxy.shared.single_flight import SingleFlight
 from proxy.shared.sqlite import Database
 
 MEMORY_SECONDS = 3600.0
-"""How long a result is served from memory before its file is looked at again."""
+"""Seconds that a result is served from memory before its file is checked again."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What needs neither a nursery nor the cache-writer to be made.
+    """The parts that need neither a nursery nor the cache writer.
 
     Attributes:
-        networks: what strangers' hosts, and the operator's own, are reached over.
-        disk, build_locks: None where the cache is the caller's.
-        policy: None where no policy service is configured.
+        networks: the networks for untrusted hosts, and for the operator's own.
+        disk, build_locks: None if the caller supplied the cache.
+        policy: None if no policy service is configured.
     """
 
     metrics: Metrics
@@ -83,12 +83,12 @@ class Parts:
     cdn: CdnSender
 
     async def make_room(self) -> bool:
-        """Give cache entries up, because the disk is full; whether there were any."""
+        """Evict cache entries because the disk is full; return whether there were any."""
         return self.disk is not None and await self.disk.make_room()
 
     @asynccontextmanager
     async def closed_at_the_end(self) -> AsyncIterator[None]:
-        """Close the files that the parts opened, when the block ends."""
+        """Close the files of the parts when the block ends."""
         try:
             yield
         finally:
@@ -107,7 +107,7 @@ def parts_of(
     cache: Cache | EllipsisType,
     networks: tuple[Network, Network] | None,
 ) -> Parts:
-    """Make the parts. ``cache`` and ``networks`` as for ``open_service``."""
+    """Build the parts. ``cache`` and ``networks`` are as for ``open_service``."""
     networks = networks or guarded_networks(config.fetch)
     metrics.tell_process()
     metrics.gauge("fetch_queue_depth", lambda: fetch_channel.statistics().waiting)
@@ -116,8 +116,8 @@ def parts_of(
     disk = build_locks = None
     if cache is ...:
         cache = disk = _counted_disk_cache(config, metrics, store)
-        # As long as a miss may take whose host and workers are slow. Waiting longer makes clients
-        # give up; making the result twice costs only work.
+        # The time of a miss with a slow host and slow workers. If it were longer, clients would
+        # give up; if the result is made twice, that costs only work.
         patience = config.fetch.timeout + config.process.queue_wait
         build_locks = coordination.build_locks(timeout=patience)
     blocks = Blocks(store, replicas, make_room=lambda: parts.make_room())
@@ -148,7 +148,7 @@ def parts_of(
 
 
 def processing_pool_of(config: Config, metrics: Metrics) -> ProcessingPool:
-    """The configured processing pool, with its metrics."""
+    """Build the configured processing pool, with its metrics."""
     pool = ProcessingPool(
         config, on_death=lambda reason: metrics.worker_deaths.labels(reason).inc()
     )
@@ -157,7 +157,7 @@ def processing_pool_of(config: Config, metrics: Metrics) -> ProcessingPool:
 
 
 def cache_writer_of(config: Config, parts: Parts) -> CacheWriter:
-    """What writes results to the cache, but for those that are blocked."""
+    """Build the writer of results to the cache; it skips blocked ones."""
 
     def failed(error: Exception) -> None:
         parts.metrics.write_errors.inc()
@@ -175,7 +175,7 @@ def cache_writer_of(config: Config, parts: Parts) -> CacheWriter:
 
 
 def moderator_of(config: Config, parts: Parts, cache_writer: CacheWriter) -> Moderator:
-    """What carries decisions out in this service."""
+    """Build the moderator, which carries out decisions in this service."""
     return Moderator(
         parts.store,
         parts.replicas,
@@ -190,7 +190,7 @@ def moderator_of(config: Config, parts: Parts, cache_writer: CacheWriter) -> Mod
 
 @dataclass(frozen=True)
 class Accounts:
-    """What is asked of accounts: their documents, blobs and profiles."""
+    """The clients for account data: DID documents, blobs and profiles."""
 
     did_resolver: DidResolver
     blob_fetcher: PdsFetcher
@@ -201,7 +201,7 @@ class Accounts:
 def accounts_of(
     config: Config, parts: Parts, nursery: trio.Nursery, resolver: Resolver | EllipsisType
 ) -> Accounts:
-    """Make these; ``nursery`` owns the look-ups under way, which concurrent callers share."""
+    """Build the clients; ``nursery`` owns running look-ups, which concurrent callers share."""
     on_directory = parts.metrics.asked_directory
     did_resolver = DidResolver(config, parts.gateway, nursery, on_directory=on_directory)
     pds_resolver = did_resolver if resolver is ... else resolver
@@ -228,7 +228,7 @@ def service_of(
     cache_writer: CacheWriter,
     moderator: Moderator,
 ) -> Service:
-    """The service over all of it."""
+    """Build the service from all parts."""
     return Service(
         config,
         blocks=parts.blocks,
@@ -253,7 +253,7 @@ def service_of(
 def chores_of(
     config: Config, parts: Parts, moderator: Moderator, accounts: Accounts
 ) -> dict[str, Callable[[], Awaitable[None]]]:
-    """What runs beside the requests, by name. None of it has to be ready before the first."""
+    """The background tasks by name. None has to be ready before the first request."""
     cleanup_seconds = config.cache.cleanup_interval_minutes * 60
     chores: dict[str, Callable[[], Awaitable[None]]] = {
         "keep_connections": parts.gateway.keep_connections,
@@ -284,36 +284,36 @@ def chores_of(
 
 
 async def run_chores(chores: dict[str, Callable[[], Awaitable[None]]]) -> None:
-    """Run each in a task of its name, until cancelled."""
+    """Run each chore in a task with its name, until cancelled."""
     async with trio.open_nursery() as nursery:
         for name, chore in chores.items():
             nursery.start_soon(chore, name=name)
 
 
 async def purge_taken_down(moderator: Moderator, blob: BlobKey) -> int:
-    """Purge what the policy service takes down."""
+    """Purge a blob that the policy service took down."""
     return await moderator.purge(Selection(blob.did, blob.cid), by="policy")
 
 
 def moderation_store_of(config: Config) -> ModerationStore:
-    """What is kept of moderation beside the configured cache."""
+    """The moderation store in the folder of the configured cache."""
     return ModerationStore(config.cache.path / FILE_NAME)
 
 
 def coordination_of(config: Config) -> Coordination:
-    """What this process and others that share the configured cache need of one another."""
+    """Coordination between this process and others that share the configured cache."""
     return FolderCoordination(config.cache.path)
 
 
 def moderation_database_of(config: Config) -> Database:
-    """What moderation keeps beside the configured cache."""
+    """The moderation database in the folder of the configured cache."""
     return Database(config.cache.path / FILE_NAME, CDN_SCHEMA, synchronous="FULL")
 
 
 def cdn_sender_of(
     config: Config, network: Network, on_request: Callable[[str], None] = lambda outcome: None
 ) -> CdnSender:
-    """Who purges the configured CDN, over ``network``."""
+    """Build the sender of purges to the configured CDN, over ``network``."""
     queue = CdnQueue(moderation_database_of(config))
     leadership = coordination_of(config).leadership("cdn")
     return CdnSender(config, queue, api_of(config), network, leadership, on_request=on_request)
@@ -337,8 +337,8 @@ def disk_cache_of(
 
 
 def memory_cache_of(config: Config) -> MemoryCache:
-    """The configured hot tier."""
-    # An entry's time in memory comes on top of its age on disk, so it is a small part of the TTL.
+    """The configured memory cache."""
+    # Time in memory adds to an entry's age on disk, so it is a small part of the TTL.
     return MemoryCache(
         int(config.cache.memory_mb * 1024**2),
         ttl_seconds=min(config.cache.ttl_days * 86400 or math.inf, MEMORY_SECONDS),
@@ -346,7 +346,7 @@ def memory_cache_of(config: Config) -> MemoryCache:
 
 
 def invalidation(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Invalidate | None:
-    """What notes for the CDN the blobs that are meant; None where there is no CDN."""
+    """The function that queues the selected blobs for the CDN purge; None without a CDN."""
     if not config.cdn.kind:
         return None
 
@@ -360,17 +360,17 @@ def invalidation(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Inva
 
 
 def spans_of(config: Config) -> Spans:
-    """What the configured traces are made of."""
+    """The spans for the configured traces."""
     if not config.trace.endpoint:
         return NoSpans()
-    # Imported late: it is an extra.
+    # Imported late: its packages are an optional extra.
     from proxy.observability.tracing import tracing_of
 
     return tracing_of(config.trace)
 
 
 def _counted_disk_cache(config: Config, metrics: Metrics, store: ModerationStore) -> DiskCache:
-    """The configured disk cache, which keeps nothing that is blocked, with its metrics."""
+    """The configured disk cache with its metrics. It stores no blocked entries."""
 
     disk = disk_cache_of(
         config,
@@ -385,7 +385,7 @@ def _counted_disk_cache(config: Config, metrics: Metrics, store: ModerationStore
 
 
 def _counted_cdn_sender(config: Config, network: Network, metrics: Metrics) -> CdnSender:
-    """The configured CDN's purges, with their metrics."""
+    """The CDN sender with its metrics."""
     cdn = cdn_sender_of(config, network, lambda outcome: metrics.cdn_requests.labels(outcome).inc())
     metrics.gauge("cdn_pending", lambda: cdn.pending)
     return cdn
@@ -403,7 +403,7 @@ def _policy_of(
 def _revalidation_of(
     config: Config, parts: Parts, disk: DiskCache, moderator: Moderator, accounts: Accounts
 ) -> Callable[[], Awaitable[None]]:
-    """What asks PDSes for cached blobs, in one process at a time."""
+    """The task that asks PDSes whether cached blobs still exist, in one process at a time."""
     count = parts.metrics.revalidations.labels
     revalidator = Revalidator(
         age=config.cache.revalidate_days * 86400,

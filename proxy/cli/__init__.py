@@ -28,7 +28,7 @@ for command in (serve, config, url, fetch, warm, cache, doctor, blocks, nginx):
 
 def main() -> None:
     """The console script."""
-    # A command says what it did; what serves configures its own.
+    # Commands print their own results; ``serve`` configures its own logging.
     configure_logging(LogSection(level="warning"))
     try:
         cli()

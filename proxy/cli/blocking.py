@@ -44,7 +44,7 @@ def blocks_list(context: Context, pending_cdn: bool) -> None:
 
 
 def _print_rows(header: str, rows: Iterable[str], otherwise: str) -> None:
-    """Print rows below a header; where there are none, say so, but not to who reads rows."""
+    """Print rows below a header. Without rows, say so on stderr: stdout carries only rows."""
     is_empty = True
     for row in rows:
         if is_empty:
@@ -86,7 +86,7 @@ def _describe(pending: Pending) -> str:
 def blocks_add(
     context: Context, did: str | None, cid: str | None, reason: str, file_list: TextIO | None
 ) -> None:
-    """Block, and purge what is cached of it. At return every running server obeys."""
+    """Block, and purge the cached entries. On return, every running server applies it."""
     settings = context.load()
     folder = settings.cache.path
     if file_list is None:
@@ -110,7 +110,7 @@ def blocks_add(
 @click.option("--reason", default="")
 @with_config
 def blocks_remove(context: Context, did: str | None, cid: str | None, reason: str) -> None:
-    """Lift a block, whoever asked for it."""
+    """Lift a block, no matter who asked for it."""
     settings, selection = context.load(), selection_of(did, cid)
     lifted, obeyed = decide(settings, lambda it: it.lift_any(selection, by=user(), reason=reason))
     what = f"lifted in {settings.cache.path}; {obeyed}"
@@ -138,10 +138,10 @@ def _decision_row(each: Decision) -> str:
 
 
 def parse_block_line(line: str) -> tuple[Selection, str] | None:
-    """What a line of a list blocks, and why; None where it has only a comment.
+    """Return what a line of a list blocks, and the reason; None for a blank line or a comment.
 
     Raises:
-        InvalidRequest: the line follows none of the forms.
+        InvalidRequest: the line matches none of the forms.
     """
     what, _, reason = line.partition("#")
     match what.split():
@@ -170,10 +170,10 @@ def _read_blocks(lines: Iterable[str], reason: str) -> Iterator[tuple[Selection,
 
 
 def _at(seconds: float) -> str:
-    """RFC 3339, section 5.6."""
+    """Format a time by RFC 3339, section 5.6."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _line(text: str) -> str:
-    """On one line, and without what a terminal would obey."""
+    """Put ``text`` on one line, without characters that control a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

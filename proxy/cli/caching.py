@@ -13,13 +13,13 @@ from proxy.cli.common import Context, decide, selection_of, user, with_cache, wi
 
 @click.group()
 def cache() -> None:
-    """Look after the cache."""
+    """Inspect and maintain the cache."""
 
 
 @cache.command("stats")
 @with_config
 def cache_stats(context: Context) -> None:
-    """Draw what fills the cache, by preset."""
+    """Show the size of the cache, by preset."""
     settings = context.load()
     rows = with_cache(settings, DiskCache.by_preset)
     width = max([len(name) for name in rows] + [6])
@@ -36,11 +36,11 @@ def cache_stats(context: Context) -> None:
 
 
 BAR = 24
-"""Columns of the longest bar: with the figures before it, most presets fit in 80."""
+"""Columns of the longest bar. Together with the figures, most presets fit in 80 columns."""
 
 
 def bar(amount: int, most: int, columns: int) -> str:
-    """A bar in eighths of a column; what is more than nothing shows."""
+    """A bar in eighths of a column; every amount above 0 is visible."""
     eighths = max(round(8 * columns * amount / most), 1) if amount else 0
     full, rest = divmod(eighths, 8)
     return "\N{FULL BLOCK}" * full + " ▏▎▍▌▋▊▉"[rest].strip()
@@ -52,7 +52,7 @@ def bar(amount: int, most: int, columns: int) -> str:
 @click.option("--reason", default="")
 @with_config
 def cache_purge(context: Context, did: str | None, cid: str | None, reason: str) -> None:
-    """Remove the entries of an owner, a blob, or a pair, running servers' too."""
+    """Remove the entries of an owner, a blob, or a pair, also from running servers."""
     settings, selection = context.load(), selection_of(did, cid)
     removed, obeyed = decide(settings, lambda it: it.purge(selection, by=user(), reason=reason))
     click.echo(f"{removed} removed from {settings.cache.path}; {obeyed}")
@@ -61,7 +61,7 @@ def cache_purge(context: Context, did: str | None, cid: str | None, reason: str)
 @cache.command("cleanup")
 @with_config
 def cache_cleanup(context: Context) -> None:
-    """Remove what is past its TTL or over the size limit."""
+    """Remove entries that are past their TTL or over the size limit."""
     settings = context.load()
     removed = with_cache(settings, DiskCache.cleanup)
     click.echo(f"{removed} removed from {settings.cache.path}")
@@ -71,10 +71,10 @@ def cache_cleanup(context: Context) -> None:
 @click.option("--repair", is_flag=True, help="Put right what is wrong.")
 @with_config
 def cache_verify(context: Context, repair: bool) -> None:
-    """Hold files and index against each other; exit 1 when anything is wrong and stays so.
+    """Compare the files with the index; exit 1 if anything is wrong and not repaired.
 
-    damaged: not what was written. missing: in the index alone. unknown: not in the index.
-    foreign: no entry by its name. --repair removes files, and mends the index for the others.
+    damaged: not what was written. missing: only in the index. unknown: not in the index.
+    foreign: its name is not an entry's. --repair removes files, or corrects the index if missing.
     """
 
     async def work(disk: DiskCache) -> int:

@@ -1,4 +1,4 @@
-"""What the commands share: the configuration, the cache folder, and how mistakes are told."""
+"""Shared by the commands: the configuration, the cache folder, and how mistakes are reported."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Context:
         self.file = file
 
     def load(self, overrides: Layer | None = None, *, to_serve: bool = False) -> Config:
-        """Every mistake is told, and ends the process.
+        """Load the configuration. On a mistake, print all mistakes and end the process.
 
         Args:
-            to_serve: also what a service needs beyond right values is looked for.
+            to_serve: also check that the packages that a service needs are installed.
         """
         try:
             config = load_config(self.file, overrides=overrides)
@@ -85,7 +85,7 @@ def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def in_folder(settings: Config) -> Iterator[None]:
-    """For what is done with a server's cache folder; what fails in it is told with its path."""
+    """Guard work in a server's cache folder; report failures in the block with its path."""
     folder = settings.cache.path
     try:
         if not signs_in(folder):
@@ -132,7 +132,7 @@ def selection_of(did: str | None, cid: str | None) -> Selection:
 
 
 def with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T:
-    """Run ``work`` with the disk cache alone, once its index knows every file."""
+    """Run ``work`` with only the disk cache, once its index has every file."""
 
     async def run() -> T:
         async with aclosing(disk_cache_of(settings)) as disk:
@@ -144,8 +144,8 @@ def with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T
 
 
 def with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) -> None:
-    """Run ``work`` with a service of its own; an error of the table ends the process with 1."""
-    # A single run cleans nothing up: that would walk the whole cache.
+    """Run ``work`` with its own service; an ``ImageProxyError`` ends the process with 1."""
+    # A single run skips the cleanup, which would walk the whole cache.
     once = settings.cache.model_copy(update={"cleanup_interval_minutes": 0})
     settings = settings.model_copy(update={"cache": once})
     refuse_root(settings)
@@ -165,7 +165,7 @@ def with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) -
 
 
 def point_to_doctor(kinds: Iterable[type[ImageProxyError]]) -> None:
-    """Where it may be this machine that cannot reach the others, say what examines it."""
+    """Point to ``doctor`` if this machine may be the one that cannot reach others."""
     if any(issubclass(kind, (DidUnresolvable, UpstreamTimeout)) for kind in kinds):
         click.echo('"imageproxy doctor" tells whether it lies on this machine', err=True)
 
@@ -179,11 +179,11 @@ _EXPECTED: dict[type[InvalidRequest], str] = {
 
 
 def in_words(error: InvalidRequest, presets: Iterable[str] = (), line: str = "") -> str:
-    """What a client is told, and what is right.
+    """Return the message for a client, and what is expected instead.
 
     Args:
-        presets: names of the configuration.
-        line: what a line of a list looks like.
+        presets: the configured names.
+        line: the form of a line of a list.
     """
     if isinstance(error, InvalidPreset):
         return f"{error.public_message}; expected one of {', '.join(presets)}"
@@ -193,7 +193,7 @@ def in_words(error: InvalidRequest, presets: Iterable[str] = (), line: str = "")
 
 
 def decide(settings: Config, work: Callable[[Moderator], Awaitable[T]]) -> tuple[T, str]:
-    """What ``work`` returns, and who obeys it, in words."""
+    """Return the result of ``work``, and a text: in how many processes it is in force."""
 
     async def run() -> tuple[T, int]:
         async with open_moderator(settings) as moderator:
@@ -203,11 +203,11 @@ def decide(settings: Config, work: Callable[[Moderator], Awaitable[T]]) -> tuple
         done, serving = trio.run(run)
     if not serving:
         click.echo(f"warning: no server runs on {settings.cache.path}", err=True)
-    return done, "1 process obeys" if serving == 1 else f"{serving} processes obey"
+    return done, f"in force in {serving} process{'' if serving == 1 else 'es'}"
 
 
 def user() -> str:
-    """Who decides, as the audit tells."""
+    """The name of the user who decides, for the audit log."""
     try:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):  # an account without a name

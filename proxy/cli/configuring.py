@@ -11,13 +11,13 @@ from proxy.cli.common import Context, with_config
 
 @click.group()
 def config() -> None:
-    """Look at the configuration."""
+    """Inspect the configuration."""
 
 
 @config.command("show")
 @with_config
 def config_show(context: Context) -> None:
-    """Print the effective configuration, secrets masked."""
+    """Print the effective configuration, with secrets masked."""
     for section, values in context.load().model_dump(mode="json").items():
         for name, value in values.items():
             if isinstance(value, dict):
@@ -39,5 +39,6 @@ def config_check(context: Context) -> None:
 
 
 def _toml(value: object) -> str:
-    # JSON's strings are TOML's but for two: TOML knows no surrogate pairs, and wants DEL escaped.
+    # JSON strings are TOML strings, with two exceptions: TOML has no surrogate pairs, and
+    # requires DEL to be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

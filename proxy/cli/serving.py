@@ -1,4 +1,4 @@
-"""``imageproxy serve``, and what needs no cache folder of a server."""
+"""``imageproxy serve``, and the commands that need no cache folder of a server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def url(context: Context, preset: str, did: str, cid: str, format_: str | None) 
 def fetch(
     context: Context, preset: str, did: str, cid: str, format_: str | None, output: Path | None
 ) -> None:
-    """Get one image through the whole pipeline, without a server."""
+    """Fetch one image through the whole pipeline, without a server."""
     settings = context.load(to_serve=True)
 
     async def work(service: Service) -> None:
@@ -96,7 +96,7 @@ def nginx(context: Context) -> None:
 @click.command()
 @with_config
 def doctor(context: Context) -> None:
-    """Examine this machine, and say how to put right what is wrong; exit 1 when anything fails."""
+    """Check this machine, and say how to fix each problem; exit 1 if any check fails."""
     settings = context.load(to_serve=True)
 
     async def run() -> bool:

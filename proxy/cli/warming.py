@@ -23,12 +23,12 @@ from proxy.tools.warm import Bookmark, Failures, Tally, Warmer, warm_account, wa
 from proxy.urls import parse_image_path
 
 TELL_SECONDS = 60.0
-"""How often a run without an end says how far it has come."""
+"""Seconds between progress lines of a run without an end."""
 
 WARM_LINE = "an image URL or its path, or PRESET DID CID [FORMAT], or DID CID"
 
 WARM_AT_ONCE = 16
-"""Images that ``warm`` asks for at once: half of the default fetch workers."""
+"""Images that ``warm`` requests concurrently: half of the default fetch workers."""
 
 
 @click.command()
@@ -75,13 +75,13 @@ def warm(
     per_second: float,
     restart: bool,
 ) -> None:
-    """Fill the cache from FILE (- is standard input), with what an account has, or what is new.
+    """Fill the cache from FILE (- is standard input), from an account, or with new pictures.
 
     A line is an image URL or its path, or PRESET DID CID [FORMAT], or DID CID for every preset.
-    Empty lines and lines that begin with # are passed over.
+    Empty lines and lines that begin with # are skipped.
 
-    With --account or --jetstream, a run that was ended goes on where it was, and the options are
-    for them alone.
+    With --account or --jetstream, an interrupted run continues where it stopped. The options
+    apply only to these two.
     """
     settings = context.load(to_serve=True)
     unknown = [name for name in presets if name not in settings.presets]
@@ -117,7 +117,7 @@ def warm(
 
 @dataclass(frozen=True)
 class _Limits:
-    """How a cache is filled: see ``Warmer``."""
+    """The limits for filling the cache: see ``Warmer``."""
 
     presets: tuple[str, ...]
     at_once: int
@@ -160,7 +160,7 @@ def _warm_stream(
 ) -> NoReturn:
     try:
         origin = stream_origin(url)
-        # Imported late: what it needs is an extra.
+        # Imported late: its packages are an optional extra.
         from proxy.tools.warm_stream import warm_stream
     except Forbidden as error:
         raise click.UsageError(f"--jetstream must be wss://HOST: {error}") from None
@@ -208,7 +208,7 @@ def _counts(tally: Tally) -> str:
 
 
 def _tell(settings: Config, tally: Tally) -> NoReturn:
-    """Say what has come of it, and end the process."""
+    """Print the outcome, and end the process."""
     _tell_failures(tally.failures)
     click.echo(f"{_counts(tally)}, in {settings.cache.path}")
     sys.exit(1 if tally.failed else 0)
@@ -221,10 +221,10 @@ def _tell_failures(failures: Failures) -> None:
 
 
 def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
-    """The results that a line of a list asks for.
+    """Return the keys of the results that a line of a list asks for.
 
     Raises:
-        InvalidRequest: the line follows none of the forms.
+        InvalidRequest: the line matches none of the forms.
     """
     line = line.strip()
     if not line or line.startswith("#"):
@@ -232,7 +232,7 @@ def parse_warm_line(settings: Config, line: str) -> list[ImageKey]:
     if "/img/" in line:
         try:
             path = unquote(urlsplit(line).path)
-        except ValueError:  # its host is none
+        except ValueError:  # its host is invalid
             raise InvalidRequest(line) from None
         return [parse_image_path(settings.presets, path)]
     match line.split():

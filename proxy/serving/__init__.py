@@ -1,1 +1,1 @@
-"""Running the application under Hypercorn, in one process or several."""
+"""Runs the application under Hypercorn, in one process or several."""

@@ -1,4 +1,4 @@
-"""Running the application under Hypercorn's Trio worker."""
+"""Runs the application under Hypercorn's Trio worker."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from proxy.web.app import Peers, create_app
 from proxy.web.hypercorn_connection import check_hypercorn
 
 KEEP_ALIVE_SECONDS = 75
-"""Longer than the 60 s that reverse proxies keep idle connections, so that they close first."""
+"""Longer than the 60 s for which reverse proxies keep idle connections: they close first."""
 
 READ_SECONDS = 120
-"""A client that sends nothing for so long, in the middle of a request or between two, is cut."""
+"""A client that sends nothing for this time, during a request or between two, is disconnected."""
 
 BACKLOG = 1024
 
 CANNOT_BIND = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
-"""What is wrong with the address alone."""
+"""Errors that another address would solve."""
 
 log = structlog.get_logger(__name__)
 
 
 def serve(config: Config, file: Path | None, overrides: Layer) -> int:
-    """Serve until SIGTERM, SIGINT or SIGHUP; the process's exit code.
+    """Serve until SIGTERM, SIGINT or SIGHUP; return the exit code.
 
     Args:
         config: the effective configuration.
-        file, overrides: what it was made from, for worker processes to make it again.
+        file, overrides: its sources, from which worker processes load it again.
     """
     try:
         check_hypercorn()
@@ -89,13 +89,13 @@ def run(
     also_until: Callable[[], Awaitable[object]] = trio.sleep_forever,
     peers: Callable[[Callable[[], MetricsSnapshot]], Peers] | None = None,
 ) -> int:
-    """Serve in this process until a signal, or the end of ``also_until``; its exit code.
+    """Serve in this process until a signal, or the end of ``also_until``; return the exit code.
 
     Args:
-        bind: as Hypercorn has it.
+        bind: in Hypercorn's syntax.
         on_serving: called once the service answers.
         peers: see ``proxy.web.app.ImageProxyApp``.
-        on_stopping: called when it is to stop, before the requests in flight are answered.
+        on_stopping: called when the stop begins, before the requests in flight are answered.
     """
     try:
         trio.run(
@@ -113,7 +113,7 @@ def run(
 
 
 def hypercorn_config(config: Config, bind: str) -> hypercorn.Config:
-    """Hypercorn's settings that follow from ours."""
+    """Derive Hypercorn's settings from ours."""
     settings = hypercorn.Config()
     settings.application_path = "proxy:create_app()"
     settings.worker_class = "trio"
@@ -170,17 +170,17 @@ async def _serve(
                 )
             )
             has_started = True
-            # Hypercorn listens for a moment also where the application could not start.
+            # Hypercorn listens for a moment even if the application could not start.
             if app.responder.service is not None:
                 on_serving()
         nursery.cancel_scope.cancel()
 
 
 async def _on_signals(stop: Callable[[], None]) -> None:
-    """Call ``stop`` for each that asks this process to end, until cancelled.
+    """Call ``stop`` for each signal that asks this process to end, until cancelled.
 
-    SIGHUP is one of them, for a changed configuration is for a process that starts anew; but not
-    where whoever started this one has it ignored, as nohup(1) does.
+    SIGHUP is one of them, because a changed configuration needs a new process. It does not count
+    if the parent process set it to be ignored, as nohup(1) does.
     """
     asked = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -192,7 +192,7 @@ async def _on_signals(stop: Callable[[], None]) -> None:
 
 
 def _cannot_start(config: Config, error: OSError | ExceptionGroup[Exception]) -> int:
-    """Say in one line why the start failed; a failure of another kind is raised again."""
+    """Print in one line why the start failed; raise failures of other kinds again."""
     cause: Exception = error
     while isinstance(cause, ExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]

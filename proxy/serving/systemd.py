@@ -1,4 +1,4 @@
-"""Telling systemd what this process does (sd_notify(3)); without systemd nothing happens."""
+"""Notifies systemd of the state of this process (sd_notify(3)); does nothing without systemd."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 VARIABLE = "NOTIFY_SOCKET"
-"""Names the socket that systemd listens on."""
+"""The variable with the name of systemd's socket."""
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
@@ -21,7 +21,7 @@ def notify(state: str) -> None:
     address = os.environ.get(VARIABLE, "")
     if not address:
         return
-    if address.startswith("@"):  # an abstract one (unix(7))
+    if address.startswith("@"):  # an abstract socket (unix(7))
         address = f"\0{address[1:]}"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:

@@ -439,7 +439,7 @@ def test_cache_purge_removes_what_is_selected_and_says_how_much(
     keys += [key(did=owner(1), cid=blob_cid(what), preset="banner") for what in (1, 2)]
     put(settings, *keys)
     result = run("cache", "purge", *arguments)
-    told = f"{removed} removed from {settings.cache.path}; 0 processes obey\n"
+    told = f"{removed} removed from {settings.cache.path}; in force in 0 processes\n"
     assert (result.exit_code, result.stdout) == (0, told)
     assert entries(settings) == len(keys) - removed
 
@@ -480,7 +480,7 @@ def test_blocks_are_added_listed_and_lifted(run: Run, settings: Config) -> None:
     """Catches a block that is told and not kept, and one that purges nothing."""
     put(settings, key(1), key(1, preset="banner"), key(2))
     added = run("blocks", "add", "--did", owner(1), "--reason", "spam and scam")
-    told = f"blocked in {settings.cache.path}; 2 cached entries removed; 0 processes obey\n"
+    told = f"blocked in {settings.cache.path}; 2 cached entries removed; in force in 0 processes\n"
     assert (added.exit_code, added.stdout) == (0, told)
     assert entries(settings) == 1
     assert run("blocks", "add", "--cid", blob_cid(5)).exit_code == 0
@@ -494,7 +494,7 @@ def test_blocks_are_added_listed_and_lifted(run: Run, settings: Config) -> None:
     with closing(moderation_store_of(settings)) as store:
         assert store.blocks_now(blob)
     lifted = run("blocks", "remove", "--did", owner(1))
-    told = f"lifted in {settings.cache.path}; 0 processes obey\n"
+    told = f"lifted in {settings.cache.path}; in force in 0 processes\n"
     assert (lifted.exit_code, lifted.stdout) == (0, told)
     with closing(moderation_store_of(settings)) as store:
         assert not store.blocks_now(blob)
@@ -589,7 +589,9 @@ def test_a_list_is_purged_and_told_by_how_much(
     put(settings, *(key(number) for number in range(10)))
     lines = [owner(number) for number in range(8)]
     added = run("blocks", "add", "--file", "-", input="\n".join(lines))
-    told = f"8 blocked in {settings.cache.path}; 8 cached entries removed; 0 processes obey\n"
+    told = (
+        f"8 blocked in {settings.cache.path}; 8 cached entries removed; in force in 0 processes\n"
+    )
     assert (added.exit_code, added.stdout) == (0, told)
     assert entries(settings) == 2
     assert len(rows(run("blocks", "list"))) == 8

@@ -104,7 +104,7 @@ async def test_the_command_line_is_obeyed_by_every_worker_when_it_returns(tmp_pa
             async def command(*arguments: str) -> None:
                 async with run(imageproxy(*arguments), environment) as process:
                     assert await process.exit_code() == 0, process.text
-                    await process.line_with("; 2 processes obey$")
+                    await process.line_with("; in force in 2 processes$")
                     assert "warning" not in process.text
 
             async def statuses() -> set[int]:

@@ -1,8 +1,8 @@
-"""The worker processes of one server, and how they tell one another what they have counted.
+"""Exchanges metrics between the worker processes of one server.
 
-Each listens on a socket of its own in a folder that the first process made. A request for the
-metrics asks the others while it waits; nothing is written between two requests, and a hit costs
-what it costs without this.
+Each process listens on its own socket in a folder that the first process made. A request for the
+metrics asks the others while it waits. Between such requests nothing is written, so a hit costs
+no more than without this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import trio
 from proxy.observability.metrics_snapshot import MetricsSnapshot
 
 FOLDER_VARIABLE = "IMAGEPROXY_WORKERS_FOLDER"
-"""Tells worker processes the folder. No setting: those begin in another way."""
+"""The variable that gives worker processes the folder. Not a setting: its prefix differs."""
 
 PATIENCE = 2.0
 """Seconds for all the others to answer; Prometheus waits for ten."""
@@ -33,8 +33,8 @@ class WorkerPeers:
     """The other processes of this server.
 
     Args:
-        folder: of the sockets; only this user may enter it.
-        own: what this process has counted.
+        folder: the folder of the sockets; only this user may enter it.
+        own: returns the metrics of this process.
     """
 
     def __init__(self, folder: Path, own: Callable[[], MetricsSnapshot]) -> None:
@@ -48,7 +48,7 @@ class WorkerPeers:
         self._scope.cancel()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Answer the others until ``stop``; then take the socket away.
+        """Answer the others until ``stop``; then remove the socket.
 
         Raises:
             OSError: the folder cannot be used.
@@ -69,9 +69,9 @@ class WorkerPeers:
                     await trio.to_thread.run_sync(os.unlink, self._path)
 
     async def snapshots(self) -> list[MetricsSnapshot]:
-        """This process's own, and those of all others that answer within ``PATIENCE``.
+        """Return the snapshots of this process, and of all others that answer in ``PATIENCE``.
 
-        Cancellation leaves no connection behind.
+        Cancellation leaves no connection open.
         """
         found = [self._own()]
         with trio.move_on_after(PATIENCE):
@@ -89,18 +89,18 @@ class WorkerPeers:
                 data = b"".join([bytes(part) async for part in stream])
             found.append(MetricsSnapshot.from_json(data))
         except (OSError, trio.BrokenResourceError, ValueError) as error:
-            # It has ended, or is about to: what it counted is gone with it.
+            # The process has ended, or is about to end: its counts are lost.
             log.info("a worker does not tell its metrics", cause=str(error))
 
     async def _answer(self, stream: trio.SocketStream) -> None:
-        # One that asks and goes away is no failure of ours.
+        # A peer that asks and then disconnects is not our failure.
         with suppress(trio.BrokenResourceError):
             async with stream:
                 await stream.send_all(self._own().to_json())
 
 
 def forget(folder: Path, pid: int) -> None:
-    """Take away the socket of a process that ended without doing so."""
+    """Remove the socket of a process that ended without removing it."""
     with suppress(OSError):
         _path(folder, pid).unlink()
 

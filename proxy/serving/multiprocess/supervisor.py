@@ -1,8 +1,8 @@
-"""The worker processes of one server: started, replaced when one ends, stopped together.
+"""Starts the worker processes of one server, replaces those that end, and stops them together.
 
-The first process has the listening socket and answers nobody. Each worker inherits that socket,
-and one end of a pair of sockets, its tie: by a byte it says that it serves, and by the end of it
-learns that it is to stop, also when the first process was killed.
+The first process owns the listening socket and answers no requests. Each worker inherits that
+socket, and one end of a socket pair, its tie. The worker sends a byte over the tie when it serves.
+When the tie closes, the worker stops; the tie also closes when the first process is killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from proxy.serving import systemd
 from proxy.serving.multiprocess import peers as siblings
 
 SERVES = b"1"
-"""What a worker says over its tie."""
+"""The byte that a worker sends over its tie."""
 
 RESTART_PAUSE = 1.0
 """Seconds before a worker that ended is replaced."""
@@ -40,9 +40,9 @@ class Supervisor:
     """Runs ``count`` workers.
 
     Args:
-        listener: the socket, bound; closed when the workers are to stop.
-        environment: of the workers; has their configuration.
-        folder: where they tell one another what they have counted.
+        listener: the bound socket; closed when the workers must stop.
+        environment: the environment of the workers; contains their configuration.
+        folder: the folder in which they exchange metrics.
         patience: seconds for a worker to stop, before it is killed.
     """
 
@@ -58,7 +58,7 @@ class Supervisor:
         self._listener = listener
         self._count = count
         self._folder = folder
-        # They tell this process, and it systemd.
+        # Workers notify this process, and this process notifies systemd.
         environment = {key: value for key, value in environment.items() if key != systemd.VARIABLE}
         self._environment = environment | {siblings.FOLDER_VARIABLE: str(folder)}
         self._patience = patience
@@ -68,7 +68,7 @@ class Supervisor:
         self._code = 0
 
     def stop(self) -> None:
-        """Have ``run`` end once the requests in flight are answered; nobody is accepted now."""
+        """End ``run`` once the requests in flight are answered; accept no new connections."""
         if not self._stopping.is_set():
             systemd.notify(systemd.STOPPING)
             self._listener.close()
@@ -80,7 +80,7 @@ class Supervisor:
         Cancellation kills them.
 
         Returns:
-            The exit code: 0, or that of the one that could not start.
+            The exit code: 0, or that of the worker that could not start.
         """
         async with trio.open_nursery() as nursery:
             for _ in range(self._count):
@@ -88,7 +88,7 @@ class Supervisor:
         return self._code
 
     async def _keep_one(self) -> None:
-        """One worker after another."""
+        """Keep one worker running: start another each time one ends."""
         while True:
             served = False
             try:
@@ -114,7 +114,7 @@ class Supervisor:
 
     @contextmanager
     def _counted(self, serves: bool) -> Iterator[None]:
-        """Count a worker among those that serve, while it does."""
+        """Count a worker as serving during the block."""
         self._serving += serves
         if self._serving == self._count and not self._was_ready:
             self._was_ready = True
@@ -126,7 +126,7 @@ class Supervisor:
 
     @asynccontextmanager
     async def _started(self) -> AsyncIterator[tuple[trio.Process, trio.SocketStream]]:
-        """A worker; killed, if it still runs, at the end of the block.
+        """Start a worker; at the end of the block, kill it if it still runs.
 
         Raises:
             OSError: it cannot be started.
@@ -138,7 +138,7 @@ class Supervisor:
             with theirs, self._listener.dup() as listener:
                 descriptor = listener.fileno()
                 process = await trio.lowlevel.open_process(
-                    # As ``-m``, but that the current folder is not where modules are looked for.
+                    # Like ``-m``, but the current folder is not searched for modules.
                     [sys.executable, "-c", BOOTSTRAP, str(descriptor), *map(abspath, sys.path)],
                     stdin=theirs,
                     env=self._environment,
@@ -158,7 +158,7 @@ class Supervisor:
                 siblings.forget(self._folder, process.pid)
 
     async def _serves(self, tie: trio.SocketStream) -> bool:
-        """Wait until the worker serves, ends, or is to stop; whether it serves."""
+        """Wait until the worker serves, ends, or must stop; return whether it serves."""
         serves = False
 
         async def heard() -> None:
@@ -174,7 +174,11 @@ class Supervisor:
         return serves
 
     async def _end_of(self, process: trio.Process, tie: trio.SocketStream) -> int:
-        """The exit code of a worker, which is told when it is to stop; minus a signal's number."""
+        """Wait for a worker to end, and tell it when to stop.
+
+        Returns:
+            Its exit code, or minus the number of the signal that ended it.
+        """
 
         async def tell() -> None:
             await self._stopping.wait()

@@ -1,6 +1,6 @@
-"""One of several worker processes of a server, as ``supervisor`` starts it.
+"""One of several worker processes of a server, started by ``supervisor``.
 
-Its configuration is in its environment, its tie is its standard input.
+Its configuration is in its environment. Its tie is its standard input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from proxy.serving.serve import run
 
 
 def main(descriptor: int) -> int:
-    """Serve on the socket that is inherited as ``descriptor``; the process's exit code."""
+    """Serve on the socket inherited as ``descriptor``; return the exit code."""
     try:
         config = load_config()
     except ConfigError as error:  # the file was changed since the first process read it
@@ -39,7 +39,7 @@ def main(descriptor: int) -> int:
 
 
 def _tell(tie: socket.socket) -> None:
-    with suppress(OSError):  # it has ended: this process is about to stop
+    with suppress(OSError):  # the tie is closed: this process is about to stop
         tie.send(SERVES)
 
 
