@@ -74,7 +74,8 @@ def cache_verify(context: Context, repair: bool) -> None:
     """Compare the files with the index; exit 1 if anything is wrong and not repaired.
 
     damaged: not what was written. missing: only in the index. unknown: not in the index.
-    foreign: its name is not an entry's. --repair removes files, or corrects the index if missing.
+    foreign: its name is not an entry's. --repair removes damaged and foreign files, and corrects
+    the index for the others.
     """
 
     async def work(disk: DiskCache) -> int:

@@ -1,4 +1,4 @@
-"""``/avatar/{actor}`` and ``/banner/{actor}``, and what the page looks up."""
+"""Serves ``/avatar/{actor}``, ``/banner/{actor}``, and the look-ups of the page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 def actor_routes(config: Config, responder: Responder) -> Blueprint:
-    """Routes by handle or DID; none where the proxy is not enabled."""
+    """Routes by handle or DID; no routes if the proxy is not enabled."""
     routes = Blueprint("actors", __name__)
     if not config.server.enabled:
         return routes
@@ -94,4 +94,4 @@ def actor_routes(config: Config, responder: Responder) -> Blueprint:
 
 
 _OUTCOMES = {302: "found", 400: "invalid", 404: "absent", 503: "busy"}
-"""Label values of ``imageproxy_actor_requests_total``; what is not here is ``failed``."""
+"""Label values of ``imageproxy_actor_requests_total``; any other status is ``failed``."""

@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 def admin_routes(config: Config, responder: Responder) -> Blueprint:
-    """Routes below ``/admin``; none where no token is configured."""
+    """Routes below ``/admin``; no routes if no token is configured."""
     routes = Blueprint("admin", __name__, url_prefix="/admin")
     tokens = _tokens(config)
     if not tokens:
@@ -66,10 +66,10 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
     @routes.get("/blocks")
     async def list_blocks() -> Response:
         store = moderator().store
-        # Before the answer begins: where the store cannot be read, it is another one.
+        # Read the first page before the answer begins: a failure must give an error response.
         first = await trio.to_thread.run_sync(store.blocks_after, 0)
         response = Response(_listing(store, first), content_type="application/json")
-        response.timeout = None  # a million take longer than most answers may
+        response.timeout = None  # a million blocks take longer than the usual limit
         return response
 
     @routes.post("/blocks")
@@ -102,11 +102,11 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
 
 
 class BadBody(Exception):
-    """The body of a request asks for nothing that can be done; the message says why."""
+    """The body of a request is invalid; the message says why."""
 
 
 def _log_refusal(status: int, cause: str, **more: str) -> None:
-    """A line for what was asked in vain: without the header, which may have half a token."""
+    """Log a refused request, without the header, which may contain part of a token."""
     log.warning(
         "admin request refused",
         method=request.method,
@@ -124,13 +124,13 @@ def _tokens(config: Config) -> list[tuple[str, bytes]]:
 
 
 def _name_of(given: str, tokens: list[tuple[str, bytes]]) -> str | None:
-    """Whose token it is. Each is compared, in constant time."""
+    """Return the name of the token's owner. Every token is compared, in constant time."""
     found = [name for name, token in tokens if hmac.compare_digest(given.encode(), token)]
     return found[0] if found else None
 
 
 async def _listing(store: ModerationStore, page: list[Block]) -> AsyncIterator[str]:
-    """The JSON of all blocks, of which there may be a million, a page at a time."""
+    """Yield the JSON of all blocks page by page; there may be a million."""
     yield '{"blocks":['
     is_first = True
     while page:
@@ -166,7 +166,7 @@ async def _body() -> Json:
 
 
 def _is_encodable(text: str) -> bool:
-    """Whether it has no lone surrogate, which JSON can escape and nobody can keep."""
+    """Whether ``text`` has no lone surrogate, which JSON can escape but UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The Quart-Trio application: images and blobs before its routing, operations behind it."""
+"""The Quart-Trio application: images and blobs bypass its routing, other routes use it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESTART_PAUSE = 1.0
 """Seconds before a crashed service starts again."""
 
 IMAGE, BLOB = "/img/{preset}/plain/{did}/{cid}", "/blob/{did}/{cid}"
-"""The routes, as traces call them."""
+"""The routes, as traces name them."""
 
 PRIVATE = "fetch.allow_private_hosts"
 
@@ -42,10 +42,10 @@ log = structlog.get_logger(__name__)
 
 
 class Peers(Protocol):
-    """The other processes of this server: ``serving.multiprocess`` has them."""
+    """The other processes of this server; implemented in ``serving.multiprocess``."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Tell the others what this process counted, until ``stop``."""
+        """Send the others this process's metrics on request, until ``stop``."""
         ...
 
     def stop(self) -> None:
@@ -53,7 +53,7 @@ class Peers(Protocol):
         ...
 
     async def snapshots(self) -> list[MetricsSnapshot]:
-        """This process's own, and those of the others that answer in time."""
+        """Return the snapshots of this process, and of the others that answer in time."""
         ...
 
 
@@ -61,8 +61,8 @@ class ImageProxyApp(QuartTrio):
     """The application, and the one service that it runs between start-up and shutdown.
 
     Args:
-        peers: made with what tells this process's metrics: the server's other processes. None:
-            this one serves alone.
+        peers: creates the ``Peers`` from a function that returns this process's metrics.
+            None: this process serves alone.
 
     Attributes:
         responder: answers images and blobs.
@@ -87,13 +87,13 @@ class ImageProxyApp(QuartTrio):
         self.after_serving(self._stop)
 
     async def asgi_app(self, scope: Scope, receive: Receive, send: Send) -> None:  # type: ignore[override]
-        """Images and blobs first: the framework's routing would cost a hit more than the hit."""
+        """Answer images and blobs without the framework, whose routing costs more than a hit."""
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close"})
         if scope["type"] == "http":
             request_id.current.set(request_id.of(scope["headers"]))
         if scope["type"] == "http" and not scope["path"].startswith("/"):
-            # No path at all, or one that the framework fails to parse.
+            # The path is missing, or the framework cannot parse it.
             return await serve(scope, receive, send, _not_a_path)
         if scope["type"] == "http" and self._config.server.enabled:
             if scope["path"].startswith("/img/"):
@@ -112,7 +112,7 @@ class ImageProxyApp(QuartTrio):
         return await serve(scope, receive, send, respond)
 
     def _negotiating(self, scope: Scope) -> Respond:
-        """What answers this request for an image in the format that its client prefers."""
+        """Return the function that answers this request in the format its client prefers."""
         image = self.responder.image
         if not is_negotiable(self._config.presets, scope["path"]):
             return image
@@ -120,14 +120,14 @@ class ImageProxyApp(QuartTrio):
         return lambda path, if_none_match: as_negotiated(image(path, if_none_match, chosen))
 
     def drain(self) -> None:
-        """Say on ``/readyz`` that this process will end."""
+        """Report on ``/readyz`` that this process will end."""
         self.responder.draining = True
 
     def _is_draining(self) -> bool:
         return self.responder.draining
 
     async def metrics(self) -> bytes:
-        """The Prometheus text format, of all worker processes of this server."""
+        """Return the metrics of all worker processes of this server, in Prometheus text format."""
         if self._peers is None:
             return render(self._snapshot())
         return render(merge(await self._peers.snapshots()))
@@ -137,7 +137,7 @@ class ImageProxyApp(QuartTrio):
         return service.metrics.snapshot() if service else MetricsSnapshot(())
 
     async def _start(self) -> None:
-        # The lifespan's nursery; the service opens its own within.
+        # The lifespan's nursery; the service opens its own nursery inside.
         await self.nursery.start(self._run_service)
         if self._peers is not None:
             await self.nursery.start(self._peers.run)
@@ -151,7 +151,7 @@ class ImageProxyApp(QuartTrio):
     async def _run_service(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Run the service until ``_stop``; one that crashes starts again after a pause."""
+        """Run the service until ``_stop``; after a crash, start it again after a pause."""
         started = False
         try:
             while not self._stopping.is_set():
@@ -177,7 +177,7 @@ class ImageProxyApp(QuartTrio):
             self._stopped.set()
 
     def _tell_start(self) -> None:
-        """What a log is searched for, and what holds for as long as the process runs."""
+        """Log the start, and warnings that apply while the process runs."""
         log.info("service started", version=metrics.VERSION, python=python_version())
         if self._config.fetch.allow_private_hosts:
             log.warning("strangers' URLs may lead into private networks", key=PRIVATE)
@@ -189,7 +189,7 @@ def create_app(
     networks: tuple[Network, Network] | None = None,
     peers: Callable[[Callable[[], MetricsSnapshot]], Peers] | None = None,
 ) -> ImageProxyApp:
-    """The ASGI application, for Hypercorn's Trio worker.
+    """Create the ASGI application, for Hypercorn's Trio worker.
 
     Args:
         config: None: from the environment, and the file that ``IMAGE_PROXY_CONFIG`` names.
@@ -197,7 +197,7 @@ def create_app(
         peers: see ``ImageProxyApp``.
 
     Raises:
-        ConfigError: the configuration is wrong, or needs what is not installed.
+        ConfigError: the configuration is wrong, or needs a package that is not installed.
     """
     config = config or load_config()
     check_extras(config)

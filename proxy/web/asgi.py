@@ -1,4 +1,4 @@
-"""Answers over ASGI, without a framework between a hit and its client."""
+"""Sends answers over ASGI, without a framework between a hit and its client."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Respond = Callable[[str, str | None], HttpResponse | PendingResponse]
 METHODS = ("GET", "HEAD")
 
 ENCODED = 4096
-"""Answers whose headers are kept as they are sent, the most recent: about 1 KB each."""
+"""Size of the LRU cache of encoded headers: about 1 KB for each answer."""
 
 
 async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) -> None:
-    """Answer one request with what ``respond`` makes of its path and its ``If-None-Match``.
+    """Answer one request: call ``respond`` with its path and its ``If-None-Match``.
 
-    A client that goes away cancels an answer that takes a while. A body is taken and dropped,
-    also while the answer is sent: a server that waits for its application to take a piece of it
-    would wait for ever, and keep the connection. With neither, no task is started: it would cost
-    more than a hit from memory.
+    If the client disconnects, a pending answer is cancelled. A request body is read and dropped,
+    also while the answer is sent: otherwise a server that waits for its application to read the
+    body would wait forever, and keep the connection. An immediate answer without a body starts
+    no task, because a task costs more than a hit from memory.
     """
     if_none_match, may_have_body = _read_headers(scope)
     if scope["method"] in METHODS:
@@ -52,15 +52,15 @@ async def serve(scope: Scope, receive: Receive, send: Send, respond: Respond) ->
 
 
 def quart_response(response: HttpResponse) -> Response:
-    """The same as Quart's, for the routes that the framework serves."""
+    """Convert to Quart's response, for the routes that the framework serves."""
     return Response(response.body, status=response.status, headers=dict(response.headers))
 
 
 def _read_headers(scope: Scope) -> tuple[str | None, bool]:
-    """``If-None-Match``, and whether a body may come.
+    """Return ``If-None-Match``, and whether a body may follow.
 
-    Repeated fields are one list (RFC 9110, section 5.3). A request of HTTP/1 has a body where it
-    announces one (RFC 9112, section 6.3); one of HTTP/2 need not announce it.
+    Repeated fields form one list (RFC 9110, section 5.3). An HTTP/1 request has a body only if its
+    headers announce one (RFC 9112, section 6.3); an HTTP/2 request need not announce it.
     """
     tags: list[bytes] = []
     may_have_body = not scope["http_version"].startswith("1.")

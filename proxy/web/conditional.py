@@ -1,10 +1,10 @@
-"""``If-None-Match``, by RFC 9110, section 13.1.2. Pure, total."""
+"""Evaluates ``If-None-Match`` (RFC 9110, section 13.1.2). Pure, total."""
 
 from __future__ import annotations
 
 import re
 
-# Section 8.8.3: etagc is any visible character but the quote, and obs-text.
+# Section 8.8.3: etagc is any visible character except the quote, or obs-text.
 _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _SEPARATOR = re.compile(r"[ \t,]*")
 
@@ -12,8 +12,8 @@ _SEPARATOR = re.compile(r"[ \t,]*")
 def none_match(header: str, etag: str) -> bool:
     """Whether the request should go on: no tag of ``header`` names ``etag``.
 
-    The comparison is weak, as the section asks; ``*`` matches every result that exists. A header
-    that is no list of entity tags is ignored from its first mistake on.
+    The comparison is weak, as the section requires; ``*`` matches every existing result. A header
+    that is not a list of entity tags is ignored from its first mistake on.
     """
     if header.strip(" \t") == "*":
         return False

@@ -1,4 +1,4 @@
-"""Hypercorn's connections: no client ends the server, and an answer takes one write."""
+"""Fixes for Hypercorn's connections: no client can end the server; an answer takes one write."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from hypercorn.trio.tcp_server import TCPServer
 from proxy.config import ConfigError
 
 MAX_JOINED = 256 * 1024
-"""Bytes of a body up to which copying it behind its head costs less than another write."""
+"""Bytes of a body up to which joining it to the head costs less than a second write."""
 
 log = structlog.get_logger(__name__)
 
 
 class IdleTimer:
-    """Hypercorn's, without a new task for each request: one waits, and its deadline moves.
+    """Replaces Hypercorn's timer: one task with a moving deadline, not a new task per request.
 
     Args:
-        seconds: that a connection may be idle.
-        stopping: is waited for, and asked, whether the server stops.
+        seconds: how long a connection may be idle.
+        stopping: the event that is set when the server stops.
         close: ends the connection.
     """
 
@@ -45,7 +45,7 @@ class IdleTimer:
         self._has_ended = False
 
     async def restart(self, task_group: TaskGroup, _action: object) -> None:
-        """The connection is idle from now on. Does not wait."""
+        """Mark the connection as idle from now on. Does not wait."""
         if self._has_ended:
             return
         self._is_busy = False
@@ -57,19 +57,19 @@ class IdleTimer:
             self._idle.cancel()
 
     async def stop(self) -> None:
-        """It is busy. Does not wait."""
+        """Mark the connection as busy. Does not wait."""
         self._is_busy = True
         self._idle.deadline = math.inf
 
     def end(self) -> None:
-        """The connection is closed: nothing waits for it any more."""
+        """Stop waiting: the connection is closed."""
         self._has_ended = True
         self._idle.cancel()
 
     async def _wait(self) -> None:
         with self._idle:
             await self._stopping.wait()
-            if self._is_busy:  # its answer ends with ``restart``, or the connection with ``end``
+            if self._is_busy:  # ``restart`` comes after the answer, or ``end`` at the close
                 await trio.sleep_forever()
         if self._has_ended:
             return
@@ -78,26 +78,26 @@ class IdleTimer:
 
 
 class Connection(TCPServer):
-    """As Hypercorn's, but for five things.
+    """Hypercorn's connection, with five differences.
 
-    An exception ends this connection alone. Hypercorn lets it end the server, and one request
-    brings it about: an upgrade to a WebSocket with a byte behind it (its issue 225), or one to
-    HTTP/2 whose settings do not decode.
+    1. An exception ends only this connection. In Hypercorn it ends the server, and one request
+    can cause it: an upgrade to a WebSocket with a byte after it (Hypercorn's issue 225), or an
+    upgrade to HTTP/2 whose settings do not decode.
 
-    It also ends while its client does not read. Hypercorn shields what it sends from
-    cancellation, so that one such client would keep the process from ending; closing the socket
-    ends what the shield does not let be cancelled.
+    2. The connection can be ended while its client does not read. Hypercorn shields its sends from
+    cancellation, so one such client would keep the process from ending. Closing the socket ends
+    the shielded send.
 
-    And the head of an answer is sent together with the first of its body. Hypercorn sends each by
-    itself, and then nothing, which takes its turn too; together these cost more than all that a
-    hit from memory does before. ASGI wants it so: "the protocol server must not start sending
-    the response to the client until it has received at least one http.response.body event".
+    3. The head of an answer is sent together with the first part of its body. Hypercorn sends
+    each separately, and then an empty write. Together these cost more than the rest of a hit from
+    memory. ASGI requires this: "the protocol server must not start sending the response to the
+    client until it has received at least one http.response.body event".
 
-    Its idle timer is the one above: Hypercorn starts and cancels a task around every request, and
-    leaves the last one waiting for the timeout after the client has gone.
+    4. The idle timer is ``IdleTimer``. Hypercorn starts and cancels a task for every request, and
+    the last task waits until the timeout after the client has disconnected.
 
-    And it closes although the application is cancelled over it, as Quart's is by the news that the
-    connection closes.
+    5. The connection closes even if the application is cancelled during the close. Quart cancels
+    the application when it learns that the connection closes.
     """
 
     _expects_head = False
@@ -110,7 +110,7 @@ class Connection(TCPServer):
         self.idle_task = self._idle_timer  # type: ignore[assignment]
 
     async def protocol_send(self, event: Event) -> None:
-        """Send what Hypercorn's protocols give out, and do what else they ask for."""
+        """Send the output of Hypercorn's protocols, and handle their other events."""
         if isinstance(event, Updated) and not event.idle:
             self._expects_head = True
         elif isinstance(event, RawData):
@@ -128,12 +128,12 @@ class Connection(TCPServer):
         await super().protocol_send(event)
 
     def _is_before_body(self) -> bool:
-        """Whether a final response has begun, in HTTP/1."""
+        """Whether an HTTP/1 final response has begun."""
         protocol = self.protocol.protocol
         return isinstance(protocol, H11Protocol) and protocol.connection.our_state is h11.SEND_BODY
 
     async def run(self) -> None:
-        """Serve one client to its end."""
+        """Serve one client until its connection ends."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._close_when_cancelled)
@@ -149,7 +149,7 @@ class Connection(TCPServer):
             self._idle_timer.end()
 
     async def _close(self) -> None:
-        # It waits for nothing: what it sends, the socket has room for, or never will.
+        # The shield causes no wait: the socket has room for the last bytes now, or never will.
         with trio.CancelScope(shield=True):
             await super()._close()
 
@@ -184,14 +184,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "hypercorn.events.RawData.__init__": ("data",),
     "hypercorn.events.Updated.__init__": ("idle",),
 }
-"""The functions of Hypercorn that ``Connection`` builds on, each with names that it must use.
+"""The Hypercorn functions that ``Connection`` depends on, each with names it must use.
 
 They are not public, and may change with any release.
 """
 
 
 def check_hypercorn() -> None:
-    """Raise ``ConfigError`` where Hypercorn is not built as ``Connection`` needs it."""
+    """Raise ``ConfigError`` if Hypercorn's structure does not fit ``Connection``."""
     for function, names in PARTS.items():
         code = _code_of(function)
         if code is None or not {*code.co_names, *code.co_varnames} >= {*names}:
@@ -211,11 +211,11 @@ def _code_of(function: str) -> CodeType | None:
 
 
 def install() -> None:
-    """Have Hypercorn's Trio worker make its connections of this class, in this process.
+    """Make Hypercorn's Trio worker use ``Connection`` in this process.
 
     Raises:
-        ConfigError: Hypercorn is not built as this class needs it.
+        ConfigError: Hypercorn's structure does not fit ``Connection``.
     """
     check_hypercorn()
-    # It has no setting for it, and looks the name up when it begins to serve.
+    # Hypercorn has no setting for this. It looks up the name when it begins to serve.
     hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined, assignment]

@@ -1,4 +1,4 @@
-"""Which format a client gets that asks for none: ``Accept``, by RFC 9110, section 12.5.1."""
+"""Chooses a format by ``Accept`` (RFC 9110, section 12.5.1) if the URL names none."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from proxy.model.presets import Preset
 from proxy.web.responses import HttpResponse, PendingResponse, varying
 
 REMEMBERED = 256
-"""Headers whose choice is kept; browsers in use send a few dozen."""
+"""Headers whose choice is cached; current browsers send a few dozen."""
 
 MAX_HEADER = 4096
-"""Characters looked at; browsers send about a hundred."""
+"""Characters; a longer header is ignored. Browsers send about a hundred."""
 
 
 def choose(accept: str | None, formats: Sequence[Format]) -> Format | None:
-    """The format of ``formats`` that ``accept`` prefers, or None: as the source has it. Total.
+    """Return the format that ``accept`` prefers, or None: the source's format. Total.
 
-    One counts only where it is named: ``*/*`` is what clients send that know nothing of it. The
-    highest quality wins; among equal ones the first of ``formats`` does. A JPEG that is preferred
-    to all of them is what the source's format mostly gives.
+    A format counts only if it is named: clients that do not support it also send ``*/*``. The
+    highest quality wins; among equals, the first of ``formats`` wins. If JPEG is preferred to all
+    of them, the result is None: the source's format is mostly JPEG.
     """
     if not accept or len(accept) > MAX_HEADER:
         return None
@@ -45,16 +45,16 @@ def _choose(accept: str, formats: tuple[Format, ...]) -> Format | None:
 
 
 def accept_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The value of ``Accept``; of repeated ones, their list (RFC 9110, section 5.3)."""
+    """Return the value of ``Accept``; join repeated fields to a list (RFC 9110, section 5.3)."""
     values = [value.decode("latin-1") for name, value in headers if name == b"accept"]
     return ", ".join(values) if values else None
 
 
 def is_negotiable(presets: Mapping[str, Preset], path: str) -> bool:
-    """Whether the answer for ``path`` depends on ``Accept``, where formats are negotiated. Total.
+    """Whether the answer for ``path`` depends on ``Accept``, if formats are negotiated. Total.
 
-    Not where the URL names a format, nor where the preset is ``animated``: what that serves
-    depends on whether the source moves, which is known once it was fetched.
+    False if the URL names a format, or if the preset is ``animated``: its result depends on
+    whether the source is animated, which is known only after the fetch.
     """
     match path.split("/"):
         case ["", "img", name, "plain", _did, blob]:
@@ -65,7 +65,7 @@ def is_negotiable(presets: Mapping[str, Preset], path: str) -> bool:
 
 
 def as_negotiated(answer: HttpResponse | PendingResponse) -> HttpResponse | PendingResponse:
-    """``answer`` as one that depends on ``Accept``."""
+    """Mark ``answer`` as dependent on ``Accept``."""
     if isinstance(answer, HttpResponse):
         return varying(answer)
 

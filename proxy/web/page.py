@@ -1,4 +1,4 @@
-"""The page for people at ``/``."""
+"""The HTML page at ``/``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BASE_MARK = 'data-base=""'
 
 
 def page_routes(config: Config) -> Blueprint:
-    """``/``: try an account, a post or a blob, and see every preset."""
+    """The route ``/``: enter an account, a post or a blob, and see every preset."""
     routes = Blueprint("page", __name__)
     page = render_page(config)
     headers = {
@@ -43,7 +43,7 @@ def page_routes(config: Config) -> Blueprint:
 
 
 def render_page(config: Config) -> str:
-    """The page with the presets and the public URL of a configuration."""
+    """Return the page with the configured presets and public URL."""
     base = config.server.cdn_url or config.server.base_url
     items = "".join(_item(name, preset) for name, preset in config.presets.items())
     return (
@@ -67,10 +67,10 @@ def _item(name: str, preset: Preset) -> str:
 
 
 def policy_of(page: str) -> str:
-    """The Content-Security-Policy under which nothing runs but what the page brings along.
+    """Return the Content-Security-Policy that allows only the page's own script and style.
 
-    Its script and style are named by their digests (CSP Level 3, section 2.3.1): what somebody
-    manages to put into the page is another one.
+    They are named by their digests (CSP Level 3, section 2.3.1): an injected script has another
+    digest.
     """
     return (
         "default-src 'none'; img-src 'self' blob:; connect-src 'self';"

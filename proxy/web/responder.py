@@ -1,4 +1,4 @@
-"""From a request for an image or a blob to its answer: rules without a framework."""
+"""Answers requests for images and blobs, independent of the web framework."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from proxy.web.responses import (
 )
 
 PARSED = 4096
-"""Paths whose parse is kept, the most recent: about 1 KB each, and right ones alone."""
+"""Size of the LRU cache of parsed paths: about 1 KB each, only valid paths."""
 
 LOGGED = 300
-"""Characters of a path in the log."""
+"""Characters of a path that are logged."""
 
 Timings = Mapping[str, float]
 
@@ -43,7 +43,7 @@ class _Asked:
     """A request, for its log line and its metrics.
 
     Attributes:
-        began: on Trio's clock.
+        began: the start time on Trio's clock.
         preset: None for a blob.
     """
 
@@ -53,13 +53,13 @@ class _Asked:
 
 
 class Responder:
-    """Answers requests from a service. Never raises, but for cancellation.
+    """Answers requests with a service. Never raises, except on cancellation.
 
     Args:
-        presets: those of the configuration.
+        presets: the configured presets.
 
     Attributes:
-        service: None while there is none: starting, ended, or crashed and about to start again.
+        service: None if no service runs: starting, ended, or crashed and about to start again.
         draining: this process will end.
     """
 
@@ -69,7 +69,7 @@ class Responder:
         self.draining = False
 
     def not_ready_because(self) -> str | None:
-        """Why no traffic should come here now, or None."""
+        """Return why this process should get no traffic now, or None."""
         if self.draining:
             return "draining"
         if self.service is None:
@@ -83,11 +83,11 @@ class Responder:
     def image(
         self, path: str, if_none_match: str | None, chosen: Format | None = None
     ) -> HttpResponse | PendingResponse:
-        """Answer a GET for ``/img/...``, percent-decoded once: at once where nothing must wait.
+        """Answer a GET for ``/img/...``, percent-decoded once: immediately if no wait is needed.
 
         Args:
-            chosen: the format to answer in, where ``path`` names none. What it cannot hold comes
-                as the source has it.
+            chosen: the format to answer in, if ``path`` names none. A result that it cannot hold
+                is answered in the source's format.
         """
         asked = _Asked(path, trio.current_time(), preset="none")
         try:
@@ -106,7 +106,7 @@ class Responder:
             return self._failed(asked, failure)
 
     def blob(self, path: str, if_none_match: str | None) -> HttpResponse | PendingResponse:
-        """Answer a GET for ``/blob/...``; as ``image``."""
+        """Answer a GET for ``/blob/...``, like ``image``."""
         asked = _Asked(path, trio.current_time())
         try:
             service = self._service()
@@ -121,7 +121,7 @@ class Responder:
     def _unmodified(
         self, asked: _Asked, service: Service, blob: BlobKey, etag: str
     ) -> HttpResponse | PendingResponse:
-        """304, where the blob may be served."""
+        """Answer 304, if the blob may be served."""
         if service.gate.check(blob):
             return self._answered(asked, not_modified(etag))
         return partial(self._answer_later, asked, partial(_confirm, service, blob, etag))
@@ -176,7 +176,7 @@ class Responder:
         return answer
 
     def _count(self, asked: _Asked, answer: HttpResponse, state: str) -> float:
-        """Note an image in the metrics; the milliseconds that the request took, for its line."""
+        """Count an image request in the metrics; return its milliseconds, for the log line."""
         seconds = trio.current_time() - asked.began
         if self.service is not None and asked.preset is not None:
             self.service.metrics.answered(asked.preset, answer.status, state, seconds)
@@ -186,7 +186,7 @@ class Responder:
 async def _get_image(
     service: Service, keys: Sequence[ImageKey], if_none_match: str | None
 ) -> tuple[HttpResponse, str, Timings]:
-    """The first of ``keys``; or, where its format cannot hold the result, the next."""
+    """Answer with the first of ``keys``; if its format cannot hold the result, with the next."""
     key, *others = keys
     try:
         image = await service.get(key)
@@ -209,7 +209,7 @@ async def _confirm(service: Service, blob: BlobKey, etag: str) -> tuple[HttpResp
 
 
 def as_ours(failure: Exception) -> ImageProxyError:
-    """Our own errors as they are; a defect is logged with its traceback and becomes a 500."""
+    """Return our own errors unchanged; log a defect with its traceback, and make it a 500."""
     if isinstance(failure, ImageProxyError):
         return failure
     log.error("defect", exc_info=failure)

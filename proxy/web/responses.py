@@ -1,4 +1,4 @@
-"""What is answered: the statuses, headers and bodies of docs/urls.md. Pure."""
+"""Builds HTTP responses: the statuses, headers and bodies of docs/urls.md. Pure."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SECURITY: Headers = (
 )
 
 RESULTS = 4096
-"""Results whose headers are kept, the most recent: about 1 KB each."""
+"""Size of the LRU cache of result headers: about 1 KB each."""
 
 RETRY_AFTER = "2"
-"""Seconds: a full channel of fetches drains in about that."""
+"""Seconds in which a full fetch channel roughly drains."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """One HTTP answer; its ``Content-Length`` is that of ``body``."""
+    """One HTTP answer; its ``Content-Length`` is the length of ``body``."""
 
     status: int
     headers: Headers
@@ -78,12 +78,12 @@ def blob_response(key: BlobKey, blob: Blob) -> HttpResponse:
 
 
 def not_modified(etag: str) -> HttpResponse:
-    """304, with what RFC 9110, section 15.4.5, has it repeat."""
+    """304, with the headers that RFC 9110, section 15.4.5, requires."""
     return HttpResponse(304, (("Cache-Control", IMMUTABLE), ("ETag", etag), *SECURITY))
 
 
 def redirect(location: str, *, max_age: float) -> HttpResponse:
-    """302 to a picture that may be another one in ``max_age`` seconds."""
+    """302 to a picture that may change after ``max_age`` seconds."""
     headers = (
         ("Location", location),
         ("Cache-Control", f"public, max-age={max_age:.0f}"),
@@ -104,12 +104,12 @@ def json_response(text: str) -> HttpResponse:
 
 
 def varying(answer: HttpResponse) -> HttpResponse:
-    """The same for shared caches that keep one for each ``Accept`` (RFC 9110, section 12.5.5)."""
+    """Add ``Vary``: shared caches keep one answer per ``Accept`` (RFC 9110, section 12.5.5)."""
     return replace(answer, headers=(*answer.headers, ("Vary", "Accept")))
 
 
 def error_response(error: ImageProxyError) -> HttpResponse:
-    """The row of the error table that ``error`` belongs to."""
+    """Return the response of ``error``, from its row of the error table."""
     headers: Headers = (
         ("Content-Type", PLAIN),
         ("Cache-Control", "public, max-age=60" if error.status == 404 else "no-store"),
@@ -127,7 +127,7 @@ def method_not_allowed(allowed: tuple[str, ...]) -> HttpResponse:
 
 
 def plain_response(status: int, text: str) -> HttpResponse:
-    """A line of text that no cache keeps."""
+    """One line of text that no cache stores."""
     return HttpResponse(
         status,
         (("Content-Type", PLAIN), ("Cache-Control", "no-store"), *SECURITY),

@@ -1,4 +1,4 @@
-"""A span around an ASGI application."""
+"""Opens a span around an ASGI application."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 async def traced(
     spans: Spans, route: str, scope: Scope, receive: Receive, send: Send, app: App
 ) -> None:
-    """Have ``app`` answer a request beneath a span of its own.
+    """Let ``app`` answer a request inside a new span.
 
     Args:
-        route: what is called so by OpenTelemetry: the path, with its parts by their names.
+        route: OpenTelemetry's ``http.route``: the path with placeholders for its parts.
     """
     headers = {
         name.decode("latin-1"): value.decode("latin-1")
