@@ -1,1 +1,1 @@
-"""What this service tells of itself: log lines, metrics, traces."""
+"""Log lines, metrics and traces of the service."""

@@ -1,7 +1,7 @@
-"""Where log lines go: standard error, readable on a terminal, JSON elsewhere.
+"""Configures logging to standard error: readable on a terminal, JSON elsewhere.
 
-Lines that are written while a request is worked for have its ``request_id``. What libraries say by
-``logging`` takes the same way.
+Lines written during a request have its ``request_id``. Lines that libraries write with
+``logging`` are handled the same way.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from proxy.config import LogSection
 from proxy.observability import request_id
 
 SERVER = "hypercorn.error"
-"""What Hypercorn calls the logger of all that is not its access log."""
+"""The name of Hypercorn's logger for everything except its access log."""
 
 
 ACCEPT = "trio.serve_listeners"
-"""What Trio calls the logger of connections that it could not accept."""
+"""The name of Trio's logger for connections that it could not accept."""
 
 ACCEPT_SECONDS = 60.0
-"""How often these are told: without free descriptors Trio has a line ten times a second."""
+"""Seconds between these lines: without free descriptors, Trio logs ten lines a second."""
 
 
 def configure_logging(
@@ -36,19 +36,19 @@ def configure_logging(
     *,
     names_process: bool = False,
 ) -> None:
-    """Set structlog up for this process, and have what uses ``logging`` take the same way.
+    """Set up structlog for this process, and route ``logging`` through it.
 
-    Call it before the first line.
+    Call it before the first log line.
 
     Args:
-        names_process: every line has a ``pid``, for there are several processes.
+        names_process: add a ``pid`` to every line, because there are several processes.
     """
     on_terminal = sys.stderr.isatty()
     readable = settings.format == "console" or (settings.format == "auto" and on_terminal)
     console = structlog.dev.ConsoleRenderer(
         # https://no-color.org: set, and not empty.
         colors=on_terminal and not os.environ.get("NO_COLOR"),
-        # Plain tracebacks: the default ones show local variables, tokens among them.
+        # Plain tracebacks: the default ones show local variables, which may contain tokens.
         exception_formatter=structlog.dev.plain_traceback,
     )
     add_context = _context_adder(os.getpid() if names_process else None)
@@ -72,28 +72,28 @@ def configure_logging(
     server.handlers = [handler]
     server.propagate = False
     server.setLevel(logging.INFO)
-    # With a handler here, Quart makes none of its own, with a thread of its own.
+    # With a handler here, Quart does not create its own, which would start a thread.
     root.handlers = [each for each in root.handlers if not isinstance(each, _ToStructlog)]
     root.addHandler(handler)
     logging.getLogger(ACCEPT).filters = [_Seldom(ACCEPT_SECONDS)]
 
 
 def server_log() -> logging.Logger:
-    """What Hypercorn is to log to, so that its lines are as all others; pickled by its name."""
+    """The logger for Hypercorn, so that its lines look like all others; pickled by its name."""
     return logging.getLogger(SERVER)
 
 
 class _ToStructlog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line of a library's."""
+        """Write a line of a library."""
         try:
             message = record.getMessage()
-        except (TypeError, ValueError):  # its arguments do not fit
+        except (TypeError, ValueError):  # the arguments do not match the format
             message = str(record.msg)
         more: dict[str, Any] = {"exc_info": record.exc_info} if record.exc_info else {}
         if left_out := getattr(record, "left_out", 0):
             more["left_out"] = left_out
-        # structlog knows the standard levels alone.
+        # structlog knows only the standard levels.
         level = max(record.levelno // 10 * 10, logging.DEBUG)
         line = structlog.get_logger(record.name)
         line.log(
@@ -102,9 +102,9 @@ class _ToStructlog(logging.Handler):
 
 
 class _Seldom(logging.Filter):
-    """Passes one line in so many seconds, without its traceback, which is always the same.
+    """Passes one line per ``seconds``, without its traceback, which is always the same.
 
-    The next one says how many were ``left_out``.
+    The next line that passes gives the number that were ``left_out``.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -114,7 +114,7 @@ class _Seldom(logging.Filter):
         self._left_out = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it passes."""
+        """Whether the line passes."""
         if record.created < self._next:
             self._left_out += 1
             return False
@@ -127,7 +127,7 @@ class _Seldom(logging.Filter):
 def _context_adder(
     pid: int | None,
 ) -> Callable[[object, str, structlog.typing.EventDict], structlog.typing.EventDict]:
-    """What adds the request, and the process where ``pid`` is one."""
+    """Return a processor that adds the request's name, and ``pid`` if given."""
 
     def add(
         _logger: object, _level: str, event: structlog.typing.EventDict
@@ -142,15 +142,15 @@ def _context_adder(
 
 
 def _as_json(_logger: object, level: str, event: structlog.typing.EventDict) -> str:
-    """One line; what is no JSON in it is written as ``repr`` has it.
+    """Return one line; values that JSON cannot express are written with ``repr``.
 
-    Level and time are added here, which costs less than structlog's processors for them: it is
-    a part of every hit.
+    Level and time are added here, which costs less than structlog's processors for them. This
+    matters because every hit logs a line.
     """
     event["level"] = level
     event["timestamp"] = datetime.now(UTC)
     try:
         return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
-    except orjson.JSONEncodeError:  # half a surrogate pair, such as file names may have
+    except orjson.JSONEncodeError:  # a lone surrogate, which file names may contain
         event["timestamp"] = event["timestamp"].isoformat()
         return json.dumps(event, default=repr)

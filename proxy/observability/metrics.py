@@ -1,4 +1,4 @@
-"""The metrics, by the names that dashboards know. Label values are bounded."""
+"""The metrics, with the names that dashboards use. The number of label values is bounded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VERSION = version("atproto-imageproxy")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 ACTOR_OUTCOMES = ("found", "absent", "invalid", "busy", "failed", "cancelled")
-"""How requests for an account's picture by name end."""
+"""Outcomes of requests for an account's picture by name."""
 
 GAUGES = {
     "blocks": "Owners, blobs and pairs that are blocked",
@@ -42,7 +42,7 @@ GAUGES = {
     "cdn_pending": "Blobs that the CDN has yet to forget",
     "labels_waiting": "Labels whose record is not known yet",
 }
-"""Those that are read when the metrics are, each where there is what it tells of."""
+"""Gauges that are read when the metrics are; each exists only if its source exists."""
 
 SHARED = frozenset(
     (
@@ -55,8 +55,8 @@ SHARED = frozenset(
         "process_start_time_seconds",
     )
 )
-"""Gauges that are not added over processes: of the cache folder and of the release all read the
-same figure, and of their starts the latest counts."""
+"""Gauges that are not summed over processes. For the cache folder and the release, all processes
+read the same value; for the start times, the latest counts."""
 
 
 class Metrics:
@@ -129,7 +129,7 @@ class Metrics:
         )
         build.labels(VERSION, python_version()).set(1)
 
-        # What has not happened is 0 and not absent: else a first event is no increase.
+        # Start at 0, not absent: otherwise a query does not see the first event as an increase.
         for metric, values in (
             (self.rejected, ("fetch", "process")),
             (self.evictions, ("ttl", "size")),
@@ -145,31 +145,31 @@ class Metrics:
             for outcome in ACTOR_OUTCOMES:
                 self.actor_requests.labels(kind, outcome)
 
-        # A label look-up of the client costs more than counting does.
+        # A label look-up in the client library costs more than the counting.
         self._request_counter = cache(self.requests.labels)
         self._request_timer = cache(self.request_duration.labels)
 
     def answered(self, preset: str, status: int, state: str, seconds: float) -> None:
-        """Count an image request, and what it took."""
+        """Count an image request, and its duration in seconds."""
         self._request_counter(preset, status, state).inc()
         self._request_timer(state).observe(seconds)
 
     def gauge(self, name: str, value: Callable[[], float]) -> None:
-        """One of ``GAUGES``, by what it is read from."""
+        """Create one of ``GAUGES``, which reads its value by calling ``value``."""
         Gauge(f"imageproxy_{name}", GAUGES[name], registry=self.registry).set_function(value)
 
     def tell_process(self) -> None:
-        """Memory, descriptors, processor time and start of this process, where there is /proc."""
+        """Export memory, descriptors, CPU time and start of this process, if /proc exists."""
         ProcessCollector(registry=self.registry)
 
     def asked_directory(self, outcome: str) -> None:
-        """Count a question to the PLC directory."""
+        """Count a request to the PLC directory."""
         self.directory_requests.labels(outcome).inc()
 
     def tell_not_ready(self, reason: str, holds: Callable[[], bool]) -> None:
-        """For which reason this process may be not ready, and what knows whether it is."""
+        """Register a reason for which this process may be not ready; ``holds`` tells if it is."""
         self.not_ready.labels(reason).set_function(lambda: float(holds()))
 
     def snapshot(self) -> MetricsSnapshot:
-        """What was counted until now."""
+        """Return the current values."""
         return MetricsSnapshot(tuple(self.registry.collect()), SHARED)

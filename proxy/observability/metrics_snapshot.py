@@ -1,4 +1,4 @@
-"""The metrics of several processes as one: what each counted, and the sum of it. Pure."""
+"""Merges the metrics of several processes: the snapshot of each, and their sum. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MetricsSnapshot:
     shared: frozenset[str] = frozenset()
 
     def to_json(self) -> bytes:
-        """For another process."""
+        """Serialize for another process."""
         families = [
             {
                 "name": family.name,
@@ -37,10 +37,10 @@ class MetricsSnapshot:
 
     @classmethod
     def from_json(cls, data: bytes) -> MetricsSnapshot:
-        """What ``to_json`` wrote.
+        """Parse the output of ``to_json``.
 
         Raises:
-            ValueError: it is something else, or a part of it.
+            ValueError: ``data`` is something else, or incomplete.
         """
         try:
             found = json.loads(data)
@@ -56,7 +56,7 @@ class MetricsSnapshot:
 
 
 def merge(snapshots: Iterable[MetricsSnapshot]) -> MetricsSnapshot:
-    """One snapshot: sums, but of shared gauges the largest, which all of them should say."""
+    """Merge to one snapshot: sums, except the maximum for shared gauges, which should be equal."""
     families: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     shared: frozenset[str] = frozenset()
@@ -80,7 +80,7 @@ def merge(snapshots: Iterable[MetricsSnapshot]) -> MetricsSnapshot:
 
 
 def render(snapshot: MetricsSnapshot) -> bytes:
-    """The Prometheus text format."""
+    """Return the snapshot in the Prometheus text format."""
     registry = CollectorRegistry()
     registry.register(_Fixed(snapshot))
     return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""What the rest of the service says of its work to a tracer, if there is one. Pure."""
+"""The tracing interface for the rest of the service, with or without a tracer. Pure."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ Note = Callable[[int, str | None], None]
 
 
 class Spans(Protocol):
-    """Spans of one service, each beneath the one that is open in its task or was where it began."""
+    """Spans of one service. The parent is the span open in the task, or where the task started."""
 
     def request(
         self, method: str, route: str, path: str, headers: Headers
     ) -> AbstractContextManager[Note]:
-        """The span of a request, beneath the caller's own where ``headers`` name one."""
+        """Open the span of a request; its parent is the caller's span if ``headers`` name one."""
         ...
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        """A span for the time of the block."""
+        """Open a span for the duration of the block."""
         ...
 
     def past(self, durations: Mapping[str, float]) -> None:
-        """Spans one after the other, in seconds, of which the last ended now."""
+        """Record consecutive spans, with durations in seconds; the last one ends now."""
         ...
 
     def begin(self, name: str) -> Callable[[], None]:
-        """A span from now until what is returned is called, from whichever task."""
+        """Begin a span now; calling the returned function, in any task, ends it."""
         ...
 
     def outgoing(self) -> Headers:
-        """What a PDS is told of the trace; empty unless ``trace.propagate``."""
+        """Return the trace headers for a PDS; empty unless ``trace.propagate``."""
         ...
 
     async def run(self) -> None:
-        """Export until ``close``, and what is left then."""
+        """Export until ``close``, then export the rest."""
         ...
 
     def close(self) -> None:
-        """No span ends after this."""
+        """Declare that no span ends after this call."""
         ...
 
 
 class NoSpans:
-    """Nobody listens: costs a call each."""
+    """Does nothing, if no tracer is configured: each span costs one call."""
 
     @contextmanager
     def request(self, method: str, route: str, path: str, headers: Headers) -> Iterator[Note]:

@@ -1,8 +1,8 @@
-"""OpenTelemetry: spans of requests, exported over OTLP. Needs the ``otel`` extra.
+"""OpenTelemetry: exports spans of requests over OTLP. Needs the ``otel`` extra.
 
-The SDK's batch processor has a thread of its own, which nothing here would own. Ended spans go into
-a bounded channel instead; one task takes them out, and exports each batch in a thread of its
-limiter. When the channel is full spans are dropped and counted: a request never waits for a trace.
+The SDK's batch processor starts a thread that nothing here would own. Instead, ended spans go into
+a bounded channel. One task reads them, and exports each batch in a thread of its limiter. When the
+channel is full, spans are dropped and counted: a request never waits for a trace.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from proxy.config import TraceSection
 from proxy.observability.spans import Headers, Note
 
 QUEUE_SIZE = 2048
-"""Spans that may wait; the SDK's own default."""
+"""Spans that may wait; the default of the SDK."""
 
 BATCH = 512
 
 FLUSH_SECONDS = 5.0
-"""Seconds that a span waits for others before they are exported together."""
+"""Seconds that a span waits for others, to be exported together."""
 
 EXPORT_SECONDS = 10.0
 """Seconds for one export, retries included."""
 
 MAX_CAUSE = 500
-"""Characters of what OpenTelemetry says of a failure."""
+"""Characters kept of OpenTelemetry's message about a failure."""
 
 NAME = "atproto-imageproxy"
 
@@ -58,7 +58,7 @@ class Tracing:
     def __init__(self, settings: TraceSection, exporter: SpanExporter) -> None:
         self._settings = settings
         self._exporter = exporter
-        # The exporter's results have no reason: it tells that to its own log.
+        # The exporter's results give no reason; the reason is only in OpenTelemetry's log.
         self._said = _Said()
         self._queue = _Queue()
         provider = TracerProvider(
@@ -73,11 +73,11 @@ class Tracing:
 
     @contextmanager
     def request(self, method: str, route: str, path: str, headers: Headers) -> Iterator[Note]:
-        """See ``Spans.request``. ``traceparent`` is honoured, its sampling with it."""
+        """See ``Spans.request``. ``traceparent`` and its sampling decision are respected."""
         attributes = {"http.request.method": method, "http.route": route, "url.path": path}
         with self._tracer.start_as_current_span(
             f"{method} {route}",
-            # An empty context: what is open around it is of another request.
+            # An empty context: a span that is open here belongs to another request.
             self._propagator.extract(headers, contexts.Context()),
             SpanKind.SERVER,
             attributes,
@@ -95,7 +95,7 @@ class Tracing:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """See ``Spans.span``. An error is its status; a traceback is for the log alone."""
+        """See ``Spans.span``. An error sets the status; a traceback goes only to the log."""
         with self._tracer.start_as_current_span(name, record_exception=False):
             yield
 
@@ -119,7 +119,7 @@ class Tracing:
         return headers
 
     async def run(self) -> None:
-        """See ``Spans.run``. Cancellation abandons a thread to an export under way."""
+        """See ``Spans.run``. Cancellation abandons the thread of an export in progress."""
         try:
             async with aclosing(self._queue.batches()) as batches:
                 async for batch in batches:
@@ -131,7 +131,7 @@ class Tracing:
                             abandon_on_cancel=True,
                         )
                     except Exception:
-                        # Traces are lost rather than pictures.
+                        # Lose traces rather than images.
                         log.exception("the exporter of spans failed")
                         continue
                     if done is not SpanExportResult.SUCCESS:
@@ -142,7 +142,7 @@ class Tracing:
                             cause=self._said.lately(),
                         )
         finally:
-            # Also ends the pauses between the tries of an export under way.
+            # Also ends the pauses between the retries of an export in progress.
             self._exporter.shutdown()
             self._said.end()
 
@@ -152,11 +152,11 @@ class Tracing:
 
 
 class _Said(logging.Handler):
-    """What OpenTelemetry logged last: it becomes a part of our own line, and no other."""
+    """Keeps OpenTelemetry's last log messages: they appear only as part of our own line."""
 
     def __init__(self) -> None:
         super().__init__()
-        # The last try and what came of all; it leaves out what it has said a moment ago.
+        # The last try, and the final result. OpenTelemetry skips a message it logged just before.
         self._messages: deque[str] = deque(maxlen=2)
         self._log = logging.getLogger("opentelemetry")
         self._log.addHandler(self)
@@ -167,16 +167,16 @@ class _Said(logging.Handler):
         self._messages.append(record.getMessage()[:MAX_CAUSE])
 
     def lately(self) -> str:
-        """Its last messages."""
+        """Return the last messages."""
         return "; ".join(self._messages)
 
     def end(self) -> None:
-        """Keep no more of them."""
+        """Stop keeping messages."""
         self._log.removeHandler(self)
 
 
 def _without_secrets(url: str) -> str:
-    """A URL without the name and password that it may have."""
+    """Return a URL without its user name and password, if any."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
@@ -189,7 +189,7 @@ class _Queue(SpanProcessor):
         self._dropped = 0
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Called by the SDK, in Trio's thread: every span here ends there."""
+        """Queue a span. Called by the SDK in Trio's thread, where every span here ends."""
         if span.context is None or not span.context.trace_flags.sampled:
             return
         try:
@@ -201,7 +201,7 @@ class _Queue(SpanProcessor):
         self._send.close()
 
     async def batches(self) -> AsyncGenerator[Sequence[ReadableSpan], None]:
-        """Batches as they fill up, or after ``FLUSH_SECONDS``; ends after ``close``."""
+        """Yield batches when they are full, or after ``FLUSH_SECONDS``; end after ``close``."""
         async with self._receive:
             async for first in self._receive:
                 batch = [first]
@@ -218,6 +218,6 @@ class _Queue(SpanProcessor):
 
 
 def tracing_of(settings: TraceSection) -> Tracing:
-    """What exports to ``trace.endpoint``."""
+    """Build the tracing that exports to ``trace.endpoint``."""
     exporter = OTLPSpanExporter(endpoint=settings.endpoint, timeout=EXPORT_SECONDS)
     return Tracing(settings, exporter)

@@ -1,1 +1,1 @@
-"""What commands do beside serving: warming, examining the machine, configuring nginx."""
+"""The work of commands other than serving: warming, checking the machine, configuring nginx."""

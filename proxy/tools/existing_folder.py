@@ -1,4 +1,4 @@
-"""A cache folder as a command finds it: whether it is one, and whose. Nothing is made."""
+"""Inspects an existing folder: whether it is a cache folder, and its owner. Creates nothing."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from proxy.moderation.store import FILE_NAME as STORE
 from proxy.moderation.store import OLDER_NAME as OLDER_STORE
 
 SIGNS = (STORE, OLDER_STORE, INDEX, IMAGES)
-"""By any of them a folder is known to be that of a server."""
+"""A folder that contains any of these is the cache folder of a server."""
 
 
 def signs_in(folder: Path) -> list[Path]:
-    """What there is of a cache in ``folder``; of none where it is not there.
+    """Return the parts of a cache that exist in ``folder``; none if the folder is missing.
 
     Raises:
-        OSError: it cannot be looked into.
+        OSError: the folder cannot be read.
     """
     return [path for name in SIGNS if _is_there(path := folder / name)]
 
 
 def owner_beside_root(folder: Path) -> str | None:
-    """The user whose cache it is, where this process is root's and would leave root's files there.
+    """Return the owner of the cache if this process runs as root and the owner is another user.
 
-    None where all is well. Goes by what is in the folder: a server of root's may be given a
-    folder of somebody else's.
+    Root's new files would be unusable for that user. None: no such conflict. The owner of the
+    cache's files decides, because root's server may use another user's folder.
 
     Raises:
-        OSError: it cannot be looked into.
+        OSError: the folder cannot be read.
     """
     if os.geteuid() != 0 or not _is_there(folder):
         return None
@@ -50,5 +50,5 @@ def _is_there(path: Path) -> bool:
 def _name_of(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:  # that of a container, or of another machine
+    except KeyError:  # a user of a container, or of another machine
         return f"uid {uid}"

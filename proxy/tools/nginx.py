@@ -1,7 +1,7 @@
 """nginx before the proxy: a server block that serves hits straight from the disk cache. Pure.
 
-nginx answers as ``proxy.web`` does or hands the request over. What it decides itself is two
-regular expressions, and both are here: which URLs are canonical, and whether ``If-None-Match``
+nginx either answers as ``proxy.web`` does, or passes the request on. Its own decisions are two
+regular expressions, both defined here: which URLs are canonical, and whether ``If-None-Match``
 names an entity tag.
 """
 
@@ -39,10 +39,10 @@ _TAIL = (
 )
 
 CANONICAL = (_HEAD + _PLC + _TAIL, _HEAD + _WEB + _TAIL)
-"""What may be looked for on disk: conditions, a space, the method, a space, the request target.
+"""Requests to look up on disk: conditions, a space, the method, a space, the request target.
 
-Every canonical URL of a result matches, but for a did:web with a port. So do some hostnames and
-CIDs that are none: they have no file, and no match leads out of its owner's folder.
+Every canonical URL of a result matches, except a did:web with a port. Some invalid hostnames and
+CIDs match too: they have no file, and no match leads outside its owner's folder.
 """
 
 IS_KNOWN = (
@@ -50,13 +50,13 @@ IS_KNOWN = (
     r"(?:[ \t]*[*][ \t]*$"
     r'|[ \t,]*(?:(?:W/)?"[!#-~\x80-\xff]*"[ \t]*,[ \t,]*)*(?:W/)?\1)'
 )
-"""An entity tag, a space, and an ``If-None-Match`` that names it: as ``none_match`` has it."""
+"""An entity tag, a space, and an ``If-None-Match`` that names it: the rules of ``none_match``."""
 
 _FILE = (
     "$imageproxy_method/$imageproxy_shard/$imageproxy_owner"
     "/$imageproxy_preset-$imageproxy_fingerprint/$imageproxy_cid@$imageproxy_asked_format"
 )
-"""``proxy.cache.layout``, without the extension."""
+"""The file path by ``proxy.cache.layout``, without the extension."""
 
 _ETAG = ImageKey(
     "$imageproxy_preset",
@@ -71,10 +71,10 @@ _NEGOTIATED = "$imageproxy_wanted"
 _DOLLAR = "imageproxy_dollar"
 
 MAX_MAP_KEY = 46
-"""Characters of a map's key that fit into nginx' default ``map_hash_bucket_size``, 64 bytes.
+"""Characters of a map key that fit into nginx' default ``map_hash_bucket_size``, 64 bytes.
 
-That setting is one of the whole server's, so a block that raised it could be at odds with another.
-With more than about 30 presets nginx warns that its hash is not optimal, and it works.
+That setting is global to the server, so raising it in this block could conflict with another one.
+With more than about 30 presets nginx warns that its hash is not optimal, but it works.
 """
 
 LISTEN = ("80", "[::]:80")
@@ -85,10 +85,10 @@ class _Block(Template):
 
 
 def server_block(config: Config, images: Path, *, listen: Sequence[str] = LISTEN) -> str:
-    """What goes into ``/etc/nginx/sites-enabled/``: upstream, maps and server.
+    """Return the file for ``/etc/nginx/sites-enabled/``: upstream, maps and server.
 
     Args:
-        images: the folder that the layout is below, absolute.
+        images: the absolute folder that contains the layout.
         listen: values of nginx' ``listen``.
     """
     root = str(images)
@@ -147,7 +147,7 @@ def server_block(config: Config, images: Path, *, listen: Sequence[str] = LISTEN
 
 
 def _quoted(text: str) -> str:
-    """A string of nginx' configuration; only variables (``$``) still mean something in it."""
+    """Quote a string for nginx' configuration; only variables (``$``) stay special in it."""
     for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r")):
         text = text.replace(plain, escaped)
     return f'"{text}"'
@@ -158,7 +158,7 @@ def _lines(indent: int, lines: Iterable[str]) -> str:
 
 
 def _upstream(bind: str) -> str:
-    """The address to connect to, of one that is listened on."""
+    """Convert a listen address to the address to connect to."""
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared with)
@@ -166,7 +166,7 @@ def _upstream(bind: str) -> str:
 
 
 def _server_name(base_url: str) -> str:
-    """The host of ``server.base_url``; ``_``, which no host is, where there is none."""
+    """Return the host of ``server.base_url``; without one, ``_``, which matches no host."""
     host = urlsplit(base_url).hostname or ""
     try:
         host = host.encode("idna").decode()
@@ -187,10 +187,10 @@ def _fingerprints(config: Config) -> Iterable[str]:
 
 
 def accept_patterns(formats: Sequence[Format]) -> Iterable[tuple[str, str]]:
-    """Regular expressions of ``Accept``, and the format that ``negotiate.choose`` has for each.
+    """Yield regular expressions for ``Accept``, with the format ``negotiate.choose`` gives each.
 
-    They decide what browsers send, a format named without a quality or not at all. The proxy
-    decides the rest.
+    They cover the headers of browsers: a format is named without a quality, or not named. The
+    proxy decides all other headers.
     """
     for number, format_ in enumerate(formats):
         names = "|".join(formats[:number])
@@ -200,7 +200,7 @@ def accept_patterns(formats: Sequence[Format]) -> Iterable[tuple[str, str]]:
 
 
 def _negotiation(config: Config) -> str:
-    """The maps by which a URL without a format gets one of ``negotiate.formats``."""
+    """Return the maps that give a URL without a format one of ``negotiate.formats``."""
     formats = config.negotiate.outputs
     accepted = _lines(
         4, (f'{_quoted(f"~*{each}")} "{name}";' for each, name in accept_patterns(formats))
@@ -261,6 +261,6 @@ def _add_headers(headers: Iterable[tuple[str, str]], *, always: bool = False) ->
 
 
 def _slowest_answer(config: Config) -> int:
-    """Seconds: a DID and a blob, both twice after a migration, and a transform that runs twice."""
+    """Seconds for a DID and a blob, both twice after a migration, and a transform run twice."""
     transform = config.process.queue_wait + TIME_LIMIT
     return math.ceil(4 * config.fetch.timeout + 2 * transform) + 10

@@ -1,4 +1,4 @@
-"""Filling the cache ahead of requests, without being a burden to a PDS."""
+"""Fills the cache before requests come, without overloading a PDS."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from proxy.urls import blob_url, image_url
 T = TypeVar("T")
 
 BUSY_SECONDS = 5.0
-"""Pause after the service or a PDS had no room, once more with each try.
+"""Seconds to pause after the service or a PDS is busy, multiplied by the number of the try.
 
-Where a PDS says for how long (``Retry-After``), it comes on top of that.
+If a PDS gives a duration (``Retry-After``), this pause is added to it.
 """
 
 BUSY_TRIES = 4
 
 MAX_REASONS = 100
-"""Reasons of failures that are kept for the end; failures for further ones are counted."""
+"""Reasons of failures that are kept for the report; failures for other reasons are counted."""
 
 MAX_NAMES = 5
-"""Failures of each that are named; another run tries them all."""
+"""Failures that are named for each reason; another run tries all failures again."""
 
 
 class Failures:
-    """What is missing and why: each reason once, with what it befell.
+    """The missing results, grouped by reason.
 
     Attributes:
-        kinds: classes of the errors.
+        kinds: the classes of the errors.
     """
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class Failures:
         return self._count
 
     def add(self, url: str, did: Did, error: ImageProxyError) -> None:
-        """Note that what has ``url`` is missing."""
+        """Record that the result or blob at ``url`` is missing."""
         self._count += 1
         self.kinds.add(type(error))
-        # The name says whose it is; a directory that is down is one reason.
+        # The URL already names the DID. Without it, a directory that is down is one reason.
         reason = error.explained.replace(f"{did}: ", "")
         if reason not in self._counts and len(self._counts) == MAX_REASONS:
             return
@@ -66,7 +66,7 @@ class Failures:
             names.append(url)
 
     def lines(self) -> Iterator[str]:
-        """What to tell: a reason, and how often it was one, above the names."""
+        """Yield the lines of the report: each reason and its count, then the names."""
         for reason, count in self._counts.items():
             names = self._names[reason]
             yield reason if count == 1 else f"{reason} ({count} times)"
@@ -79,15 +79,15 @@ class Failures:
 
 @dataclass
 class Tally:
-    """What has come of it, in blobs.
+    """The outcome of a run, counted in blobs.
 
     Attributes:
         made: at least one result is new.
-        cached: all results were there.
-        skipped: the blob is no image that is supported, or blocked.
+        cached: all results were already cached.
+        skipped: the blob is not a supported image, or it is blocked.
         failed: at least one result is missing.
-        unsettled: those of the failed that another run may make.
-        failures: each result that is, and why.
+        unsettled: the failed blobs that another run may make.
+        failures: each missing result, and the reason.
     """
 
     made: int = 0
@@ -99,17 +99,18 @@ class Tally:
 
 
 UNNAMED_PAUSE = 60.0
-"""Seconds to wait for a PDS that names none: as long as the service remembers its refusal."""
+"""Seconds to wait for a PDS that gives no duration: as long as the service caches its refusal."""
 
 
 class Patience:
-    """Waits where there is no room.
+    """Waits while the service or a PDS is busy.
 
-    Whoever waited for a PDS in vain has spent it for the account: nobody waits for that again until
-    something of it succeeds. A PDS that never relents costs a run one wait, not one a blob.
+    After a wait for a PDS in vain, the patience for that account is used up: no task waits for it
+    again until one of its fetches succeeds. A PDS that always refuses costs a run one wait, not
+    one wait per blob.
 
     Args:
-        with_pdses: that ask for a pause; otherwise the service alone is waited for.
+        with_pdses: also wait for PDSes that ask for a pause; otherwise only for the service.
     """
 
     def __init__(self, *, with_pdses: bool = True) -> None:
@@ -117,10 +118,10 @@ class Patience:
         self._spent: set[Did] = set()
 
     async def try_for(self, did: Did, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What ``attempt`` brings, which concerns the account ``did`` and may be made again.
+        """Return the result of ``attempt``, for the account ``did``; retry it if needed.
 
         Raises:
-            ImageProxyError: of the last attempt.
+            ImageProxyError: the error of the last attempt.
         """
         tries = 1
         while True:
@@ -144,15 +145,15 @@ class Patience:
 
 
 class Warmer:
-    """Has a service make the results of blobs.
+    """Makes a service produce the results of blobs.
 
-    The presets of a blob are asked for together, so that it is fetched once.
+    All presets of a blob are requested together, so that it is fetched once.
 
     Args:
-        presets: by name, of the configuration.
-        at_once: blobs under way.
-        per_second: blobs that are begun in a second; those that are cached do not count.
-        on_done: called for each blob that is done with.
+        presets: names of configured presets.
+        at_once: blobs in progress at the same time.
+        per_second: blobs started per second; cached blobs do not count.
+        on_done: called for each finished blob.
     """
 
     def __init__(
@@ -169,22 +170,22 @@ class Warmer:
         self._at_once = at_once
         self._pace = Pace(per_second)
         self._on_done = on_done
-        # Of the whole run: a PDS that never relents is waited for once, not once a page.
+        # One for the whole run: wait for a PDS that always refuses once, not once per page.
         self._patience = Patience()
         self.tally = Tally()
 
     async def warm(self, blobs: Iterable[BlobKey]) -> None:
-        """Return once every blob is done with. Cancellation leaves what was made."""
+        """Return once every blob is finished. Cancellation keeps the finished results."""
         todo = iter(blobs)
         async with trio.open_nursery() as nursery:
             for _ in range(self._at_once):
                 nursery.start_soon(self._work_on, todo, self._patience)
 
     async def warm_from(self, blobs: trio.MemoryReceiveChannel[BlobKey]) -> None:
-        """As ``warm``, with what comes while the channel is open.
+        """Like ``warm``, for the blobs that arrive while the channel is open.
 
-        No PDS is waited for here: what comes next is of others, which strangers' PDSes must not
-        hold up.
+        This does not wait for PDSes: the next blobs are on other PDSes, and an untrusted PDS must
+        not delay them.
         """
         patience = Patience(with_pdses=False)
         async with trio.open_nursery() as nursery:
@@ -236,10 +237,10 @@ class Warmer:
     async def _make_all(
         self, blob: BlobKey, keys: Iterable[ImageKey], patience: Patience
     ) -> list[tuple[str, ImageProxyError]]:
-        """What could not be made, and why.
+        """Return the results that could not be made, and the reasons.
 
         Raises:
-            ImageProxyError: the blob could not be had.
+            ImageProxyError: the blob could not be fetched.
         """
         failed: list[tuple[str, ImageProxyError]] = []
 
@@ -256,7 +257,7 @@ class Warmer:
 
 
 async def make_image(service: Service, key: ImageKey, patience: Patience) -> None:
-    """Have the result of ``key`` in the cache, or on its way there.
+    """Make the result of ``key``; it is then in the cache, or queued for it.
 
     Raises:
         ImageProxyError: see ``Service.get``.
@@ -272,14 +273,14 @@ async def warm_images(
     at_once: int,
     on_done: Callable[[], None] = lambda: None,
 ) -> Failures:
-    """Have results made, of one blob or many. Cancellation leaves what was made.
+    """Make results of one or more blobs. Cancellation keeps the finished results.
 
     Args:
-        at_once: results under way.
-        on_done: called for each result that is done with.
+        at_once: results in progress at the same time.
+        on_done: called for each finished result.
 
     Returns:
-        What is missing, and why.
+        The missing results, and the reasons.
     """
     todo, patience = iter(keys), Patience()
     failures = Failures()
@@ -299,10 +300,10 @@ async def warm_images(
 
 
 class Pace:
-    """Turns at even distances.
+    """Gives turns at even intervals.
 
     Args:
-        per_second: how many.
+        per_second: the number of turns per second.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -310,23 +311,23 @@ class Pace:
         self._next = -1.0
 
     async def wait(self) -> None:
-        """Wait for the next turn. A turn that a cancellation comes in is lost."""
+        """Wait for the next turn. On cancellation the turn is lost."""
         now = trio.current_time()
         at = max(now, self._next)
         self._next = at + self._distance
         await trio.sleep_until(at)
 
     def give_back(self) -> None:
-        """The last turn was not needed."""
+        """Return the last turn, because it was not needed."""
         self._next -= self._distance
 
 
 class Bookmark:
-    """How far a long run has come, in a file, so that the next one goes on there.
+    """Stores the progress of a long run in a file, so that the next run continues there.
 
     Args:
-        folder: of the cache.
-        parts: what the run is about; a run about something else has another bookmark.
+        folder: the cache folder.
+        parts: identify the subject of the run; another subject has another bookmark.
     """
 
     def __init__(self, folder: Path, *parts: str) -> None:
@@ -334,7 +335,7 @@ class Bookmark:
         self._path = trio.Path(folder / "warm" / f"{name}.json")
 
     async def load(self) -> str:
-        """The cursor; empty where there is none, or none that can be read."""
+        """Return the cursor; empty if it is missing or unreadable."""
         try:
             kept = json.loads(await self._path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -342,14 +343,14 @@ class Bookmark:
         return kept if isinstance(kept, str) else ""
 
     async def save(self, cursor: str) -> None:
-        """Keep it; a process that is killed meanwhile leaves the cursor before."""
+        """Save the cursor; if the process is killed meanwhile, the previous cursor stays."""
         await self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_suffix(".new")
         await new.write_text(json.dumps(cursor), encoding="utf-8")
         await new.replace(self._path)
 
     async def clear(self) -> None:
-        """The run is at its end."""
+        """Delete the bookmark, because the run is complete."""
         await self._path.unlink(missing_ok=True)
 
 
@@ -362,15 +363,15 @@ async def warm_account(
 ) -> None:
     """Warm every blob of an account, page by page, from ``bookmark`` on.
 
-    The bookmark stays at the first page of which another run may make more; the run goes on.
-    Cancellation leaves the bookmark at the page that was under way; what of it was made is cached.
+    The bookmark stays at the first page for which another run may make more; the run continues.
+    Cancellation leaves the bookmark at the current page; the page's finished results are cached.
 
     Args:
-        on_page: called with the number of blobs of each page before it is worked on.
+        on_page: called with the number of blobs of each page before the page is processed.
 
     Raises:
-        ImageProxyError: a page could not be had; see ``Records.blobs``.
-        OSError: the bookmark could not be kept.
+        ImageProxyError: a page could not be fetched; see ``Records.blobs``.
+        OSError: the bookmark could not be saved.
     """
     cursor = await bookmark.load()
     patience = Patience()

@@ -1,4 +1,4 @@
-"""Warming what is new on the network: the pictures of records that a Jetstream brings.
+"""Warms new pictures on the network: those of the records that a Jetstream delivers.
 
 Needs the extra ``moderation``, for its WebSockets.
 """
@@ -25,11 +25,11 @@ from proxy.service import Service
 from proxy.tools.warm import Bookmark, Warmer
 
 MAX_WAITING = 1000
-"""Blobs that wait for their turn. When more come, the pace is too slow: what is new is left out."""
+"""Blobs that may wait for their turn. If more come, the pace is too slow: new ones are skipped."""
 
 
 def new_pictures(text: str | bytes, collections: Collection[str]) -> tuple[int, list[BlobKey]]:
-    """An event's cursor, and the pictures of a record it brings in one of ``collections``.
+    """Return an event's cursor, and the pictures of its record if in one of ``collections``.
 
     Pure, total.
 
@@ -53,15 +53,15 @@ def new_pictures(text: str | bytes, collections: Collection[str]) -> tuple[int, 
 
 
 class PictureFeed:
-    """The records of some collections; a ``Feed``.
+    """The records of some collections; implements ``Feed``.
 
     Args:
-        network: what the Jetstream, which the operator chose, is reached over.
-        on_picture: called for each of their pictures.
+        network: the network for the Jetstream, which the operator chose.
+        on_picture: called for each picture in the records.
     """
 
     name = "pictures"
-    first_cursor = None  # What is older comes with requests.
+    first_cursor = None  # Older pictures are cached on request.
     max_message = MAX_MESSAGE
 
     def __init__(
@@ -89,7 +89,7 @@ class PictureFeed:
         return f"/subscribe?{urlencode(query)}"
 
     async def take(self, message: str | bytes) -> int | None:
-        """See ``Feed.take``; but what waits for its turn does not survive a restart."""
+        """See ``Feed.take``; but pictures waiting for their turn do not survive a restart."""
         await trio.lowlevel.checkpoint()
         cursor, blobs = new_pictures(message, self._collections)
         for blob in blobs:
@@ -98,7 +98,7 @@ class PictureFeed:
 
 
 class BookmarkedCursors:
-    """``Cursors`` in files of their own."""
+    """``Cursors`` that stores each cursor in its own file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -121,10 +121,10 @@ async def warm_stream(
     collections: Collection[str],
     on_left_out: Callable[[], None] = lambda: None,
 ) -> None:
-    """Warm the pictures of new records until cancelled, from where it was ended before.
+    """Warm the pictures of new records until cancelled; continue where the last run stopped.
 
     Args:
-        on_left_out: called for each picture that comes while too many wait.
+        on_left_out: called for each picture that is skipped because too many wait.
     """
     send, receive = trio.open_memory_channel[BlobKey](MAX_WAITING)
 

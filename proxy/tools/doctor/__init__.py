@@ -1,1 +1,1 @@
-"""What keeps this machine from running the service well, each finding with its fix."""
+"""Checks whether this machine can run the service well; each finding has its fix."""

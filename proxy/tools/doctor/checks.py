@@ -1,4 +1,4 @@
-"""What was measured becomes a finding. Pure: the measuring is in ``probes``."""
+"""Turns measurements into findings. Pure: ``probes`` takes the measurements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        fix: what to do about it; empty where all is well.
+        fix: what to do about it; empty if there is no problem.
     """
 
     level: Level
@@ -31,14 +31,14 @@ class Finding:
 
 
 MAX_SKEW, WARN_SKEW = 300.0, 30.0
-"""Seconds. Certificates and signatures that are minutes from the future are refused by peers; what
-is seconds off only blurs ages."""
+"""Seconds. Peers refuse certificates and signatures dated minutes in the future; an error of
+seconds only makes ages inexact."""
 
 CLIENTS = 1024
-"""Connections of clients for which a worker should have descriptors: the listener's backlog."""
+"""Client connections for which a worker should have descriptors: the listener's backlog."""
 
 OWN_FILES = 64
-"""Descriptors of a worker beside its connections: libraries, databases, files being read."""
+"""Descriptors of a worker besides its connections: libraries, databases, files being read."""
 
 GIB = 1 << 30
 
@@ -47,7 +47,7 @@ def judge_folder(path: str, error: OSError | None, *, is_there: bool = True) -> 
     """Whether the cache folder can be written.
 
     Args:
-        error: why it cannot; where it is not there, why it cannot be made.
+        error: why it cannot; if the folder is missing, why it cannot be created.
     """
     if error is not None:
         where = error.filename or path
@@ -59,7 +59,7 @@ def judge_folder(path: str, error: OSError | None, *, is_there: bool = True) -> 
 
 
 def lacks_room(error: OSError) -> bool:
-    """Whether it is only room that is missing."""
+    """Whether the only problem is missing disk space."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -74,13 +74,13 @@ def _fix_of(error: OSError) -> str:
 
 
 def judge_owner(path: str, owner: str) -> Finding:
-    """That nothing can be said of another user's folder: root can read and write everything."""
+    """Report that another user's folder was not checked: root can read and write everything."""
     text = f"{path} belongs to {owner}, and was not looked into"
     return Finding("warn", "cache folder", text, f"run this as {owner}")
 
 
 def judge_blocks(path: str, error: str | None, *, is_there: bool) -> Finding:
-    """Whether what is blocked can be read and written: without it nothing is served.
+    """Whether the blocks can be read and written: without them nothing is served.
 
     Args:
         error: why not, with the path of the file.
@@ -105,7 +105,7 @@ def judge_index(path: str, error: str | None, *, is_there: bool) -> Finding:
 
 
 def judge_room(free: int, kept: int, limit: int) -> Finding:
-    """Whether the disk has room for all that the cache may keep, all three in bytes."""
+    """Whether the disk has room for the whole cache. All arguments are in bytes."""
     room = free + kept
     text = f"{_gib(room)} for a cache of {_gib(limit)}"
     if room >= limit:
@@ -120,7 +120,7 @@ def judge_clock(skew: float | None) -> Finding:
     """Whether the clock is right.
 
     Args:
-        skew: seconds that it is ahead of the directory's clock; None: that could not be asked.
+        skew: seconds that it is ahead of the directory's clock; None: unknown.
     """
     fix = "have the clock set by NTP (systemd-timesyncd, chrony)"
     if skew is None:
@@ -139,7 +139,7 @@ def judge_dns(host: str, error: str | None) -> Finding:
     """Whether names resolve.
 
     Args:
-        error: why ``host`` does not.
+        error: why ``host`` does not resolve.
     """
     if error is None:
         return Finding("ok", "DNS", f"{host} resolves")
@@ -150,8 +150,8 @@ def judge_directory(url: str, status: int | None, error: str) -> Finding:
     """Whether the PLC directory answers.
 
     Args:
-        status: of its answer, which may be 404 for a path that it does not know; None: none came.
-        error: why none came.
+        status: the status of its answer, which may be 404 for an unknown path; None: no answer.
+        error: why there is no answer.
     """
     fix = "open outgoing HTTPS to it, or check identity.plc_url"
     if status is None:
@@ -162,7 +162,7 @@ def judge_directory(url: str, status: int | None, error: str) -> Finding:
 
 
 def judge_sandbox(isolation: str, missing: Sequence[str], error: str | None) -> Finding:
-    """Whether strangers' pictures are decoded where they can do no harm.
+    """Whether untrusted images are decoded in a working sandbox.
 
     Args:
         isolation: ``process.isolation``.
@@ -182,7 +182,7 @@ def judge_sandbox(isolation: str, missing: Sequence[str], error: str | None) -> 
 
 
 def judge_access_times(found: AccessTimes) -> Finding:
-    """Whether reads by others than this service, such as nginx, are seen on the files."""
+    """Whether reads by other programs, such as nginx, update the files' access times."""
     if found == "noatime":
         text = "noatime: what nginx serves straight from the cache counts as unused"
         fix = "mount the file system of the cache with relatime, if nginx reads it"
@@ -191,14 +191,14 @@ def judge_access_times(found: AccessTimes) -> Finding:
 
 
 def files_needed(config: Config, cpus: int) -> int:
-    """Descriptors that one worker process opens by itself when all of it is busy."""
+    """Descriptors that one worker process opens at full load, without client connections."""
     workers = config.process.threads or cpus
-    # A connection for each fetch, the idle ones of two clients, a socket and a file per worker.
+    # One connection per fetch, idle ones of two HTTP clients, a socket and a file per worker.
     return config.fetch.workers + 2 * MAX_IDLE + 2 * workers + OWN_FILES
 
 
 def judge_files(limit: int, needed: int) -> Finding:
-    """Whether a worker process may open as many files as it has to.
+    """Whether a worker process may open as many files as it needs.
 
     Args:
         limit: the soft RLIMIT_NOFILE.
@@ -215,10 +215,10 @@ def judge_files(limit: int, needed: int) -> Finding:
 
 
 def judge_memory(config: Config, cpus: int, available: int) -> Finding:
-    """Whether the service stays within the machine's memory, at its most.
+    """Whether the peak memory of the service fits in the machine's memory.
 
     Args:
-        available: bytes that the machine, or the control group, has.
+        available: bytes available to the machine, or to the control group.
     """
     processes = config.server.workers
     most = processes * memory.ceiling(config, cpus)

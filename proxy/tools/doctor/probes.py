@@ -1,4 +1,4 @@
-"""Measuring what ``judgement`` judges. Each probe ends by itself, and leaves nothing behind."""
+"""Takes the measurements that ``checks`` judges. Each probe ends itself and leaves no traces."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ from proxy.wiring import disk_cache_of
 LOOKUP_SECONDS = 10.0
 
 HEALTH = "/_health"
-"""What the reference implementation of the directory answers with its version."""
+"""The path where the reference implementation of the directory answers with its version."""
 
 MAX_HEALTH = 65536
 
@@ -62,7 +62,7 @@ MAX_HEALTH = 65536
 async def examine(
     config: Config, networks: tuple[Network, Network] | None = None
 ) -> AsyncGenerator[Finding, None]:
-    """Findings, as they are made. What this needs of the outside is one GET to the directory.
+    """Yield findings one by one. The only request to the outside is one GET to the directory.
 
     Args:
         networks: see ``open_service``.
@@ -97,7 +97,7 @@ async def _examine_folder(config: Config) -> AsyncGenerator[Finding, None]:
         return
     is_full = error is not None and lacks_room(error)
     kept = 0
-    if not is_full:  # there nothing of SQLite's can be opened
+    if not is_full:  # on a full disk SQLite cannot open files
         store, index = folder / STORE, folder / INDEX
         has_store, broken = await trio.to_thread.run_sync(_look_at, store)
         if broken is None:
@@ -117,14 +117,14 @@ async def _examine_folder(config: Config) -> AsyncGenerator[Finding, None]:
 def _owner_beside_root(folder: Path) -> str | None:
     try:
         return owner_beside_root(folder)
-    except OSError:  # told by the next probe
+    except OSError:  # the next probe reports it
         return None
 
 
 def why_not_writable(folder: Path) -> OSError | None:
-    """Why no file can be made, written and removed there, or what is there not changed.
+    """Return why files in ``folder`` cannot be created, written, removed or changed.
 
-    None: it can; or the folder is not there, and can be made.
+    None: they can; or the folder is missing, and can be created.
     """
     try:
         if not folder.exists():
@@ -137,11 +137,11 @@ def why_not_writable(folder: Path) -> OSError | None:
         except OSError as error:
             error.filename = str(folder)
             raise
-        # One file of another user's is enough to stop the service.
+        # A single file of another user is enough to stop the service.
         for path in (*folder.iterdir(), *folder.glob("images/*"), *folder.glob("images/*/*")):
-            if path.name == "lost+found":  # the file system's own, at the root of a volume
+            if path.name == "lost+found":  # the file system creates it at the root of a volume
                 continue
-            with suppress(FileNotFoundError):  # it has just gone
+            with suppress(FileNotFoundError):  # it was removed just now
                 _ask_for_access(path)
     except OSError as error:
         return error
@@ -159,7 +159,7 @@ def _look_at(path: Path) -> tuple[bool, str | None]:
 
 
 def why_not_usable(path: Path) -> str | None:
-    """Why a file of SQLite's cannot be read and written; None: it can, or there is none."""
+    """Return why an SQLite file cannot be read and written; None: it can, or is missing."""
     try:
         if not path.exists():
             return None
@@ -169,7 +169,7 @@ def why_not_usable(path: Path) -> str | None:
         with closing(opened) as database:
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
             database.execute("BEGIN IMMEDIATE")
-            # Where the file is read-only the line above passes; this one is taken back.
+            # The line above passes on a read-only file; this one fails. It is rolled back.
             database.execute("PRAGMA user_version = 0")
             database.execute("ROLLBACK")
     except (OSError, sqlite3.Error) as error:
@@ -178,14 +178,14 @@ def why_not_usable(path: Path) -> str | None:
 
 
 def access_times_of(folder: Path) -> AccessTimes:
-    """What a read does to the access time of a file there (mount(8), *atime)."""
+    """Return how reads change the access times of files in ``folder`` (mount(8), *atime)."""
     hour = 3600
     now = int(time.time())
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         file.write(b"x")
         file.flush()
         path = Path(file.name)
-        # Later than both other times of the file: only strictatime sets such a one.
+        # An access time later than the other two: only strictatime updates it.
         if _changes(path, now + hour, now - hour):
             return "strictatime"
         if _changes(path, now - 2 * hour, now - hour):
@@ -201,7 +201,7 @@ def _changes(path: Path, accessed: int, modified: int) -> bool:
 
 
 async def why_not_resolved(host: str) -> str | None:
-    """Why the system does not resolve a name; None: it does."""
+    """Return why the system does not resolve a name; None: it does."""
     try:
         with trio.fail_after(LOOKUP_SECONDS):
             await trio.socket.getaddrinfo(host, 443)
@@ -217,7 +217,7 @@ async def why_not_resolved(host: str) -> str | None:
 async def ask_directory(
     config: Config, networks: tuple[Network, Network] | None = None
 ) -> tuple[Response | None, str]:
-    """The directory's answer, as the service would get it; or None, and why there is none."""
+    """Return the directory's answer, as the service would get it; or None, and the reason."""
     origin, path = configured_origin(config.identity.plc_url)
     gateway = Gateway(
         config.fetch,
@@ -236,9 +236,9 @@ async def ask_directory(
 
 
 def skew_of(answer: Response, now: float) -> float | None:
-    """Seconds that ``now`` is ahead of an answer's ``Date`` (RFC 9110, section 6.6.1).
+    """Return the seconds that ``now`` is ahead of the ``Date`` (RFC 9110, section 6.6.1).
 
-    None where it has none that can be read.
+    None if the answer has no valid ``Date``.
     """
     try:
         return now - parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
@@ -247,7 +247,7 @@ def skew_of(answer: Response, now: float) -> float | None:
 
 
 async def sandbox_parts(config: Config) -> tuple[Sequence[str], str | None]:
-    """The parts that are missing in a real worker; or why none starts."""
+    """Return the sandbox parts that a real worker lacks; or why no worker starts."""
     limits = Limits(memory.budget(config), 60)
     try:
         async with started(limits, trio.CapacityLimiter(1)) as (_, ready):
@@ -257,17 +257,17 @@ async def sandbox_parts(config: Config) -> tuple[Sequence[str], str | None]:
 
 
 def memory_available(root: Path = Path("/")) -> int:
-    """Bytes that this process's control groups allow, or else that the machine has.
+    """Return the bytes that this process's control groups allow, at most the machine's memory.
 
     Args:
-        root: of the file system; another one in tests.
+        root: the root of the file system; another folder in tests.
     """
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([machine, *_group_limits(root)])
 
 
 def _group_limits(root: Path) -> list[int]:
-    """The limits of the control groups of this process, from its own up to the root's."""
+    """Return the limits of this process's control groups, from its own up to the root."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -277,7 +277,7 @@ def _group_limits(root: Path) -> list[int]:
         _, controllers, group = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
-        # A unified hierarchy (cgroups(7), version 2), or version 1's own one for memory.
+        # The unified hierarchy (cgroups(7), version 2), or the memory hierarchy of version 1.
         mount = root / "sys/fs/cgroup" / controllers
         file = "memory.limit_in_bytes" if controllers else "memory.max"
         for folder in (PurePosixPath(group), *PurePosixPath(group).parents):
@@ -285,7 +285,7 @@ def _group_limits(root: Path) -> list[int]:
                 text = (mount / folder.relative_to("/") / file).read_text().strip()
             except (OSError, ValueError):
                 continue
-            if text.isdigit():  # "max": none
+            if text.isdigit():  # "max": no limit
                 limits.append(int(text))
     return limits
 
