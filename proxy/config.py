@@ -439,7 +439,7 @@ def _conflicts(config: Config) -> Iterator[_Conflict]:
 
 
 def _missing_presets(config: Config) -> Iterator[_Conflict]:
-    """Check the presets of ``/avatar`` and ``/banner``; a ``Config()`` in Python may lack them."""
+    """Check the presets of ``/avatar`` and ``/banner``; a config made in Python may lack them."""
     for key in ("avatar_preset", "banner_preset"):
         if (preset := getattr(config.actors, key)) not in config.presets:
             yield _Conflict(("actors", key), "no such preset", (("presets", preset),))

@@ -162,7 +162,7 @@ class TakenDown(BlobNotFound):
 
 
 class UndecodableImage(ImageProxyError):
-    """An image of a supported format that does not decode: its owner's data is corrupt or cut."""
+    """A supported format that cannot be decoded: the owner's file is corrupt or truncated."""
 
     status = 422
     message = "image could not be decoded"

@@ -30,7 +30,7 @@ def check_extras(config: Config) -> None:
 
 
 def _needs(config: Config) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Yield each set key that needs modules, with the modules, and the remedy if they miss."""
+    """Yield each key that is set and needs modules: the modules, and the remedy without them."""
     for key, is_set, extra in (
         ("labels.subscribe", config.labels.subscribe, "moderation"),
         ("accounts.url", config.accounts.url, "moderation"),

@@ -1,4 +1,4 @@
-"""Who owns which task, and in which order things stop: one function opens the nurseries."""
+"""Task ownership and the order of shutdown: one function opens the nurseries."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ class Service:
         await self._writer.settled()
 
     def forget(self, covering: Covering) -> None:
-        """Drop everything covered, except on disk; do not store it from flights in progress."""
+        """Drop what is covered, except on disk; do not store covered results of running flights."""
         for making in self._under_way_by_tag.find(covering.tags, self._under_way):
             making.is_forgotten = True
         self._memory.purge(covering)

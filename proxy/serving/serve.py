@@ -26,7 +26,7 @@ from proxy.web.app import Peers, create_app
 from proxy.web.hypercorn_connection import check_hypercorn
 
 KEEP_ALIVE_SECONDS = 75
-"""Longer than the 60 s for which reverse proxies keep idle connections: they close first."""
+"""Longer than the 60 s for which reverse proxies keep idle connections: those close first."""
 
 READ_SECONDS = 120
 """A client that sends nothing for this time, during a request or between two, is disconnected."""
