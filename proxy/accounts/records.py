@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from proxy.accounts.blob_fetcher import failure_of, is_absent, mapped_errors
 from proxy.accounts.did_documents import MIGRATION_AGE, Resolver
+from proxy.accounts.xrpc import query, record_query
 from proxy.config import Config
-from proxy.egress.endpoint import parse_origin
 from proxy.egress.errors import TooLarge
 from proxy.egress.gateway import Gateway
 from proxy.egress.guarded_get import Response
@@ -102,8 +101,7 @@ class Records:
             RecordNotFound, AccountNotFound: there is no such record, or no such account.
             ImageProxyError: as for a blob.
         """
-        query = {"repo": did, "collection": collection, "rkey": key}
-        value = (await self._ask(did, "com.atproto.repo.getRecord", query)).get("value")
+        value = (await self._ask(did, *record_query(did, collection, key))).get("value")
         if not isinstance(value, dict):
             raise FetchFailed(f"{did}: a record that is no object")
         return value
@@ -120,8 +118,8 @@ class Records:
         Raises:
             ImageProxyError: as ``get``.
         """
-        query = {"did": did, "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
-        page = await self._ask(did, "com.atproto.sync.listBlobs", query)
+        parameters = {"did": did, "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
+        page = await self._ask(did, "com.atproto.sync.listBlobs", parameters)
         listed, following = page.get("cids"), page.get("cursor", "")
         if not isinstance(listed, list) or not isinstance(following, str):
             raise FetchFailed(f"{did}: a page of blobs without any")
@@ -134,16 +132,16 @@ class Records:
         # A PDS that repeats itself would be asked for ever.
         return cids, following if listed and following != cursor else ""
 
-    async def _ask(self, did: Did, method: str, query: dict[str, str]) -> dict[str, Any]:
+    async def _ask(self, did: Did, method: str, parameters: dict[str, str]) -> dict[str, Any]:
         pds = await self._pds_of(did)
         try:
-            return await self._ask_pds(pds, method, query)
+            return await self._ask_pds(pds, method, parameters)
         except BlobNotFound:
             # Accounts migrate: an older document may name a PDS that they have left.
             current = await self._pds_of(did, max_age=MIGRATION_AGE)
             if current == pds:
                 raise
-            return await self._ask_pds(current, method, query)
+            return await self._ask_pds(current, method, parameters)
 
     async def _pds_of(self, did: Did, *, max_age: float | None = None) -> str:
         try:
@@ -151,16 +149,12 @@ class Records:
         except DidNotFound as error:
             raise AccountNotFound(str(error)) from error
 
-    async def _ask_pds(self, pds: str, method: str, query: dict[str, str]) -> dict[str, Any]:
-        target = f"/xrpc/{method}?{urlencode(query, safe=':', quote_via=quote)}"
+    async def _ask_pds(self, pds: str, method: str, parameters: dict[str, str]) -> dict[str, Any]:
         with mapped_errors(pds):
-            origin = parse_origin(
-                pds,
-                allow_http=self._fetch.allow_http,
-                allow_private_hosts=self._fetch.allow_private_hosts,
-            )
             try:
-                answer = await self._gateway.get(origin, target, max_bytes=MAX_ANSWER)
+                answer = await query(
+                    self._gateway, self._fetch, pds, method, parameters, max_bytes=MAX_ANSWER
+                )
             except TooLarge as error:
                 # Of an image it would be its owner's choice.
                 raise FetchFailed(f"{pds}: {error}") from error

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import quote
 
 from proxy.accounts.did_documents import Resolver
+from proxy.accounts.xrpc import query, record_query
 from proxy.config import Config
-from proxy.egress.endpoint import parse_origin
 from proxy.egress.errors import EgressError
 from proxy.egress.gateway import Gateway
 from proxy.errors import DidNotFound, ImageProxyError
@@ -50,17 +49,11 @@ class RecordReader:
             raise RecordGone(str(error)) from error
         except ImageProxyError as error:
             raise RecordUnknown(str(error)) from error
-        target = (
-            f"/xrpc/com.atproto.repo.getRecord?repo={quote(record.did, safe=':')}"
-            f"&collection={record.collection}&rkey={quote(record.key, safe='')}"
-        )
+        method, parameters = record_query(record.did, record.collection, record.key)
         try:
-            origin = parse_origin(
-                pds,
-                allow_http=self._fetch.allow_http,
-                allow_private_hosts=self._fetch.allow_private_hosts,
+            answer = await query(
+                self._gateway, self._fetch, pds, method, parameters, max_bytes=MAX_RECORD
             )
-            answer = await self._gateway.get(origin, target, max_bytes=MAX_RECORD)
         except EgressError as error:
             raise RecordUnknown(f"{pds}: {error}") from error
         return blobs_in(record, answer.status, answer.body)
