@@ -72,6 +72,11 @@ async def open_stage(folder: Path) -> AsyncIterator[Stage]:
         nursery.cancel_scope.cancel()
 
 
+@pytest.fixture(autouse=True)
+def connections() -> None:
+    """Not counted for each test: the server that all of them ask keeps its own open."""
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background[Stage]]:
     """One for all examples: what one request leaves behind, the next one meets."""
