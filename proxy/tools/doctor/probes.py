@@ -131,9 +131,9 @@ def why_not_writable(folder: Path) -> OSError | None:
             _ask_for_access(next(each for each in folder.parents if each.exists()))
             return None
         try:
-            with tempfile.NamedTemporaryFile(dir=folder) as file:
+            # Unbuffered: closing a buffered file on a full disk fails again.
+            with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
                 file.write(b"x")
-                file.flush()
         except OSError as error:
             error.filename = str(folder)
             raise
@@ -181,9 +181,8 @@ def access_times_of(folder: Path) -> AccessTimes:
     """Return how reads change the access times of files in ``folder`` (mount(8), *atime)."""
     hour = 3600
     now = int(time.time())
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
+    with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
         file.write(b"x")
-        file.flush()
         path = Path(file.name)
         # An access time later than the other two: only strictatime updates it.
         if _changes(path, now + hour, now - hour):
