@@ -2,9 +2,9 @@
 
     ./run pythons [NAME...]
 
-A name is a version, or "lowest"; without names, all of them. The oldest and the newest Python run
-the whole suite, the others the quick round. So do the lowest versions of all that is declared, on
-the oldest Python. A Python that this machine lacks is taken from the Debian that has it, installed
+A name is a version, or "lowest"; without names, all of them. The oldest Python runs the whole
+suite, the others the quick round. So do the lowest versions of all that is declared, on the oldest
+Python. A Python that this machine lacks is taken from the Debian that has it, installed
 into a folder (as root). There, tests of the marks "pds" and "browser" are left out: they hold
 programs in other languages to what is sent, on the oldest Python. A name of which a test failed,
 or which cannot be run, makes the exit code 1.
@@ -35,7 +35,7 @@ PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev", "gcc", 
             "curl", "nginx-light", "prometheus", "caddy", "docker-compose", "systemd",
             "sqlite3")  # fmt: skip
 
-_WHOLE = (named()[0], named()[-1])
+_WHOLE = (named()[0],)
 
 LEFT_OUT_THERE = "not pds and not browser"
 
@@ -63,7 +63,7 @@ def main(names: Sequence[str]) -> int:
     if unknown := set(names) - set(known):
         print(f"pythons: no {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
         return 2
-    # The whole suites first. Each keeps one processor busy: two at once.
+    # The whole suite first. Each keeps one processor busy: two at once.
     wanted = sorted(names or known, key=lambda name: name not in _WHOLE)
     with ThreadPoolExecutor(max_workers=2) as threads:
         codes = dict(zip(wanted, threads.map(run_and_tell, wanted), strict=True))
