@@ -104,9 +104,11 @@ class LoopStalls(trio.abc.Instrument):
         """Begin to measure."""
         self._seconds = {True: 0.0, False: 0.0}
         self._worst = (0.0, "where it was is not known")
-        # Until the first sample: a test's own task computes as long as it likes.
+        # Time counts from the first sample that finds the service at work; where none can be taken,
+        # all of it counts, but for that of a test's own task.
         code = getattr(task.coro, "cr_code", None)
-        self._owner = code is None or not code.co_filename.startswith(_TESTS)
+        is_test = code is not None and code.co_filename.startswith(_TESTS)
+        self._owner = not self._timed and not is_test
         _stepping[threading.get_ident()] = self
         if self._timed:
             signal.setitimer(signal.ITIMER_PROF, SAMPLE_SECONDS, SAMPLE_SECONDS)
