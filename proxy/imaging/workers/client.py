@@ -396,6 +396,7 @@ class ImageWorkers:
         self._threads = trio.CapacityLimiter(count)
         self._idle: deque[ImageWorker] = deque()
         self._alive = 0
+        self._has_served = False
         self._failure: CannotStart | None = None
         self._changed = trio.Event()
         self._reported = False
@@ -440,7 +441,9 @@ class ImageWorkers:
                 return worker, batch.begin()
             if self._failure is not None and not self._alive:
                 raise self._failure
-            batch.limit_wait()
+            # The first workers of a service have a limit of their own, START_LIMIT.
+            if self._has_served:
+                batch.limit_wait()
             await self._changed.wait()
 
     def _take_idle(self) -> ImageWorker | None:
@@ -488,6 +491,7 @@ class ImageWorkers:
 
     async def _until_spent(self, worker: ImageWorker) -> None:
         self._alive += 1
+        self._has_served = True
         self._give_back(worker)
         try:
             await worker.spent.wait()
