@@ -395,8 +395,7 @@ class ImageWorkers:
         # A task that owns a worker starts or ends it in one thread at a time.
         self._threads = trio.CapacityLimiter(count)
         self._idle: deque[ImageWorker] = deque()
-        self._alive = 0
-        self._has_served = False
+        self._serving: set[ImageWorker] = set()
         self._failure: CannotStart | None = None
         self._changed = trio.Event()
         self._reported = False
@@ -413,8 +412,9 @@ class ImageWorkers:
         """Begin the job of ``batch`` on a worker, which has no other for the time of the block.
 
         Call it in a thread of Trio's, of which there are no more than workers. So a worker is
-        free, unless it is being replaced: then ``batch`` waits, for a limited time. A worker is
-        free again before the thread ends.
+        free, unless it is being replaced: then ``batch`` waits, for ``process.queue_wait`` while
+        another worker serves, and for the start of a worker where none does. A worker is free
+        again before the thread ends.
 
         Raises:
             trio.Cancelled: the task of the thread was cancelled before the job began.
@@ -439,11 +439,12 @@ class ImageWorkers:
             if worker is not None:
                 worker.has_job = True
                 return worker, batch.begin()
-            if self._failure is not None and not self._alive:
-                raise self._failure
-            # The first workers of a service have a limit of their own, START_LIMIT.
-            if self._has_served:
+            if self._serving:
                 batch.limit_wait()
+            elif self._failure is not None:
+                raise self._failure
+            # Otherwise every worker is starting, at first or after all were killed: START_LIMIT
+            # ends that wait.
             await self._changed.wait()
 
     def _take_idle(self) -> ImageWorker | None:
@@ -455,16 +456,21 @@ class ImageWorkers:
             if fault is None:
                 return worker
             self._died(fault, "while it had no job")
-            worker.spent.set()
+            self._retire(worker)
         return None
 
     def _give_back(self, worker: ImageWorker) -> None:
         worker.has_job = False
         if worker.leaving or worker.is_worn():
-            worker.spent.set()
+            self._retire(worker)
         else:
             self._idle.append(worker)
             self._wake()
+
+    def _retire(self, worker: ImageWorker) -> None:
+        # Not left to its task, which runs later: until then a job would wait for it.
+        self._serving.discard(worker)
+        worker.spent.set()
 
     def _died(self, reason: DeathReason, cause: str) -> None:
         self._on_death(reason)
@@ -490,13 +496,12 @@ class ImageWorkers:
                 pause = min(2 * pause, MAX_RESTART_PAUSE)
 
     async def _until_spent(self, worker: ImageWorker) -> None:
-        self._alive += 1
-        self._has_served = True
+        self._serving.add(worker)
         self._give_back(worker)
         try:
             await worker.spent.wait()
         finally:
-            self._alive -= 1
+            self._serving.discard(worker)
             worker.leaving = True
             if worker.has_job:
                 # The service stops, and nobody will take the results. The thread that drives the

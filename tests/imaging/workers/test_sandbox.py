@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -747,27 +746,19 @@ async def test_workers_that_start_again_serve_again(monkeypatch: pytest.MonkeyPa
                         await trio.sleep(0.05)
 
 
-async def test_no_worker_in_time_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a wait for a worker that process.queue_wait does not bound."""
-    monkeypatch.setattr(workers, "BOOTSTRAP", hostile.BOOTSTRAP)
+async def test_a_job_that_waits_for_the_job_of_another_is_busy_in_the_end(
+    hostile_workers: None,
+) -> None:
+    """Catches a wait behind another job that process.queue_wait does not bound."""
     async with running(threads=1, queue_wait=0.05) as pool:
-        await until(partial(succeeds, pool, b"take:1"))
+        await pool.do(b"take:1")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pool.fails, b"hang")
-            await trio.sleep(0.1)
+            await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(Busy):
                 await pool.do(b"take:1")
             (worker,) = children()
             os.kill(worker, signal.SIGKILL)
-
-
-async def succeeds(pool: Running, source: bytes) -> bool:
-    """Whether ``source`` was transformed, and not refused while the worker starts."""
-    try:
-        await pool.do(source)
-    except Busy:
-        return False
-    return True
 
 
 # Workers whose start takes a while
@@ -835,16 +826,16 @@ async def test_a_stop_does_not_wait_for_a_worker_that_starts(
     assert trio.current_time() - began < workers.START_LIMIT / 3
 
 
-async def test_a_job_waits_with_its_token_for_a_worker_that_starts_and_no_longer_than_others(
+async def test_a_job_waits_with_its_token_for_the_first_worker_and_others_wait_as_usual(
     half_started: Callable[[], Awaitable[None]], mock_clock: trio.testing.MockClock
 ) -> None:
-    """Catches a third gate: a wait for a worker without a deadline, or one that keeps its token."""
+    """Catches a slow start that refuses the first picture, and one that lets a queue grow old."""
     async with running(threads=1, queue_wait=5) as pool, trio.open_nursery() as nursery:
         await half_started()
         errors: list[Exception] = []
 
         async def ask(source: bytes) -> None:
-            with pytest.raises(Busy) as caught:
+            with pytest.raises((Busy, CannotStart)) as caught:
                 await pool.process(source, PRESET, None)
             errors.append(caught.value)
 
@@ -855,8 +846,28 @@ async def test_a_job_waits_with_its_token_for_a_worker_that_starts_and_no_longer
         assert pool.limiter.statistics().tasks_waiting == 1
         assert pool.statistics() == PoolStatistics(running=1, waiting=2)
         mock_clock.jump(5)
+        await until_blocked(lambda: pool.statistics() == PoolStatistics(1, 1))
+        mock_clock.jump(workers.START_LIMIT - 5)
         await until_blocked(lambda: pool.statistics() == PoolStatistics(0, 0))
-        assert len(errors) == 2
+        assert [type(error) for error in errors] == [Busy, CannotStart]
+
+
+async def test_a_job_waits_for_a_new_worker_when_every_one_was_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a refusal of whatever comes while killed workers are replaced, however slowly."""
+    good = sources.jpeg(sources.photo(64, 48))
+    # Without patience for others: only the limit of a start lets this wait.
+    async with running(threads=1, queue_wait=0) as pool:
+        await pool.do(good)
+        (worker,) = children()
+        slow = f"import time; time.sleep(0.5); {workers.BOOTSTRAP}"
+        monkeypatch.setattr(workers, "BOOTSTRAP", slow)
+        os.kill(worker, signal.SIGKILL)
+        # Its end of the socket is closed then.
+        options = os.WEXITED | os.WNOWAIT
+        await trio.to_thread.run_sync(os.waitid, os.P_PID, worker, options)
+        await pool.do(good)
 
 
 async def test_a_pool_that_nothing_runs_says_so() -> None:
