@@ -1,1 +1,1 @@
-"""Where results are kept: the interface, and its disk and memory tiers."""
+"""The cache of results: the interface, and its disk and memory tiers."""

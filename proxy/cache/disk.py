@@ -1,4 +1,4 @@
-"""The disk tier: a cache folder, worked on in threads."""
+"""The disk tier: a cache folder, read and changed in threads."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
 
 HIT_THREADS = 4
-"""Hits read at once. More of them wait for each other at Python's lock than for the disk."""
+"""Hits read at the same time. More would wait for Python's lock rather than for the disk."""
 
 CHANGE_THREADS = 2
-"""Writes and purges at once. More of them would only wait for the write lock of the index."""
+"""Writes and purges at the same time. More would only wait for the write lock of the index."""
 
 CHORE_THREADS = 2
-"""Chores at once: while one is long, such as an index that is made anew, others go on."""
+"""Chores at the same time: during a long one, such as rebuilding the index, others go on."""
 
 INDEX_CHECK_SECONDS = 5.0
-"""How soon an index that was lost is noticed, and made anew."""
+"""Seconds between two checks whether the index was lost and must be rebuilt."""
 
 MEASURE_SECONDS = 15.0
-"""How often the room on the disk is looked at: as often as Prometheus asks."""
+"""Seconds between measurements of the free space: as often as Prometheus scrapes."""
 
 T = TypeVar("T")
 
@@ -41,21 +41,22 @@ log = structlog.get_logger(__name__)
 class DiskCache:
     """A cache in a folder, shared with other processes.
 
-    Cancellation of a call waits for the thread: what was begun is done, or not at all.
+    A cancelled call still waits for its thread: the work is done completely, or not at all.
 
-    What removes entries works on a full disk too: it gives others up for its own records.
+    Methods that remove entries work on a full disk too: they delete other entries to make room for
+    their own records in the index.
 
     Args:
-        path: the folder; made when it is missing.
-        max_bytes: sum of file sizes; least recently used entries go first.
-        ttl_seconds: age at which an entry goes; 0: never.
-        may_keep: asked in a thread just before a file appears, while no purge can run in any
-            process; what it refuses does not appear. May raise ``OSError``.
-        on_evicted: called with ``"ttl"`` or ``"size"`` and how many went.
-        clock: seconds since the epoch, as file times are.
+        path: the folder; created if it is missing.
+        max_bytes: limit of the sum of file sizes; least recently used entries are removed first.
+        ttl_seconds: age at which an entry expires; 0: never.
+        may_keep: called in a thread just before a file appears, while no purge can run in any
+            process. If it returns False, the file does not appear. May raise ``OSError``.
+        on_evicted: called with ``"ttl"`` or ``"size"``, and the number of entries removed.
+        clock: seconds since the epoch, like file times.
 
     Attributes:
-        free_bytes: what the file system has left, as ``keep_measured`` found it.
+        free_bytes: free space of the file system, as ``keep_measured`` last measured it.
     """
 
     def __init__(
@@ -73,40 +74,40 @@ class DiskCache:
         )
         self._on_evicted = on_evicted
         self.free_bytes = math.nan
-        # Apart: no hit waits for a write, and neither of them for a chore.
+        # Separate limiters: no hit waits for a write, and neither waits for a chore.
         self._hits = trio.CapacityLimiter(HIT_THREADS)
         self._changes = trio.CapacityLimiter(CHANGE_THREADS)
         self._chores = trio.CapacityLimiter(CHORE_THREADS)
 
     @property
     def images(self) -> Path:
-        """The folder of the results, absolute."""
+        """The absolute path of the folder of results."""
         return self._folder.images
 
     def statistics(self) -> Totals:
-        """What is kept, as of this process's last change or cleanup."""
+        """Return the totals as of this process's last change or cleanup."""
         return self._folder.totals
 
     async def check(self) -> None:
-        """See ``Cache.check``. Makes the folder, and finishes what dead processes began."""
+        """See ``Cache.check``. Creates the folder, and finishes the work of dead processes."""
         await trio.to_thread.run_sync(self._folder.check, limiter=self._changes)
 
     async def get(self, key: ImageKey) -> Entry | None:
-        """See ``Cache.get``. What expired is not found; what is not what was written goes."""
+        """See ``Cache.get``. An expired entry is not found; a damaged one is removed."""
         return await trio.to_thread.run_sync(self._folder.get, key, limiter=self._hits)
 
     async def put(self, key: ImageKey, entry: Entry) -> None:
-        """See ``Cache.put``. What was put survives the end of this process, and a loss of power."""
+        """See ``Cache.put``. The entry survives the end of this process, and a loss of power."""
         self._note(
             await trio.to_thread.run_sync(self._folder.put, key, entry, limiter=self._changes)
         )
 
     async def purge(self, *selections: Selection) -> int:
-        """See ``Cache.purge``. Writes of it under way in any process come to nothing."""
+        """See ``Cache.purge``. Cancels matching writes that are in progress in any process."""
         return await self._with_room(self._changes, lambda: self._folder.purge(selections))
 
     async def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
-        """The blobs that anything is kept of, among those that are selected."""
+        """Return the selected blobs that have at least one entry."""
         return await trio.to_thread.run_sync(self._folder.blobs, selections, limiter=self._changes)
 
     async def cleanup(self) -> int:
@@ -116,38 +117,38 @@ class DiskCache:
         return evicted.expired + evicted.for_size
 
     async def with_room(self, work: Callable[[], T]) -> T:
-        """Do ``work``, in a thread; where the disk is too full for it, entries are given up.
+        """Run ``work`` in a thread; if the disk is too full for it, delete entries and try again.
 
-        Raises what it raises, also where there was nothing (more) to give up.
+        Raises whatever ``work`` raises, also if there are no (more) entries to delete.
         """
         return await self._with_room(self._changes, work)
 
     async def make_room(self) -> bool:
-        """Give entries up, because the disk is full; whether there were any.
+        """Delete entries because the disk is full; return whether there were any.
 
         Raises:
-            OSError: they cannot be removed.
+            OSError: the entries cannot be removed.
         """
         return await trio.to_thread.run_sync(self._folder.give_up, limiter=self._changes) > 0
 
     async def aclose(self) -> None:
-        """Tell other processes that this one is done. What is called next begins anew."""
+        """Tell other processes that this one has finished. A later call starts afresh."""
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._folder.close, limiter=self._changes)
 
     async def make_indexed(self) -> None:
-        """Make the index anew from the files where it is not complete.
+        """Rebuild the index from the files if it is not complete.
 
-        Cancellation leaves it incomplete; the next call goes on.
+        Cancellation leaves it incomplete; the next call continues.
 
         Raises:
-            OSError: the folder cannot be read, or the index not written.
+            OSError: the folder cannot be read, or the index cannot be written.
         """
         if not await self._with_room(self._chores, self._folder.is_indexed):
             await self._index()
 
     async def keep_indexed(self) -> None:
-        """``make_indexed``, again and again, until cancelled."""
+        """Call ``make_indexed`` every ``INDEX_CHECK_SECONDS``, until cancelled."""
         while True:
             try:
                 await self.make_indexed()
@@ -158,7 +159,7 @@ class DiskCache:
     async def keep_measured(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Know ``free_bytes``, until cancelled; not a number while the disk does not tell."""
+        """Update ``free_bytes`` until cancelled; NaN while it cannot be measured."""
         is_first = True
         while True:
             try:
@@ -173,16 +174,16 @@ class DiskCache:
             await trio.sleep(MEASURE_SECONDS)
 
     async def by_preset(self) -> dict[str, Totals]:
-        """What is kept, by preset and fingerprint."""
+        """Return the totals by preset and fingerprint."""
         return await trio.to_thread.run_sync(self._folder.by_preset, limiter=self._chores)
 
     async def verify(
         self, *, repair: bool
     ) -> AsyncGenerator[tuple[float, list[tuple[str, Path]]], None]:
-        """Hold files and index against each other; see ``CacheFolder.verify_shard``.
+        """Compare the files with the index; see ``CacheFolder.verify_shard``.
 
         Yields:
-            The share that is done, and what is wrong in the part that was looked at.
+            The share that is done (0 to 1), and the faults in the part just compared.
         """
         shards = await trio.to_thread.run_sync(self._folder.known_shards, limiter=self._chores)
         for number, shard in enumerate(shards, 1):
@@ -190,20 +191,20 @@ class DiskCache:
             yield number / len(shards), await self._with_room(self._chores, look)
 
     async def has(self, selection: Selection) -> bool:
-        """Whether anything of what is selected is kept."""
+        """Whether any entry matches ``selection``."""
         return await trio.to_thread.run_sync(self._folder.has, selection, limiter=self._chores)
 
     async def due_for_check(self, before: float, limit: int, *, after: float = 0.0) -> list[Due]:
-        """Blobs last seen at their PDS later than ``after`` and until ``before``, oldest first.
+        """Return blobs last seen at their PDS after ``after`` and until ``before``, oldest first.
 
-        Times are seconds since the epoch. A blob comes once for each of its entries.
+        Times are seconds since the epoch. A blob is listed once for each of its entries.
         """
         return await trio.to_thread.run_sync(
             self._folder.due_for_check, before, limit, after, limiter=self._chores
         )
 
     async def mark_checked(self, blob: BlobKey) -> None:
-        """Note that its PDS has the blob now."""
+        """Record that the PDS has the blob now."""
         await trio.to_thread.run_sync(self._folder.mark_checked, blob, limiter=self._chores)
 
     async def _index(self) -> None:

@@ -1,12 +1,12 @@
-"""The files of a cache folder and their index, kept true to each other. Blocks; for threads.
+"""The files of a cache folder and their index, kept consistent. Blocks: call in threads.
 
-    {folder}/images/...           the results, where ``layout`` says
-    {folder}/index-1.sqlite3      what is known of them
+    {folder}/images/...           the results; ``layout`` defines their paths
+    {folder}/index-1.sqlite3      the index of the results
     {folder}/writing/{process}/   files that are not complete yet
     {folder}/processes/{process}  marks of the processes that share the folder
 
-A file's modification time is when it was written, its access time when it was last read, by
-whomever: nginx serves most hits without this service.
+The modification time of a file is when it was written. The access time is when any process last
+read it: nginx serves most hits without this service.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from proxy.model.selection import Selection, Selections
 from proxy.shared.sqlite import TRIES_WITH_ROOM, is_full
 
 TOUCH_AFTER = 60.0
-"""Seconds after which a use is noted again: finer recency is not worth a write per hit."""
+"""Seconds after which a use is recorded again: more precision is not worth a write per hit."""
 
 BATCH = 64
-"""Files that one transaction removes: other processes wait for a tenth of a second at most, on
-disks that take a millisecond or two for each."""
+"""Files that one transaction removes. On disks that take one or two milliseconds for each, other
+processes wait at most a tenth of a second."""
 
 MOST_PASSED_OVER = 1024
-"""Candidates for eviction in one go that were read meanwhile; beyond them recency gives way."""
+"""How many recently read candidates one eviction may skip; after that it removes them too."""
 
 ROOM = 1 << 20
-"""Bytes that are given up together on a full disk: some thousand decisions need no more."""
+"""Bytes deleted together on a full disk: enough to record several thousand blocks."""
 
 MOST_WEIGHED = 1024
-"""Files among which the least recently used are looked for then: all could take minutes."""
+"""How many files are compared by last use then: comparing all files could take minutes."""
 
 T = TypeVar("T")
 
@@ -66,21 +66,21 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """How many entries went, by reason."""
+    """The number of removed entries, by reason."""
 
     expired: int = 0
     for_size: int = 0
 
 
 class CacheFolder:
-    """See above. Every method may raise ``OSError``: the disk or the index fails.
+    """A cache folder as described above. Every method may raise ``OSError`` (disk or index).
 
     Args:
-        path: the folder; made when it is missing.
-        max_bytes: sum of file sizes; least recently used entries go first.
-        ttl_seconds: age at which an entry goes; 0: never.
-        may_keep: asked just before a file appears, while no purge can run.
-        clock: seconds since the epoch, as file times are.
+        path: the folder; created if it is missing.
+        max_bytes: limit of the sum of file sizes; least recently used entries are removed first.
+        ttl_seconds: age at which an entry expires; 0: never.
+        may_keep: called just before a file appears, while no purge can run; False prevents it.
+        clock: seconds since the epoch, like file times.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class CacheFolder:
 
     @property
     def images(self) -> Path:
-        """The folder of the results, absolute."""
+        """The absolute path of the folder of results."""
         return self._images
 
     # Reading
 
     def get(self, key: ImageKey) -> Entry | None:
-        """The entry of ``key``, if its file is what was written; what is not is removed."""
+        """Return the entry of ``key``, or None. A file that is not as it was written is removed."""
         folder = str(entry_folder(key))
         for format_ in possible_formats(key):
             data = self._read(File(folder, entry_name(key, format_)))
@@ -131,7 +131,7 @@ class CacheFolder:
         with self._index.reading() as rows:
             record = rows.find(file)
         if record is None or not _is_of(record, data):
-            # It may just have been replaced: once more, while nothing changes.
+            # The file may just have been replaced: check again under the write lock.
             with self._index.writing() as rows:
                 data = self._judge(rows, file)
                 record = rows.find(file)
@@ -139,10 +139,10 @@ class CacheFolder:
                 self._remove([file])
                 return None
         if self._has_expired(record):
-            return None  # the next cleanup removes and counts it
+            return None  # the next cleanup removes and counts the entry
         now = self._clock()
         if now - status.st_atime > TOUCH_AFTER:
-            with suppress(OSError):  # a use that cannot be noted is still a hit
+            with suppress(OSError):  # a use that cannot be recorded is still a hit
                 os.utime(self._images / file.path, (now, status.st_mtime))
         return data
 
@@ -154,7 +154,7 @@ class CacheFolder:
             return None
 
     def _judge(self, rows: Rows, file: File) -> bytes | None:
-        """What a file holds, its record completed; None if it is not what it should be."""
+        """Return the content of a file and complete its row; None if the content is not valid."""
         found = self._load(file)
         if found is None:
             return None
@@ -166,7 +166,7 @@ class CacheFolder:
             return None
         if sniff(data) is not format_of(file.name):
             return None
-        # A file that came by another way than through here, or before there was an index.
+        # The file was not written by ``put``, or it is older than the index.
         rows.add(_record_of(file, status, hashlib.sha256(data).digest()))
         return data
 
@@ -176,10 +176,10 @@ class CacheFolder:
     # Writing
 
     def put(self, key: ImageKey, entry: Entry) -> Evicted:
-        """Keep ``entry``, whole or not at all, also when this process is killed meanwhile.
+        """Store ``entry``, completely or not at all, even if this process is killed meanwhile.
 
-        What had to go for it goes first. Not kept: what is larger than the whole cache may be,
-        and what ``may_keep`` refuses or a purge covered before it appeared.
+        Entries that must make room for it are removed first. It is not stored if it is larger than
+        ``max_bytes``, if ``may_keep`` refuses it, or if a purge covers it before it appears.
         """
         self._enter()
         file = File(str(entry_folder(key)), entry_name(key, entry.format))
@@ -219,7 +219,7 @@ class CacheFolder:
             with temporary.open("xb") as opened:
                 opened.write(data)
                 opened.flush()
-                # nginx serves the file unread: after a loss of power it must not be short.
+                # nginx serves the file unchecked, so a loss of power must not leave it too short.
                 os.fsync(opened.fileno())
             os.utime(temporary, (now, now))
         except BaseException:
@@ -229,7 +229,7 @@ class CacheFolder:
         return temporary
 
     def _doubt_if_emptied(self, rows: Rows) -> None:
-        """Have the index made anew where somebody removed the folder of all files."""
+        """Mark the index as incomplete if the folder of all files was removed."""
         if not self._images.exists():
             rows.set_complete(False)
 
@@ -241,16 +241,17 @@ class CacheFolder:
     # Removing
 
     def purge(self, selections: Sequence[Selection]) -> int:
-        """Remove what is selected; writes of it that are under way come to nothing.
+        """Remove the selected entries, and cancel their writes that are in progress.
 
-        What the index does not know is looked for among the files. How many entries there were.
+        Files that the index does not know are searched in the folders. Returns the number of
+        removed entries.
         """
         self._enter()
         removed = sum(self._purge_known(chunk) for chunk in _batches(selections))
         return removed + self._remove(self._unknown(selections))
 
     def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
-        """The blobs that anything is kept of, among those that are selected."""
+        """Return the selected blobs that have at least one entry."""
         found: set[File] = set()
         with self._index.reading() as rows:
             for selection in selections:
@@ -274,7 +275,10 @@ class CacheFolder:
                 return removed
 
     def _unknown(self, selections: Sequence[Selection]) -> Iterator[File]:
-        """Files of what is selected that the index does not know, while it may lack any."""
+        """Yield the selected files in the folders, whether or not the index has them.
+
+        The folders of all owners are searched only while the index is incomplete.
+        """
         covering = Selections(selections)
         roots = {
             self._images / owner_folder(each.did) for each in selections if each.did is not None
@@ -288,7 +292,7 @@ class CacheFolder:
                     yield file
 
     def cleanup(self) -> Evicted:
-        """Remove what is past its TTL or over the limit, and finish what dead processes began."""
+        """Remove entries past their TTL or over the limit; finish the work of dead processes."""
         self._enter()
         self._recover()
         if not self._images.exists():
@@ -312,7 +316,7 @@ class CacheFolder:
         return rows.written_until(self._clock() - self._ttl, BATCH) if self._ttl else []
 
     def _make_room(self, rows: Rows, size: int, limit: int | None = None) -> int:
-        """Begin to remove what has to go for ``size`` more bytes; how many entries those are."""
+        """Begin to remove entries to make room for ``size`` bytes; return their number."""
         excess = rows.totals().bytes + rows.arriving() + size - self._max_bytes
         removed = passed_over = 0
         while excess > 0 and (limit is None or removed < limit):
@@ -333,7 +337,7 @@ class CacheFolder:
         return removed
 
     def _last_use(self, record: IndexEntry) -> float:
-        """When an entry was last read, as far as the file system tells; never in the future."""
+        """Return when an entry was last read, by the file system; never a time in the future."""
         try:
             accessed = (self._images / record.file.path).stat().st_atime
         except (FileNotFoundError, NotADirectoryError):
@@ -341,7 +345,7 @@ class CacheFolder:
         return min(accessed, self._clock())
 
     def _remove(self, files: Iterable[File]) -> int:
-        """Remove files and what the index knows of them; how many there were."""
+        """Remove files and their rows in the index; return how many files existed."""
         self._enter()
         removed = 0
         for batch in _batches(files):
@@ -361,7 +365,7 @@ class CacheFolder:
             raise failure
 
     def _carry_out_removals(self, rows: Rows, process: str | None = None) -> OSError | None:
-        """Remove the files that a process said it would; what fails stays to be done."""
+        """Remove the files whose removal a process announced; failed ones stay announced."""
         failure: OSError | None = None
         for file in rows.removals(process):
             try:
@@ -384,9 +388,9 @@ class CacheFolder:
     # On a full disk
 
     def with_room(self, work: Callable[[], T]) -> T:
-        """Do ``work``, again where the disk was full for it and entries could be given up.
+        """Run ``work``; while the disk is full and entries can be deleted, run it again.
 
-        What it counts is then what the last attempt found.
+        If ``work`` counts something, the result is the count of the last attempt.
         """
         for _ in range(TRIES_WITH_ROOM):
             try:
@@ -397,12 +401,14 @@ class CacheFolder:
         return work()
 
     def give_up(self) -> int:
-        """Remove files for the sake of room, unasked and before the index knows of it.
+        """Delete files to make room on a full disk, before the index records it.
 
-        It cannot be written just now. Where it never comes to know, what is missing is a miss.
+        The index cannot be written while the disk is full. If it never records the deletion, a
+        request for a deleted entry is a miss. Of at most ``MOST_WEIGHED`` files, the least
+        recently used are deleted.
 
         Returns:
-            How many; the least recently used of those that are looked at.
+            The number of deleted files.
         """
         if not self._images_are_beside_the_index():
             return 0
@@ -430,16 +436,16 @@ class CacheFolder:
         return len(given_up)
 
     def _images_are_beside_the_index(self) -> bool:
-        """Whether both are on one file system, so that room for one is room for the other."""
+        """Whether both are on one file system, so that deleting images makes room for the index."""
         try:
             return self._images.stat().st_dev == self._images.parent.stat().st_dev
         except FileNotFoundError:
             return False
 
-    # Starting, and what others left behind
+    # Starting, and leftovers of other processes
 
     def check(self) -> None:
-        """Raise ``OSError`` where nothing could be kept now. Finishes what dead processes began."""
+        """Raise ``OSError`` if no entry could be stored. Finishes the work of dead processes."""
         self._enter()
         self._recover()
         temporary = self._write(b"ok", self._clock())
@@ -455,7 +461,7 @@ class CacheFolder:
             probe.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Take this process's mark away, and close the index."""
+        """Remove this process's mark, and close the index."""
         with suppress(OSError):
             self._writing.rmdir()
         self._liveness.leave()
@@ -464,12 +470,12 @@ class CacheFolder:
     def _enter(self) -> None:
         with self._entering:
             if not self._liveness.is_there():
-                self._liveness.leave()  # somebody deleted the mark: a new one
+                self._liveness.leave()  # the mark was deleted: make a new one
             self._liveness.enter()
 
     def _recover(self) -> None:
-        """Finish what processes that have ended said they would do, and drop their leavings."""
-        # Before who lives is asked: a process that enters after that has left none of them.
+        """Finish the announced moves of processes that have ended, and delete their leftovers."""
+        # Read these before the list of living processes, so that no new process seems dead.
         with self._index.reading() as rows:
             moving = rows.moving_processes()
         left_behind = self._leavings()
@@ -494,34 +500,34 @@ class CacheFolder:
             return []
 
     def _settle_arrival(self, rows: Rows, record: IndexEntry, process: str | None = None) -> None:
-        """Count a file that did appear; forget one that did not."""
+        """Add a file that did appear to the index; end the announcement in any case."""
         found = self._load(record.file)
         if found is not None and _is_of(record, found[0]):
             rows.add(record)
         rows.end_arrival(record.file, process)
 
-    # The index anew, and whether it is true
+    # Rebuilding and verifying the index
 
     def is_indexed(self) -> bool:
-        """Whether the index knows every file."""
+        """Whether the index has every file."""
         with self._index.reading() as rows:
             return rows.is_complete()
 
     def shards(self) -> list[Path]:
-        """The parts that the files are indexed and verified in."""
+        """Return the folders, each of which is indexed and verified as a unit."""
         return sorted(self._images.glob("*/*/"))
 
     def known_shards(self) -> list[Path]:
-        """Those, and the ones that the index alone knows."""
+        """Return ``shards``, and those that only the index has."""
         with self._index.reading() as rows:
             known = {self._images / shard for shard in rows.shards()}
         return sorted(known.union(self.shards()))
 
     def index_shard(self, shard: Path) -> int:
-        """Have the index know every file of a shard; leavings of older releases go.
+        """Add every file of a shard to the index; delete leftovers of older releases.
 
         Returns:
-            How many it did not know.
+            The number of files that the index did not have.
         """
         added = 0
         for batch in _batches(self._files(shard)):
@@ -531,7 +537,7 @@ class CacheFolder:
         return added
 
     def forget_missing(self) -> None:
-        """Have the index know no file that is not there."""
+        """Remove the rows of files that do not exist."""
         number = 0
         while True:
             with self._index.writing() as rows:
@@ -545,7 +551,7 @@ class CacheFolder:
             number, _ = page[-1]
 
     def set_indexed(self) -> None:
-        """Say that every shard was indexed, and what is missing forgotten."""
+        """Record that the index is complete: call after ``index_shard`` and ``forget_missing``."""
         with self._index.writing() as rows:
             rows.set_complete()
 
@@ -560,10 +566,11 @@ class CacheFolder:
         return False
 
     def verify_shard(self, shard: Path, *, repair: bool) -> list[tuple[str, Path]]:
-        """What is wrong with a shard, each as a word and a path; ``repair`` puts it right.
+        """Return the faults of a shard, each as a word and a path; ``repair`` corrects them.
 
-        ``damaged``: not what was written. ``missing``: known, and not there. ``unknown``: there,
-        and not known. ``foreign``: no entry by its name.
+        ``damaged``: the content is not as written. ``missing``: in the index, but no file exists.
+        ``unknown``: the file exists, but is not in the index. ``foreign``: the name is not that of
+        an entry.
         """
         files = set(self._files(shard))
         found = []
@@ -572,7 +579,7 @@ class CacheFolder:
         for file in sorted(files | known.keys(), key=lambda file: file.path):
             if self._wrong_with(file, known.get(file)) is None:
                 continue
-            with self._index.reading() as rows:  # it may have come or gone just now
+            with self._index.reading() as rows:  # the file may just have changed
                 wrong = self._wrong_with(file, rows.find(file))
             if wrong is None:
                 continue
@@ -602,17 +609,17 @@ class CacheFolder:
             self._remove([file])
 
     def free(self) -> int:
-        """Bytes that its file system has left for this user.
+        """Return the bytes that the file system has left for this user.
 
         Raises:
-            OSError: it does not tell.
+            OSError: the file system does not report it.
         """
-        # Before the first write there is no folder.
+        # The folder does not exist before the first write.
         place = next(each for each in (self._images, *self._images.parents) if each.exists())
         return shutil.disk_usage(place).free
 
     def by_preset(self) -> dict[str, Totals]:
-        """What is kept, by preset and fingerprint."""
+        """Return the totals by preset and fingerprint."""
         found: dict[str, Totals] = {}
         with self._index.reading() as rows:
             for folder, entries, size in rows.shelves():
@@ -621,22 +628,22 @@ class CacheFolder:
                 found[name] = Totals(before.entries + entries, before.bytes + size)
         return found
 
-    # Whether PDSes still have what is kept
+    # Whether PDSes still have the cached blobs
 
     def due_for_check(self, before: float, limit: int, after: float) -> list[Due]:
-        """Blobs last seen at their PDS later than ``after`` and until ``before``, oldest first."""
+        """Return blobs last seen at their PDS after ``after``, until ``before``; oldest first."""
         with self._index.reading() as rows:
             found = rows.checked_between(after, before, limit)
         blobs = ((blob_of(file.folder, file.name), checked) for file, checked in found)
         return [Due(blob, checked) for blob, checked in blobs if blob is not None]
 
     def mark_checked(self, blob: BlobKey) -> None:
-        """Note that its PDS has the blob."""
+        """Record that the PDS has the blob now."""
         with self._index.writing() as rows:
             rows.set_checked(Selection(blob.did, blob.cid), self._clock())
 
     def has(self, selection: Selection) -> bool:
-        """Whether anything of what is selected is kept."""
+        """Whether any entry matches ``selection``."""
         with self._index.reading() as rows:
             return bool(rows.selected(selection, 1))
 
@@ -650,7 +657,7 @@ class CacheFolder:
 
 
 def _is_of(record: IndexEntry, data: bytes) -> bool:
-    """Whether these are the bytes that the record is of."""
+    """Whether ``data`` has the size and checksum of the row."""
     return record.size == len(data) and record.digest == hashlib.sha256(data).digest()
 
 

@@ -1,4 +1,4 @@
-"""The health of the cache: noticing that it fails, and that it works again."""
+"""The health of the cache: notices when it fails, and when it works again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trio_util import periodic
 from proxy.cache.interface import Cache
 
 CHECK_SECONDS = 5.0
-"""How often an unusable cache is tried again."""
+"""Seconds between checks of an unusable cache."""
 
 log = structlog.get_logger(__name__)
 
@@ -19,7 +19,7 @@ class CacheHealth:
     """Watches one cache.
 
     Attributes:
-        problem: why nothing can be kept at the moment, or None.
+        problem: why the cache cannot store anything at the moment, or None.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -27,19 +27,19 @@ class CacheHealth:
         self.problem: str | None = None
 
     def failed(self, error: Exception) -> None:
-        """Note that the cache does not work. Logged once, when that begins."""
+        """Record that the cache does not work. Only the first failure is logged."""
         if self.problem is None:
             log.error("cache unusable", error=str(error))
         self.problem = (error.strerror if isinstance(error, OSError) else None) or "write failed"
 
     def works(self) -> None:
-        """Note that the cache works."""
+        """Record that the cache works."""
         if self.problem is not None:
             log.info("cache usable again")
         self.problem = None
 
     async def check(self) -> None:
-        """Look whether the cache works, and note it."""
+        """Check whether the cache works, and record the result."""
         try:
             await self._cache.check()
         except OSError as error:
@@ -48,7 +48,7 @@ class CacheHealth:
             self.works()
 
     async def keep_checking(self) -> None:
-        """Look whether an unusable cache works again, until cancelled."""
+        """Check periodically whether an unusable cache works again, until cancelled."""
         async with aclosing(periodic(CHECK_SECONDS)) as ticks:
             async for _ in ticks:
                 if self.problem is not None:

@@ -1,8 +1,8 @@
-"""The index of the disk cache: what is kept, in SQLite beside the files.
+"""The index of the disk cache: an SQLite database of the entries, beside their files.
 
-The files are the truth; the index knows sizes, checksums and ages without a walk over them. A file
-appears or disappears only under the index's write lock, and only after a move that says so was
-committed, so that what a process left undone when it was killed can be finished by the next.
+The files are the source of truth; the index gives sizes, checksums and ages without reading the
+folders. A file appears or disappears only under the index's write lock, and only after a row in
+``moves`` announced it and was committed. If a process is killed, another one can finish its moves.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ END;
 """
 
 FILE_NAME = "index-1.sqlite3"
-"""Has the version of the schema: an index that cannot be read is made anew from the files."""
+"""Contains the version of the schema. An unreadable index is rebuilt from the files."""
 
 _ERRNO = {
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -76,20 +76,20 @@ _ERRNO = {
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file by the names of its folder and its own."""
+    """A file, by the name of its folder and its own name."""
 
     folder: str
     name: str
 
     @property
     def path(self) -> str:
-        """Relative to the folder of all files."""
+        """The path relative to the folder of all files."""
         return f"{self.folder}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """What is known of an entry. Times are seconds since the epoch; ``digest`` as in the table."""
+    """A row of the index. Times are seconds since the epoch; ``digest`` is as in the table."""
 
     file: File
     size: int
@@ -100,64 +100,64 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Of all entries."""
+    """The number of entries, and the sum of their sizes in bytes."""
 
     entries: int
     bytes: int
 
 
 class Rows:
-    """The statements, on one connection; within ``Index.writing`` also those that change rows."""
+    """The statements, on one connection. Those that change rows work only in ``Index.writing``."""
 
     def __init__(self, connection: sqlite3.Connection, process: str) -> None:
         self._connection = connection
         self._process = process
 
     def find(self, file: File) -> IndexEntry | None:
-        """The record of a file."""
+        """Return the row of a file, or None."""
         return next(self._records("folder = ? AND name = ?", (file.folder, file.name)), None)
 
     def totals(self) -> Totals:
-        """Entries and their bytes."""
+        """Return the totals of all entries."""
         return Totals(*self._connection.execute("SELECT entries, bytes FROM state").fetchone())
 
     def arriving(self) -> int:
-        """Bytes that any process is about to add."""
+        """Return the number of bytes that all processes together are about to add."""
         (found,) = self._connection.execute(
             "SELECT coalesce(sum(size), 0) FROM moves WHERE arrives"
         ).fetchone()
         return int(found)
 
     def is_complete(self) -> bool:
-        """Whether every file is known here."""
+        """Whether every file is in the index."""
         (complete,) = self._connection.execute("SELECT complete FROM state").fetchone()
         return bool(complete)
 
     def least_used(self, limit: int) -> list[IndexEntry]:
-        """The first ones to go, by what is known of their use."""
+        """Return the least recently used entries, as far as the index knows their use."""
         return list(self._records("true ORDER BY used LIMIT ?", (limit,)))
 
     def written_until(self, time: float, limit: int) -> list[IndexEntry]:
-        """Entries of that age or older, oldest first."""
+        """Return entries written at ``time`` or earlier, oldest first."""
         return list(self._records("written <= ? ORDER BY written LIMIT ?", (time, limit)))
 
     def selected(self, selection: Selection, limit: int = -1) -> list[IndexEntry]:
-        """Entries of an owner, a blob, or a pair; a negative limit is none."""
+        """Return the entries of an owner, a blob, or a pair; a negative limit means no limit."""
         where, values = _selected(selection)
         return list(self._records(f"{where} LIMIT ?", (*values, limit)))
 
     def below(self, folder: str) -> list[IndexEntry]:
-        """Entries whose files lie anywhere below a folder."""
+        """Return the entries whose files are anywhere below a folder."""
         return list(self._records(*_below(folder)))
 
     def shelves(self) -> Iterator[tuple[str, int, int]]:
-        """Folder, entries and bytes of each folder that has entries, in no order."""
+        """Yield name, entries and bytes of each folder that has entries, in no order."""
         yield from self._connection.execute(
             "SELECT folder, count(*), sum(size) FROM entries GROUP BY folder"
         )
 
     def checked_between(self, after: float, until: float, limit: int) -> list[tuple[File, float]]:
-        """Files whose blob was last seen at its PDS in that time, and when, oldest first."""
+        """Return files and when their PDS was last seen to have the blob, oldest first."""
         rows = self._connection.execute(
             "SELECT folder, name, checked FROM entries WHERE checked > ? AND checked <= ?"
             " ORDER BY checked LIMIT ?",
@@ -166,16 +166,16 @@ class Rows:
         return [(File(folder, name), checked) for folder, name, checked in rows.fetchall()]
 
     def set_checked(self, selection: Selection, time: float) -> None:
-        """Note that the PDS has what is selected."""
+        """Record that the PDS had the selected blobs at ``time``."""
         where, values = _selected(selection)
         self._connection.execute(f"UPDATE entries SET checked = ? WHERE {where}", (time, *values))  # noqa: S608
 
     def shards(self) -> list[str]:
-        """The first two folders of what has entries: ``plc/ab``."""
+        """Return the shards that have entries: two folders each, as ``plc/ab``."""
         return sorted({"/".join(folder.split("/")[:2]) for folder, _, _ in self.shelves()})
 
     def after(self, number: int, limit: int) -> list[tuple[int, File]]:
-        """Entries by the numbers that they have for now, those above ``number`` first."""
+        """Return entries with row numbers above ``number``, in order. The numbers are temporary."""
         rows = self._connection.execute(
             "SELECT rowid, folder, name FROM entries WHERE rowid > ? ORDER BY rowid LIMIT ?",
             (number, limit),
@@ -183,18 +183,18 @@ class Rows:
         return [(rowid, File(folder, name)) for rowid, folder, name in rows.fetchall()]
 
     def set_complete(self, complete: bool = True) -> None:
-        """Say whether, from now on, every file is known here, and no other."""
+        """Record whether the index now has exactly the files that exist."""
         self._connection.execute("UPDATE state SET complete = ?", (complete,))
 
     def set_used(self, file: File, time: float) -> None:
-        """Note a use."""
+        """Record a use."""
         self._connection.execute(
             "UPDATE entries SET used = ? WHERE folder = ? AND name = ?",
             (time, file.folder, file.name),
         )
 
     def add(self, record: IndexEntry) -> None:
-        """Add an entry, in place of the one that has its file."""
+        """Add an entry; it replaces an entry of the same file."""
         cid = record.file.name.partition("@")[0]
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -204,28 +204,28 @@ class Rows:
         )
 
     def remove(self, file: File) -> bool:
-        """Remove an entry; whether there was one."""
+        """Remove an entry; return whether there was one."""
         found = self._connection.execute(
             "DELETE FROM entries WHERE folder = ? AND name = ?", _names(file)
         )
         return found.rowcount > 0
 
     def begin_arrival(self, record: IndexEntry) -> None:
-        """Say that this process is about to add a file."""
+        """Announce that this process is about to add a file."""
         self._begin(record, arrives=True)
 
     def begin_removal(self, record: IndexEntry) -> None:
-        """Take an entry out, and say that this process is about to remove its file."""
+        """Remove an entry, and announce that this process is about to remove its file."""
         self.remove(record.file)
         self._begin(record, arrives=False)
 
     def refuse_arrivals(self, selection: Selection) -> None:
-        """Take back what any process said it is about to add of what is selected."""
+        """Cancel the announced arrivals of all processes for the selected entries."""
         where, values = _selected(selection, cid="substr(name, 1, instr(name, '@') - 1)")
         self._connection.execute(f"DELETE FROM moves WHERE arrives AND {where}", values)  # noqa: S608
 
     def is_arriving(self, file: File) -> bool:
-        """Whether this process may still add a file that it said it would."""
+        """Whether this process may still add a file that it announced."""
         found = self._connection.execute(
             "SELECT 1 FROM moves WHERE arrives AND process = ? AND folder = ? AND name = ?",
             (self._process, *_names(file)),
@@ -233,23 +233,23 @@ class Rows:
         return found.fetchone() is not None
 
     def end_arrival(self, file: File, process: str | None = None) -> None:
-        """Say that a file has arrived, or never will."""
+        """Record that a file has arrived, or never will."""
         self._end(file, process, arrives=True)
 
     def end_removal(self, file: File, process: str | None = None) -> None:
-        """Say that a file is gone."""
+        """Record that a file is gone."""
         self._end(file, process, arrives=False)
 
     def removals(self, process: str | None = None) -> list[File]:
-        """The files that a process, if not specified this one, is about to remove."""
+        """Return the files that a process (by default this one) is about to remove."""
         return [record.file for record in self._moves(process, arrives=False)]
 
     def arrivals(self, process: str) -> list[IndexEntry]:
-        """The entries that a process is about to add."""
+        """Return the entries that a process is about to add."""
         return self._moves(process, arrives=True)
 
     def moving_processes(self) -> list[str]:
-        """The processes that have said so."""
+        """Return the processes that have announced arrivals or removals."""
         rows = self._connection.execute("SELECT DISTINCT process FROM moves").fetchall()
         return [process for (process,) in rows]
 
@@ -282,11 +282,11 @@ class Rows:
 
 
 class Index:
-    """The index of one cache folder, shared by the processes on it. Blocks; for threads.
+    """The index of one cache folder, shared by the processes that use it. Blocks: call in threads.
 
     Args:
-        folder: where its file lies.
-        process: the token of this process (``Presence``).
+        folder: the folder of the index file.
+        process: the token of this process (``Liveness.token``).
     """
 
     def __init__(self, folder: Path, process: str) -> None:
@@ -297,17 +297,17 @@ class Index:
 
     @contextmanager
     def reading(self) -> Iterator[Rows]:
-        """For questions.
+        """Open the index for queries.
 
         Raises:
-            OSError: the index cannot be read. A damaged one is gone the next time.
+            OSError: the index cannot be read. A damaged index is deleted, and rebuilt later.
         """
         with self._mapped(), self._database.reading() as connection:
             yield Rows(connection, self._process)
 
     @contextmanager
     def writing(self) -> Iterator[Rows]:
-        """For changes; no other thread or process writes meanwhile. All or nothing.
+        """Open the index for changes, as one transaction. Nobody else writes meanwhile.
 
         Raises:
             OSError: as for ``reading``, or the index cannot be written.
@@ -316,7 +316,7 @@ class Index:
             yield Rows(connection, self._process)
 
     def close(self) -> None:
-        """Close its files; they open again when they are needed."""
+        """Close the database files; they open again when needed."""
         self._database.close()
 
     @contextmanager
@@ -330,7 +330,7 @@ class Index:
 
 
 def _selected(selection: Selection, cid: str = "cid") -> tuple[str, tuple[str, ...]]:
-    """A condition for what is selected, and its values."""
+    """Return the SQL condition of a selection, and its values."""
     conditions: list[str] = []
     values: tuple[str, ...] = ()
     if selection.did is not None:

@@ -1,4 +1,4 @@
-"""What a cache is to this service: small enough for a shared tier to be one. Pure."""
+"""The interface of a cache: small enough for a tier shared by machines to implement. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from proxy.model.selection import Selection
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A result as it is kept."""
+    """A result in the cache."""
 
     data: bytes
     format: Format
@@ -20,34 +20,34 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A cached blob, and when its PDS was last known to have it (seconds since the epoch)."""
+    """A cached blob, and the time its PDS last had it (seconds since the epoch)."""
 
     blob: BlobKey
     checked: float
 
 
 class Cache(Protocol):
-    """Keeps results by key. Every method may raise ``OSError`` when its store fails."""
+    """Stores results by key. Every method may raise ``OSError`` if the storage fails."""
 
     async def get(self, key: ImageKey) -> Entry | None:
-        """The entry of ``key``, or None. Counts as a use of it."""
+        """Return the entry of ``key``, or None. Counts as a use of the entry."""
         ...
 
     async def put(self, key: ImageKey, entry: Entry) -> None:
-        """Keep ``entry``, whole or not at all: cancellation leaves no partial entry."""
+        """Store ``entry``, completely or not at all: cancellation leaves no partial entry."""
         ...
 
     async def purge(self, *selections: Selection) -> int:
-        """Remove what any of ``selections`` covers, over every preset and format.
+        """Remove every entry that any of ``selections`` covers, in all presets and formats.
 
-        Returns how many entries there were. There may be 100,000 selections.
+        Returns the number of removed entries. There may be 100,000 selections.
         """
         ...
 
     async def cleanup(self) -> int:
-        """Remove what is past its TTL or over the size limit; how many that were."""
+        """Remove entries past their TTL or over the size limit; return their number."""
         ...
 
     async def check(self) -> None:
-        """Raise ``OSError`` where nothing could be kept now."""
+        """Raise ``OSError`` if no entry could be stored now."""
         ...

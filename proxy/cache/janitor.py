@@ -1,4 +1,4 @@
-"""The janitor of the cache: removes what expired or exceeds the size limit, again and again."""
+"""The janitor of the cache: periodically removes entries that expired or exceed the limit."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from proxy.cache.health import CacheHealth
 from proxy.cache.interface import Cache
 
 CLEANUP_SECONDS = 60.0
-"""The longest interval between cleanups. nginx serves expired files until they are removed, and a
-cleanup costs only what it removes."""
+"""The longest interval between cleanups. nginx serves expired files until they are removed. The
+cost of a cleanup depends only on how much it removes."""
 
 log = structlog.get_logger(__name__)
 
 
 async def keep_cleaning(cache: Cache, health: CacheHealth, interval: float) -> None:
-    """Clean ``cache`` up now and then periodically, until cancelled.
+    """Clean ``cache`` up once at the start and then periodically, until cancelled.
 
-    A failed cleanup is noted in ``health``, and the next one takes place all the same.
+    A failed cleanup is recorded in ``health``; the next one takes place anyway.
 
     Args:
-        interval: seconds between cleanups, cut to ``CLEANUP_SECONDS``; 0: no cleanups at all.
+        interval: seconds between cleanups, at most ``CLEANUP_SECONDS``; 0: no cleanups.
     """
     if interval == 0:
         return

@@ -12,19 +12,19 @@ from proxy.model.selection import Covering
 from proxy.shared.expiring_map import ExpiringMap
 
 OVERHEAD = 1024
-"""Bytes that an entry costs beside its data: key, entry, tags and table slots, measured roughly
-up."""
+"""Bytes that an entry costs besides its data: key, entry, tags and table slots. Measured, and
+rounded up."""
 
 
 class MemoryCache:
-    """Least recently used entries go first.
+    """A bounded cache in memory; least recently used entries are removed first.
 
     Args:
-        max_bytes: of data and overhead; 0 keeps nothing.
-        ttl_seconds: age at which an entry goes; 0: never.
+        max_bytes: limit of data and overhead together; 0: no entry is stored.
+        ttl_seconds: age at which an entry expires; 0: never.
 
     Attributes:
-        get: the entry of a key, or None, at a time in seconds. Counts as a use of it.
+        get: takes a key and the time in seconds; returns the entry or None. Counts as a use.
     """
 
     def __init__(self, max_bytes: int, *, ttl_seconds: float = 0) -> None:
@@ -33,19 +33,19 @@ class MemoryCache:
         self._entries: ExpiringMap[ImageKey, Entry] = ExpiringMap(
             max_bytes, cost=_cost, tags=attrgetter("blob.tags")
         )
-        # The map's own method: every hit passes here, and a call in between would show.
+        # The map's own method, without a wrapper: a wrapper would cost every hit some time.
         self.get: Callable[[ImageKey, float], Entry | None] = self._entries.get
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def put(self, key: ImageKey, entry: Entry, now: float) -> None:
-        """Keep ``entry`` unless it alone would take a quarter of the room."""
+        """Store ``entry`` unless it would take more than a quarter of ``max_bytes``."""
         if _cost(key, entry) * 4 <= self._max_bytes:
             self._entries.put(key, entry, now + self._ttl)
 
     def purge(self, covering: Covering) -> int:
-        """Remove what is covered; how many entries there were."""
+        """Remove all covered entries; return their number."""
         return self._entries.remove_tagged(covering.tags)
 
 

@@ -1,4 +1,4 @@
-"""The supervised cache-writer: takes writes off a bounded channel, so that no response waits."""
+"""The supervised cache writer: takes writes from a bounded channel, so that no response waits."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ class _Write:
 
 
 class CacheWriter:
-    """Writes results to the cache, behind the responses.
+    """Writes results to the cache in the background, so that responses do not wait.
 
     Args:
-        cache: where to.
-        queue_size: writes that may wait.
-        refuses: asked just before a write; what became blocked meanwhile is not written.
-        on_written: called for each write that succeeded.
-        on_error: called for each try that failed.
-        on_dropped: called for each write that found the channel full.
+        cache: the cache to write to.
+        queue_size: how many writes may wait.
+        refuses: called just before a write; if True, the blob was blocked meanwhile, and nothing
+            is written.
+        on_written: called for each successful write.
+        on_error: called for each failed attempt.
+        on_dropped: called for each write dropped because the channel is full.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class CacheWriter:
     def offer(
         self, key: ImageKey, entry: Entry, on_settled: Callable[[], None] = lambda: None
     ) -> None:
-        """Have ``entry`` written. Never waits: a full channel drops the write and counts it.
+        """Queue ``entry`` for writing. Never waits: a full channel drops and counts the write.
 
         Args:
-            on_settled: called once, when the entry is written, or will not be.
+            on_settled: called once, when the entry was written or will never be written.
         """
         if key in self._pending:
             on_settled()
@@ -84,41 +85,41 @@ class CacheWriter:
         self._waiting.value += 1
 
     def pending(self, key: ImageKey) -> Entry | None:
-        """The entry of ``key`` while it waits to be written."""
+        """Return the entry of ``key`` while it waits to be written, else None."""
         write = self._pending.get(key)
         return None if write is None else write.entry
 
     async def settled(self) -> None:
-        """Wait until less than half of the channel is taken."""
+        """Wait until less than half of the channel is in use."""
         await self._waiting.wait_value(lambda waiting: waiting * 2 < self._queue_size)
 
     def discard(self, covering: Covering) -> None:
-        """Do not write what is covered and still waits. See ``begun`` for what waits no more."""
+        """Drop covered writes that still wait. For a write that has begun, see ``begun``."""
         for key in self._by_tag.find(covering.tags, self._pending):
             self._settle(key)
 
     async def begun(self) -> None:
-        """Wait for a write that has begun, so that it cannot bring back what is purged next."""
+        """Wait for the write in progress, so that it cannot restore an entry purged next."""
         async with self._writing:
             pass
 
     async def purge(self, *selections: Selection) -> int:
-        """Remove what is selected from the cache, and do not write what of it still waits.
+        """Remove the selected entries from the cache, and drop their waiting writes.
 
-        A write already begun is waited for, so that it cannot bring an entry back.
+        Waits for a write in progress, so that it cannot restore an entry.
         """
         self.discard(Selections(selections))
         async with self._writing:
             return await self._cache.purge(*selections)
 
     def close(self) -> None:
-        """Take no more writes; ``run`` returns when those it was given are done."""
+        """Accept no more writes; ``run`` returns when the accepted ones are done."""
         self._send.close()
 
     async def run(self) -> None:
-        """Write until ``close``, and then what is left in the channel.
+        """Write until ``close``, then write what is left in the channel, and return.
 
-        It may be called again after a crash: the write that crashed is lost, and no other.
+        It may be called again after a crash: only the write that crashed is lost.
         """
         async for key in self._receive:
             self._waiting.value -= 1
@@ -144,7 +145,7 @@ class CacheWriter:
                 if not is_last_try:
                     await trio.sleep(RETRY_PAUSE)
         finally:
-            # A purge may have settled it, and another write have the key by now.
+            # A purge may have settled this write, and a newer write may have the same key.
             if self._pending.get(key) is write:
                 self._settle(key)
 
