@@ -1,1 +1,1 @@
-"""The processing pool: jobs, the sandboxed processes that decode, and what limits both."""
+"""The processing pool: its jobs, the sandboxed processes that decode, and their limits."""

@@ -1,4 +1,4 @@
-"""Batching: calls for the same source that wait together become one job, with one decode."""
+"""Batching: calls that wait for the same source become one job, which decodes it once."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from proxy.imaging.workers.memory_gate import MemoryGate, Reservation
 
 
 class Interrupted(Exception):
-    """The job ended over another recipe before it came to this one: ask again."""
+    """The job ended at another recipe, before it came to this one: the call must be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A source and its recipes, at least one, each with what it may take."""
+    """A source and its recipes (at least one), each with its estimate."""
 
     source: bytes
     orders: tuple[tuple[Recipe, Estimate], ...]
 
     @property
     def pixels(self) -> int:
-        """The most that the source may have: the same number for all of its recipes."""
+        """The maximum number of pixels of the source: the same for all recipes."""
         return self.orders[0][1].pixels
 
     @property
     def memory(self) -> int:
-        """Bytes, at most."""
+        """The maximum memory of the job, in bytes."""
         return memory.together([estimate for _, estimate in self.orders])
 
 
@@ -44,9 +44,9 @@ class Call:
     """One call of ``process``, from joining a batch to its outcome.
 
     Attributes:
-        on_start: is called when the job begins.
-        patience: the scope of ``outcome``; the batch sets its deadline.
-        began, ended: Trio's clock around its own part of the job.
+        on_start: called when the job begins.
+        patience: the cancel scope around ``outcome``; the batch sets its deadline.
+        began, ended: start and end of this call's part of the job, by Trio's clock.
     """
 
     source: bytes
@@ -60,11 +60,11 @@ class Call:
     _outcome: Outcome = field(init=False)
 
     async def outcome(self, batch: Batch) -> Outcome:
-        """Wait for the outcome. Call this right after ``batch`` took the call.
+        """Wait for the outcome. Call this right after ``batch`` has accepted the call.
 
-        Cancellation takes the call out of the batch while its job has not begun. Afterwards it
-        waits for the outcome, as ``trio.to_thread.run_sync`` does: at most ``client.TIME_LIMIT``
-        for each recipe, and until the pool ends.
+        Cancellation before the job begins removes the call from the batch. After that, a cancelled
+        call still waits for the outcome, like ``trio.to_thread.run_sync``: at most
+        ``client.TIME_LIMIT`` for each recipe, and no longer than the pool runs.
         """
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -76,22 +76,22 @@ class Call:
         return self._outcome
 
     def settle(self, outcome: Outcome) -> None:
-        """Wake the task that waits, once."""
+        """Wake the waiting task with ``outcome``. Call it once."""
         self._outcome = outcome
         trio.lowlevel.reschedule(self._task)
 
 
 class Batch:
-    """Calls for one source, whose job waits or runs.
+    """The calls for one source, whose job waits or runs.
 
     Args:
-        call: the first one.
-        memory_gate: where the job will ask for its memory.
-        queue_wait: seconds that a call may wait where the job cannot begin at once.
+        call: the first call.
+        memory_gate: the gate from which the job will get its memory.
+        queue_wait: seconds that a call may wait if the job cannot begin at once.
 
     Attributes:
         reservation: the memory of the job.
-        scope: is cancelled when every call left before the job began.
+        scope: cancelled when every call has left before the job began.
         has_begun: whether the job runs, or has run.
     """
 
@@ -106,18 +106,22 @@ class Batch:
         self._last_answer = math.nan
 
     def __len__(self) -> int:
-        """Calls without an outcome."""
+        """The number of calls without an outcome."""
         return len(self._calls)
 
     def take(self, call: Call) -> bool:
-        """Let ``call`` join, if it is for the same source, in time, and leaves room for others."""
+        """Add ``call`` to the batch if possible; return whether it was added.
+
+        The call must be for the same source object and be estimated at the same pixels. The job
+        must not have begun, must have fewer than ``MOST_RECIPES``, and must get the memory.
+        """
         if call.source is not self.reservation.source or self.has_begun or not self._calls:
             return False
         calls = [*self._calls, call]
         if len(calls) > MOST_RECIPES or call.estimate.pixels != calls[0].estimate.pixels:
             return False
         amount = _memory_of(calls)
-        # A job over the budget runs alone: sharing a decode is no reason for that.
+        # A job over the budget runs alone, and sharing a decode is not worth that.
         if amount > self._memory_gate.budget:
             return False
         if not self._memory_gate.resize(self.reservation, amount):
@@ -128,7 +132,7 @@ class Batch:
         return True
 
     def leave(self, call: Call) -> bool:
-        """Take ``call`` out; False if the job has begun."""
+        """Remove ``call`` from the batch; return False if the job has begun."""
         if self.has_begun:
             return False
         self._calls.remove(call)
@@ -139,9 +143,9 @@ class Batch:
         return True
 
     def limit_wait(self) -> None:
-        """The job cannot begin at once: its calls wait for ``queue_wait`` from now, no longer.
+        """Limit the wait of all calls to ``queue_wait`` from now: the job cannot begin at once.
 
-        Called again, it changes nothing.
+        Idempotent.
         """
         if not self._has_deadlines:
             self._has_deadlines = True
@@ -149,7 +153,7 @@ class Batch:
                 self._set_deadline(call)
 
     def begin(self) -> Job:
-        """The job of all its calls, at least one. No other can join, and none can leave."""
+        """Return the job of all calls. From now on no call can join or leave."""
         self.has_begun = True
         self._last_answer = trio.current_time()
         for call in self._calls:
@@ -158,14 +162,14 @@ class Batch:
         return Job(self.reservation.source, orders)
 
     def answer(self, outcome: Outcome) -> None:
-        """Give ``outcome`` to the first call that has none."""
+        """Give ``outcome`` to the first call without one."""
         call = self._calls.popleft()
         call.began, call.ended = self._last_answer, trio.current_time()
         self._last_answer = call.ended
         call.settle(outcome)
 
     def fail(self, error: Exception) -> None:
-        """Give ``error`` to every call without an outcome: a copy each, if it is of our family."""
+        """Give ``error``, or a copy of it if it is ours, to every call without an outcome."""
         while self._calls:
             self.answer(error.fresh() if isinstance(error, ImageProxyError) else error)
 

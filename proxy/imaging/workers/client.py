@@ -1,6 +1,6 @@
-"""The service's side of the workers: start them, give them jobs, replace them, end them.
+"""The service's side of the workers: starts them, gives them jobs, replaces and ends them.
 
-A worker is a sandboxed process. Each is owned by a task, and driven by one thread at a time.
+A worker is a sandboxed process. Each is owned by one task, and used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -31,28 +31,29 @@ from proxy.model import formats
 from proxy.model.formats import Format
 
 TIME_LIMIT = 30.0
-"""Seconds for one recipe of a job. The slowest that the default presets allow, 26 megapixels of
-noise as WebP, takes half of it on a busy core."""
+"""Seconds for one recipe of a job. The slowest case that the default presets allow, 26 megapixels
+of noise as WebP, takes half of this on a busy core."""
 
 START_LIMIT = 30.0
-"""Seconds for a worker to start: a third of one on an idle machine."""
+"""Seconds for a worker to start. On an idle machine it takes a third of a second."""
 
 END_LIMIT = 5.0
-"""Seconds that a killed process may take to be gone: milliseconds, unless the kernel hangs."""
+"""Seconds until a killed process must be gone. It takes milliseconds unless the kernel hangs."""
 
 JOBS = 1000
-"""Of one worker, before a fresh one takes its place, so that no fragmentation lasts."""
+"""Jobs after which a fresh worker replaces one, so that memory fragmentation does not last."""
 
 BUSY_SECONDS = 600.0
-"""Of one worker, likewise; its limit of CPU time ends one that works without having a job."""
+"""Seconds of work after which a worker is replaced. Its CPU limit ends it if it works without
+a job."""
 
 HELD = 128 << 20
-"""Resident bytes that a worker may have kept of its jobs before it is replaced."""
+"""Resident bytes that a worker may keep from its jobs before it is replaced."""
 
 RESTART_PAUSE, MAX_RESTART_PAUSE = 0.5, 30.0
-"""Seconds before the next attempt, doubled at each, where no worker starts."""
+"""Seconds before the next attempt if a worker does not start; doubled each time."""
 
-# "-I": no environment, no user's folder. The path is ours, wherever this package came from.
+# "-I" ignores the environment and the user's folder. Our ``sys.path`` is passed as arguments.
 BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv[4:]; from proxy.imaging.workers.main import main; "
     "main(*map(int, sys.argv[1:4]))"
@@ -64,7 +65,7 @@ log = structlog.get_logger(__name__)
 
 
 class WorkerDied(Exception):
-    """A worker broke down over a picture."""
+    """A worker died while it processed a picture."""
 
     def __init__(self, reason: DeathReason, cause: str) -> None:
         super().__init__(f"{reason}: {cause}")
@@ -72,19 +73,19 @@ class WorkerDied(Exception):
 
 
 class WorkerDefect(Exception):
-    """A defect of ours in a worker."""
+    """A defect of this program, found in a worker."""
 
 
 class CannotStart(Exception):
-    """No worker starts."""
+    """A worker does not start."""
 
 
 class ImageWorker:
-    """A process, and our end of its socket. One thread at a time may use it.
+    """A worker process, and the service's end of its socket. One thread at a time may use it.
 
     Attributes:
-        spent: is set when nobody will use it any more.
-        leaving: whether it may get no other job.
+        spent: set when the worker will not be used any more.
+        leaving: whether it must not get another job.
         has_job: whether it has a job.
     """
 
@@ -103,10 +104,10 @@ class ImageWorker:
 
     @classmethod
     def spawn(cls, limits: Limits) -> ImageWorker:
-        """Start a process; it says ``Ready`` later.
+        """Start a process, which sends ``Ready`` later.
 
         Raises:
-            OSError: no process, no descriptor.
+            OSError: there are no more processes or descriptors.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -117,7 +118,7 @@ class ImageWorker:
                     [sys.executable, "-I", "-c", BOOTSTRAP, *map(str, arguments), *path],
                     env={},
                     cwd="/",
-                    # Its standard error is ours until it is ready, to say why it cannot be.
+                    # It shares our standard error until it is ready, to report why it cannot start.
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
@@ -128,12 +129,12 @@ class ImageWorker:
         return cls(process, ours)
 
     async def ready(self) -> Ready:
-        """Wait for its first message. Cancellation leaves it for ``end``.
+        """Wait for its first message. After a cancellation, ``end`` must still be called.
 
         Raises:
             TimeoutError: it took longer than ``START_LIMIT``.
-            OSError: it ended.
-            ValueError: it sent something else.
+            OSError: the worker ended.
+            ValueError: it sent another message.
         """
         with trio.move_on_after(START_LIMIT):
             head = Head.unpack(await self._receive_on_loop(ANSWER.size))
@@ -143,9 +144,9 @@ class ImageWorker:
         raise TimeoutError(f"not ready within {START_LIMIT:g} s")
 
     def fault(self) -> DeathReason | None:
-        """What is wrong with it between two jobs: it ended, or sent something unasked.
+        """Return the fault of a worker without a job, or None. Does not block.
 
-        Does not block.
+        "crash": it ended. "protocol": it sent data although it had no job.
         """
         self._connection.settimeout(0)
         try:
@@ -157,19 +158,19 @@ class ImageWorker:
         return "protocol" if said else "crash"
 
     def is_worn(self) -> bool:
-        """Whether a fresh one should take its place."""
+        """Whether a fresh worker should replace it."""
         worn = self._jobs >= JOBS or self._busy_seconds >= BUSY_SECONDS
         return worn or not self._answered
 
     def run(self, job: Job) -> Iterator[Outcome]:
-        """Have a picture transformed: an outcome for each recipe, in their order.
+        """Run ``job`` in the worker: yield the outcome of each recipe, in order.
 
         Blocks for at most ``TIME_LIMIT`` and a moment for each recipe, and ends at once on
-        ``stop``. An outcome that is an error is one of the picture's, or ``WorkerDefect``.
+        ``stop``. If an outcome is an error, it is an error of the picture, or ``WorkerDefect``.
 
         Raises:
-            WorkerDied: over the recipe that it had come to, and this worker with it.
-            Busy: it was stopped.
+            WorkerDied: the worker died at the recipe whose outcome was due.
+            Busy: the worker was stopped.
         """
         self._jobs += 1
         self._answered = False
@@ -188,10 +189,10 @@ class ImageWorker:
             self._busy_seconds += time.monotonic() - began
 
     def stop(self) -> None:
-        """Kill it over its job, whose thread then returns at once. Does not block."""
+        """Kill it during its job; the job's thread then returns at once. Does not block."""
         self._stopped = True
         self._kill()
-        # Ends the thread's wait even where the kernel takes its time to end the process.
+        # Ends the wait of the thread even if the kernel needs longer to end the process.
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
@@ -206,9 +207,9 @@ class ImageWorker:
         self._memory.close()
 
     def epitaph(self, error: Exception) -> str:
-        """How it ended, for the log; ``error`` where it did not. Blocks for at most a second."""
+        """Kill it; return how it had ended, else ``error``, for the log. Blocks up to a second."""
         with suppress(subprocess.TimeoutExpired):
-            # Its end of the socket closes a little before it can be waited for.
+            # Its end of the socket closes shortly before the process itself has ended.
             code = self._process.wait(1)
             self._kill()
             return signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -231,14 +232,14 @@ class ImageWorker:
         return WorkerDied("protocol", str(error))
 
     def _limit_memory(self, amount: int) -> None:
-        """Allow ``amount`` bytes beyond what it holds now: from here, since it may not itself."""
+        """Allow the worker ``amount`` more bytes than it holds now. It may not set this itself."""
         held = self._memory.read()
         if self._fresh is None:
             self._fresh = held
         if held.resident > self._fresh.resident + HELD:
             self._jobs = JOBS
         if held.data and sys.platform == "linux":
-            with suppress(OSError, ValueError):  # over the limit it has anyway; or it has ended
+            with suppress(OSError, ValueError):  # over its hard limit, or it has ended
                 _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_DATA)
                 soft = min(held.data + amount, hard)
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (soft, hard))
@@ -253,7 +254,7 @@ class ImageWorker:
     def _outcome(self, place: int, recipe: Recipe, estimate: Estimate, deadline: float) -> Outcome:
         head, data = self._answer(deadline, estimate.result)
         if head.place != place:
-            raise ValueError(f"answered recipe {head.place} in place of {place}")
+            raise ValueError(f"answered recipe {head.place} instead of {place}")
         if head.status is Status.DONE:
             return _checked(head.format, data, recipe)
         cause = _printable(data)
@@ -264,7 +265,7 @@ class ImageWorker:
         return ERRORS[head.status](cause)
 
     def _answer(self, deadline: float, most: int) -> tuple[Head, bytes]:
-        """Raises OSError at its end, TimeoutError, and ValueError for what is no answer."""
+        """Raises OSError if the worker ends, TimeoutError, and ValueError for an invalid answer."""
         head = Head.unpack(bytes(self._receive(ANSWER.size, deadline)))
         if head.length > (most if head.status is Status.DONE else MAX_CAUSE):
             raise ValueError(f"{head.status.name} of {head.length} bytes")
@@ -283,13 +284,13 @@ class ImageWorker:
 
     def _set_timeout(self, deadline: float) -> None:
         left = deadline - time.monotonic()
-        # Not left to the socket: one that always has another byte to read never times out.
+        # Checked here too: a socket that always has another byte to read never times out.
         if left <= 0:
             raise TimeoutError
         self._connection.settimeout(left)
 
     async def _receive_on_loop(self, length: int) -> bytes:
-        """Raises OSError at its end."""
+        """Raises OSError if the worker ends."""
         self._connection.settimeout(0)
         data = bytearray()
         while len(data) < length:
@@ -307,9 +308,9 @@ def _packed(recipes: tuple[Recipe, ...]) -> bytes:
 
 
 def _checked(format_: Format, data: bytes, recipe: Recipe) -> Rendered:
-    """A result, if it is one that the recipe allows."""
+    """Return the result; raise ValueError if the recipe does not allow it."""
     if formats.sniff(data) is not format_:
-        raise ValueError(f"a result that is no {format_}")
+        raise ValueError(f"a result that is not {format_}")
     if recipe.output not in (None, format_) or format_ is Format.HEIC:
         raise ValueError(f"{format_} for {recipe.output}")
     return Rendered(data, format_)
@@ -320,14 +321,14 @@ def _printable(cause: bytes) -> str:
 
 
 class _Memory(NamedTuple):
-    """Bytes that a process holds: resident ones, and private ones as RLIMIT_DATA counts them."""
+    """Bytes that a process holds: resident, and private as RLIMIT_DATA counts them."""
 
     resident: int
     data: int
 
 
 class _MemoryFile:
-    """What Linux says of the memory of a process; kept open, for it is asked before each job."""
+    """Linux's ``statm`` file of a process. It stays open, because it is read before each job."""
 
     def __init__(self, pid: int) -> None:
         self._descriptor = -1
@@ -335,7 +336,7 @@ class _MemoryFile:
             self._descriptor = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
 
     def read(self) -> _Memory:
-        """Zeros where there is no /proc, and of a process that has ended."""
+        """Return zeros if there is no /proc, or if the process has ended."""
         try:
             numbers = os.pread(self._descriptor, 128, 0).split()
         except OSError:
@@ -353,13 +354,14 @@ class _MemoryFile:
 async def started(
     limits: Limits, threads: trio.CapacityLimiter
 ) -> AsyncIterator[tuple[ImageWorker, Ready]]:
-    """A worker and its first message, for the time of the block. Then its process is gone.
+    """Start a worker, and yield it with its first message. After the block its process is gone.
 
     Args:
-        threads: for what blocks of starting and ending it, one at a time.
+        threads: the limiter of the threads that start and end it, one at a time.
 
     Raises:
-        CannotStart: there is no process, or it ended, took too long, or sent something else.
+        CannotStart: no process could be created, or it ended, took too long, or sent another
+            message.
     """
     try:
         worker = await trio.to_thread.run_sync(ImageWorker.spawn, limits, limiter=threads)
@@ -383,16 +385,16 @@ class ImageWorkers:
     """A fixed number of workers, each owned by a task of ``run``.
 
     Args:
-        count: of workers.
-        limits: of each.
-        on_death: is told why a worker died.
+        count: the number of workers.
+        limits: the limits of each worker.
+        on_death: called with the reason when a worker died.
     """
 
     def __init__(self, count: int, limits: Limits, on_death: Callable[[DeathReason], None]) -> None:
         self._count = count
         self._limits = limits
         self._on_death = on_death
-        # A task that owns a worker starts or ends it in one thread at a time.
+        # Each task that owns a worker uses one of these threads at a time, to start or end it.
         self._threads = trio.CapacityLimiter(count)
         self._idle: deque[ImageWorker] = deque()
         self._serving: set[ImageWorker] = set()
@@ -401,7 +403,7 @@ class ImageWorkers:
         self._reported = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the workers running. Cancellation kills them, whatever they do."""
+        """Keep the workers running. Cancellation kills them, even during a job."""
         async with trio.open_nursery() as nursery:
             for _ in range(self._count):
                 nursery.start_soon(self._keep_one, name="image_worker")
@@ -409,18 +411,18 @@ class ImageWorkers:
 
     @contextmanager
     def begin(self, batch: Batch) -> Iterator[Iterator[Outcome]]:
-        """Begin the job of ``batch`` on a worker, which has no other for the time of the block.
+        """Begin the job of ``batch`` on a worker, which has no other job during the block.
 
-        Call it in a thread of Trio's, of which there are no more than workers. So a worker is
-        free, unless it is being replaced: then ``batch`` waits, for ``process.queue_wait`` while
-        another worker serves, and for the start of a worker where none does. A worker is free
-        again before the thread ends.
+        Call it in a Trio thread. There are no more such threads than workers, so a worker is free
+        unless it is being replaced. Then ``batch`` waits: for ``process.queue_wait`` while another
+        worker serves, else until a worker has started. The worker is free again before the thread
+        ends.
 
         Raises:
             trio.Cancelled: the task of the thread was cancelled before the job began.
-            CannotStart: there is no worker, and none starts.
+            CannotStart: there is no worker, and a worker cannot be started.
             UndecodableImage: the worker died in the block.
-            Busy: it was killed in the block because ``run`` was cancelled.
+            Busy: the worker was killed in the block because ``run`` was cancelled.
         """
         worker, job = trio.from_thread.run(self._begin, batch)
         try:
@@ -433,7 +435,7 @@ class ImageWorkers:
 
     async def _begin(self, batch: Batch) -> tuple[ImageWorker, Job]:
         while True:
-            # No other checkpoint before the job begins: it is cancelled if its last call left.
+            # This is the last checkpoint before the job begins. If all calls have left, it cancels.
             await trio.lowlevel.checkpoint_if_cancelled()
             worker = self._take_idle()
             if worker is not None:
@@ -443,8 +445,8 @@ class ImageWorkers:
                 batch.limit_wait()
             elif self._failure is not None:
                 raise self._failure
-            # Otherwise every worker is starting, at first or after all were killed: START_LIMIT
-            # ends that wait.
+            # Otherwise every worker is starting, for the first time or after all were killed. Then
+            # START_LIMIT ends the wait.
             await self._changed.wait()
 
     def _take_idle(self) -> ImageWorker | None:
@@ -477,12 +479,12 @@ class ImageWorkers:
         log.warning("a worker died", reason=reason, cause=cause)
 
     def _wake(self) -> None:
-        """Let every job that waits for a worker look again."""
+        """Make every job that waits for a worker check again."""
         self._changed.set()
         self._changed = trio.Event()
 
     async def _keep_one(self) -> None:
-        """One worker after the other."""
+        """Run one worker after the other, without end."""
         pause = RESTART_PAUSE
         while True:
             try:
@@ -504,8 +506,8 @@ class ImageWorkers:
             self._serving.discard(worker)
             worker.leaving = True
             if worker.has_job:
-                # The service stops, and nobody will take the results. The thread that drives the
-                # worker still uses its socket, for the moment that it takes to return.
+                # The service stops, and nothing will use the results. The thread of the job still
+                # uses the worker's socket for a moment, until it returns.
                 worker.stop()
                 with trio.CancelScope(shield=True):
                     await worker.spent.wait()

@@ -1,9 +1,9 @@
-"""What the service and a worker say to each other over their socket: lengths first, then bytes.
+"""The protocol between the service and a worker on their socket: lengths first, then bytes.
 
-A job is two lengths, a number of pixels, a JSON array of recipes, and the source. An answer follows
-for each recipe, in their order: its place among them, a status, a format, a length, and that many
-bytes: a picture, or the cause of an error. The service trusts no answer: a worker may have been
-taken over by the picture it decoded.
+A job consists of two lengths, a number of pixels, a JSON array of recipes, and the source. The
+worker sends one answer for each recipe, in order: the index of the recipe, a status, a format, a
+length, and that many bytes: a picture, or the cause of an error. The service trusts no answer,
+because the picture may have taken control of the worker that decoded it.
 
 Pure.
 """
@@ -33,17 +33,17 @@ ANSWER: Final = struct.Struct(">BBBI")
 RECIPES: Final = TypeAdapter(tuple[Recipe, ...])
 
 MOST_RECIPES = 16
-"""Of one job. All the presets of a blob are fewer, in one format."""
+"""The most recipes of one job: more than the presets of a blob in one format."""
 
 FORMATS: Final = tuple(Format)
-"""A format is sent as its index here."""
+"""A format is sent as its index in this tuple."""
 
 MAX_CAUSE = 2000
-"""Bytes of an error's cause, and of what a worker says when it is ready."""
+"""Maximum bytes of an error's cause, and of the ``Ready`` message."""
 
 
 class Status(IntEnum):
-    """What an answer is."""
+    """The kind of an answer."""
 
     READY = 0
     DONE = 1
@@ -63,7 +63,7 @@ ERRORS: Final[dict[Status, type[ImageProxyError]]] = {
 
 
 class Ready(BaseModel, frozen=True):
-    """What a worker says first.
+    """The first message of a worker.
 
     Attributes:
         missing: the parts of the sandbox that its platform lacks.
@@ -86,7 +86,7 @@ class Head:
 
     @classmethod
     def unpack(cls, data: bytes) -> Head:
-        """Raises ValueError for a status or a format that there is not."""
+        """Raises ValueError for an unknown status or format."""
         place, status, format_, length = ANSWER.unpack(data)
         if format_ >= len(FORMATS):
             raise ValueError(f"no format {format_}")

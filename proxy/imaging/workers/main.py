@@ -1,6 +1,6 @@
-"""A worker process: imports, tries every codec once, confines itself, then renders job after job.
+"""A worker process: imports, tries every codec once, confines itself, then renders its jobs.
 
-It ends when its socket does, so none outlives the service, however that ended.
+It ends when its socket closes. So it never outlives the service, even if the service was killed.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ with suppress(ImportError):
     import pillow_heif
 
 Work = Callable[[bytes, Sequence[Recipe], int], Iterator[Outcome]]
-"""Makes results of a source, recipes, and the most pixels that the source may have."""
+"""Makes results from a source, its recipes, and the maximum number of the source's pixels."""
 
 _STATUSES = {error: status for status, error in ERRORS.items()}
 
 _TRIM_ABOVE = 16_000_000
-"""Pixels; after a larger picture its memory goes back to the system, which takes a moment."""
+"""Pixels; after a larger picture, free memory is returned to the system. That takes a moment."""
 
 
 def main(descriptor: int, memory: int, cpu: int) -> None:
-    """Serve jobs from the socket ``descriptor`` until it ends.
+    """Serve jobs from the socket ``descriptor`` until it closes.
 
     Args:
         memory, cpu: see ``sandbox.Limits``.
     """
-    # The terminal and the service manager signal whole groups; the service drains its jobs first.
+    # The terminal and the service manager signal the whole group, but the service first lets its
+    # jobs finish.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
@@ -58,21 +59,21 @@ def main(descriptor: int, memory: int, cpu: int) -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 _LARGEST_KEPT = 32 << 20
-"""Bytes; glibc maps larger buffers, unmaps them when freed, and allows no more than this."""
+"""Bytes, the most that glibc allows. It maps larger buffers, and unmaps them when freed."""
 
 _KEPT = 64 << 20
-"""Free bytes at the end of a heap beyond which they go back to the system."""
+"""If more bytes than these are free at the end of a heap, they are returned to the system."""
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep the memory that a picture leaves, for the next one.
+    """Tell glibc to keep freed memory for the next picture.
 
-    By default buffers of 4 to 20 MB are returned to the system each time, and every page of the
-    next picture is faulted in and zeroed again: up to a third of a large picture's CPU time. The
-    process keeps up to ``_KEPT`` bytes more when idle.
+    By default, buffers of 4 to 20 MB are returned to the system each time, and the kernel must
+    supply and zero every page again for the next picture: up to a third of a large picture's CPU
+    time. An idle process keeps up to ``_KEPT`` more bytes.
 
     Returns:
-        False where the C library has no such setting (musl, macOS).
+        False if the C library has no such setting (musl, macOS).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -83,8 +84,8 @@ def keep_freed_memory() -> bool:
 
 
 def serve(connection: socket.socket, limits: sandbox.Limits, work: Work) -> None:
-    """Confine this process, then answer each job with what ``work`` makes of it. Never returns."""
-    # Standard output is /dev/null. What libraries print, a picture may have chosen.
+    """Confine this process, then answer each job with the outcomes of ``work``. Never returns."""
+    # Standard error becomes /dev/null: a picture can control what libraries print.
     os.dup2(1, 2)
     ready = Ready(missing=sandbox.confine(limits)).model_dump_json().encode()
     trim = _trimmer()
@@ -96,17 +97,17 @@ def serve(connection: socket.socket, limits: sandbox.Limits, work: Work) -> None
             _answer_each(connection, work(_receive(connection, source_length), recipes, max_pixels))
             if max_pixels > _TRIM_ABOVE:
                 trim()
-    # Not by way of the interpreter's end, which does things that are forbidden now.
+    # The normal exit of the interpreter makes system calls that are forbidden now.
     os._exit(0)
 
 
 def render_job(source: bytes, recipes: Sequence[Recipe], max_pixels: int) -> Iterator[Outcome]:
-    """The pipeline."""
+    """Run the pipeline: the ``Work`` of a real worker."""
     return render_each(source, recipes, max_pixels=max_pixels)
 
 
 def warm_up() -> None:
-    """Have every codec load and set up what it does at its first picture: no file opens later."""
+    """Make every codec do its first-use setup now, because no file can be opened later."""
     Image.MAX_IMAGE_PIXELS = None  # our own limit decides
     # The pool keeps every core busy already.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -135,7 +136,7 @@ _STUMPS = (
     b"\0\0\0\x14ftypheic\0\0\0\0heic",
     b"GIF89a\1\0\1\0\0\0\0,",
 )
-"""Beginnings of files: failing needs modules too."""
+"""Truncated files: the handling of errors also imports modules."""
 
 
 @lru_cache(maxsize=64)
@@ -146,7 +147,7 @@ def _recipes(data: bytes) -> tuple[Recipe, ...]:
 def _answer_each(connection: socket.socket, outcomes: Iterator[Outcome]) -> None:
     for place, outcome in enumerate(outcomes):
         _answer(connection, place, outcome)
-        del outcome  # an error holds what its frames held, pixels too
+        del outcome  # an error keeps its frames alive, and with them pixels
 
 
 def _answer(connection: socket.socket, place: int, outcome: Outcome) -> None:
@@ -159,7 +160,7 @@ def _answer(connection: socket.socket, place: int, outcome: Outcome) -> None:
         case MemoryError():
             _send(connection, place, Status.TOO_LARGE, b"MemoryError")
         case error:
-            # Without the lines themselves: their files cannot be read any more.
+            # Without source lines, because the sandbox cannot read the files.
             frame = traceback.extract_tb(error.__traceback__)[-1]
             cause = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
             _send(connection, place, Status.DEFECT, _cut(cause))
@@ -181,7 +182,7 @@ def _send(
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
-    """All of ``length`` bytes, or none at the end; OSError if it comes before them."""
+    """Return ``length`` bytes, or b"" at the end of the stream; OSError if it ends in between."""
     data = connection.recv(length, socket.MSG_WAITALL) if length else b""
     if 0 < len(data) < length:
         raise ConnectionResetError
@@ -189,9 +190,9 @@ def _receive(connection: socket.socket, length: int) -> bytes:
 
 
 def _trimmer() -> Callable[[], object]:
-    """What gives memory that is free within this process back to the system."""
+    """Return a function that returns the free memory of this process to the system."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
-    except AttributeError:  # glibc alone has it
+    except AttributeError:  # only glibc has it
         return lambda: None
     return lambda: trim(0)

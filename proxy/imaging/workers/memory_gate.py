@@ -1,4 +1,4 @@
-"""The memory gate: bytes shared by all jobs, so that many small ones run at once, or one large."""
+"""The memory gate: jobs share a budget of bytes, enough for many small jobs or one large job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from proxy.errors import Busy
 
 @dataclass(frozen=True, slots=True)
 class MemoryGateStatistics:
-    """How many jobs were admitted, how many wait, and the bytes of each group."""
+    """The admitted jobs and the waiting jobs, each with the sum of their bytes."""
 
     admitted: int
     admitted_bytes: int
@@ -24,11 +24,12 @@ class MemoryGateStatistics:
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """The memory that one job asks for; used once.
+    """The memory that one job needs; used once.
 
     Attributes:
-        amount: bytes that the job may take; more than the budget counts as all of it.
-        source: bytes that it holds while it waits; the same object counts once.
+        amount: bytes that the job may use; if above the budget, the job needs the whole budget.
+        source: the source that it holds while it waits; several jobs with the same object count it
+            once.
     """
 
     amount: int
@@ -37,10 +38,10 @@ class Reservation:
 
 
 class MemoryGate:
-    """Admits jobs in the order of arrival, so that a large one does not starve behind small ones.
+    """Admits jobs in the order of arrival, so that small jobs cannot starve a large one.
 
     Args:
-        budget: bytes that all admitted jobs may take together.
+        budget: bytes that all admitted jobs may use together.
         waiting_room: bytes of sources that all waiting jobs may hold together.
     """
 
@@ -48,14 +49,14 @@ class MemoryGate:
         self.budget = budget
         self._waiting_room = waiting_room
         self._waiters: deque[Reservation] = deque()
-        # How many wait with each source: several presets of one blob hold it together.
+        # The number of waiting jobs for each source: several presets of one blob share it.
         self._sources: Counter[int] = Counter()
         self._admitted = 0
         self._admitted_bytes = 0
         self._waiting_bytes = 0
 
     def statistics(self) -> MemoryGateStatistics:
-        """A snapshot."""
+        """Return the current numbers."""
         return MemoryGateStatistics(
             self._admitted, self._admitted_bytes, len(self._waiters), self._waiting_bytes
         )
@@ -66,10 +67,10 @@ class MemoryGate:
 
     @asynccontextmanager
     async def hold(self, reservation: Reservation) -> AsyncIterator[None]:
-        """Wait for room, and keep it for the time of the block.
+        """Wait for room, and occupy it during the block.
 
-        Where there is room at once, this is no checkpoint. Cancellation while waiting leaves
-        nothing behind. The wait itself has no deadline: the caller sets one.
+        If there is room at once, this is not a checkpoint. Cancellation while waiting leaves
+        nothing behind. The wait has no deadline of its own: the caller sets one.
 
         Raises:
             Busy: the waiting room is full.
@@ -85,10 +86,10 @@ class MemoryGate:
             self._release(reservation)
 
     def resize(self, reservation: Reservation, amount: int) -> bool:
-        """Change the amount of ``reservation``, which keeps its place among those that wait.
+        """Change the amount of ``reservation``. A waiting one keeps its place in the queue.
 
         Returns:
-            Whether it was changed: once admitted, it gets no more than there is room for.
+            Whether it was changed: False if it is already admitted and there is no room for more.
         """
         amount = min(amount, self.budget)
         if reservation._admitted.is_set():
@@ -109,7 +110,7 @@ class MemoryGate:
             else:
                 self._waiters.remove(reservation)
                 self._forget_source(reservation.source)
-                # It may have been too large for the room that those behind it fit in.
+                # Those behind it may be small enough for the free room.
                 self._admit_waiters()
             raise
 

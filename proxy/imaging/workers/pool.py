@@ -1,7 +1,7 @@
-"""The processing pool: jobs that pass two gates, and then run in threads of one capacity limiter.
+"""The processing pool: jobs pass two gates, and then run in the threads of one capacity limiter.
 
-The memory gate counts bytes, by what the headers of the pictures let expect. The limiter counts
-jobs: each runs in a thread that has one of its tokens, and drives a sandboxed worker process.
+The memory gate counts bytes, estimated from the headers of the pictures. The limiter counts jobs:
+each job runs in a thread that holds one of its tokens and uses a sandboxed worker process.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from proxy.model.presets import Preset
 
 @dataclass(frozen=True, slots=True)
 class Processed:
-    """A result and what it took.
+    """A result, and the time it took.
 
     Attributes:
         data, format: the encoded picture.
-        queue_seconds: until its job began, and then for earlier results of the same job.
-        process_seconds: resampling and encoding, and decoding unless an earlier result did it.
+        queue_seconds: the wait until the job began, and for earlier results of the same job.
+        process_seconds: the time for resampling and encoding, and for decoding unless an earlier
+            result of the job did it.
     """
 
     data: bytes
@@ -76,23 +77,23 @@ class Processor(Protocol):
         cancellation is ignored: the transform runs to its end and its result is returned.
 
         Raises:
-            UnsupportedImage, ImageTooLarge, UndecodableImage: from the picture.
-            Busy: it did not begin within ``process.queue_wait``, or the pool has ended.
+            UnsupportedImage, ImageTooLarge, UndecodableImage: because of the picture.
+            Busy: the job did not begin within ``process.queue_wait``, or the pool has ended.
         """
         ...
 
 
 def cpus_of_this_process() -> int:
-    """CPUs that this process may use, at least 1."""
+    """Return how many CPUs this process may use, at least 1."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class RenderThreads:
-    """In place of ``ImageWorkers`` without processes: jobs run in the threads of the pool.
+    """Replaces ``ImageWorkers`` if there are no processes: jobs run in the threads of the pool.
 
-    A thread cannot be killed, and has no time limit: a job ends when its recipe at hand does.
+    A thread cannot be killed, and has no time limit: a stopped job ends after its current recipe.
     """
 
     @contextmanager
@@ -108,17 +109,17 @@ class RenderThreads:
 
 
 class ProcessingPool:
-    """Runs at most ``process.threads`` jobs at once, in the memory that they share.
+    """Runs at most ``process.threads`` jobs at the same time, within a shared memory budget.
 
-    Calls for the same source, the same object, that come together or while one of them waits
-    share a job: the source is decoded once for them. Their results and errors are their own.
+    Calls for the same source (the same object) share a job if they arrive together, or while one
+    of them waits. The source is decoded once for all of them; each gets its own result or error.
 
     Args:
-        config: with ``process.isolation``: in worker processes, or in those threads themselves.
-        on_death: is told why a worker died.
+        config: ``process.isolation`` selects worker processes, or the threads of the pool.
+        on_death: called with the reason when a worker died.
 
     Attributes:
-        memory_gate, limiter: what a job passes, in this order, before it begins.
+        memory_gate, limiter: the two gates that a job passes, in this order, before it begins.
     """
 
     def __init__(
@@ -133,23 +134,23 @@ class ProcessingPool:
         self._max_pixels = settings.max_pixels
         self._renderers: ImageWorkers | RenderThreads = RenderThreads()
         if settings.isolation == "sandbox":
-            # Time enough to be replaced between two jobs.
+            # Enough CPU time that a worker is replaced before it reaches this limit.
             cpu = int(BUSY_SECONDS + (MOST_RECIPES + 1) * TIME_LIMIT)
             self._renderers = ImageWorkers(threads, Limits(budget + HELD, cpu), on_death)
         self._nursery: trio.Nursery | None = None
         self._batches: set[Batch] = set()
 
     def statistics(self) -> PoolStatistics:
-        """A snapshot, for metrics and tests."""
+        """Return the current numbers, for metrics and tests."""
         waiting = sum(len(batch) for batch in self._batches if not batch.has_begun)
         return PoolStatistics(int(self.limiter.borrowed_tokens), waiting)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep workers and jobs running, for as long as ``process`` is to be called.
+        """Run the workers and the jobs; ``process`` works only while this runs.
 
-        Cancellation kills the workers, so that no job delays a stop, and leaves no process behind;
-        every call without a result gets ``Busy``. Without workers it waits until each job has
-        made the result at hand.
+        Cancellation kills the workers, so that no job delays a stop, and no process is left behind;
+        every call without a result gets ``Busy``. Without workers, cancellation waits until each
+        job has made its current result.
         """
         async with trio.open_nursery() as nursery:
             if isinstance(self._renderers, ImageWorkers):
@@ -176,7 +177,7 @@ class ProcessingPool:
         except ResultTooLarge:
             raise
         except ImageTooLarge:
-            # The decoder may have found more than the header said: once more, with room for it.
+            # The decoder may have found more than the header declares: retry with enough room.
             unlimited = estimate(trusting=False)
             if found.memory >= unlimited.memory:
                 raise
@@ -203,7 +204,7 @@ class ProcessingPool:
             raise Busy(f"the transform did not begin within {self._queue_wait:g} s")
 
     def _batch_for(self, call: Call) -> Batch:
-        """A batch that has taken ``call``."""
+        """Add ``call`` to a batch, new or waiting, and return the batch."""
         for batch in self._batches:
             if batch.take(call):
                 return batch
@@ -211,7 +212,7 @@ class ProcessingPool:
             raise RuntimeError("nothing runs the processing pool")
         batch = Batch(call, self.memory_gate, self._queue_wait)
         try:
-            # It goes to work at the next step of Trio's loop: until then calls can join it.
+            # It starts at the next step of Trio's loop; until then calls can join it.
             self._nursery.start_soon(self._drive, batch, name="job")
         except RuntimeError as error:  # the nursery has closed
             raise Busy("the processing pool has ended") from error
@@ -219,17 +220,17 @@ class ProcessingPool:
         return batch
 
     async def _drive(self, batch: Batch) -> None:
-        """Run the job of ``batch``, from its wait to its last answer."""
+        """Run the job of ``batch``, from the wait for the gates to the last answer."""
         error: Exception | None = None
         try:
             with batch.scope:
                 await self._work(batch)
         except UndecodableImage as death:
-            # The worker died over one recipe. The others are tried again in another job.
+            # The worker died at one recipe. The others are tried again in another job.
             batch.answer(death)
             error = Interrupted()
         except Exception as failure:
-            # Kept for the calls, who tell our errors from defects; the pool lives on.
+            # The calls get the error, and tell expected errors from defects. The pool goes on.
             error = failure
         finally:
             self._batches.discard(batch)
@@ -237,27 +238,27 @@ class ProcessingPool:
                 batch.fail(error or Busy("the processing pool has ended"))
 
     async def _work(self, batch: Batch) -> None:
-        # With room and a token the job begins at once, also where no wait is allowed. Nothing is
-        # awaited before both are taken.
+        # With room and a free token the job begins at once, even if no wait is allowed. Nothing is
+        # awaited before it has both.
         if not (
             self.memory_gate.has_room(batch.reservation.amount) and self.limiter.available_tokens
         ):
             batch.limit_wait()
         async with self.memory_gate.hold(batch.reservation):
             last = await trio.to_thread.run_sync(self._run_job, batch, limiter=self.limiter)
-        # Answer after releasing both: whoever asks again at once finds them free.
+        # Answer after releasing both, so that they are free for the caller's next call.
         batch.answer(last)
 
     def _run_job(self, batch: Batch) -> Outcome:
-        """Answer each call as soon as its result is there, and return the last outcome.
+        """Answer each call as soon as its result is ready, but return the last outcome.
 
-        Runs in a thread, for as long as the job has its token.
+        Runs in a thread, while the job holds its token.
         """
         with self._renderers.begin(batch) as outcomes:
             for outcome in islice(outcomes, len(batch) - 1):
                 trio.from_thread.run_sync(batch.answer, outcome)
-                del outcome  # an error holds what its frames held, pixels too
-                # On a stop nobody takes the other results.
+                del outcome  # an error keeps its frames alive, and with them pixels
+                # On a stop, the remaining results are not needed.
                 trio.from_thread.check_cancelled()
             (last,) = outcomes
         return last

@@ -1,7 +1,7 @@
-"""What a worker gives up before it sees a stranger's bytes: files, network, processes, memory.
+"""The sandbox of a worker: it gives up files, network, processes and memory before its first job.
 
-Each part stands alone: where the platform lacks one the others hold, and the caller learns its
-name. Numbers and layouts are those of the kernel's headers, named beside them.
+Each part works alone: if the platform lacks one, the others still apply, and the caller gets its
+name. Numbers and layouts are from the kernel's headers, which are named beside them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one worker over its whole life.
+    """The limits of one worker over its whole life.
 
     Attributes:
-        memory: bytes of private memory beyond what the process has already.
-        cpu: seconds.
+        memory: bytes of private memory in addition to what the process already has.
+        cpu: seconds of CPU time.
     """
 
     memory: int
@@ -30,12 +30,12 @@ class Limits:
 
 
 def confine(limits: Limits) -> list[str]:
-    """Give up, for good, all that transforming a picture does not need.
+    """Give up, permanently, every right that is not needed to transform a picture.
 
-    Call it in a process of one thread, with everything imported: no file opens afterwards.
+    Call it in a process with one thread, after all imports: no file can be opened afterwards.
 
     Returns:
-        The parts that this platform lacks, each with its reason; empty where all hold.
+        The parts that this platform lacks, each with the reason; empty if all apply.
     """
     missing: list[str] = []
     for name, part in _PARTS.items():
@@ -47,7 +47,7 @@ def confine(limits: Limits) -> list[str]:
 
 
 def data_size() -> int:
-    """Bytes of private memory that this process has now, as RLIMIT_DATA counts them."""
+    """Return the bytes of private memory of this process, as RLIMIT_DATA counts them."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[5]) * resource.getpagesize()
@@ -56,9 +56,9 @@ def data_size() -> int:
 
 
 def _limit_memory(limits: Limits) -> None:
-    _require_linux()  # macOS takes RLIMIT_DATA and does not hold it
+    _require_linux()  # macOS accepts RLIMIT_DATA but does not enforce it
     size = data_size() + limits.memory
-    # Not RLIMIT_AS: that also counts what is mapped from files, and reserved without being used.
+    # Not RLIMIT_AS: it also counts mapped files, and address space that is reserved but unused.
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
@@ -66,8 +66,8 @@ def _limit_rest(limits: Limits) -> None:
     bounds = {
         resource.RLIMIT_CPU: limits.cpu,
         resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,  # a core file would hold strangers' pictures
-        resource.RLIMIT_NOFILE: 0,  # those that are open stay so
+        resource.RLIMIT_CORE: 0,  # a core file would contain users' pictures
+        resource.RLIMIT_NOFILE: 0,  # files that are already open stay open
     }
     for kind, bound in bounds.items():
         resource.setrlimit(kind, (bound, bound))
@@ -83,11 +83,11 @@ def _forbid_new_privileges(_: Limits) -> None:
 
 
 def _hide_memory(_: Limits) -> None:
-    """No other process of this user may attach to this one, or read its /proc/PID/mem."""
+    """Forbid other processes of this user to attach to this one, or to read its /proc/PID/mem."""
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-# Landlock (linux/landlock.h); the numbers of its calls are the same on every architecture.
+# Landlock (linux/landlock.h). Its system call numbers are the same on every architecture.
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446
 _CREATE_RULESET_VERSION = 1
 _FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15}  # rights by ABI; 16 from ABI 5 on
@@ -96,7 +96,7 @@ _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2  # ABI 6
 
 
 class _Ruleset(ctypes.Structure):
-    """struct landlock_ruleset_attr; older kernels take a prefix of it."""
+    """struct landlock_ruleset_attr; older kernels accept a prefix of it."""
 
     _fields_ = (
         ("handled_access_fs", ctypes.c_uint64),
@@ -106,7 +106,7 @@ class _Ruleset(ctypes.Structure):
 
 
 def _landlock_files(_: Limits) -> None:
-    """Every right that the kernel knows is handled, and none is granted anywhere."""
+    """Forbid every right that the kernel's version of Landlock knows, for all files."""
     abi = _syscall(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     rules = _Ruleset(handled_access_fs=(1 << _FS_BITS.get(abi, 16)) - 1)
     size = 8
@@ -160,7 +160,7 @@ _MACHINES = {
     "aarch64": _Machine(0xC00000B7, 1, 277),
 }
 
-# asm/unistd_64.h of x86_64, asm-generic/unistd.h; the commonest first.
+# asm/unistd_64.h of x86_64, asm-generic/unistd.h; the most frequent calls first.
 _CALLS = {
     "recvfrom": (45, 207),
     "sendto": (44, 206),
@@ -183,7 +183,7 @@ _CALLS = {
     "exit_group": (231, 94),
     "set_robust_list": (273, 99),
     "rseq": (334, 293),
-    "getcwd": (79, 17),  # Pillow asks, though it saves to no file; the answer is "/"
+    "getcwd": (79, 17),  # Pillow calls it, though it saves to no file; it returns "/"
 }
 _MMAP, _MPROTECT, _TGKILL = (9, 222), (10, 226), (234, 131)
 _CLONE, _CLONE3 = (56, 220), (435, 435)
@@ -208,14 +208,18 @@ class _Program(ctypes.Structure):
 
 
 def _forbid_calls(_: Limits) -> None:
-    """Allow the calls of ``_CALLS`` alone. Others fail with EPERM: libraries cope with that."""
+    """Allow ``_CALLS``, and some calls by their arguments. Others fail with EPERM.
+
+    Libraries can handle that error.
+    """
     machine = _MACHINES.get(platform.machine())
     if machine is None:
         raise OSError(errno.EOPNOTSUPP, f"no table of calls for {platform.machine()}")
     instructions = _filter(machine)
     array = (_Instruction * len(instructions))(*instructions)
     program = _Program(len(instructions), array)
-    # Kernels before 5.16 else slow every filtered process down, lest it guess its own secrets.
+    # Without SPEC_ALLOW, kernels before 5.16 slow down every filtered process, to prevent
+    # speculative side channels.
     flags = _FILTER_FLAG_TSYNC | _FILTER_FLAG_SPEC_ALLOW
     _syscall(machine.seccomp, _SET_MODE_FILTER, flags, ctypes.byref(program))
 
@@ -224,7 +228,7 @@ def _filter(machine: _Machine) -> list[_Instruction]:
     column = machine.column
     refuse = _Instruction(_RETURN, 0, 0, _ERRNO | errno.EPERM)
     allow = _Instruction(_RETURN, 0, 0, _ALLOW)
-    # The low half of an argument decides: all of these are 32 bit in the kernel.
+    # Only the low half of an argument is tested: the kernel uses 32 bits of all of these.
     program = [
         _Instruction(_LOAD, 0, 0, _AT_ARCHITECTURE),
         _Instruction(_JUMP_IF_EQUAL, 1, 0, machine.audit),
@@ -243,7 +247,8 @@ def _filter(machine: _Machine) -> list[_Instruction]:
         program += [_Instruction(_JUMP_IF_EQUAL, 0, 1, numbers[column]), allow]
     return [
         *program,
-        # libheif decodes in a thread. The filter cannot see clone3's flags: libc then uses clone.
+        # libheif decodes in a thread. The filter cannot read clone3's flags, so clone3 fails with
+        # ENOSYS, and libc uses clone.
         _Instruction(_JUMP_IF_EQUAL, 0, 1, _CLONE3[column]),
         _Instruction(_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
         _Instruction(_JUMP_IF_EQUAL, 0, 4, _CLONE[column]),
@@ -251,7 +256,7 @@ def _filter(machine: _Machine) -> list[_Instruction]:
         _Instruction(_JUMP_IF_ANY, 0, 1, _CLONE_THREAD),
         allow,
         refuse,
-        # abort() signals its own process.
+        # abort() sends a signal to its own process.
         _Instruction(_JUMP_IF_EQUAL, 0, 3, _TGKILL[column]),
         _Instruction(_LOAD, 0, 0, _AT_ARGUMENTS),
         _Instruction(_JUMP_IF_EQUAL, 0, 1, os.getpid()),
@@ -267,8 +272,8 @@ _PARTS: dict[str, Callable[[Limits], None]] = {
     "Landlock for TCP": _landlock_network,
     "Landlock for signals": _landlock_scopes,
     "memory limit": _limit_memory,
-    "other limits": _limit_rest,  # after what opens a file
-    "seccomp": _forbid_calls,  # the last: it forbids what the others need
+    "other limits": _limit_rest,  # after the parts that open a file
+    "seccomp": _forbid_calls,  # last: it forbids calls that the others need
 }
 
 
