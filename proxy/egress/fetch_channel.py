@@ -1,8 +1,8 @@
-"""The bounded channel of fetches, and the workers that serve it.
+"""The bounded channel of fetches, and the consumers that take fetches off it.
 
-Everything sent to the outside goes through here: blobs and DID documents alike. A host may have
-only so many of the workers; a fetch beyond that is parked beside the channel until one of the
-host's own fetches ends, so that the workers stay free for other hosts.
+Every request to the outside goes through this channel, for blobs and for DID documents. The number
+of consumers per host is limited. A fetch beyond that limit is parked beside the channel until one
+of the host's own fetches ends, so that the other consumers stay free for other hosts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ChannelStatistics:
 
     Attributes:
         waiting: fetches that have not begun, parked ones among them.
-        running: fetches that a worker is busy with.
+        running: fetches that a consumer is running.
     """
 
     waiting: int
@@ -31,7 +31,7 @@ class ChannelStatistics:
 
 
 class _Fetch:
-    """A fetch under way, shared by the task that asked and the worker that serves."""
+    """A fetch under way, shared by the task that asked for it and the consumer that runs it."""
 
     def __init__(self, host: str, work: Callable[[], Awaitable[Response]]) -> None:
         self.host = host
@@ -44,21 +44,21 @@ class _Fetch:
 
 
 class FetchChannel:
-    """A bounded memory channel with a fixed number of workers.
+    """A bounded memory channel with a fixed number of consumers.
 
     Args:
-        queue_size: fetches that may wait.
-        workers: fetches that run at once.
-        per_host: of those, to one host.
+        queue_size: how many fetches may wait.
+        consumers: how many fetches run at once.
+        per_host: how many of them may run for one host.
     """
 
-    def __init__(self, *, queue_size: int, workers: int, per_host: int) -> None:
+    def __init__(self, *, queue_size: int, consumers: int, per_host: int) -> None:
         self._send, self._receive = trio.open_memory_channel[_Fetch](queue_size)
         self._queue_size = queue_size
-        self._workers = workers
+        self._consumers = consumers
         self._per_host = per_host
-        # Beside its share of the workers a single host may fill half of the waiting room, so that
-        # a hanging one leaves the rest.
+        # One host may have its share of the consumers, and fill half of the queue. So a host that
+        # hangs leaves the other half to other hosts.
         self._max_of_host = per_host + max(queue_size // 2, 1)
         self._max_of_shared = per_host + queue_size
         self._admitted: Counter[str] = Counter()
@@ -72,10 +72,10 @@ class FetchChannel:
         return ChannelStatistics(queued + self._parked_count, self._running.total())
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Run the consumers until cancelled."""
         async with trio.open_nursery() as nursery:
-            for _ in range(self._workers):
-                nursery.start_soon(self._serve, name="consumer")
+            for _ in range(self._consumers):
+                nursery.start_soon(self._consume, name="consumer")
 
     async def submit(
         self,
@@ -85,20 +85,20 @@ class FetchChannel:
         timeout: float,
         is_shared: bool = False,
     ) -> Response:
-        """Have a worker run ``work``.
+        """Let a consumer run ``work``, and wait for its answer.
 
         Cancellation ends the work too, or takes it out of the queue.
 
         Args:
-            host: whose share of the workers it counts against.
-            timeout: seconds from now, waiting included.
-            is_shared: everybody needs this host, so it may fill the whole waiting room.
+            host: the work counts against this host's share of the consumers.
+            timeout: seconds from now, with the time spent waiting.
+            is_shared: all accounts need this host, so it may fill the whole queue.
 
         Raises:
-            Saturated: at once, when there is no room to wait in; or after ``timeout``, when no
-                worker became free.
-            TimedOut: after ``timeout``, with the work under way.
-            EgressError: whatever ``work`` raised.
+            Saturated: at once, when the queue or the host's share of it is full; or after
+                ``timeout``, when no consumer became free.
+            TimedOut: after ``timeout``, when the work had begun.
+            EgressError: ``work`` raised it.
         """
         fetch = _Fetch(host, work)
         self._admit(fetch, self._max_of_shared if is_shared else self._max_of_host)
@@ -114,15 +114,16 @@ class FetchChannel:
         if fetch.error is not None:
             raise fetch.error
         if not fetch.began:
-            raise Saturated(f"{host}: no worker was free within {timeout:g} s")
+            raise Saturated(f"{host}: no consumer was free within {timeout:g} s")
         if fetch.answer is None:
-            raise TimedOut(f"{host}: no whole answer within {timeout:g} s")
+            raise TimedOut(f"{host}: no complete answer within {timeout:g} s")
         return fetch.answer
 
     def _admit(self, fetch: _Fetch, share: int) -> None:
-        # Counted here and not when they are parked: a burst comes before any worker runs.
+        # Count fetches here, and not when they are parked: a whole burst can arrive before any
+        # consumer runs.
         if self._admitted[fetch.host] >= share:
-            raise Saturated(f"{fetch.host}: {share} fetches of this host are here")
+            raise Saturated(f"{fetch.host}: {share} fetches of this host wait or run")
         if self.statistics().waiting >= self._queue_size:
             raise Saturated(f"{self._queue_size} fetches wait")
         try:
@@ -132,7 +133,7 @@ class FetchChannel:
         self._admitted[fetch.host] += 1
 
     def _abandon(self, fetch: _Fetch) -> None:
-        """Its asker has gone: free the worker, or the place in the queue, that it holds."""
+        """Free the consumer or queue place of a fetch whose task no longer waits for it."""
         fetch.scope.cancel()
         parked = self._parked.get(fetch.host)
         if parked is not None and fetch in parked:
@@ -140,8 +141,8 @@ class FetchChannel:
             self._parked_count -= 1
             self._forget_if_empty(fetch.host)
             return
-        # Trio's channel has no removal. Nothing here awaits, so taking everything out and
-        # putting the rest back is seen by nobody.
+        # Trio's channel cannot remove one item, so take out all of them and put the others back.
+        # Nothing here awaits, so no other task sees this.
         waiting: list[_Fetch] = []
         while True:
             try:
@@ -152,7 +153,7 @@ class FetchChannel:
             if other is not fetch:
                 self._send.send_nowait(other)
 
-    async def _serve(self) -> None:
+    async def _consume(self) -> None:
         async for fetch in self._receive:
             if self._running[fetch.host] >= self._per_host:
                 self._parked.setdefault(fetch.host, deque()).append(fetch)
@@ -170,7 +171,7 @@ class FetchChannel:
             with fetch.scope:
                 fetch.answer = await fetch.work()
         except Exception as error:
-            # Handed to the task that asked, which tells a failure from a defect.
+            # The task that asked raises it again, and can tell a failure from a defect.
             fetch.error = error
         finally:
             self._running[fetch.host] -= 1

@@ -1,4 +1,4 @@
-"""The way out: what the rest of the service calls to ask something of the outside."""
+"""The gateway: the rest of the service calls it to send requests to the outside."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDLE_SECONDS = 30.0
 
 
 class FetchSettings(Protocol):
-    """What the ``fetch`` section of the configuration says; ``docs/configuration.md`` has units."""
+    """The ``fetch`` section of the configuration; ``docs/configuration.md`` has the units."""
 
     @property
     def client(self) -> str: ...
@@ -48,9 +48,9 @@ class Gateway:
 
     Args:
         fetch: the settings.
-        network: what strangers' hosts are reached over.
-        directory_network: what the operator's own directory is reached over.
-        channel: whose consumers carry the requests out.
+        network: connects to strangers' hosts.
+        directory_network: connects to the operator's own directory.
+        channel: its consumers send the requests.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Gateway:
         return self._channel.statistics()
 
     async def run(self) -> None:
-        """Run the channel and look after the connections, until cancelled: a gateway by itself."""
+        """Run the channel and ``keep_connections`` until cancelled: for a gateway by itself."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._channel.run)
             nursery.start_soon(self.keep_connections)
 
     async def keep_connections(self) -> None:
-        """Close connections that were idle for too long, until cancelled; then all of them."""
+        """Close connections that are idle for too long, until cancelled; then close all."""
         try:
             while True:
                 await trio.sleep(IDLE_SECONDS / 2)
@@ -98,14 +98,14 @@ class Gateway:
         trusted: bool = False,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Response:
-        """GET ``target`` from ``origin`` within ``fetch.timeout``, waiting included.
+        """GET ``target`` from ``origin`` within ``fetch.timeout``, with the time spent waiting.
 
-        Cancellation leaves no connection, worker or place in the queue behind.
+        Cancellation closes the connection, and frees the consumer or the place in the queue.
 
         Args:
-            max_bytes: of the body.
+            max_bytes: the limit for the body.
             trusted: the operator configured this origin; redirects from it are not trusted.
-            headers: more of the request, for this origin alone.
+            headers: further request headers, only for this origin.
 
         Raises:
             EgressError: see ``proxy.egress.errors``.
@@ -113,11 +113,11 @@ class Gateway:
         return await self._ask("GET", origin, target, max_bytes, trusted, headers)
 
     async def head(self, origin: Origin, target: str, *, method: Method = "HEAD") -> Response:
-        """Ask for the head of an answer alone; otherwise as ``get``.
+        """Ask only for the head of an answer; otherwise like ``get``.
 
         Args:
-            method: ``GET`` for servers that refuse a HEAD: the body of a 200 is left unread, of
-                other answers the first bytes come along.
+            method: ``GET`` for servers that refuse a HEAD. The body of a 200 is not read; of other
+                answers the first bytes are.
         """
         return await self._ask(method, origin, target, None, False)
 
@@ -159,14 +159,16 @@ class Gateway:
 
 
 def fetch_channel_of(fetch: FetchSettings) -> FetchChannel:
-    """The configured channel, to be run."""
-    return FetchChannel(queue_size=fetch.queue_size, workers=fetch.workers, per_host=fetch.per_host)
+    """The channel of the configuration. The caller runs it."""
+    return FetchChannel(
+        queue_size=fetch.queue_size, consumers=fetch.workers, per_host=fetch.per_host
+    )
 
 
 def standalone_gateway(
     fetch: FetchSettings, network: Network, directory_network: Network
 ) -> Gateway:
-    """A gateway with a channel of its own: its ``run`` serves both."""
+    """A gateway with a channel of its own. Its ``run`` runs both."""
     return Gateway(fetch, network, directory_network, fetch_channel_of(fetch))
 
 
@@ -179,7 +181,7 @@ def guarded_networks(fetch: FetchSettings) -> tuple[Network, Network]:
 
 
 def make_client(name: str, network: Network) -> HttpClient:
-    """The HTTP client of that name (``fetch.client``) over ``network``.
+    """The HTTP client with this name (``fetch.client``), over ``network``.
 
     Raises:
         ImportError: asks is not installed.

@@ -68,7 +68,7 @@ class Asker:
 async def running(
     nursery: trio.Nursery, *, queue_size: int = 4, workers: int = 2, per_host: int = 2
 ) -> AsyncIterator[tuple[FetchChannel, Asker]]:
-    channel = FetchChannel(queue_size=queue_size, workers=workers, per_host=per_host)
+    channel = FetchChannel(queue_size=queue_size, consumers=workers, per_host=per_host)
     nursery.start_soon(channel.run)
     await trio.testing.wait_all_tasks_blocked()
     asker = Asker(nursery, channel)
@@ -265,7 +265,7 @@ async def test_a_cancellation_anywhere_leaves_no_worker_and_no_place_taken(
     nursery: trio.Nursery, after: bool
 ) -> None:
     """Catches: a cancellation somewhere leaves a worker or a place taken."""
-    channel = FetchChannel(queue_size=4, workers=2, per_host=1)
+    channel = FetchChannel(queue_size=4, consumers=2, per_host=1)
     nursery.start_soon(channel.run)
 
     async def work() -> Response:
