@@ -1,1 +1,1 @@
-"""Everything this service sends to the outside: guarded, bounded GETs."""
+"""All requests that this service sends to the outside: guarded, bounded GETs."""

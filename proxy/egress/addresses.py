@@ -1,14 +1,14 @@
-"""Which addresses a stranger may make this service connect to. Pure, total, no I/O.
+"""Decides which addresses a stranger may make this service connect to. Pure, total, no I/O.
 
-Everything in the IANA special-purpose registries is refused, written out here rather than taken
-from ``ipaddress.is_global``, whose answer differs between Python releases. IPv6 is refused unless
-it is global unicast (2000::/3) and outside the tables.
+Everything in the IANA special-purpose registries is refused. The tables are written out here,
+because the result of ``ipaddress.is_global`` differs between Python releases. An IPv6 address is
+accepted only if it is global unicast (2000::/3) and outside the tables.
 
-Every form that carries an IPv4 address is refused whole, even around a public one: no server lives
-under such an address, whatever is reachable there is reachable by its plain IPv4 address, and a
-wrongly decoded one would be a way in. The price: a host without IPv4, behind DNS64 and NAT64, does
-not reach servers without IPv6. What no table can know are an operator's own prefixes in public
-space (NAT64 by RFC 6052 section 2.2, 6rd by RFC 5969): such a network filters at its translator.
+Every IPv6 form that carries an IPv4 address is refused, even if that address is public. No server
+needs such an address: it can be reached by its plain IPv4 address. A mistake in decoding one would
+open a way in. The price: a host without IPv4, behind DNS64 and NAT64, does not reach servers
+without IPv6. The tables cannot contain an operator's own prefixes in public space (NAT64 by RFC
+6052 section 2.2, 6rd by RFC 5969): such a network must filter at its translator.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
 
-# The first match names the reason, so single addresses stand before the networks around them.
+# The first match gives the reason, so single addresses come before the networks that hold them.
 _IPV4 = tuple(
     (IPv4Network(network), reason)
     for network, reason in (
@@ -48,14 +48,16 @@ _IPV4 = tuple(
     )
 )
 
-# Prefixes whose addresses carry an IPv4 address, and where it stands. ISATAP has no prefix: below.
+# Prefixes whose addresses carry an IPv4 address, and its position in them. ISATAP has no prefix:
+# see _ISATAP below.
 _EMBEDDINGS = tuple(
     (IPv6Network(network), reason)
     for network, reason in (
         ("::ffff:0:0/96", "IPv4-mapped (RFC 4291): last 32 bits"),
         ("::ffff:0:0:0/96", "IPv4-translated (RFC 2765): last 32 bits"),
         ("64:ff9b::/96", "NAT64 (RFC 6052): last 32 bits"),
-        # /48, /56, /64 and /96 of RFC 6052 section 2.2 all fit here, each placing IPv4 elsewhere.
+        # The prefix lengths 48, 56, 64 and 96 of RFC 6052 section 2.2 all fit here. In each of
+        # them the IPv4 address has another position.
         ("64:ff9b:1::/48", "NAT64, local use (RFC 8215): by its prefix length"),
         ("2001::/32", "Teredo (RFC 4380): server in bits 32-63, client inverted in the last 32"),
         ("2002::/16", "6to4 (RFC 3056): bits 16-47"),
@@ -69,7 +71,7 @@ _IPV6 = tuple(
         ("fd20:ce::254/128", "cloud metadata (Google)"),
         ("::/128", "unspecified (RFC 4291)"),
         ("::1/128", "loopback (RFC 4291)"),
-        # An embedding too, but one that holds the two above.
+        # Carries an IPv4 address too, but contains the two networks above.
         ("::/96", "IPv4-compatible (RFC 4291): last 32 bits"),
         ("100::/64", "discard (RFC 6666)"),
         ("100:0:0:1::/64", "dummy prefix (RFC 9780)"),
@@ -95,13 +97,13 @@ _IPV6 = tuple(
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
 # RFC 5214 section 6.1: the interface identifier is 0000:5efe:a.b.c.d, or 0200:5efe when the IPv4
-# address is globally unique. RFC 4291 calls those two bits u and g; neither tells us anything.
+# address is globally unique. RFC 4291 calls the two masked bits u and g; both are ignored here.
 _ISATAP = 0x0000_5EFE
 _ISATAP_MASK = 0xFCFF_FFFF
 
 
 def forbidden(address: Address) -> str | None:
-    """Why ``address`` may not be connected to, for the log; None when it may be."""
+    """The reason why ``address`` is refused, for the log; None when it is accepted."""
     if isinstance(address, IPv4Address):
         return next((reason for network, reason in _IPV4 if address in network), None)
     if address.scope_id is not None:

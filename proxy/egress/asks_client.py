@@ -1,6 +1,6 @@
-"""The other client: asks, selectable by ``fetch.client``, over the same network.
+"""The second HTTP client, asks, over the same network; ``fetch.client`` selects it.
 
-It opens a connection per request; docs/clients.md says how to install it.
+It opens a connection per request. docs/clients.md says how to install it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNK = 64 * 1024
 
 
 class AsksClient:
-    """Requests by asks, each over a connection of its own."""
+    """Sends each request by asks, over a connection of its own."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -49,7 +49,7 @@ class AsksClient:
 
 
 class _Session(asks.Session):  # type: ignore[misc]
-    """A session of one request, whose one connection comes from our network."""
+    """A session for one request. Its only connection comes from our network."""
 
     def __init__(self, network: Network, origin: Origin) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class _Session(asks.Session):  # type: ignore[misc]
         self.stream: trio.abc.Stream | None = None
 
     async def ask(self, method: Method, target: str, headers: Mapping[str, str]) -> Any:
-        """The head of the answer."""
+        """Send the request, and return the head of the answer."""
         try:
             with _mapped_errors():
                 return await self.request(
@@ -86,7 +86,7 @@ class _Session(asks.Session):  # type: ignore[misc]
 
 
 class _Socket:
-    """What asks expects of an anyio stream, over a Trio stream."""
+    """Wraps a Trio stream in the part of anyio's stream interface that asks uses."""
 
     host: str
     port: str
@@ -133,6 +133,6 @@ def _mapped_errors() -> Iterator[None]:
     except EgressError:
         raise
     except Exception as error:
-        # On answers that are not quite HTTP, asks fails with whatever its parsing ran into
-        # (AttributeError, UnicodeDecodeError, ValueError among them).
+        # On an answer that is not valid HTTP, asks fails with any exception of its parser, such as
+        # AttributeError, UnicodeDecodeError or ValueError.
         raise BadAnswer(f"{type(error).__name__}: {error}") from error

@@ -1,4 +1,7 @@
-"""When to leave a host alone: repeated failures, and ``Retry-After``. Pure; time is an argument."""
+"""Decides when to leave a host alone: after repeated failures, and after ``Retry-After``.
+
+Pure; time is an argument.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,30 @@ from proxy.egress.errors import AskedToWait, EgressError
 from proxy.shared.expiring_map import ExpiringMap
 
 FAILURES_TO_OPEN = 5
-"""Connect failures and time-outs in a row after which a host is taken to be down."""
+"""A host counts as down after this many connect failures and time-outs in a row."""
 
 OPEN_SECONDS = 30.0
 """How long a host that is down is left alone before one fetch tries it again."""
 
 MAX_RETRY_AFTER = 300.0
-"""Seconds; a host may ask for more, but is asked again after these."""
+"""Seconds; a host that asks for a longer pause is asked again after this time."""
 
 LEAST_EPOCH = 1e9
-"""Of a ``RateLimit-Reset``: what is larger is no delay, but a time after 2001."""
+"""A ``RateLimit-Reset`` of at least this number is not a delay, but a time after 2001."""
 
 MAX_HOSTS = 10_000
-"""Hosts remembered; only those that fail are."""
+"""The number of hosts remembered; only hosts that fail are remembered."""
 
 
 class Circuits:
     """A circuit for each host (``Origin.authority``) that fails.
 
-    Closed: fetches pass. Open: they fail at once, as the last one did. Half-open, after a while:
-    one fetch passes; its success closes the circuit, its failure opens it anew. Held: open because
-    the host asked for it, until the time it named, whatever fetches end meanwhile.
+    - Closed: fetches pass.
+    - Open: they fail at once, with the class of the last failure.
+    - Half-open, after ``OPEN_SECONDS``: one fetch passes. If it succeeds the circuit closes; if it
+      fails the circuit opens again.
+    - Held: open because the host asked for a pause. It stays open until the time that the host
+      named, also when earlier fetches end during the pause.
     """
 
     def __init__(self) -> None:
@@ -39,15 +45,15 @@ class Circuits:
         return len(self._circuits)
 
     def check(self, host: str, now: float) -> bool:
-        """Pass, or raise what a fetch from ``host`` would probably end in.
+        """Return if ``host`` may be asked; otherwise raise the error that a fetch probably gets.
 
         Returns:
-            Whether the caller is the probe of a half-open circuit; it must report the outcome by
-            ``succeeded``, ``failed`` or ``gave_up``.
+            Whether the caller is the probe of a half-open circuit. A probe must report its outcome
+            by ``succeeded``, ``failed`` or ``gave_up``.
 
         Raises:
-            AskedToWait: ``hold``.
-            EgressError: of the class of the failure that opened the circuit.
+            AskedToWait: ``hold`` was called, and its time is not over.
+            EgressError: the circuit is open; the class is that of the failure that opened it.
         """
         circuit = self._circuits.get(host, now)
         if circuit is None or circuit.error is None:
@@ -62,20 +68,20 @@ class Circuits:
         return True
 
     def succeeded(self, host: str, now: float) -> None:
-        """``host`` answered. An answer to what was asked before ``hold`` does not end the hold."""
+        """Note that ``host`` answered. A fetch that began before ``hold`` does not end the hold."""
         circuit = self._circuits.get(host, now)
         self._circuits.remove(host)
         if circuit is not None and now < circuit.held_until:
             self._circuits.put(host, _held(circuit.held_until))
 
     def hold(self, host: str, seconds: float, now: float) -> None:
-        """``host`` asked to be left alone for a while (``Retry-After``)."""
+        """Note that ``host`` asked to be left alone for ``seconds`` (``Retry-After``)."""
         circuit = self._circuits.get(host, now)
         longest = 0.0 if circuit is None else circuit.held_until
         self._circuits.put(host, _held(max(now + seconds, longest)))
 
     def failed(self, host: str, error: EgressError, now: float) -> None:
-        """``host`` could not be connected to, or took too long."""
+        """Note that ``host`` did not accept a connection, or took too long."""
         circuit = self._circuits.get(host, now) or _Circuit()
         circuit.failures += 1
         circuit.is_probed = False
@@ -85,14 +91,14 @@ class Circuits:
         self._circuits.put(host, circuit)
 
     def gave_up(self, host: str, now: float) -> None:
-        """A probe ended without telling anything about ``host``; another may probe it."""
+        """Note that a probe ended without a result; another fetch may probe ``host``."""
         circuit = self._circuits.get(host, now)
         if circuit is not None:
             circuit.is_probed = False
 
 
 class _Circuit:
-    """Closed while ``error`` is None."""
+    """The state of one host. The circuit is closed while ``error`` is None."""
 
     def __init__(self, error: EgressError | None = None, failures: int = 0) -> None:
         self.error = error
@@ -103,17 +109,20 @@ class _Circuit:
 
 
 def _held(until: float) -> _Circuit:
-    """Half-open after ``until``: all at once is not what a host asked for that asked for less."""
+    """A circuit that is held until ``until``, and half-open after that.
+
+    Half-open, not closed: a host that asked for fewer requests must not get all of them at once.
+    """
     circuit = _Circuit(AskedToWait("Retry-After"), FAILURES_TO_OPEN)
     circuit.held_until = until
     return circuit
 
 
 def pause_asked(status: int, headers: Mapping[str, str], wall_clock: float) -> float:
-    """Seconds that an answer asks to be left alone for; 0 where it names no time.
+    """The pause in seconds that an answer asks for; 0 if it names no time.
 
     RFC 6585, section 4, and RFC 9110, section 15.6.4. Bluesky's PDS sends ``RateLimit-Reset``
-    instead, seconds since the epoch; in the IETF's drafts that is a delay.
+    instead, in seconds since the epoch; in the IETF's drafts this header is a delay.
     """
     if status not in (429, 503):
         return 0.0
@@ -130,11 +139,13 @@ def pause_asked(status: int, headers: Mapping[str, str], wall_clock: float) -> f
 
 
 def retry_after(value: str | None, wall_clock: float) -> float:
-    """Seconds that a ``Retry-After`` asks to wait, 0 to ``MAX_RETRY_AFTER``; 0 where it is none.
+    """The seconds that a ``Retry-After`` asks to wait, from 0 to ``MAX_RETRY_AFTER``.
+
+    0 if the header is absent or not valid.
 
     Args:
-        value: delay in seconds, or an HTTP date.
-        wall_clock: seconds since the epoch, which a date is compared with.
+        value: a delay in seconds, or an HTTP date.
+        wall_clock: seconds since the epoch; a date is compared with it.
     """
     if value is None:
         return 0.0

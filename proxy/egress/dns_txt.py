@@ -1,4 +1,4 @@
-"""TXT records, asked of the operator's DNS servers, within bounds."""
+"""Asks the operator's DNS servers for TXT records, with limits on time and number."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ import trio
 from proxy.egress.errors import ConnectFailed, Saturated, TimedOut
 
 LOOKUP_SECONDS = 5.0
-"""For one name, waiting included; a recursive server that has to ask around needs one or two."""
+"""For one name, with the time spent waiting. A recursive server that has to ask others needs one
+or two seconds."""
 
 TRY_SECONDS = 2.0
-"""For one server, before the next is asked."""
+"""For one server, before the next one is asked."""
 
 MAX_AT_ONCE = 32
 """Questions under way, each with a socket of its own."""
@@ -29,7 +30,7 @@ MAX_WAITING = 256
 
 
 try:
-    # Asked for here: a Trio that dnspython does not support ends the start, not each look-up.
+    # At import: if dnspython does not support this Trio, the start fails, and not each look-up.
     _BACKEND = dns.asyncbackend.get_backend("trio")
 except ImportError as error:
     raise ImportError(
@@ -41,10 +42,12 @@ except ImportError as error:
 class TxtRecords:
     """Asks for TXT records over Trio's sockets.
 
-    Strangers choose the names, never the servers: nothing is connected to that an answer names.
+    Strangers choose the names, but never the servers: this class does not connect to any host that
+    an answer names.
 
     Args:
-        nameservers: addresses and ports; none: those of the system, read at the first question.
+        nameservers: addresses and ports. If empty, the system's servers are used; their addresses
+            are read at the first question.
     """
 
     def __init__(self, nameservers: Sequence[tuple[str, int]] = ()) -> None:
@@ -53,13 +56,13 @@ class TxtRecords:
         self._turns = trio.CapacityLimiter(MAX_AT_ONCE)
 
     async def lookup(self, name: str) -> list[bytes]:
-        """The values at a host name, their strings joined; none where there is no such record.
+        """The TXT values of a host name, each with its strings joined; empty if it has none.
 
         Cancellation leaves no socket behind.
 
         Raises:
-            TimedOut, ConnectFailed: no server answered, or none with an answer.
-            Saturated: too many questions wait.
+            TimedOut, ConnectFailed: no server answered, or no server gave a usable answer.
+            Saturated: too many questions are waiting.
         """
         try:
             absolute = dns.name.from_text(name, dns.name.root)

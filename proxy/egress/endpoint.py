@@ -1,9 +1,10 @@
-"""The URLs strangers hand us, read strictly and without I/O.
+"""Parses the URLs that strangers give us, strictly and without I/O.
 
-Written out instead of using ``urllib.parse``, which is lenient where a guard must not be: it drops
-tabs and newlines inside a URL and controls before it, reads everything up to the last ``@`` as
-userinfo, leaves backslashes to the next reader, and takes any text as a host. Two readers of one
-URL that disagree are how a filter is walked around, so what is odd is refused rather than repaired.
+This is a parser of its own, because ``urllib.parse`` accepts too much for a guard: it drops tabs
+and newlines inside a URL and control characters before it, reads everything up to the last ``@``
+as userinfo, leaves backslashes to the next parser, and accepts any text as a host. An attacker can
+get past a filter when two parsers read one URL differently. So an unusual URL is refused, and not
+repaired.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from urllib.parse import urlsplit
 from proxy.egress.addresses import forbidden
 from proxy.egress.errors import Forbidden
 
-# No honest endpoint comes near; what servers and caches commonly accept as a request line is 8 KB.
+# Real endpoints are far shorter. Servers and caches commonly accept a request line of 8 KB.
 MAX_URL_LENGTH = 4096
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
-# Names that mean this machine or this network wherever they resolve to (RFC 6761, 6762, 8375,
-# 7686; .internal is reserved by ICANN). The address check still has the last word.
+# Names that mean this machine or this network, whatever they resolve to (RFC 6761, 6762, 8375,
+# 7686; .internal is reserved by ICANN). All other names must still pass the address check.
 _LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa", "localdomain", "onion")
 
-# Visible ASCII without the backslash, which browsers and some servers read as a slash. This also
-# excludes non-ASCII: IDNA mapping and NFKC turn such letters into dots, slashes and digits.
+# Visible ASCII without the backslash, because browsers and some servers read it as a slash.
+# Non-ASCII is excluded too: IDNA mapping and NFKC turn such letters into dots, slashes and digits.
 _VISIBLE = re.compile(r"[!-\[\]-~]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _AFTER_SCHEME = re.compile(r"//([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?")
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([1-9][0-9]{0,4}))?")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-# WHATWG URL, "ends in a number": such a host is an IPv4 address to every resolver or to none.
+# WHATWG URL, "ends in a number": such a host is either an IPv4 address or not valid.
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a URL leads: ``host`` in lower case, an IPv6 literal without its brackets."""
+    """The origin of a URL. ``host`` is in lower case; an IPv6 literal is without its brackets."""
 
     scheme: str
     host: str
@@ -46,7 +47,7 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """Host and port as a ``Host`` header has them (RFC 9110 section 7.2)."""
+        """Host and port, in the form of a ``Host`` header (RFC 9110 section 7.2)."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
         return host + port
@@ -56,7 +57,7 @@ class Origin:
 
 
 def parse_origin(text: str, *, allow_http: bool, allow_private_hosts: bool = False) -> Origin:
-    """The origin a service endpoint names: scheme, host and optional port, nothing else.
+    """Parse a service endpoint: scheme, host and optional port, nothing else.
 
     Args:
         text: for example ``https://pds.example`` or ``https://pds.example:8443/``.
@@ -64,7 +65,7 @@ def parse_origin(text: str, *, allow_http: bool, allow_private_hosts: bool = Fal
         allow_private_hosts: accept any address literal, local name and port (development).
 
     Raises:
-        Forbidden: anything else; the text gives the reason, for the log.
+        Forbidden: the text is anything else; the message gives the reason, for the log.
     """
     origin, path, query, fragment = _split(text, allow_http, allow_private_hosts)
     if path not in ("", "/") or query is not None or fragment is not None:
@@ -73,7 +74,7 @@ def parse_origin(text: str, *, allow_http: bool, allow_private_hosts: bool = Fal
 
 
 def configured_origin(url: str) -> tuple[Origin, str]:
-    """The origin and the path of a URL that the operator wrote, which the configuration checked."""
+    """The origin and the path of a URL that the operator wrote and the configuration checked."""
     parts = urlsplit(url)
     port = parts.port or _DEFAULT_PORTS[parts.scheme]
     return Origin(parts.scheme, parts.hostname or "", port), parts.path
@@ -84,11 +85,11 @@ def parse_url(
 ) -> tuple[Origin, str]:
     """The origin and the request target (path and query) of an absolute URL.
 
-    The rules for the origin are those of ``parse_origin``. Dot segments are resolved; a fragment
-    is dropped, as it is never sent and a redirect may carry one (RFC 9110 section 10.2.2).
+    The rules for the origin are those of ``parse_origin``. Dot segments are resolved. A fragment
+    is dropped: a redirect may carry one, but it is never sent (RFC 9110 section 10.2.2).
 
     Raises:
-        Forbidden: not such a URL.
+        Forbidden: the text is not such a URL.
     """
     origin, path, query, _ = _split(text, allow_http, allow_private_hosts)
     return origin, _without_dots(path or "/") + (query or "")
@@ -102,12 +103,15 @@ def redirect_target(
     allow_http: bool,
     allow_private_hosts: bool = False,
 ) -> tuple[Origin, str]:
-    """Where ``location`` leads, in an answer to ``base_target`` at ``base`` (RFC 3986 section 5).
+    """Resolve the ``Location`` of an answer to ``base_target`` at ``base`` (RFC 3986 section 5).
 
-    A relative one stays at ``base``, which is not checked anew here but at the connection.
+    A relative location stays at ``base``. It is not checked again here, but at the connection.
+
+    Returns:
+        The origin and the request target that it leads to.
 
     Raises:
-        Forbidden: not a URL of ``parse_url``, empty, or from https to http.
+        Forbidden: ``parse_url`` refuses it, it is empty, or it leads from https to http.
     """
     _check_characters(location)
     if _SCHEME.match(location):
@@ -126,13 +130,13 @@ def _check_characters(text: str) -> None:
     if len(text) > MAX_URL_LENGTH:
         raise Forbidden(f"URL of {len(text)} characters")
     if not _VISIBLE.fullmatch(text):
-        raise Forbidden(f"URL empty or with characters that no URL has: {text[:200]!a}")
+        raise Forbidden(f"URL is empty or has characters that are not allowed: {text[:200]!a}")
 
 
 def _split(
     text: str, allow_http: bool, allow_private_hosts: bool
 ) -> tuple[Origin, str, str | None, str | None]:
-    """Origin, path, query with its ``?``, fragment with its ``#``; None where one is absent."""
+    """Origin, path, query with its ``?``, fragment with its ``#``; None if the part is absent."""
     _check_characters(text)
     scheme, _, rest = text.partition(":")
     scheme = scheme.lower()
@@ -142,7 +146,7 @@ def _split(
     parts = _AFTER_SCHEME.fullmatch(rest)
     if parts is None:
         raise Forbidden(f"no host: {text[:200]!a}")
-    # Userinfo needs no rule of its own: neither "@" nor "%" is in any host this accepts.
+    # Userinfo needs no rule of its own: a host that is accepted contains neither "@" nor "%".
     authority = _AUTHORITY.fullmatch(parts[1])
     if authority is None:
         raise Forbidden(f"not a host with an optional port: {parts[1][:200]!a}")
@@ -154,7 +158,7 @@ def _split(
 
 
 def _check_port(port: int, allow_http: bool, allow_private_hosts: bool) -> None:
-    # Below 1024 live the services a GET can confuse or probe: SSH, SMTP, IMAP and their like.
+    # Ports below 1024 belong to services that a GET can confuse or probe: SSH, SMTP, IMAP.
     usual = port == 443 or (port == 80 and allow_http) or port >= 1024
     if port > 65535 or not (usual or allow_private_hosts):
         raise Forbidden(f"port {port} is not accepted")
@@ -172,7 +176,7 @@ def _ipv6(text: str, allow_private_hosts: bool) -> str:
 def _name(text: str, allow_private_hosts: bool) -> str:
     host = text.lower()
     labels = host.split(".")
-    # An empty label is also the trailing dot, a second spelling of the same name.
+    # This refuses a trailing dot too (an empty label): it is a second spelling of the same name.
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise Forbidden(f"not a host name: {text[:200]!a}")
     if _NUMERIC.fullmatch(labels[-1]):
@@ -184,12 +188,12 @@ def _name(text: str, allow_private_hosts: bool) -> str:
 
 
 def _ipv4(host: str, allow_private_hosts: bool) -> str:
-    # Resolvers read 127.1, 0x7f.1, 017700000001 and 2130706433 as 127.0.0.1; IPv4Address takes
-    # four decimal numbers without leading zeros, and nothing else.
+    # Resolvers read 127.1, 0x7f.1, 017700000001 and 2130706433 as 127.0.0.1. IPv4Address accepts
+    # only four decimal numbers without leading zeros.
     try:
         address = IPv4Address(host)
     except AddressValueError:
-        raise Forbidden(f"an IPv4 address in an odd spelling: {host}") from None
+        raise Forbidden(f"an IPv4 address in an unusual spelling: {host}") from None
     _check_address(address, allow_private_hosts)
     return host
 
@@ -201,7 +205,7 @@ def _check_address(address: IPv4Address | IPv6Address, allow_private_hosts: bool
 
 
 def _resolve(base_target: str, reference: str) -> str:
-    """RFC 3986 section 5.2.2 for a reference that has neither scheme nor authority."""
+    """RFC 3986 section 5.2.2, for a reference without scheme and authority."""
     reference = reference.partition("#")[0]
     if not reference:
         raise Forbidden("redirect to the same URL")
@@ -223,7 +227,7 @@ def _without_dots(path: str) -> str:
             del kept[-1:]
         elif segment != ".":
             kept.append(segment)
-    # A dot segment at the end names a folder: "/a/." and "/a/b/.." are "/a/".
+    # A dot segment at the end means a folder: "/a/." and "/a/b/.." become "/a/".
     if segments[-1] in (".", ".."):
         kept.append("")
     return "/" + "/".join(kept)

@@ -1,22 +1,23 @@
-"""How a request to the outside fails. Internal: callers map these to ``proxy.errors``. Pure."""
+"""The errors of requests to the outside. Internal: callers map them to ``proxy.errors``. Pure."""
 
 from __future__ import annotations
 
 
 class EgressError(Exception):
-    """A request that brought no usable answer; the text names the cause, for the log."""
+    """A request got no usable answer; the text gives the cause, for the log."""
 
 
 class Forbidden(EgressError):
-    """The guard refused the destination; no packet left."""
+    """The guard refused the destination; nothing was sent to it."""
 
 
 class ConnectFailed(EgressError):
-    """No connection: the name does not resolve, refused, unreachable, or TLS failed."""
+    """No connection: the name does not resolve, the host refused it or is unreachable, or TLS
+    failed."""
 
 
 class BadAnswer(EgressError):
-    """The connection broke, or what came is not an acceptable HTTP answer."""
+    """The connection broke, or the bytes received are not an acceptable HTTP answer."""
 
 
 class NoAnswer(BadAnswer):
@@ -24,10 +25,10 @@ class NoAnswer(BadAnswer):
 
 
 class AskedToWait(EgressError):
-    """The host asked for a pause, which is not over; nothing was sent.
+    """The host asked for a pause that is not over; nothing was sent.
 
     Args:
-        seconds: left of it.
+        seconds: how much of the pause is left.
     """
 
     def __init__(self, cause: str, seconds: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""The guard at the connection: the addresses that were checked are the ones connected to."""
+"""The guard at the connection: connects only to addresses that it has checked itself."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from proxy.egress.errors import ConnectFailed, Forbidden
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 Dial = Callable[[str, int], Awaitable[trio.abc.Stream]]
 
-# RFC 8305 section 5: how long an attempt has the field to itself.
+# RFC 8305 section 5: the time between the start of one attempt and the start of the next.
 STAGGER_SECONDS = 0.25
-# Strangers write these DNS records: without a bound one fetch could be spread over hundreds of
-# hosts. Six are three of each family; big sites publish no more than that.
+# Strangers write these DNS records. Without a limit, one fetch could connect to hundreds of hosts.
+# Six are three of each family; big sites publish no more than that.
 MAX_ATTEMPTS = 6
-# Threads that wait for the system's resolver, apart from Trio's own 40: an abandoned look-up keeps
-# its thread until the resolver gives up, and must not keep one from whoever else needs it.
+# Threads that wait for the system's resolver, separate from Trio's own 40. An abandoned look-up
+# keeps its thread until the resolver gives up; other work must not wait for such a thread.
 MAX_LOOKUPS = 128
 
 
@@ -33,10 +33,11 @@ class GuardedNetwork:
 
     Args:
         allow_private_hosts: connect to any address (development, and the operator's own servers).
-        lookup: ``(host, port)`` to address strings, scope id included; OSError when there are
-            none. If not specified, the system's resolver.
-        dial: ``(address, port)`` to a stream, or OSError; on cancellation it leaves no socket. If
-            not specified, ``trio.open_tcp_stream``, which looks nothing up for a literal.
+        lookup: from ``(host, port)`` to address strings with their scope id; raises OSError when
+            there are none. If not specified, the system's resolver.
+        dial: from ``(address, port)`` to a stream; raises OSError. On cancellation it leaves no
+            socket open. If not specified, ``trio.open_tcp_stream``, which makes no look-up for an
+            address literal.
         ssl_context: if not specified, the system's trust store, with HTTP/1.1 by ALPN.
     """
 
@@ -55,17 +56,19 @@ class GuardedNetwork:
         self._ssl_context = ssl_context or _default_ssl_context()
 
     async def connect(self, host: str, port: int) -> trio.abc.Stream:
-        """As ``Network.connect``: looked up once, every address checked, the first to answer wins.
+        """See ``Network.connect``.
 
-        Cancellation leaves no socket behind; a look-up under way is abandoned to its thread.
+        The name is looked up once and every address is checked; the first address that answers is
+        used. Cancellation leaves no socket open; a look-up under way goes on in its thread, and its
+        result is dropped.
         """
         addresses = self._checked(host, await self._resolve(host, port))
         return await self._first_to_answer(host, addresses, port)
 
     async def start_tls(self, stream: trio.abc.Stream, host: str) -> trio.abc.Stream:
-        """As ``Network.start_tls``; returns once the handshake is done.
+        """See ``Network.start_tls``. Returns when the handshake is done.
 
-        On any exception, cancellation included, ``stream`` is closed.
+        On any exception and on cancellation ``stream`` is closed.
         """
         try:
             tls = trio.SSLStream(
@@ -74,7 +77,7 @@ class GuardedNetwork:
             await tls.do_handshake()
         except BaseException as error:
             await trio.aclose_forcefully(stream)
-            # ValueError: a host that can be no server name, such as an empty one.
+            # ValueError: a host that is not valid as a server name, such as an empty one.
             if isinstance(error, (trio.BrokenResourceError, OSError, ValueError)):
                 reason = error.__cause__ or error
                 raise ConnectFailed(f"TLS with {host} failed: {reason}") from error
@@ -97,34 +100,37 @@ class GuardedNetwork:
         return answers
 
     async def _system_lookup(self, host: str, port: int) -> Sequence[str]:
-        # Bytes, so that Python applies no IDNA mapping of its own on the way.
+        # Pass bytes, so that Python does not apply an IDNA mapping of its own.
         found = await trio.to_thread.run_sync(
             lambda: getaddrinfo(host.encode("ascii"), port, type=SOCK_STREAM),
             abandon_on_cancel=True,
             limiter=self._lookup_limiter,
         )
-        # (address, port) or (address, port, flow, scope): the text itself is without its scope id.
+        # (address, port) or (address, port, flow, scope): the address text has no scope id.
         ends: list[tuple[Any, ...]] = [entry[4] for entry in found]
         return [f"{end[0]}%{end[3]}" if len(end) == 4 and end[3] else end[0] for end in ends]
 
     def _checked(self, host: str, answers: Iterable[str]) -> list[Address]:
-        """The addresses of ``answers``; one bad among good refuses the name."""
+        """The addresses of ``answers``. One forbidden address is enough to refuse the name."""
         addresses = []
         for text in answers:
             try:
                 address = ip_address(text)
             except ValueError:
-                raise Forbidden(f"{host} resolves to {text[:100]!a}, which is no address") from None
+                raise Forbidden(f"{host} resolves to {text[:100]!a}, not an address") from None
             reason = None if self._allow_private_hosts else forbidden(address)
             if reason is not None:
-                raise Forbidden(f"{host} leads to {address}: {reason}")
+                raise Forbidden(f"{host} resolves to {address}: {reason}")
             addresses.append(address)
         return addresses
 
     async def _first_to_answer(
         self, host: str, addresses: Sequence[Address], port: int
     ) -> trio.abc.Stream:
-        """Dials in turn, each a moment after the one before or as soon as that failed."""
+        """Dial one address after another, and return the first stream.
+
+        Each attempt begins ``STAGGER_SECONDS`` after the one before, or as soon as that one fails.
+        """
         won: list[trio.abc.Stream] = []
         failures: list[OSError] = []
 
@@ -135,7 +141,7 @@ class GuardedNetwork:
                 failures.append(error)
                 failed.set()
                 return
-            if won:  # two answered in one tick of the loop
+            if won:  # two addresses answered in the same step of the event loop
                 await trio.aclose_forcefully(stream)
             else:
                 won.append(stream)
@@ -158,7 +164,8 @@ class GuardedNetwork:
 
 
 def _attempt_order(addresses: Iterable[Address]) -> list[Address]:
-    """The families in alternation (RFC 8305 section 4), so that the bound cuts neither off."""
+    """The addresses with their families in alternation (RFC 8305 section 4), at most
+    ``MAX_ATTEMPTS``, so that the limit does not cut off a whole family."""
     unique = list(dict.fromkeys(addresses))
     first = [address for address in unique if address.version == unique[0].version]
     second = [address for address in unique if address.version != unique[0].version]

@@ -1,4 +1,5 @@
-"""One guarded GET or HEAD: redirects hop by hop, limits held, the body hashed as it comes."""
+"""One guarded GET or HEAD: follows redirects itself, applies limits, and hashes the body as it
+arrives."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ USER_AGENT = f"atproto-imageproxy/{version('atproto-imageproxy')}"
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 MIN_BYTES_PER_SECOND = 1024
-"""A body that comes slower than this over a window is cut; a phone on 2G does ten times that."""
+"""A body that arrives more slowly over one window is cut off; a phone on 2G is ten times faster."""
 
 RATE_WINDOW = 5.0
-"""Seconds over which the rate is judged, so that a pause of a healthy server passes."""
+"""The rate is measured over windows of this many seconds, so that a healthy server may pause."""
 
 ERROR_BODY = 4096
-"""Bytes read of an answer that is not a 200: enough for an XRPC error."""
+"""The bytes read from an answer that is not a 200: enough for an XRPC error."""
 
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -40,9 +41,9 @@ class Response:
     """An answer.
 
     Attributes:
-        status: three digits, never a followed redirect.
-        body: at most the caller's limit, and empty where that is None; of an answer that is not a
-            200, its first 4096 bytes.
+        status: three digits; never that of a redirect that was followed.
+        body: at most as long as the caller's limit, and empty if the limit is None. If the answer
+            is not a 200, its first 4096 bytes.
         sha256: digest of ``body``, 32 bytes.
     """
 
@@ -54,13 +55,15 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class RequestRules:
-    """What a request may do.
+    """The limits and headers of a request.
 
     Attributes:
-        max_bytes: of the body. None: the body of a 200 is not read, and the connection closed.
+        max_bytes: the limit for the body. If None, the body of a 200 is not read and the connection
+            is closed.
         max_redirects: hops after the first request.
         allow_http, allow_private_hosts: see the configuration.
-        headers: more of the first request; redirects lead to others, who get none of it.
+        headers: further headers, only for the first request. Redirects can lead to other hosts,
+            which must not get them.
     """
 
     max_bytes: int | None
@@ -83,8 +86,8 @@ async def guarded_get(
 
     Args:
         first: sends the first request. It differs from ``others`` only for the operator's own
-            directory, which may be on a private address.
-        others: sends the requests that redirects ask for.
+            directory, which may have a private address.
+        others: sends the requests that follow redirects.
 
     Raises:
         Forbidden, ConnectFailed, BadAnswer, TooLarge, TimedOut: see ``proxy.egress.errors``.
@@ -112,7 +115,7 @@ async def guarded_get(
 async def _opened(
     client: HttpClient, method: Method, origin: Origin, target: str, more: Mapping[str, str]
 ) -> AsyncIterator[StreamingResponse]:
-    """The reply's head, with one retry of a failure before the first byte (RFC 9110, 9.2.2)."""
+    """The head of the reply. A failure before its first byte is retried once (RFC 9110, 9.2.2)."""
     headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **more}
     ask = partial(client.request, method, origin, target, headers)
     async with AsyncExitStack() as stack:
@@ -125,7 +128,7 @@ async def _opened(
 
 async def _read(reply: StreamingResponse, method: Method, max_bytes: int | None) -> Response:
     if method == "HEAD":
-        # RFC 9110, section 9.3.2: it has no body. Reading to its end frees the connection.
+        # The answer has no body (RFC 9110, section 9.3.2). Reading to its end frees the connection.
         await first_bytes(reply.body, ERROR_BODY)
         return Response(reply.status, reply.headers, b"", EMPTY)
     encoding = reply.headers.get("content-encoding", "identity").strip().lower()
@@ -148,16 +151,16 @@ async def _read(reply: StreamingResponse, method: Method, max_bytes: int | None)
                 raise TooLarge(f"more than {max_bytes} bytes")
             digest.update(chunk)
     if length is not None and len(received) != length:
-        raise BadAnswer(f"{len(received)} bytes of {length} came")
+        raise BadAnswer(f"only {len(received)} of {length} bytes arrived")
     return Response(reply.status, reply.headers, bytes(received), digest.digest())
 
 
 async def first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
-    """At most ``limit`` bytes of a body.
+    """At most the first ``limit`` bytes of a body.
 
     Raises:
-        BadAnswer: it broke off before.
-        TimedOut: it came slower than ``MIN_BYTES_PER_SECOND``.
+        BadAnswer: the connection broke before them.
+        TimedOut: they arrived more slowly than ``MIN_BYTES_PER_SECOND``.
     """
     found = bytearray()
     async with aclosing(_at_least(MIN_BYTES_PER_SECOND, body)) as chunks:
@@ -171,7 +174,11 @@ async def first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
 async def _at_least(
     rate: float, chunks: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
-    """The chunks, while each window of ``RATE_WINDOW`` seconds brings ``rate`` bytes a second."""
+    """The chunks, as long as each window of ``RATE_WINDOW`` seconds has ``rate`` bytes a second.
+
+    Raises:
+        TimedOut: a window had less.
+    """
     received = 0
     deadline = trio.current_time() + RATE_WINDOW
     async with aclosing(chunks):
@@ -191,5 +198,5 @@ async def _at_least(
 
 def _declared_length(headers: Mapping[str, str]) -> int | None:
     text = headers.get("content-length", "").strip()
-    # h11, below both clients, lets no more than 20 digits through.
+    # Both clients use h11, which accepts at most 20 digits.
     return int(text) if text.isascii() and text.isdigit() else None

@@ -1,7 +1,7 @@
-"""One small interface over two HTTP clients: a request whose answer is read as it comes.
+"""The common interface of the two HTTP clients: a request whose answer is read as it arrives.
 
-Neither client follows redirects, decompresses, or opens a connection that did not come from the
-``Network`` it was given.
+Neither client follows redirects or decompresses. Both get every connection from the ``Network``
+that they were given.
 
 Pure.
 """
@@ -18,18 +18,19 @@ from proxy.egress.endpoint import Origin
 Method = Literal["GET", "HEAD"]
 
 MAX_IDLE = 64
-"""Idle connections kept over all hosts: a federated network has more hosts than sockets."""
+"""Idle connections kept, for all hosts together: a federated network has more hosts than a process
+has sockets."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamingResponse:
-    """The head of an answer, and its body still to come.
+    """The head of an answer, and its body, which is not read yet.
 
     Attributes:
         status: three digits.
-        headers: by lower-case name; of repeated ones the last.
+        headers: by lower-case name; if a header is repeated, the last one.
         body: chunks as received, never decoded. Iterating raises ``BadAnswer`` when the
-            connection breaks before the body's end. Who begins to iterate closes it.
+            connection breaks before the body's end. The code that begins to iterate closes it.
     """
 
     status: int
@@ -45,11 +46,11 @@ class HttpClient(Protocol):
     ) -> AbstractAsyncContextManager[StreamingResponse]:
         """Ask ``origin`` for ``target`` (path and query).
 
-        The connection is given back or closed when the block ends; a cancelled block closes it.
+        At the end of the block the connection is reused or closed; a cancelled block closes it.
 
         Raises:
             Forbidden, ConnectFailed: from the network.
-            BadAnswer: the connection broke, or what came is not HTTP.
+            BadAnswer: the connection broke, or the bytes received are not HTTP.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The default client: the transport of httpx2, whose pool takes our network as its backend."""
+"""The default HTTP client: the transport of httpx2, with our network as the backend of its pool."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from proxy.egress.network import Network
 
 
 class Httpx2Client:
-    """Requests over kept-alive connections.
+    """Sends requests over kept-alive connections.
 
     Args:
         network: opens every connection.
-        max_idle: idle connections kept over all hosts.
-        idle_seconds: how long one may stay idle.
+        max_idle: idle connections kept, for all hosts together.
+        idle_seconds: how long a connection may stay idle.
     """
 
     def __init__(self, network: Network, *, max_idle: int, idle_seconds: float) -> None:
         self._pool = httpcore2.AsyncConnectionPool(
-            # Hands TLS to the network; this context is never used, and skips loading CA files.
+            # The network does TLS itself. This context is never used; it is here so that the pool
+            # does not load CA files.
             ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             max_connections=None,
             max_keepalive_connections=max_idle,
@@ -45,7 +46,7 @@ class Httpx2Client:
         headers: Mapping[str, str],
         content: bytes | None = None,
     ) -> AsyncIterator[StreamingResponse]:
-        """See ``HttpClient.request``; this client also POSTs, with ``content`` as the body."""
+        """See ``HttpClient.request``. This client can also POST ``content`` as the body."""
         url = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=target)
         pairs = [("Host", origin.authority), *headers.items()]
         with _mapped_errors():
@@ -61,7 +62,7 @@ class Httpx2Client:
                 )
 
     async def close_expired(self) -> None:
-        """See ``HttpClient.close_expired``. The pool itself does so only when it is next used."""
+        """See ``HttpClient.close_expired``. The pool by itself closes them only at its next use."""
         for connection in self._pool.connections:
             if connection.is_idle() and connection.has_expired():
                 await connection.aclose()
@@ -71,8 +72,9 @@ class Httpx2Client:
         await self._pool.aclose()
 
 
-# Bytes of the answer to this task's last request: whether one broke before the first can't be told
-# from the pool's errors. The pool reads in the task that asks, so a context variable follows it.
+# How many bytes of the answer to this task's last request have arrived. The pool's errors do not
+# tell whether a connection broke before the first byte. The pool reads in the task that sends the
+# request, so a context variable can count.
 _received: ContextVar[int] = ContextVar("received", default=0)
 
 
@@ -135,7 +137,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         return _Stream(self._network, secured)
 
     def get_extra_info(self, info: str) -> Any:
-        # The pool asks an idle connection this: readable means that its server closed it.
+        # The pool asks this about an idle connection: readable means that the server closed it.
         if info == "is_readable":
             return _is_readable(self._stream)
         return None

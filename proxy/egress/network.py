@@ -1,4 +1,4 @@
-"""The seam to the network: two methods, so that a guard, a fake and a counter stay small."""
+"""The interface to the network: two methods, so that a guard, a fake and a counter stay small."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import trio
 
 
 class Network(Protocol):
-    """Opens streams. Both HTTP clients get theirs from here and from nowhere else."""
+    """Opens streams. Both HTTP clients get all their streams from it."""
 
     async def connect(self, host: str, port: int) -> trio.abc.Stream:
-        """A TCP stream to ``host`` (a name or an address literal without brackets).
+        """Open a TCP stream to ``host`` (a name, or an address literal without brackets).
 
-        Cancellation leaves no socket behind.
+        Cancellation leaves no socket open.
 
         Raises:
-            Forbidden: the destination is refused; no packet left.
-            ConnectFailed: the name does not resolve, or nobody answers there.
+            Forbidden: the destination is refused; nothing was sent to it.
+            ConnectFailed: the name does not resolve, or the host does not accept a connection.
         """
         ...
 
     async def start_tls(self, stream: trio.abc.Stream, host: str) -> trio.abc.Stream:
-        """TLS over ``stream``; server name and certificate are those of ``host``.
+        """Start TLS over ``stream``, with ``host`` as server name and in the certificate check.
 
         On failure and on cancellation ``stream`` is closed.
 
