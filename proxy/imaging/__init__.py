@@ -1,6 +1,6 @@
-"""Pictures in, pictures out: synchronous, without I/O, the same in a thread or a process.
+"""Transforms pictures: synchronous, without I/O, the same in a thread or a process.
 
-``containers`` reads what a file says about its picture, ``color`` brings its colours to sRGB,
-``encode`` writes results, ``bare`` tells files that hold nothing but a picture, and ``pipeline``
-is the way through all of them.
+``containers`` reads a file's properties without decoding it, ``decode`` decodes it, ``resample``
+scales it, ``color`` converts it to sRGB, and ``encode`` writes results. ``passthrough`` recognises
+files that contain only a picture. ``pipeline`` combines all of them.
 """

@@ -1,4 +1,4 @@
-"""Colours to sRGB. Pure."""
+"""Converts colours to sRGB. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from PIL import Image, ImageChops, ImageCms
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 DISPLAY_GAMMA = 2.2
-"""What PNG's gAMA is measured against, as browsers and libpng do."""
+"""The display gamma that PNG's gAMA is relative to, as in browsers and libpng."""
 
-_GAMMA_RANGE = (0.1, 5.0)  # anything else is a mistake of the writer
-_GAMMA_TOLERANCE = 0.05  # libpng's threshold: less is not seen
+_GAMMA_RANGE = (0.1, 5.0)  # other values are mistakes of the writer
+_GAMMA_TOLERANCE = 0.05  # libpng's threshold: a smaller difference is not visible
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert ``image`` (L, LA, RGB, RGBA or CMYK) from ``profile``; CMYK becomes RGB in any case.
 
-    A profile that is corrupt or made for another number of components is ignored: the picture is
-    then taken for sRGB, as browsers do.
+    A profile that is corrupt, or made for another number of components, is ignored. The picture is
+    then treated as sRGB, as in browsers.
     """
     color = {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode)
     transform = _transform(profile, color) if profile else None
@@ -36,18 +36,18 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def _apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
     converted = transform.apply(image)
-    # A grey picture stays grey: its three bands are equal, and one is a third of the work.
+    # A grey picture stays grey: its three bands are equal, and one band is a third of the work.
     return converted.convert("L") if image.mode == "L" else converted
 
 
-@lru_cache(maxsize=8)  # most pictures carry one of a handful of profiles
+@lru_cache(maxsize=8)  # most pictures use one of a few profiles
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform to sRGB, or None where there is none or it would change nothing."""
+    """Return the transform to sRGB, or None if there is none or it would change nothing."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         if _SPACES.get(source.profile.xcolor_space) != mode:
             return None
-        # What the printing world and most viewers do, so that black stays black.
+        # As in printing and in most viewers, so that black stays black.
         transform = ImageCms.buildTransform(
             source,
             ImageCms.createProfile("sRGB"),
@@ -62,7 +62,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _changes_anything(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether any of a grid of colours moves by more than one step in 255: sRGB by any name."""
+    """Whether a grid of colours changes by more than 1 of 255; if not, the profile is sRGB."""
     if mode == "CMYK":
         return True
     probe = _probe(mode)
@@ -79,10 +79,10 @@ def _probe(mode: str) -> Image.Image:
 
 
 def from_gamma(image: Image.Image, gamma: float | None) -> Image.Image:
-    """Bring a PNG's samples (L, LA, RGB or RGBA) from its file gamma to the display's.
+    """Convert a PNG's samples (L, LA, RGB or RGBA) from its file gamma to the display gamma.
 
-    Browsers honour gAMA where no profile and no sRGB chunk says more; cHRM without a profile is
-    left aside, since the writers that add it write the primaries of sRGB.
+    Browsers apply gAMA if there is no profile and no sRGB chunk. cHRM without a profile is ignored,
+    because the writers that add it write the primaries of sRGB.
     """
     if gamma is None or not _GAMMA_RANGE[0] <= gamma <= _GAMMA_RANGE[1]:
         return image

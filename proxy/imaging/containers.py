@@ -1,9 +1,9 @@
-"""What a file says about its picture, read without a decoder.
+"""Reads the properties of a picture from its file, without a decoder.
 
-The decoder gets the picture alone: profile, orientation and gamma are taken out here, and the other
-metadata is left behind unread. A comment or a camera's notes can then neither fail a good picture
-nor reach a parser of theirs. Every function is total: what cannot be understood is passed on as it
-is, for the decoder to refuse.
+The decoder gets only the picture: profile, orientation and gamma are extracted here, and other
+metadata is removed unread. So a comment or a camera's notes cannot make a good picture fail, and no
+parser reads them. Every function is total: data that cannot be understood is passed on unchanged,
+and the decoder refuses it.
 
 Pure.
 """
@@ -22,7 +22,7 @@ from proxy.model.presets import Size
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 MAX_PROFILE = 4 << 20
-"""Bytes of a colour profile that are looked at: printers' profiles reach 3 MB."""
+"""Maximum bytes of a colour profile that is read: printers' profiles reach 3 MB."""
 
 _EXIF = b"Exif\0\0"
 _ICC = b"ICC_PROFILE\0"
@@ -32,16 +32,16 @@ _EXIF_INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a container holds.
+    """The properties that a container gives.
 
     Attributes:
-        picture: the file without its metadata; what a decoder gets.
-        size: of the canvas as stored, before orientation; None if only the decoder knows.
-        orientation: EXIF's, 1 to 8.
+        picture: the file without its metadata, for the decoder.
+        size: the canvas as stored, before orientation; None if only the decoder knows it.
+        orientation: the EXIF orientation, 1 to 8.
         profile: the embedded ICC profile, unchecked.
-        gamma: PNG's file gamma, where nothing more precise (profile, sRGB chunk) overrides it.
-        transparent: the sample values of the colour that PNG declares transparent, 8 bit each.
-        animated: more than one frame, as far as the header tells.
+        gamma: the file gamma of a PNG; None if a profile or an sRGB chunk overrides it.
+        transparent: the samples of the colour that a PNG declares transparent, 8 bits each.
+        animated: whether the header declares more than one frame.
     """
 
     picture: bytes
@@ -54,7 +54,7 @@ class Facts:
 
 
 def inspect(format_: Format, data: bytes) -> Facts:
-    """The facts of ``data``, which ``formats.sniff`` found to be ``format_``."""
+    """Return the facts of ``data``; ``format_`` is the result of ``formats.sniff``."""
     match format_:
         case Format.JPEG:
             return _inspect_jpeg(data)
@@ -71,7 +71,7 @@ def inspect(format_: Format, data: bytes) -> Facts:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation of an EXIF block (with or without its ``Exif`` prefix), 1 if it has none."""
+    """Return the orientation of an EXIF block (the ``Exif`` prefix is optional); default 1."""
     tiff = exif.removeprefix(_EXIF)
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
@@ -96,7 +96,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 class Segment(NamedTuple):
-    """A marker segment: ``data[start:end]`` is all of it, ``body`` what follows its length."""
+    """A marker segment: ``data[start:end]`` is all of it, ``body`` the part after its length."""
 
     marker: int
     start: int
@@ -109,9 +109,9 @@ SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
 def jpeg_segments(data: bytes, at: int) -> Iterator[Segment]:
-    """The segments from ``at`` up to and with the next SOS or EOI, or to where they break off.
+    """Yield the segments from ``at`` to the next SOS or EOI (included), or until one is invalid.
 
-    Like libjpeg, bytes between segments that start no marker are stepped over.
+    Bytes between segments that do not start a marker are skipped, as in libjpeg.
     """
     while True:
         start = data.find(b"\xff", at)
@@ -154,7 +154,7 @@ def _inspect_jpeg(data: bytes) -> Facts:
             chunks.append(body[len(_ICC) :])
         elif marker in SOF and len(body) >= 6:
             size = Size(int.from_bytes(body[3:5], "big"), int.from_bytes(body[1:3], "big"))
-        # JFIF and Adobe name the colour space of the components, so they are picture too.
+        # JFIF and Adobe define the colour space of the components, so they belong to the picture.
         named = (marker == APP0 and body.startswith(b"JFIF\0")) or (
             marker == APP14 and body.startswith(b"Adobe")
         )
@@ -165,7 +165,7 @@ def _inspect_jpeg(data: bytes) -> Facts:
 
 
 def _join_profile(chunks: list[bytes]) -> bytes | None:
-    """A profile from its numbered parts (ICC.1:2010, B.4), None unless each is there once."""
+    """Join the numbered parts of a profile (ICC.1:2010, B.4); None if not each occurs once."""
     if not chunks or any(len(chunk) < 2 for chunk in chunks):
         return None
     chunks.sort(key=lambda chunk: chunk[0])
@@ -189,12 +189,12 @@ class Chunk(NamedTuple):
 
     @property
     def intact(self) -> bool:
-        """Whether kind and body have the checksum that follows them."""
+        """Whether the checksum of kind and body is correct."""
         return zlib.crc32(self.body, zlib.crc32(self.kind)) == self.crc
 
 
 def png_chunks(data: bytes) -> Iterator[Chunk]:
-    """The chunks up to and with IEND, or to where they break off."""
+    """Yield the chunks to IEND (included), or until one is truncated."""
     view = memoryview(data)
     at = len(PNG_SIGNATURE)
     while at + 12 <= len(data):
@@ -225,11 +225,11 @@ def _inspect_png(data: bytes) -> Facts:
         if kind == b"IHDR" and len(body) == 13:
             width, height, depth, color = struct.unpack_from(">IIBB", body)
             facts = replace(facts, size=Size(width, height))
-        # Palettes keep their tRNS; Pillow compares the one of other depths with scaled samples.
+        # Keep tRNS for palettes only: for others, Pillow compares it with samples it has scaled.
         if kind in _PNG_PICTURE or (kind == b"tRNS" and color == 3 and chunk.intact):
             kept.append(memoryview(data)[chunk.start : chunk.end])
         if kind == b"IDAT" or not chunk.intact:
-            continue  # the checksum of IDAT's own stream is the decoder's affair
+            continue  # the decoder verifies the checksum of the IDAT stream
         match kind:
             case b"tRNS" if color in (0, 2) and len(body) == (2 if color == 0 else 6):
                 facts = replace(facts, transparent=_samples(body, depth))
@@ -248,11 +248,11 @@ def _inspect_png(data: bytes) -> Facts:
 
 
 def _samples(body: memoryview, depth: int) -> tuple[int, ...]:
-    """Samples of ``depth`` bits, two bytes each, as the 8 bit values they are decoded to."""
+    """Convert samples of ``depth`` bits, stored in two bytes each, to decoded 8-bit values."""
     values = struct.unpack(f">{len(body) // 2}H", body)
     if depth == 16:
         return tuple(value >> 8 for value in values)
-    top = max((1 << depth) - 1, 1)  # a depth of 0 is for the decoder to refuse
+    top = max((1 << depth) - 1, 1)  # the decoder refuses a depth of 0
     return tuple((value & top) * 255 // top for value in values)
 
 
@@ -270,7 +270,7 @@ def _inflate_profile(body: bytes) -> bytes | None:
 
 
 class RiffChunk(NamedTuple):
-    """A chunk of a RIFF file: ``data[start:end]`` is all of it with its padding."""
+    """A chunk of a RIFF file: ``data[start:end]`` is all of it, including the padding."""
 
     kind: bytes
     start: int
@@ -279,7 +279,7 @@ class RiffChunk(NamedTuple):
 
 
 def riff_chunks(data: bytes) -> Iterator[RiffChunk]:
-    """The chunks of a WebP file, to its end or to where they break off."""
+    """Yield the chunks of a WebP file, until its end or until one is truncated."""
     view = memoryview(data)
     at = 12
     while at + 8 <= len(data):
@@ -318,7 +318,7 @@ def _inspect_webp(data: bytes) -> Facts:
 
 
 def without_webp_metadata(data: bytes) -> bytes:
-    """A WebP file without its EXIF and XMP; every frame stays as it is."""
+    """Remove EXIF and XMP from a WebP file; every frame stays unchanged."""
     kept: list[bytes] = []
     for chunk in riff_chunks(data):
         piece = data[chunk.start : chunk.end]
@@ -335,7 +335,7 @@ def without_webp_metadata(data: bytes) -> bytes:
 
 
 def _inspect_gif(data: bytes) -> Facts:
-    """The canvas, enlarged by a first frame that does not keep to it, as the decoder does."""
+    """Read the canvas. If the first frame exceeds it, enlarge it, as the decoder does."""
     if len(data) < 13:
         return Facts(data)
     width, height, flags = struct.unpack_from("<HHB", data, 6)
@@ -355,9 +355,10 @@ def _inspect_gif(data: bytes) -> Facts:
 
 
 def _inspect_avif(data: bytes) -> Facts:
-    """Pillow's reader fails on damaged EXIF, which says nothing here: the item is renamed.
+    """Rename the EXIF item, because Pillow's reader fails if it is damaged.
 
-    In this format orientation is a property of the picture (``irot``, ``imir``), never EXIF's.
+    EXIF is not needed here: in this format, orientation is a property of the picture (``irot``,
+    ``imir``), never of EXIF.
     """
     at = 0
     while at + 8 <= len(data):

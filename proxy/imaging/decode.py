@@ -1,7 +1,8 @@
-"""From a file to pixels, once for every size that is needed of them.
+"""Decodes a file to pixels, once for each size that is needed.
 
-Several results of one picture share what is here. Nothing of it depends on which results those are:
-a JPEG's fraction follows from one result alone, and every other format decodes in full.
+Several results of one picture share the decoded pixels. The pixels do not depend on which other
+results share them: the fraction of a JPEG follows from one result alone, and every other format is
+decoded in full.
 
 Pure.
 """
@@ -37,12 +38,12 @@ with contextlib.suppress(ImportError):
 
 
 def can_read(format_: Format) -> bool:
-    """Whether there is a decoder; that for HEIC is optional."""
+    """Whether there is a decoder; the decoder for HEIC is optional."""
     return format_ is not Format.HEIC or _open_heic is not None
 
 
-# The plug-ins themselves and not Image.open: nothing is guessed, no other plug-in can answer, and
-# Pillow's process-wide pixel limit neither warns nor decides.
+# The plug-ins are used directly, without Image.open: the format is not guessed, no other plug-in
+# can handle the file, and Pillow's process-wide pixel limit does not apply.
 _READERS: dict[Format, type[ImageFile.ImageFile]] = {
     Format.JPEG: JpegImagePlugin.JpegImageFile,
     Format.PNG: PngImagePlugin.PngImageFile,
@@ -53,16 +54,16 @@ _READERS: dict[Format, type[ImageFile.ImageFile]] = {
 
 
 def _open(format_: Format, picture: bytes) -> Image.Image:
-    """The picture's header; its pixels are decoded by ``load``."""
+    """Read the header of the picture; ``load`` decodes the pixels."""
     if format_ is Format.HEIC and _open_heic is not None:
         return _open_heic(BytesIO(picture))
     return _READERS[format_](BytesIO(picture))
 
 
 _DECODER_STAYS = frozenset({Format.WEBP, Format.GIF, Format.AVIF, Format.HEIC})
-"""Formats whose open file has frames of its own, several times the picture's size."""
+"""Formats whose open file keeps its own frames, several times the size of the picture."""
 
-_FRACTIONS = (8, 4, 2)  # libjpeg decodes at n/8 for other n too; Pillow at these
+_FRACTIONS = (8, 4, 2)  # libjpeg decodes at n/8 for other n too; Pillow only at these
 
 
 class Original:
@@ -74,7 +75,7 @@ class Original:
 
     Attributes:
         size: as stored, before orientation.
-        profile, exif: as far as the decoder knows them.
+        profile, exif: as the decoder reports them; None and empty if it does not.
     """
 
     def __init__(
@@ -90,15 +91,15 @@ class Original:
         self.exif: bytes = self._opened.info.get("exif", b"")
 
     def decode(self, region: Placement, gap: float, *, keep: bool) -> tuple[Decoded, Placement]:
-        """All of the picture; a JPEG at a fraction where the result is that much smaller.
+        """Decode the whole picture; a JPEG at a fraction of its size if the result is small.
 
         Args:
-            region: what is needed of it, in stored pixels, and at which size.
-            gap: at least so many times that size is left.
-            keep: whether others may ask for it afterwards. A failure is kept likewise.
+            region: the region that is needed, in stored pixels, and the size of the result.
+            gap: the decoded region is at least this many times the size of the result.
+            keep: whether to keep the pixels for another result. A failure is kept too.
 
         Returns:
-            The picture, and the region in its pixels.
+            The decoded picture, and the region in its pixels.
         """
         fraction = self._fraction(region, gap)
         found = self._decoded.get(fraction)
@@ -115,11 +116,11 @@ class Original:
         return found, Placement(crop, region.size)
 
     def forget(self) -> None:
-        """Nobody will ask any more: give back what is kept."""
+        """Free the kept pixels: no other result needs them."""
         self._decoded.clear()
 
     def _fraction(self, region: Placement, gap: float) -> int:
-        """The number that the sides of the picture may be divided by."""
+        """Return the number by which the sides of the picture may be divided."""
         if self._format is not Format.JPEG:
             return 1
         (left, top, right, bottom), size = region
@@ -140,7 +141,7 @@ class Original:
 
 
 class Decoded:
-    """All of a picture's pixels, at one size; what is made of them is made once."""
+    """All pixels of a picture, at one size. Values derived from them are computed once."""
 
     def __init__(self, image: Image.Image, transparent: tuple[int, ...] | None) -> None:
         self.size = Size(*image.size)
@@ -149,12 +150,12 @@ class Decoded:
 
     @property
     def paletted(self) -> Image.Image | None:
-        """The picture in a palette or in black and white, where that is how it is stored."""
+        """The picture with its palette, or in black and white, if it is stored so; else None."""
         return self._image if self._image.mode in ("1", "P") else None
 
     @cached_property
     def plain(self) -> Image.Image:
-        """The picture in a mode that can be resampled: L, LA, RGB, RGBA or CMYK, 8 bit a sample."""
+        """The picture in a mode that can be resampled: L, LA, RGB, RGBA or CMYK, 8-bit samples."""
         plain = _plain(self._image, self._transparent)
         if self.paletted is None:
             self._image = plain
@@ -164,8 +165,9 @@ class Decoded:
     def is_flat(self) -> bool:
         """Whether the picture is drawn rather than photographed: pixel art, a screenshot.
 
-        Then its eight commonest colours make up at least half of a grid of samples. Next to flat
-        areas the overshoot of a sharp filter, and coarse chroma, are visible; in photographs not.
+        It is drawn if its eight most frequent colours make up at least half of a grid of samples.
+        The overshoot of a sharp filter, and coarse chroma, are visible next to flat areas, but not
+        in photographs.
         """
         grid = (min(self.size.width, _SAMPLES), min(self.size.height, _SAMPLES))
         sample = self.plain.resize(grid, Image.Resampling.NEAREST)
@@ -188,7 +190,7 @@ def _plain(image: Image.Image, transparent: tuple[int, ...] | None) -> Image.Ima
             see_through = "transparency" in image.info
             return image.convert("RGBA" if see_through else "RGB")
         case "I;16" | "I;16L" | "I;16B" | "I":
-            # convert() alone would clip: all above 255 of 65535 would be white.
+            # convert() alone would clip: every value above 255 of 65535 would be white.
             image = image.point(lambda value: value * (1 / 256)).convert("L")
         case "L" | "LA" | "RGB" | "RGBA" | "CMYK":
             pass
@@ -198,7 +200,7 @@ def _plain(image: Image.Image, transparent: tuple[int, ...] | None) -> Image.Ima
 
 
 def _keyed(image: Image.Image, transparent: tuple[int, ...]) -> Image.Image:
-    """Alpha where the colour is the transparent one: none of the bands differs from it."""
+    """Add an alpha channel: pixels whose bands all equal ``transparent`` become transparent."""
     bands = image.split()
     if len(bands) != len(transparent):
         return image

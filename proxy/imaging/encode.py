@@ -1,4 +1,4 @@
-"""Results to bytes. Raise ``presets.ENCODER_REVISION`` with any change of a setting here. Pure."""
+"""Encodes results. If a setting here changes, raise ``presets.ENCODER_REVISION``. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import Image, ImageFile
 
 from proxy.model.formats import Format
 
-# Beyond these sides, in pixels, the format or its encoder gives up.
+# The longest sides, in pixels, that the format and its encoder support.
 MAX_SIDES = {Format.JPEG: 65_500, Format.WEBP: 16_383, Format.AVIF: 32_768}
 
-# What a coefficient is divided by at quality 50. For luma halfway (geometrically) between Annex K
-# of ITU-T T.81 and a table that rises steadily with frequency (N. Robidoux's): the SSIM and PSNR
-# of Annex K for a few percent less bytes. Chroma is Annex K's.
+# The divisors of the coefficients at quality 50. Luma is the geometric mean of Annex K of
+# ITU-T T.81 and a table that rises steadily with frequency (by N. Robidoux): the same SSIM and PSNR
+# as Annex K with a few percent fewer bytes. Chroma is from Annex K.
 _LUMA = (
     16, 13, 13, 17, 24, 38, 53, 72, 14, 14, 17, 23, 30, 48, 56, 64,
     15, 16, 20, 27, 42, 59, 79, 87, 16, 21, 26, 34, 52, 80, 92, 98,
@@ -27,31 +27,31 @@ _CHROMA = (
     *(99,) * 32,
 )  # fmt: skip
 
-# Optimised Huffman tables save 3 to 4 percent of the bytes and double the encoder's time, which
-# for large results is a quarter of the whole. What they save is spent on a finer luma.
+# Optimised Huffman tables save 3 to 4 percent of the bytes, and double the encoder's time, which
+# is a quarter of the total for large results. The saved bytes are used for a finer luma table.
 _OPTIMIZED_PIXELS = 500_000
 _FINER_OPTIMIZED, _FINER = 0.86, 0.9
 
-# libwebp's own default; 6 takes nearly twice as long for a picture that looks the same.
+# The default of libwebp; 6 takes nearly twice as long for a picture that looks the same.
 _WEBP_METHOD = 4
 
-# Of 0 (slowest) to 10: a result is made while somebody waits, and at 6 the wait is thrice as long.
+# From 0 (slowest) to 10. A client waits for the result, and at 6 the wait is three times as long.
 _AVIF_SPEED = 8
 
-# libavif's scale lies lower than JPEG's: its 60 shows what a JPEG's 80 does, in half the bytes.
+# The scale of libavif is lower than JPEG's: its 60 looks like a JPEG's 80, with half the bytes.
 _AVIF_QUALITY_OFFSET = -20
 
-# Of zlib-ng's levels the last before time doubles; 6 saves less than a tenth of the bytes.
+# The highest level of zlib-ng before the time doubles; 6 saves less than a tenth of the bytes.
 _PNG_LEVEL = 4
 
 
 def encode(image: Image.Image, format_: Format, quality: int, *, flat: bool) -> bytes:
-    """Encode an upright sRGB picture; nothing but its pixels is written.
+    """Encode an upright sRGB picture; only its pixels are written.
 
     Args:
         image: of mode L, LA, RGB, RGBA, and for PNG also 1, P and I;16.
         quality: 1 to 100, for the lossy formats.
-        flat: few colours and hard edges, where coarser chroma would show.
+        flat: whether it has few colours and hard edges, where coarse chroma would be visible.
     """
     clean = _without_info(image, keep_transparency=format_ is Format.PNG)
     options: dict[str, Any]
@@ -81,12 +81,12 @@ def encode(image: Image.Image, format_: Format, quality: int, *, flat: bool) -> 
     except OSError:
         if not options.get("optimize"):
             raise
-        # Pillow buffers an optimised JPEG in a byte or two per pixel: noise can need more.
+        # Pillow's buffer for an optimised JPEG has one or two bytes per pixel; noise can need more.
         return _save(clean, format_, options | {"optimize": False})
 
 
 def _scaled(table: tuple[int, ...], quality: int, factor: float = 1) -> list[int]:
-    """A quantisation table for ``quality``, by the curve of libjpeg."""
+    """Return a quantisation table for ``quality``, scaled as in libjpeg."""
     percent = (5000 / quality if quality < 50 else 200 - 2 * quality) * factor
     return [min(max(round(step * percent / 100), 1), 255) for step in table]
 
@@ -98,8 +98,8 @@ def _save(image: Image.Image, format_: Format, options: dict[str, Any]) -> bytes
 
 
 def _without_info(image: Image.Image, *, keep_transparency: bool) -> Image.Image:
-    """A picture whose ``info`` no encoder can find a comment, profile or resolution in."""
-    # An ImageFile looks for the folder it came from when it is saved; a sandbox has none.
+    """Remove ``info``, so that no encoder writes a comment, profile or resolution from it."""
+    # Saving an ImageFile looks for the folder of its file, which a sandbox cannot do.
     if not image.info and not isinstance(image, ImageFile.ImageFile):
         return image
     clean = image.copy()

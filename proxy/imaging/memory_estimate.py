@@ -1,8 +1,8 @@
-"""How much memory a transform may take, by its picture's header, and what all of it adds up to.
+"""Estimates the memory of a transform from the header of its picture, and the total memory.
 
-Pure arithmetic. The figures per pixel are the largest growth of a worker that was measured over
-the kinds of each format, rounded up; ``tests/imaging/test_memory_estimate.py`` holds the
-pipeline to them.
+Pure arithmetic. The figures per pixel are the largest measured growth of a worker over the kinds
+of each format, rounded up; ``tests/imaging/test_memory_estimate.py`` checks that the pipeline stays
+below them.
 """
 
 from __future__ import annotations
@@ -22,49 +22,49 @@ from proxy.model.presets import Preset, Size, place
 MIB = 1 << 20
 
 SOURCE_BYTES: dict[Format, int] = {
-    Format.JPEG: 9,  # progressive CMYK: two bytes for each coefficient
-    Format.PNG: 16,  # a transparent colour: its bands, and a mask of each
+    Format.JPEG: 9,  # progressive CMYK: two bytes per coefficient
+    Format.PNG: 16,  # with a transparent colour: the bands, and a mask for each
     Format.WEBP: 18,  # the animation's canvases
     Format.GIF: 12,
     Format.AVIF: 26,  # ten bits, 4:4:4, with alpha
     Format.HEIC: 36,  # likewise
 }
-"""Bytes for each pixel of a source, while it is decoded and scaled."""
+"""Bytes per pixel of a source, while it is decoded and scaled."""
 
 SCALED_BYTES = 8
-"""Bytes for each pixel of a result beside the source that it is scaled from: RGBA, twice."""
+"""Bytes per pixel of a result, in addition to its source, while it is scaled: RGBA, twice."""
 
 RESULT_BYTES: dict[Format, int] = {
     Format.JPEG: 28,
     Format.PNG: 26,
-    Format.WEBP: 56,  # what cannot be compressed, with alpha
+    Format.WEBP: 56,  # incompressible, with alpha
     Format.AVIF: 52,
 }
-"""Bytes for each pixel of a result, while it is encoded."""
+"""Bytes per pixel of a result, while it is encoded."""
 
 KEPT_BYTES = 6
-"""Bytes for each pixel of a source that is kept decoded for the next result, while one is made:
-RGBA and a palette's indices, or a JPEG at every fraction of its size."""
+"""Bytes per pixel of a decoded source that is kept for the next result, while one is made: RGBA
+and a palette's indices, or a JPEG at every fraction of its size."""
 
 COPIES = 3
-"""Of the source's bytes: as received, without its metadata, and joined for the decoder."""
+"""Copies of the source file: as received, without metadata, and joined for the decoder."""
 
 FIXED = 16 * MIB
-"""What a transform of a single pixel takes: its tables and buffers, and a colour profile's."""
+"""Bytes for a transform of one pixel: tables and buffers, including a colour profile's."""
 
 RESULT_FILE = 8
-"""Bytes of a result's file for each of its pixels, more than any encoder writes."""
+"""Bytes of a result file per pixel: more than any encoder writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a transform may take.
+    """The limits of a transform.
 
     Attributes:
-        pixels: of the source; a decoder that finds more is not what was estimated.
-        memory: bytes, at most.
-        kept: bytes more where the decoded picture is kept for another result.
-        result: bytes of the result's file, at most.
+        pixels: of the source; if the decoder finds more, the estimate is not valid.
+        memory: maximum bytes.
+        kept: additional bytes if the decoded picture is kept for another result.
+        result: maximum bytes of the result file.
     """
 
     pixels: int
@@ -76,18 +76,18 @@ class Estimate:
 def estimate(
     source: bytes, preset: Preset, output: Format | None, *, max_pixels: int, trusting: bool = True
 ) -> Estimate:
-    """What transforming ``source`` by ``preset`` may take; total and quick for any bytes.
+    """Estimate the transform of ``source`` by ``preset``; total and quick for any bytes.
 
     Args:
-        max_pixels: of a source; larger ones are refused before they are decoded.
-        trusting: whether the header's size is believed. If not, or if the header names none, it
-            is the most that a source of the format may take.
+        max_pixels: of a source; a larger one is refused before it is decoded.
+        trusting: whether to trust the size in the header. If not, or if the header has no size, the
+            result is the maximum for a source of this format.
     """
     format_ = formats.sniff(source)
     if format_ is None:
         return Estimate(max_pixels, FIXED + COPIES * len(source), 0, len(source) + MIB)
     target = output or formats.output_for(format_, animated=preset.animated)
-    # A GIF that is passed on as it is: its first frame is decoded all the same.
+    # The first frame of a GIF is decoded even if the file is served unchanged.
     target = target if target in RESULT_BYTES else Format.JPEG
     size = declared_size(format_, source) if trusting else None
     result = _most_of_result(preset, target, max_pixels)
@@ -102,13 +102,13 @@ def estimate(
 
 
 def together(estimates: Sequence[Estimate]) -> int:
-    """Bytes that results of one source take when they are made one after the other."""
+    """Return the bytes for several results of one source that are made one after the other."""
     most = max(estimate.memory for estimate in estimates)
     return most if len(estimates) == 1 else most + max(estimate.kept for estimate in estimates)
 
 
 def budget(config: Config) -> int:
-    """Bytes that all transforms share: what the costliest single one that is allowed may take."""
+    """Return the bytes that all transforms share: enough for the costliest allowed transform."""
     pixels = config.process.max_pixels
     costliest = max(
         _of_pixels(source, target, pixels, _most_of_result(preset, target, pixels))
@@ -120,27 +120,27 @@ def budget(config: Config) -> int:
 
 
 def waiting_room(config: Config) -> int:
-    """Bytes of sources that may wait for a transform; more are refused as busy."""
+    """Return how many bytes of sources may wait for a transform; more are refused as busy."""
     return config.fetch.workers * config.fetch.max_source_bytes
 
 
 SERVICE = 160 * MIB
-"""The service itself under load: Python, its libraries, connections."""
+"""Bytes of the service itself under load: Python, its libraries, connections."""
 
 WORKER = 192 * MIB
-"""A worker between two jobs: Python and the codecs, and what the last jobs left behind."""
+"""Bytes of a worker between two jobs: Python, the codecs, and remains of earlier jobs."""
 
 
 def ceiling(config: Config, cpus: int) -> int:
-    """Bytes of resident memory that the service and its workers stay below.
+    """Return the limit of resident memory, in bytes, of the service and its workers.
 
     Args:
-        cpus: that this process may use; as many workers run where ``process.threads`` is 0.
+        cpus: how many CPUs this process may use: the number of workers if ``process.threads`` is 0.
 
-    Not in it: results on their way to slow clients and to a slow disk.
+    Results on their way to slow clients or to a slow disk are not included.
     """
     workers = config.process.threads or cpus
-    # A body is held twice at its end: as it was received, and as one piece.
+    # When a body is complete, it is in memory twice: as received, and joined.
     fetches = 2 * config.fetch.workers * config.fetch.max_source_bytes
     return (
         SERVICE
@@ -153,13 +153,13 @@ def ceiling(config: Config, cpus: int) -> int:
 
 
 def _of_pixels(source: Format, target: Format, pixels: int, result: int) -> int:
-    """The larger of two phases: the decoded source is given back before the encoder starts."""
+    """The larger of two phases: the decoded source is freed before the encoder starts."""
     decoding = SOURCE_BYTES[source] * pixels + SCALED_BYTES * result
     return max(decoding, RESULT_BYTES[target] * result)
 
 
 def _most_of_result(preset: Preset, target: Format, pixels: int) -> int:
-    """Pixels of the largest result that a source of so many pixels can have."""
+    """Return the pixels of the largest result of a source with ``pixels`` pixels."""
     if preset.fit == "cover":
         return preset.width * preset.height
     height = preset.height or MAX_SIDES.get(target, pixels)
@@ -170,15 +170,15 @@ def _area(size: Size) -> int:
     return size.width * size.height
 
 
-# Sizes from headers. The decoder, which alone knows for certain, is held to what is found here.
+# Sizes from headers. Only the decoder knows the exact size, and it may not exceed these.
 
 _MOST_SEGMENTS = 64
 _MOST_OF_HEAD = 1 << 16
-"""Bytes; a hostile file must not keep the event loop busy."""
+"""Bytes to search: a hostile file must not keep the event loop busy."""
 
 
 def declared_size(format_: Format, source: bytes) -> Size | None:
-    """The size of the canvas by the first part of the file, or None; total for any bytes."""
+    """Return the canvas size from the first part of the file, or None; total for any bytes."""
     sizes: Iterator[Size]
     match format_:
         case Format.JPEG:
@@ -203,9 +203,9 @@ def declared_size(format_: Format, source: bytes) -> Size | None:
 
 
 def _spatial_extents(head: bytes) -> Iterator[Size]:
-    """Every ``ispe`` property (ISO/IEC 23008-12, 6.5.3): of the picture, its tiles, its alpha.
+    """Yield each ``ispe`` property (ISO/IEC 23008-12, 6.5.3): of picture, tiles and alpha.
 
-    None for a sequence of pictures: its track has a size of its own.
+    Yields nothing for a sequence of pictures: its track has its own size.
     """
     at = -1 if b"moov" in head else head.find(b"ispe")
     while at >= 0 and at + 16 <= len(head):
@@ -214,8 +214,8 @@ def _spatial_extents(head: bytes) -> Iterator[Size]:
 
 
 def _webp_sizes(head: bytes) -> Iterator[Size]:
-    """The one of the first chunk (RFC 9649, 2.5 to 2.7), which has to name the canvas."""
-    # Ends with the head, whatever length the chunk claims.
+    """Yield the canvas size, which must be in the first chunk (RFC 9649, 2.5 to 2.7)."""
+    # The chunk ends with the head, regardless of the length that it declares.
     length = max(len(head) - 20, 0).to_bytes(4, "little")
     size = containers.inspect(Format.WEBP, head[:16] + length + head[20:]).size
     if size is not None:

@@ -1,7 +1,7 @@
-"""Whether a file holds nothing but its picture, decided from its bytes alone.
+"""Decides, from the bytes of a file, whether it contains only its picture.
 
-An allow-list of what may be there: anything unknown, doubtful, or after the end makes the answer
-no. Served as it is, such a file gives away nothing that a transformed one would not.
+This is an allow-list: the answer is no if any part is unknown, doubtful, or after the end. If such
+a file is served unchanged, it reveals no more than a transformed one.
 
 Pure.
 """
@@ -18,7 +18,7 @@ from proxy.model.formats import Format
 
 
 def is_bare(format_: Format, data: bytes) -> bool:
-    """Whether ``data`` is an sRGB still without metadata, profile, or hidden bytes.
+    """Whether ``data`` is an sRGB still picture without metadata, profile, or hidden bytes.
 
     Conservative: False for every format other than JPEG, PNG, WebP and AVIF.
     """
@@ -37,9 +37,9 @@ def is_bare(format_: Format, data: bytes) -> bool:
 
 _DQT, _DHT, _DRI = 0xDB, 0xC4, 0xDD
 _JPEG_TABLES = frozenset({_DQT, _DHT, _DRI, containers.SOS})
-_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; Huffman all
+_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; all Huffman
 
-# Within entropy-coded data 0xFF is followed by 0 or by a restart marker only.
+# In entropy-coded data, only 0 or a restart marker follows 0xFF.
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 
@@ -56,7 +56,7 @@ def _bare_jpeg(data: bytes) -> bool:
                 return frames == 1 and at == len(data)
             if segment.marker in _JPEG_FRAMES:
                 frames += 1
-                # Grey or three components: CMYK would have to be converted.
+                # One (grey) or three components: CMYK would have to be converted.
                 if len(segment.body) < 6 or segment.body[5] not in (1, 3):
                     return False
             elif segment.marker not in _JPEG_TABLES and not _names_color(segment):
@@ -70,14 +70,14 @@ def _bare_jpeg(data: bytes) -> bool:
 
 
 def _names_color(segment: containers.Segment) -> bool:
-    """JFIF without a thumbnail, or Adobe's colour transform, each of its one exact length."""
+    """Whether it is JFIF without a thumbnail, or Adobe's colour transform, of the exact length."""
     body = segment.body
     if segment.marker == containers.APP0:
         return len(body) == 14 and body.startswith(b"JFIF\0") and body.endswith(b"\0\0")
     return segment.marker == containers.APP14 and len(body) == 12 and body.startswith(b"Adobe")
 
 
-# Each of these has one exact length, and says how to show the samples, not who made them.
+# Each has one exact length, and describes how to show the samples, not their origin.
 _PNG_LENGTHS = {b"IHDR": 13, b"IEND": 0, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32, b"pHYs": 9}
 _PNG_SRGB = {
     b"gAMA": (45455).to_bytes(4, "big"),
@@ -111,7 +111,7 @@ def _bare_png(data: bytes) -> bool:
                 return False
         seen.add(kind)
         end = chunk.end
-    # Bytes that no row needs, or after the stream or the file, may be an older picture.
+    # Extra bytes in the rows, after the stream, or after the end may be an older picture.
     exact = inflater.eof and unpacked == expected
     hidden = inflater.unused_data or inflater.unconsumed_tail or end != len(data)
     return b"IEND" in seen and exact and not hidden
@@ -123,7 +123,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def _unpacked_size(header: bytes) -> int:
-    """How many bytes the rows of a picture take, each with its filter byte."""
+    """Return the bytes of all rows of a picture, including their filter bytes."""
     width, height, depth, color, _, _, interlace = struct.unpack(">IIBBBBB", header)
     bits = depth * _CHANNELS.get(color, 0)
     passes = _ADAM7 if interlace else ((0, 0, 1, 1),)

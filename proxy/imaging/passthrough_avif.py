@@ -1,8 +1,8 @@
-"""Whether an AVIF holds nothing but its picture; see ``bare``.
+"""Decides whether an AVIF file contains only its picture; see ``passthrough``.
 
-What is allowed is the one layout that libavif writes for a still picture, with or without alpha:
-every box (ISO/IEC 14496-12 and 23008-12, AVIF 1.1) is either compared as a whole or read to its
-last bit, and every byte of the file belongs to one of them.
+Only the layout that libavif writes for a still picture, with or without alpha, is allowed. Every
+box (ISO/IEC 14496-12 and 23008-12, AVIF 1.1) is either compared as a whole or read to its last bit,
+and every byte of the file belongs to a box.
 
 Pure.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 
 def bare_avif(data: bytes) -> bool:
-    """Whether ``data`` is an sRGB still without metadata, profile, turn, or hidden bytes."""
+    """Whether ``data`` is an sRGB still without metadata, profile, rotation, or hidden bytes."""
     try:
         file = _only(data, b"ftyp", b"meta", b"mdat")
         meta = _full(file[b"meta"])
@@ -37,7 +37,7 @@ _PRIMARY, _ALPHA = 1, 2
 """The numbers that libavif gives its items."""
 
 _BRANDS = frozenset({b"avif", b"mif1", b"miaf", b"MA1A", b"MA1B"})
-_HANDLER = bytes(8) + b"pict" + bytes(12) + b"\0"  # and no name
+_HANDLER = bytes(8) + b"pict" + bytes(12) + b"\0"  # without a name
 _NAMES = (b"Color", b"Alpha")
 _DEPTHS = frozenset({8, 10, 12})
 _MATRICES = frozenset({0, 1, 5, 6})
@@ -45,12 +45,12 @@ _ALPHA_URN = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0"
 
 
 def _boxes(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Kinds and bodies of boxes that fill ``data``; ValueError where anything is left over."""
+    """Return kinds and bodies of the boxes in ``data``; ValueError if they do not fill it."""
     found = []
     at = 0
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "big")
-        # Lengths of 0 (to the end) and 1 (64 bits) have their uses; here they are doubts.
+        # The standard also allows lengths of 0 (to the end) and 1 (64 bits); here they are refused.
         if length < 8 or at + length > len(data):
             raise ValueError("a box that breaks off")
         found.append((data[at + 4 : at + 8], data[at + 8 : at + length]))
@@ -59,7 +59,7 @@ def _boxes(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _only(data: bytes, *kinds: bytes) -> dict[bytes, bytes]:
-    """The bodies of exactly these boxes, in this order."""
+    """Return the bodies of the boxes; ValueError if they are not exactly ``kinds``, in order."""
     boxes = _boxes(data)
     if tuple(kind for kind, _ in boxes) != kinds:
         raise ValueError("another box than expected")
@@ -67,7 +67,7 @@ def _only(data: bytes, *kinds: bytes) -> dict[bytes, bytes]:
 
 
 def _full(body: bytes, version: int = 0) -> bytes:
-    """What follows version and flags, which have to be ``version`` and none."""
+    """Return the part after version and flags; ValueError for another version, or any flag."""
     if body[:4] != struct.pack(">I", version << 24):
         raise ValueError("another version, or flags")
     return body[4:]
@@ -85,7 +85,7 @@ def _known_brands(body: bytes) -> bool:
 
 
 def _item_count(boxes: dict[bytes, bytes]) -> int:
-    """1, or 2 with alpha; ValueError for any other items or relations among them."""
+    """Return 1, or 2 with alpha; ValueError for any other items, or relations between them."""
     items = 2 if b"iref" in boxes else 1
     names = _NAMES[:items]
     entries = [
@@ -107,7 +107,7 @@ def _plain_properties(body: bytes, items: int) -> bool:
     properties = _boxes(parts[b"ipco"])
     associated = _associations(_full(parts[b"ipma"]), items)
     used = {index for indices in associated for index in indices}
-    # One that belongs to no item would be a place to leave something.
+    # A property that belongs to no item could hide data.
     if used != set(range(1, len(properties) + 1)):
         return False
     needed = ({b"ispe", b"pixi", b"av1C", b"colr"}, {b"ispe", b"pixi", b"av1C", b"auxC"})
@@ -119,7 +119,7 @@ def _plain_properties(body: bytes, items: int) -> bool:
 
 
 def _associations(body: bytes, items: int) -> Sequence[Sequence[int]]:
-    """The properties of each item, counted from 1."""
+    """Return the indices of the properties of each item, from 1."""
     (count,) = struct.unpack_from(">I", body)
     if count != items:
         raise ValueError("other items have properties")
@@ -137,7 +137,7 @@ def _associations(body: bytes, items: int) -> Sequence[Sequence[int]]:
 
 
 def _plain_property(kind: bytes, body: bytes) -> bool:
-    """Whether a property has its one length, and says how to show the samples."""
+    """Whether a property has its only length, and describes how to show the samples."""
     match kind:
         case b"ispe":
             return len(_full(body)) == 8
@@ -147,7 +147,7 @@ def _plain_property(kind: bytes, body: bytes) -> bool:
         case b"av1C":
             return len(body) == 4
         case b"colr":
-            # ITU-T H.273: the primaries and the curve of sRGB, in any of its usual matrices.
+            # ITU-T H.273: the primaries and the curve of sRGB, with one of the usual matrices.
             type_, primaries, transfer, matrix, full_range = struct.unpack(">4s3HB", body)
             usual = matrix in _MATRICES and full_range in (0, 0x80)
             return type_ == b"nclx" and (primaries, transfer) == (1, 13) and usual
@@ -158,7 +158,7 @@ def _plain_property(kind: bytes, body: bytes) -> bool:
 
 
 def _all_located(data: bytes, start: int, body: bytes, items: int) -> bool:
-    """Whether the items fill ``data`` from ``start`` on, each in one piece, each one frame."""
+    """Whether the items fill ``data`` from ``start`` on, each as one piece with one frame."""
     body = _full(body)
     extents = []
     # Offsets and lengths of 4 bytes, no base offset.
@@ -177,11 +177,11 @@ def _all_located(data: bytes, start: int, body: bytes, items: int) -> bool:
 
 
 _SEQUENCE_HEADER, _TEMPORAL_DELIMITER, _FRAME = 1, 2, 6
-_MOST_OF_SEQUENCE_HEADER = 16  # that of a still takes about ten
+_MOST_OF_SEQUENCE_HEADER = 16  # the header of a still picture has about ten bytes
 
 
 def _one_frame(data: bytes) -> bool:
-    """Whether an AV1 stream (its specification, 5.3 to 5.5) is one still and nothing else.
+    """Whether an AV1 stream (AV1 specification, 5.3 to 5.5) is exactly one still picture.
 
     Other units hold metadata, padding, or pictures that are not shown.
     """
@@ -189,7 +189,7 @@ def _one_frame(data: bytes) -> bool:
     at = 0
     while at < len(data):
         header = data[at]
-        # No extension, a length, and the reserved bits clear.
+        # There must be no extension, but a length, and the reserved bits must be 0.
         if header & 0b1000_0111 != 0b010:
             return False
         kind = header >> 3
@@ -199,7 +199,7 @@ def _one_frame(data: bytes) -> bool:
             return False
         if kind == _TEMPORAL_DELIMITER and unit:
             return False
-        # After three bits of profile: "still picture".
+        # The bit after the three bits of the profile is "still picture".
         if kind == _SEQUENCE_HEADER and not (
             0 < length <= _MOST_OF_SEQUENCE_HEADER and unit[0] & 0b0001_0000
         ):
@@ -213,7 +213,7 @@ def _one_frame(data: bytes) -> bool:
 
 
 def _leb128(data: bytes, at: int) -> tuple[int, int]:
-    """A number of the AV1 specification (4.10.5), and where it ends."""
+    """Return a leb128 number (AV1 specification, 4.10.5), and the offset of its end."""
     value = 0
     for place in range(8):
         byte = data[at + place : at + place + 1]

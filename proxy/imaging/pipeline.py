@@ -1,7 +1,7 @@
-"""One picture through one preset, or through several.
+"""Transforms one picture by one preset, or by several.
 
-The way: sniff, read the container, check the limits, decode, resample, convert to sRGB, turn
-upright, encode. Synchronous; several threads may be here at once.
+The steps: sniff, read the container, check the limits, decode, resample, convert to sRGB, turn
+upright, encode. Synchronous; several threads may run it at the same time.
 
 Pure.
 """
@@ -33,22 +33,22 @@ from proxy.model.presets import Box, Placement, Preset, Size, fits, place
 REDUCING_GAP = 2.0
 """Cheap steps (libjpeg's scaling, box averages) stop at this multiple of the result's size.
 
-With less the loss shows; with more the gain in speed is gone.
+With a lower value the loss is visible; with a higher one there is no gain in speed.
 """
 
 JPEG_GAP, OTHER_GAP = 1.0, 1.3
-"""The same for photographs where resampling is fast, by the format of the result.
+"""The same for photographs if fast resampling is available: for a JPEG result, and for others.
 
-At 1 a JPEG of 2000 pixels is decoded at a half for 800, which loses 0.0005 of SSIM. Our JPEG tables
-make up for that; other formats keep the distance.
+At 1, a JPEG of 2000 pixels is decoded at half size for a result of 800, which loses 0.0005 of SSIM.
+Our JPEG tables compensate for that; other formats need the higher value.
 """
 
 
 class Recipe(BaseModel, frozen=True):
-    """What is to become of a source; the same few again and again.
+    """A preset and an output format for a source. A service uses few different ones.
 
     Attributes:
-        output: one of ``formats.OUTPUTS``, or None: the format follows the source.
+        output: one of ``formats.OUTPUTS``, or None to choose it by the source.
     """
 
     preset: Preset
@@ -64,7 +64,7 @@ class Rendered:
 
 
 Outcome = Rendered | Exception
-"""What became of a recipe."""
+"""The result of a recipe: a picture or an error."""
 
 
 def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: int) -> Rendered:
@@ -73,20 +73,20 @@ def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: 
     Args:
         source: any bytes.
         output: see ``Recipe``.
-        max_pixels: of the source's canvas, checked before anything is decoded.
+        max_pixels: limit of the source's canvas, checked before decoding.
 
     Raises:
-        UnsupportedImage: no format of the allow-list.
-        ImageTooLarge: more than ``max_pixels``, or a result longer than its format can hold.
-        UndecodableImage: corrupt or truncated.
+        UnsupportedImage: the format is not on the allow-list.
+        ImageTooLarge: the source exceeds ``max_pixels``, or the result the sides of its format.
+        UndecodableImage: the source is corrupt or truncated.
     """
     return _Picture(source, max_pixels).render(Recipe(preset=preset, output=output), last=True)
 
 
 def render_each(source: bytes, recipes: Sequence[Recipe], *, max_pixels: int) -> Iterator[Outcome]:
-    """Transform ``source`` by every recipe, in their order, decoding it no more often than needed.
+    """Transform ``source`` by each recipe, in order, and decode it only as often as needed.
 
-    Each outcome is what ``render`` would have brought or raised for its recipe alone.
+    Each outcome is the same that ``render`` would return or raise for the recipe alone.
     """
     picture: _Picture | None = None
     for number, recipe in enumerate(recipes, start=1):
@@ -98,7 +98,7 @@ def render_each(source: bytes, recipes: Sequence[Recipe], *, max_pixels: int) ->
 
 
 class _Picture:
-    """A source whose header was read and found to be within the limits."""
+    """A source whose header was read, and is within the limits."""
 
     def __init__(self, source: bytes, max_pixels: int) -> None:
         format_ = formats.sniff(source)
@@ -110,7 +110,7 @@ class _Picture:
                 _check_pixels(facts.size, max_pixels)
             original = Original(format_, facts.picture, facts.transparent)
             _check_pixels(original.size, max_pixels)
-            if format_ in (Format.AVIF, Format.HEIC):  # here only the decoder knows the profile
+            if format_ in (Format.AVIF, Format.HEIC):  # only the decoder knows the profile of these
                 facts = replace(facts, profile=original.profile)
             if format_ is Format.AVIF:  # HEIC's decoder turns the picture itself
                 facts = replace(facts, orientation=containers.exif_orientation(original.exif))
@@ -120,10 +120,11 @@ class _Picture:
         self._original = original
 
     def render(self, recipe: Recipe, *, last: bool) -> Rendered:
-        """See the function.
+        """Make one result; see the function ``render``.
 
         Args:
-            last: what was decoded is given back before the encoder starts.
+            last: whether no other result follows; then the decoded picture is freed before the
+                encoder starts.
         """
         preset, output = recipe.preset, recipe.output
         format_, facts, stored = self._format, self._facts, self._original.size
@@ -141,14 +142,14 @@ class _Picture:
             decoded, region = self._original.decode(on_canvas, gap, keep=not last)
             if untouched:
                 return Rendered(_animation(format_, self._source), format_)
-            # A palette survives where no new colours can arise.
+            # A palette is kept if no new colours can appear.
             as_is = target is Format.PNG and not _scales(decoded, region) and not _converts(facts)
             if as_is and decoded.paletted is not None:
                 image, flat = decoded.paletted, True
             else:
                 flat = decoded.is_flat
                 if flat and decoded.size != stored and gap < REDUCING_GAP:
-                    # Hard edges ring when libjpeg scales them: once more, nearer to full size.
+                    # libjpeg's scaling makes hard edges ring: decode again, nearer to full size.
                     decoded, region = self._original.decode(on_canvas, REDUCING_GAP, keep=not last)
                 image = _resample(decoded, region, flat=flat)
             del decoded
@@ -165,7 +166,7 @@ class _Picture:
 
 @contextlib.contextmanager
 def _decoding() -> Iterator[None]:
-    """Decoders raise almost anything for bad bytes: all of it says that they do not decode."""
+    """Turn every exception of a decoder into an error of ours: decoders raise almost any type."""
     try:
         yield
     except ImageProxyError:
@@ -183,7 +184,7 @@ def _check_pixels(size: Size, max_pixels: int) -> None:
 
 
 def _moves(format_: Format, facts: containers.Facts) -> bool:
-    """Whether a preset with ``animated`` serves the source: any GIF, and WebP with frames."""
+    """Whether a preset with ``animated`` serves the source itself: any GIF, or an animated WebP."""
     return format_ is Format.GIF or (format_ is Format.WEBP and facts.animated)
 
 
@@ -192,7 +193,7 @@ def _animation(format_: Format, source: bytes) -> bytes:
 
 
 def _on_whole_pixels(placement: Placement) -> Placement:
-    """Where nothing is scaled, half a pixel of offset would only blur."""
+    """Round the offset if nothing is scaled: half a pixel of offset would only blur."""
     crop, size = placement
     if (crop.right - crop.left, crop.bottom - crop.top) != size:
         return placement
@@ -201,7 +202,7 @@ def _on_whole_pixels(placement: Placement) -> Placement:
 
 
 def _as_stored(upright: Placement, canvas: Size, orientation: int) -> Placement:
-    """The same region and size on the picture as stored, before it is turned upright.
+    """Return the same region and size for the picture as stored, before it is turned upright.
 
     Args:
         canvas: the size of the whole upright picture.
@@ -227,20 +228,20 @@ def _converts(facts: containers.Facts) -> bool:
 
 
 def _resample(decoded: Decoded, region: Placement, *, flat: bool) -> Image.Image:
-    """Crop and scale in one step; transparent colours weigh by their alpha."""
+    """Crop and scale in one step; colours are weighted by their alpha."""
     image = decoded.plain
     if not _scales(decoded, region):
         return image
     box, size = region
     if not flat and (fast := resample.lanczos(image, size, box)) is not None:
         return fast
-    # Hamming has no negative lobes: no halo beside an edge, at any scale.
+    # Hamming has no negative lobes, so it makes no halo next to an edge, at any scale.
     kernel = Image.Resampling.HAMMING if flat else Image.Resampling.LANCZOS
     return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Without an alpha channel that hides nothing."""
+    """Remove an alpha channel that is fully opaque."""
     if image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema() == (255, 255):
         return image.convert(image.mode[:-1])
     return image
@@ -258,6 +259,6 @@ _TURNS = {
 
 
 def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    """Upright, after scaling: there are fewer pixels to turn then."""
+    """Turn the picture upright; after scaling, there are fewer pixels to turn."""
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)

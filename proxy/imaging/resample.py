@@ -1,7 +1,7 @@
-"""Lanczos in vector instructions, where ``cykooz_resizer`` is installed and can do it.
+"""Lanczos resampling with vector instructions, if ``cykooz_resizer`` is installed.
 
-Resampling is more than half of Pillow's time for a photograph; this gives the same picture, to a
-step or two of 255, in a fifth of the time. Without the package Pillow does it all.
+Resampling is more than half of Pillow's time for a photograph. This package gives the same picture,
+within 1 or 2 of 255, in a fifth of the time. Without the package, Pillow does all resampling.
 
 Pure.
 """
@@ -20,7 +20,7 @@ with contextlib.suppress(ImportError):
     from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 
     def _convolve(source: Image.Image, result: Image.Image, box: Box) -> None:
-        # One for each call: a resizer keeps scratch memory, and several threads may be here.
+        # A new one for each call: a resizer has scratch memory, and several threads may run this.
         crop = CropBox(box.left, box.top, box.right - box.left, box.bottom - box.top)
         kernel = ResizeAlg.convolution(FilterType.lanczos3)
         options = ResizeOptions(resize_alg=kernel, use_alpha=False, crop_box=crop)
@@ -29,25 +29,25 @@ with contextlib.suppress(ImportError):
     _resize = _convolve
 
 MODES = frozenset({"L", "RGB"})
-"""What is resampled here. Inks and alpha are rare enough to be Pillow's."""
+"""The modes that are resampled here. CMYK and alpha are rare, so Pillow resamples them."""
 
 
 def available() -> bool:
-    """Whether ``lanczos`` answers at all; the package is optional."""
+    """Whether the optional package for ``lanczos`` is installed."""
     return _resize is not None
 
 
 def lanczos(image: Image.Image, size: Size, box: Box) -> Image.Image | None:
-    """Crop ``image`` to ``box`` and scale that to ``size``.
+    """Crop ``image`` to ``box``, and scale the result to ``size``.
 
     Returns:
-        A picture without ``info``, or None where the caller has to do it.
+        A picture without ``info``, or None if the caller must use Pillow.
     """
     if _resize is None or image.mode not in MODES:
         return None
     width, height = image.size
     left, top = max(box.left, 0.0), max(box.top, 0.0)
-    # A box that ends past the picture by a rounding error is refused.
+    # The resizer refuses a box that exceeds the picture, even by a rounding error.
     inside = Box(left, top, min(box.right, width), min(box.bottom, height))
     result = Image.new(image.mode, size, None)
     _resize(image, result, inside)
