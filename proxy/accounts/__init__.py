@@ -1,1 +1,1 @@
-"""Accounts and what is known of them: handles, DID documents, profiles, records, blobs."""
+"""Data about accounts, read from outside: handles, DID documents, profiles, records, blobs."""

@@ -1,4 +1,4 @@
-"""From a PDS to the verified bytes of a blob."""
+"""Fetches blobs from a PDS, and verifies their bytes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from proxy.model.keys import BlobKey
 ABSENT = frozenset(
     {"BlobNotFound", "RepoNotFound", "RepoTakendown", "RepoSuspended", "RepoDeactivated"}
 )
-"""XRPC error names of ``com.atproto.sync.getBlob`` that mean: not here."""
+"""XRPC error names of ``com.atproto.sync.getBlob``: the PDS does not have the blob or account."""
 
 ABSENT_MESSAGES = ("blob not found", "could not find repo")
-"""Older PDSes say it only in the message of an ``InvalidRequest``."""
+"""Older PDSes say this only in the message of an ``InvalidRequest``."""
 
 
 class Fetcher(Protocol):
@@ -46,10 +46,10 @@ class Fetcher(Protocol):
         Raises:
             BlobNotFound: the PDS does not have the blob or the account.
             ImageTooLarge: longer than ``fetch.max_source_mb``.
-            CidMismatch: other bytes than the CID names.
-            FetchFailed: refused, reset, forbidden, or a bad answer; ``RateLimited``: it asks for
-                fewer fetches.
-            UpstreamTimeout, Busy: no answer in time, or no room to ask.
+            CidMismatch: the bytes are not those that the CID names.
+            FetchFailed: the connection was refused, reset or forbidden, or the answer is bad.
+            RateLimited: the PDS asks for fewer fetches.
+            UpstreamTimeout, Busy: no answer in time, or the fetch channel is full.
         """
         ...
 
@@ -58,7 +58,7 @@ class PdsFetcher:
     """Gets blobs by ``com.atproto.sync.getBlob``.
 
     Args:
-        headers: more of a request, asked for with each.
+        headers: called for each request; returns its further headers.
     """
 
     def __init__(
@@ -90,14 +90,15 @@ class PdsFetcher:
         return answer.body
 
     async def exists(self, pds: str, blob: BlobKey) -> bool:
-        """Whether the PDS still gives ``blob`` out, asked without taking it.
+        """Whether the PDS still serves ``blob``. Asks without reading the blob.
 
-        Bluesky's PDS answers a HEAD as a GET, but why it refuses stands in the body, which a HEAD
-        has not (RFC 9110, section 9.3.2): what it refuses, and what a PDS without HEAD refuses
-        altogether, is asked for again by a GET, of which no more than a refusal is read.
+        Bluesky's PDS answers a HEAD with the status of a GET. But the reason of a refusal is in the
+        body, and a HEAD has no body (RFC 9110, section 9.3.2). So a refused HEAD is followed by a
+        GET, also for a PDS that does not support HEAD. Of the GET, only the body of a refusal is
+        read.
 
         Raises:
-            FetchFailed, UpstreamTimeout, Busy: it cannot be told.
+            FetchFailed, UpstreamTimeout, Busy: the PDS gave no clear answer.
         """
         with mapped_errors(pds):
             origin = self._origin(pds)
@@ -125,7 +126,7 @@ def _target(blob: BlobKey) -> str:
 
 @contextmanager
 def mapped_errors(pds: str) -> Iterator[None]:
-    """What a request to a PDS fails with, as errors of the table."""
+    """Raise the egress errors of a request to a PDS as errors of ``proxy.errors``."""
     try:
         yield
     except Saturated as error:
@@ -143,15 +144,15 @@ def mapped_errors(pds: str) -> Iterator[None]:
 
 
 def _may_answer_otherwise(status: int) -> bool:
-    """Whether a GET may bring what a HEAD with this status did not. Pure, total.
+    """Whether a GET may give more information than a HEAD with this status. Pure, total.
 
-    429 asks for fewer requests, not for another one.
+    Not after a 429: it asks for fewer requests, so do not send another one.
     """
     return (400 <= status < 500 and status != 429) or status == 501
 
 
 def failure_of(pds: str, answer: Response) -> FetchFailed:
-    """What an answer is that brings nothing, and does not mean that there is nothing."""
+    """The error for an answer that is not usable, but does not say that the item is absent."""
     cause = f"{pds}: status {answer.status}"
     pause = pause_asked(answer.status, answer.headers, time.time())
     if pause or answer.status == 429:

@@ -1,4 +1,4 @@
-"""From a DID to its PDS: the directory, the domain, and what is remembered of them."""
+"""Finds the PDS of a DID: asks the directory or the domain, and remembers their answers."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from proxy.model.identifiers import Did, Handle, did_web_authority, parse_handle
 from proxy.shared.lookup_cache import Lifetimes, LookupCache
 
 MAX_DOCUMENT = 256 * 1024
-"""Bytes of a DID document; real ones have about one thousand."""
+"""The limit for a DID document, in bytes; real ones have about one thousand."""
 
 MAX_REMEMBERED = 100_000
 """Documents remembered; about 40 MB when full."""
 
 MIGRATION_AGE = 60.0
-"""Seconds; when a PDS lacks a blob, a DID document older than this is asked for again."""
+"""Seconds; when a PDS does not have a blob, a DID document older than this is asked for again."""
 
 
 GONE = (404, 410)
-"""Statuses that say that there is no such DID."""
+"""Statuses that mean that the DID does not exist."""
 
 
 class Resolver(Protocol):
@@ -48,24 +48,24 @@ class Resolver(Protocol):
         """The URL of the PDS that hosts ``did``, as its DID document spells it.
 
         Args:
-            max_age: seconds; what is remembered and older than this is asked for again.
+            max_age: seconds; a remembered answer older than this is asked for again.
 
         Raises:
             DidNotFound: the DID does not exist.
-            DidUnresolvable: no usable document.
-            NoPdsEndpoint: the document names no PDS.
-            UpstreamTimeout, Busy: no answer in time, or no room to ask.
+            DidUnresolvable: there is no usable document.
+            NoPdsEndpoint: the document does not name a PDS.
+            UpstreamTimeout, Busy: no answer in time, or the fetch channel is full.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a DID document says of an account.
+    """The PDS and the handle in a DID document.
 
     Attributes:
-        pds: the URL of its PDS, as the document spells it.
-        handle: the one that it claims, confirmed or not.
+        pds: the URL of the account's PDS, as the document spells it.
+        handle: the handle that the document claims, confirmed or not; None if it claims none.
     """
 
     pds: str
@@ -75,11 +75,11 @@ class Identity:
 def handle_of(did: Did, document: bytes) -> Handle | None:
     """The handle that a DID document claims: pure, total.
 
-    atproto, DID specification: the first valid ``at://`` URI of ``alsoKnownAs``; the others are
-    not the account's handle.
+    atproto, DID specification: this is the first valid ``at://`` URI of ``alsoKnownAs``; the others
+    are not the account's handle.
 
     Raises:
-        DidUnresolvable: not a document of this DID.
+        DidUnresolvable: it is not a document of this DID.
     """
     names = parse_document(did, document).get("alsoKnownAs")
     for name in names if isinstance(names, list) else ():
@@ -90,38 +90,39 @@ def handle_of(did: Did, document: bytes) -> Handle | None:
 
 
 def parse_document(did: Did, document: bytes) -> dict[str, Any]:
-    """The DID document in ``document``.
+    """Parse a DID document.
 
     Raises:
-        DidUnresolvable: not a document of this DID.
+        DidUnresolvable: it is not a document of this DID.
     """
     try:
         parsed: Any = json.loads(document)
     except (ValueError, RecursionError) as error:
         raise DidUnresolvable(f"{did}: the document is not JSON: {error}") from None
     if not isinstance(parsed, dict) or parsed.get("id") != did:
-        raise DidUnresolvable(f"{did}: the document is not of this DID")
+        raise DidUnresolvable(f"{did}: the document is not for this DID")
     return parsed
 
 
 def pds_of(did: Did, document: bytes) -> str:
-    """The PDS that a DID document names: pure, total.
+    """The URL of the PDS that a DID document names: pure, total.
 
     Raises:
-        DidUnresolvable: not a document of this DID.
-        NoPdsEndpoint: no such service, or its endpoint is no string.
+        DidUnresolvable: it is not a document of this DID.
+        NoPdsEndpoint: it has no such service, or the service's endpoint is not a string.
     """
     parsed = parse_document(did, document)
     endpoint = service_endpoint(did, parsed, "#atproto_pds", "AtprotoPersonalDataServer")
     if endpoint is None:
-        raise NoPdsEndpoint(f"{did}: the document names no PDS")
+        raise NoPdsEndpoint(f"{did}: the document does not name a PDS")
     return endpoint
 
 
 def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> str | None:
     """The endpoint of a service, or None: pure, total.
 
-    atproto, DID specification: the first service with the id (``#atproto_pds``, say) and the type.
+    atproto, DID specification: this is the first service with the id (such as ``#atproto_pds``) and
+    the type.
     """
     for service in entries(did, document, "service", id):
         endpoint = service.get("serviceEndpoint")
@@ -131,7 +132,7 @@ def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> 
 
 
 def entries(did: Did, document: dict[str, Any], section: str, id: str) -> Iterator[dict[str, Any]]:
-    """What a section of a DID document has by an id, with or without the DID before it."""
+    """The entries of a section of a DID document with an id, with or without the DID before it."""
     listed = document.get(section)
     for entry in listed if isinstance(listed, list) else ():
         if isinstance(entry, dict) and entry.get("id") in (id, f"{did}{id}"):
@@ -139,22 +140,22 @@ def entries(did: Did, document: dict[str, Any], section: str, id: str) -> Iterat
 
 
 def times_of(config: Config) -> Lifetimes:
-    """How long what identities say is remembered."""
+    """How long answers about identities are remembered."""
     identity = config.identity
     return Lifetimes(identity.ttl, identity.stale_ttl, identity.negative_ttl)
 
 
 class DidResolver:
-    """Resolves did:plc and did:web, remembering answers.
+    """Resolves did:plc and did:web, and remembers the answers.
 
-    A good answer serves ``identity.ttl``, and ``stale_ttl`` while its source fails; an answer
-    that there is none serves ``negative_ttl``.
+    A good answer is used for ``identity.ttl``, and for ``stale_ttl`` while its source fails. The
+    answer that there is no DID or no PDS is used for ``negative_ttl``.
 
     Args:
-        nursery: owns the questions under way; concurrent ones for a DID are asked once.
-        on_directory: called with ``ok`` where the directory answered, also that there is none, and
-            with ``failed`` where it did not.
-        clock: seconds; Trio's by default.
+        nursery: owns the questions under way; concurrent questions for one DID are asked once.
+        on_directory: called with ``ok`` when the directory answered, also when it said that the DID
+            does not exist, and with ``failed`` when it gave no such answer.
+        clock: returns seconds; Trio's clock by default.
     """
 
     def __init__(
@@ -183,11 +184,11 @@ class DidResolver:
         return (await self.identify(did, max_age=max_age)).pds
 
     async def identify(self, did: Did, *, max_age: float | None = None) -> Identity:
-        """All that is remembered of the DID document; otherwise as ``resolve``."""
+        """The PDS and the handle of ``did``; otherwise like ``resolve``."""
         return await self._remembered.get(did, max_age=max_age)
 
     def forget(self, did: Did) -> None:
-        """Ask again next time."""
+        """Drop the remembered answer, so that the next call asks again."""
         self._remembered.forget(did)
 
     async def _ask(self, did: Did) -> Identity:
@@ -195,10 +196,10 @@ class DidResolver:
         return Identity(pds_of(did, document), handle_of(did, document))
 
     async def document(self, did: Did) -> bytes:
-        """The DID document as its source has it now; nothing is remembered.
+        """Get the current DID document from its source. The answer is not remembered.
 
         Raises:
-            DidNotFound, DidUnresolvable, UpstreamTimeout, Busy: as ``Resolver.resolve``.
+            DidNotFound, DidUnresolvable, UpstreamTimeout, Busy: see ``Resolver.resolve``.
         """
         try:
             answer = await self._get(did)
@@ -243,7 +244,7 @@ class DidResolver:
                 outcome = "ok"
             return answer
         except (Saturated, trio.Cancelled):
-            outcome = ""  # it was not asked, or nobody waited for what it says
+            outcome = ""  # the directory was not asked, or no task waits for its answer any more
             raise
         finally:
             if outcome:

@@ -1,4 +1,4 @@
-"""From a handle to its DID: by DNS or by its domain, and confirmed by the DID's document."""
+"""Finds the DID of a handle, by DNS or by its domain, and confirms it by the DID document."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from proxy.model.identifiers import Did, Handle, parse_did
 from proxy.shared.lookup_cache import LookupCache
 
 MAX_ANSWER = 4096
-"""Bytes of a domain's answer; a DID has some dozens. Many domains answer any path with a page."""
+"""The limit for a domain's answer, in bytes; a DID has a few dozen. Many domains answer any path
+with a page."""
 
 Lookup = Callable[[str], Awaitable[Sequence[bytes]]]
-"""The TXT records of a name; raises ``EgressError``."""
+"""Returns the TXT records of a name; raises ``EgressError``."""
 
 
 class IdentitySource(Protocol):
@@ -43,9 +44,9 @@ class IdentitySource(Protocol):
 
 
 def dids_in(records: Iterable[bytes]) -> frozenset[Did]:
-    """The DIDs that TXT records name, those of other methods left out. Pure, total.
+    """The DIDs that TXT records name, without DIDs of other methods. Pure, total.
 
-    atproto, Handle specification: values that do not begin with ``did=`` are none of ours.
+    atproto, Handle specification: values that do not begin with ``did=`` are ignored.
     """
     found = set()
     for record in records:
@@ -64,16 +65,16 @@ def _did_in(text: bytes) -> Did | None:
 
 
 class HandleResolver:
-    """Resolves handles, remembering answers as ``DidResolver`` does.
+    """Resolves handles, and remembers the answers as ``DidResolver`` does.
 
-    DNS is asked first: the specification prefers it. Its answer is final where it has one; the
-    domain is asked where it has none, or fails.
+    DNS is asked first, because the specification prefers it. If DNS names a DID, that is final. If
+    DNS names no DID or fails, the domain is asked.
 
     Args:
         nursery: owns the questions under way.
-        documents: what confirms a handle.
+        documents: reads the DID documents that confirm handles.
         lookup: asks for TXT records.
-        clock: seconds; Trio's by default.
+        clock: returns seconds; Trio's clock by default.
     """
 
     def __init__(
@@ -99,14 +100,15 @@ class HandleResolver:
         )
 
     async def resolve(self, handle: Handle) -> Did:
-        """The DID of a handle, which names the handle in return.
+        """The DID of a handle. The DID document must name the handle too.
 
         Raises:
-            HandleNotFound: nobody has it, or its DID does not name it, or does not exist.
+            HandleNotFound: no account has the handle, or its DID does not exist or does not name
+                the handle.
             AmbiguousHandle: DNS names several DIDs.
-            HandleUnresolvable: no usable answer.
+            HandleUnresolvable: there is no usable answer.
             DidUnresolvable, NoPdsEndpoint: from its DID document.
-            UpstreamTimeout, Busy: no answer in time, or no room to ask.
+            UpstreamTimeout, Busy: no answer in time, or the fetch channel is full.
         """
         return await self._remembered.get(handle)
 
@@ -115,7 +117,7 @@ class HandleResolver:
         try:
             identity = await self._documents.identify(did)
             if identity.handle != handle:
-                # It may be new to its account.
+                # The account may have changed its handle since the document was read.
                 identity = await self._documents.identify(did, max_age=MIGRATION_AGE)
         except DidNotFound as error:
             raise HandleNotFound(f"{handle} names {did}: {error}") from error
@@ -140,7 +142,7 @@ class HandleResolver:
         except HandleNotFound as error:
             if failure is None:
                 raise
-            # DNS might have known it.
+            # DNS failed, and may know the handle: do not say that it does not exist.
             raise _mapped(handle, failure) from error
 
     async def _claimed_by_domain(self, handle: Handle) -> Did:
@@ -166,7 +168,7 @@ class HandleResolver:
 
 
 def _mapped(handle: Handle, error: EgressError) -> ImageProxyError:
-    """What cannot be connected to and what is forbidden look the same from outside."""
+    """The public error for ``error``. A forbidden host looks like one that cannot be reached."""
     if isinstance(error, Saturated):
         return Busy(str(error))
     if isinstance(error, TimedOut):

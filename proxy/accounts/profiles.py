@@ -1,4 +1,4 @@
-"""Accounts by handle or DID, and their pictures: avatar, banner, those of a post."""
+"""Finds accounts by handle or DID, and their pictures: avatar, banner, pictures of a post."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _NONE = {"avatar": NoAvatar, "banner": NoBanner}
 
 @dataclass(frozen=True, slots=True)
 class AccountPictures:
-    """An account, and pictures of it.
+    """An account, and some of its pictures.
 
     Attributes:
-        profile_of: the account as it was named, where the pictures are those of its profile.
+        profile_of: if the pictures are those of the profile, the account as the reference named it.
     """
 
     did: Did
@@ -44,12 +44,12 @@ class Profiles:
     Profiles are remembered for ``actors.ttl`` seconds.
 
     Args:
-        nursery: owns the questions under way; concurrent ones for a profile are asked once.
-        clock: seconds; Trio's by default.
+        nursery: owns the questions under way; concurrent questions for one profile are asked once.
+        clock: returns seconds; Trio's clock by default.
 
     Attributes:
-        allow_test: whether handles below ``.test`` are any.
-        records: what profiles are read with.
+        allow_test: whether handles below ``.test`` are accepted.
+        records: reads the records of profiles and posts.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Profiles:
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._collections = config.actors.collections
-        # .test is for development; so are private hosts.
+        # Handles below .test are for development, as private hosts are.
         self.allow_test = config.fetch.allow_private_hosts
         self._handles = handles
         self.records = records
@@ -79,7 +79,7 @@ class Profiles:
         """The DID of a handle, or the DID itself.
 
         Raises:
-            InvalidDid, InvalidHandle: it is neither.
+            InvalidDid, InvalidHandle: ``actor`` is neither a DID nor a handle.
             ImageProxyError: see ``HandleResolver.resolve``.
         """
         return await self._did_of(parse_actor(actor, allow_test=self.allow_test))
@@ -87,15 +87,15 @@ class Profiles:
     async def picture(
         self, actor: Did | Handle, kind: Kind, permit: Callable[[BlobKey], Awaitable[None]]
     ) -> BlobKey:
-        """The avatar or banner of an account, by its profile.
+        """The avatar or banner that the account's profile names.
 
         Args:
-            permit: raises ``BlobNotFound`` for what may not be served.
+            permit: raises ``BlobNotFound`` for a blob that may not be served.
 
         Raises:
             AccountNotFound: there is no such account.
-            NoAvatar, NoBanner: it has none, or no profile, or one that may not be served: these
-                look the same from outside.
+            NoAvatar, NoBanner: the account has no such picture, or no profile, or the picture may
+                not be served: these look the same from outside.
             ImageProxyError: as for a blob.
         """
         did = await self._did_of(actor)
@@ -133,11 +133,11 @@ class Profiles:
     async def _profile(self, did: Did) -> dict[Kind, Cid]:
         try:
             return await self._profiles.get(did)
-        except RecordNotFound:  # of an account without a profile
+        except RecordNotFound:  # the account has no profile
             return {}
 
     async def _read_profile(self, did: Did) -> dict[Kind, Cid]:
-        """What the first of the collections that has it says of each kind."""
+        """The picture of each kind, from the first collection that has one."""
         found: dict[Kind, Cid] = {}
         missing: RecordNotFound | None = None
         for collection in self._collections:

@@ -1,4 +1,4 @@
-"""Records of an account, asked of its PDS, and the pictures that they refer to."""
+"""Asks a PDS for the records of an account, and finds the pictures that they refer to."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from proxy.errors import (
 from proxy.model.identifiers import Cid, Did, parse_cid
 
 MAX_ANSWER = 256 * 1024
-"""Bytes of one answer in JSON: a profile or post has a few thousand, a page of CIDs 40,000."""
+"""The limit for one answer in JSON, in bytes. A profile or post has a few thousand bytes, a page of
+CIDs 40,000."""
 
 MAX_PICTURES = 64
-"""Looked for in a record; a post has at most four, a gallery some dozens."""
+"""The most pictures looked for in one record; a post has at most four, a gallery a few dozen."""
 
 PAGE = 500
-"""CIDs of a page of ``com.atproto.sync.listBlobs``: its default."""
+"""CIDs in one page of ``com.atproto.sync.listBlobs``; this is the method's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,8 @@ class Picture:
     """A blob that a record refers to.
 
     Attributes:
-        name: of the field that does, such as ``avatar``.
-        alt: its description, where there is one beside it.
+        name: the name of the field that refers to it, such as ``avatar``.
+        alt: its description, if there is one beside the reference.
     """
 
     cid: Cid
@@ -48,7 +49,7 @@ class Picture:
 
 
 def picture_cid(value: object) -> Cid | None:
-    """The CID of a blob reference whose type is an image's. Pure, total.
+    """The CID of a blob reference if its media type is an image type. Pure, total.
 
     atproto, Data Model, "Blob Type", and its deprecated form without a ``$type``.
     """
@@ -69,7 +70,7 @@ def picture_cid(value: object) -> Cid | None:
 
 
 def pictures_in(record: object) -> list[Picture]:
-    """The pictures of a record, in its order, each once. Pure, total."""
+    """The pictures of a record, each once, in the order of the record. Pure, total."""
     found: dict[Cid, Picture] = {}
     todo: list[tuple[str, str, object]] = [("", "", record)]
     while todo and len(found) < MAX_PICTURES:
@@ -87,7 +88,7 @@ def pictures_in(record: object) -> list[Picture]:
 
 
 class Records:
-    """Asks a PDS for records, and for what an account has."""
+    """Asks a PDS for records, and for the list of an account's blobs."""
 
     def __init__(self, config: Config, gateway: Gateway, resolver: Resolver) -> None:
         self._fetch = config.fetch
@@ -103,33 +104,34 @@ class Records:
         """
         value = (await self._ask(did, *record_query(did, collection, key))).get("value")
         if not isinstance(value, dict):
-            raise FetchFailed(f"{did}: a record that is no object")
+            raise FetchFailed(f"{did}: the record is not an object")
         return value
 
     async def blobs(self, did: Did, cursor: str = "") -> tuple[list[Cid], str]:
-        """A page of an account's blobs, by ``com.atproto.sync.listBlobs``.
+        """One page of the list of an account's blobs, by ``com.atproto.sync.listBlobs``.
 
         Args:
-            cursor: what the page before brought; empty for the first.
+            cursor: the cursor that the page before returned; empty for the first page.
 
         Returns:
-            The CIDs, those left out that no URL may have, and the next cursor: empty at the end.
+            The CIDs, without those that a URL may not have, and the cursor of the next page: empty
+            at the end.
 
         Raises:
-            ImageProxyError: as ``get``.
+            ImageProxyError: like ``get``.
         """
         parameters = {"did": did, "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
         page = await self._ask(did, "com.atproto.sync.listBlobs", parameters)
         listed, following = page.get("cids"), page.get("cursor", "")
         if not isinstance(listed, list) or not isinstance(following, str):
-            raise FetchFailed(f"{did}: a page of blobs without any")
+            raise FetchFailed(f"{did}: the page of blobs is not of the expected form")
         cids = []
         for text in listed:
             try:
                 cids.append(parse_cid(str(text)))
             except InvalidCid:
                 continue
-        # A PDS that repeats itself would be asked for ever.
+        # Stop at a repeated cursor; otherwise such a PDS would be asked for ever.
         return cids, following if listed and following != cursor else ""
 
     async def _ask(self, did: Did, method: str, parameters: dict[str, str]) -> dict[str, Any]:
@@ -137,7 +139,7 @@ class Records:
         try:
             return await self._ask_pds(pds, method, parameters)
         except BlobNotFound:
-            # Accounts migrate: an older document may name a PDS that they have left.
+            # Accounts migrate: an older document may name a PDS that the account has left.
             current = await self._pds_of(did, max_age=MIGRATION_AGE)
             if current == pds:
                 raise
@@ -156,7 +158,7 @@ class Records:
                     self._gateway, self._fetch, pds, method, parameters, max_bytes=MAX_ANSWER
                 )
             except TooLarge as error:
-                # Of an image it would be its owner's choice.
+                # Not ImageTooLarge: this answer is not an image that the owner chose.
                 raise FetchFailed(f"{pds}: {error}") from error
         return _value_of(pds, answer)
 
@@ -178,6 +180,9 @@ def _value_of(pds: str, answer: Response) -> dict[str, Any]:
 
 
 def _says_no_record(error: dict[str, Any]) -> bool:
-    """Older PDSes say it only in the message of an ``InvalidRequest``."""
+    """Whether an XRPC error means that there is no such record.
+
+    Older PDSes say this only in the message of an ``InvalidRequest``.
+    """
     message = str(error.get("message", "")).lower()
     return error.get("error") == "RecordNotFound" or message.startswith("could not locate record")

@@ -1,4 +1,4 @@
-"""Queries to a PDS over XRPC (atproto, HTTP API specification)."""
+"""Sends queries to a PDS over XRPC (atproto, HTTP API specification)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ async def query(
     """The PDS's response to ``GET /xrpc/{method}``.
 
     Args:
-        pds: its URL, as a DID document spells it.
-        max_bytes: of the body.
+        pds: the URL of the PDS, as a DID document spells it.
+        max_bytes: the limit for the body.
 
     Raises:
         EgressError: see ``proxy.egress.errors``.
