@@ -51,13 +51,13 @@ BATCH = 64
 processes wait at most a tenth of a second."""
 
 MOST_PASSED_OVER = 1024
-"""How many recently read candidates one eviction may skip; after that it removes them too."""
+"""How many recently read entries one eviction may skip; after that it removes them too."""
 
 ROOM = 1 << 20
 """Bytes deleted together on a full disk: enough to record several thousand blocks."""
 
 MOST_WEIGHED = 1024
-"""How many files are compared by last use then: comparing all files could take minutes."""
+"""How many files are compared by last use on a full disk: all files could take minutes."""
 
 T = TypeVar("T")
 
@@ -243,7 +243,7 @@ class CacheFolder:
     def purge(self, selections: Sequence[Selection]) -> int:
         """Remove the selected entries, and cancel their writes that are in progress.
 
-        Files that the index does not know are searched in the folders. Returns the number of
+        Files that are not in the index are found by searching the folders. Returns the number of
         removed entries.
         """
         self._enter()
@@ -337,7 +337,7 @@ class CacheFolder:
         return removed
 
     def _last_use(self, record: IndexEntry) -> float:
-        """Return when an entry was last read, by the file system; never a time in the future."""
+        """Return when an entry was last read, by its access time; never a time in the future."""
         try:
             accessed = (self._images / record.file.path).stat().st_atime
         except (FileNotFoundError, NotADirectoryError):
@@ -478,7 +478,7 @@ class CacheFolder:
         # Read these before the list of living processes, so that no new process seems dead.
         with self._index.reading() as rows:
             moving = rows.moving_processes()
-        left_behind = self._leavings()
+        left_behind = self._leftovers()
         living = self._liveness.living() | {self._liveness.token}
         for process in set(moving) - living:
             with self._index.writing() as rows:
@@ -493,7 +493,7 @@ class CacheFolder:
         for token in self._liveness.bury():
             (self._images / f".{token}").unlink(missing_ok=True)
 
-    def _leavings(self) -> list[Path]:
+    def _leftovers(self) -> list[Path]:
         try:
             return list(self._all_writing.iterdir())
         except FileNotFoundError:

@@ -26,8 +26,8 @@ CREATE TABLE IF NOT EXISTS entries (
     cid TEXT NOT NULL,
     size INTEGER NOT NULL,    -- bytes
     digest BLOB,              -- sha-256; NULL: found as a file, not read yet
-    written REAL NOT NULL,    -- seconds since the epoch, as all times here
-    used REAL NOT NULL,       -- the last use that is known; the file's access time may be later
+    written REAL NOT NULL,    -- seconds since the epoch, like all times here
+    used REAL NOT NULL,       -- the last recorded use; the file's access time may be later
     checked REAL NOT NULL,    -- when its PDS last had the blob
     UNIQUE (folder, name)
 );
@@ -35,7 +35,7 @@ CREATE INDEX IF NOT EXISTS entries_by_cid ON entries (cid);
 CREATE INDEX IF NOT EXISTS entries_by_use ON entries (used);
 CREATE INDEX IF NOT EXISTS entries_by_age ON entries (written);
 CREATE INDEX IF NOT EXISTS entries_by_check ON entries (checked);
--- Files that are about to appear or to disappear, by the process that sees to it.
+-- Files that are about to appear or disappear, each with the process that moves it.
 CREATE TABLE IF NOT EXISTS moves (
     process TEXT NOT NULL,
     arrives INTEGER NOT NULL,
@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS moves (
 CREATE TABLE IF NOT EXISTS state (
     entries INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
-    complete INTEGER NOT NULL -- whether every file is known here, and no other
+    complete INTEGER NOT NULL -- whether the index has exactly the files that exist
 );
 INSERT INTO state SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT * FROM state);
 CREATE TRIGGER IF NOT EXISTS entry_added AFTER INSERT ON entries BEGIN
@@ -134,7 +134,7 @@ class Rows:
         return bool(complete)
 
     def least_used(self, limit: int) -> list[IndexEntry]:
-        """Return the least recently used entries, as far as the index knows their use."""
+        """Return the least recently used entries, by the recorded use."""
         return list(self._records("true ORDER BY used LIMIT ?", (limit,)))
 
     def written_until(self, time: float, limit: int) -> list[IndexEntry]:

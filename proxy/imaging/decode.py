@@ -75,7 +75,7 @@ class Original:
 
     Attributes:
         size: as stored, before orientation.
-        profile, exif: as the decoder reports them; None and empty if it does not.
+        profile, exif: as the decoder reports them; None and b"" if it reports none.
     """
 
     def __init__(

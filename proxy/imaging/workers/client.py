@@ -77,7 +77,7 @@ class WorkerDefect(Exception):
 
 
 class CannotStart(Exception):
-    """A worker does not start."""
+    """No worker can be started."""
 
 
 class ImageWorker:
@@ -139,7 +139,7 @@ class ImageWorker:
         with trio.move_on_after(START_LIMIT):
             head = Head.unpack(await self._receive_on_loop(ANSWER.size))
             if head.status is not Status.READY or head.length > MAX_CAUSE:
-                raise ValueError(f"said {head.status.name} of {head.length} bytes")
+                raise ValueError(f"sent {head.status.name} of {head.length} bytes")
             return Ready.model_validate_json(await self._receive_on_loop(head.length))
         raise TimeoutError(f"not ready within {START_LIMIT:g} s")
 
@@ -261,7 +261,7 @@ class ImageWorker:
         if head.status is Status.DEFECT:
             return WorkerDefect(cause)
         if head.status not in ERRORS:
-            raise ValueError(f"said {head.status.name}")
+            raise ValueError(f"sent {head.status.name}")
         return ERRORS[head.status](cause)
 
     def _answer(self, deadline: float, most: int) -> tuple[Head, bytes]:
@@ -470,7 +470,7 @@ class ImageWorkers:
             self._wake()
 
     def _retire(self, worker: ImageWorker) -> None:
-        # Not left to its task, which runs later: until then a job would wait for it.
+        # Its task would do this later, and until then a job would wait for this worker.
         self._serving.discard(worker)
         worker.spent.set()
 

@@ -106,7 +106,7 @@ class _Ruleset(ctypes.Structure):
 
 
 def _landlock_files(_: Limits) -> None:
-    """Forbid every right that the kernel's version of Landlock knows, for all files."""
+    """Handle every right that the kernel's version of Landlock knows, and grant none of them."""
     abi = _syscall(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     rules = _Ruleset(handled_access_fs=(1 << _FS_BITS.get(abi, 16)) - 1)
     size = 8
