@@ -163,7 +163,7 @@ class HandleResolver:
             raise HandleUnresolvable(f"{handle}: status {answer.status}")
         did = _did_in(answer.body.strip()) if 200 <= answer.status < 300 else None
         if did is None:
-            raise HandleNotFound(f"{handle}: status {answer.status}, and no DID")
+            raise HandleNotFound(f"{handle}: status {answer.status}, without a DID")
         return did
 
 

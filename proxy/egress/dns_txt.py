@@ -73,7 +73,7 @@ class TxtRecords:
         with trio.move_on_after(LOOKUP_SECONDS):
             async with self._turns:
                 return await self._ask(absolute)
-        raise TimedOut(f"{name}: no answer of DNS within {LOOKUP_SECONDS:g} s")
+        raise TimedOut(f"{name}: no DNS answer within {LOOKUP_SECONDS:g} s")
 
     async def _ask(self, name: dns.name.Name) -> list[bytes]:
         try:
