@@ -1,1 +1,1 @@
-"""Mechanisms that know nothing of pictures: single flight, expiring maps, SQLite files."""
+"""Mechanisms that do not depend on pictures: single flight, expiring maps, SQLite files."""

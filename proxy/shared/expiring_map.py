@@ -1,4 +1,4 @@
-"""A map that forgets: by age, by least recent use, and by what its keys have in common. Pure."""
+"""A map that removes entries by age, by least recent use, and by tags that keys share. Pure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ V = TypeVar("V")
 
 
 class ExpiringMap(Generic[K, V]):
-    """A bounded map in which each entry may have an end. Not for several threads.
+    """A bounded map in which each entry may expire. Not thread-safe.
 
     Args:
-        capacity: the largest sum of what the entries cost. Beyond it the least recently used go.
-        cost: what an entry costs, at least 1; asked once, when it is put. By default each costs 1.
-        tags: what keys have in common with others, as ``remove_tagged`` names it. A key is a tag
-            of itself besides.
+        capacity: the largest sum of the costs of all entries. Above it the least recently used
+            entries are removed.
+        cost: returns the cost of an entry, at least 1; called once, when the entry is put. By
+            default each entry costs 1.
+        tags: returns the tags of a key, which other keys may have too: see ``remove_tagged``. Each
+            key is also a tag of itself.
     """
 
     def __init__(
@@ -34,16 +36,16 @@ class ExpiringMap(Generic[K, V]):
         self._capacity = capacity
         self._cost_of = cost
         self._index = None if tags is None else TagIndex(tags)
-        # The least recently used first: value, when it expires, what it costs.
+        # The least recently used first. Each has its value, the time when it expires, and its cost.
         self._entries: OrderedDict[K, tuple[V, float, int]] = OrderedDict()
         self.cost = 0
 
     def __len__(self) -> int:
-        """How many entries there are, with those that expired and were not looked up since."""
+        """The number of entries, with expired ones that were not looked up since."""
         return len(self._entries)
 
     def get(self, key: K, now: float) -> V | None:
-        """The value of ``key``, or None where there is none or it has expired. Counts as a use."""
+        """The value of ``key``, or None if it is absent or has expired. Counts as a use."""
         found = self._entries.get(key)
         if found is None:
             return None
@@ -57,7 +59,7 @@ class ExpiringMap(Generic[K, V]):
     def put(self, key: K, value: V, expires: float = math.inf) -> None:
         """Keep ``value`` until ``expires``, in place of the one before. Counts as a use.
 
-        What alone costs more than the capacity is not kept.
+        An entry that costs more than the whole capacity is not kept.
         """
         self.remove(key)
         cost = 1 if self._cost_of is None else self._cost_of(key, value)
@@ -71,7 +73,7 @@ class ExpiringMap(Generic[K, V]):
             self.remove(next(iter(self._entries)))
 
     def remove(self, key: K) -> None:
-        """Forget ``key``; nothing happens where it is not kept."""
+        """Forget ``key``; do nothing if it is absent."""
         found = self._entries.pop(key, None)
         if found is None:
             return
@@ -80,12 +82,16 @@ class ExpiringMap(Generic[K, V]):
             self._index.discard((key,))
 
     def remove_tagged(self, tags: AbstractSet[Hashable] | None) -> int:
-        """Forget every key that has any of ``tags``, or is one; None: all keys.
+        """Forget every key that has any of ``tags``, or is one of them.
 
-        Costs what is removed and the tags, or a scan where there are more tags than entries.
+        The time grows with the number of removed entries and of tags; if there are more tags than
+        entries, with the number of entries.
+
+        Args:
+            tags: if None, forget all keys.
 
         Returns:
-            How many entries there were, with those that had expired.
+            The number of entries removed, with those that had expired.
         """
         if self._index is None:
             raise ValueError("a map without tags")

@@ -1,5 +1,5 @@
-"""Answers that are asked for once at a time, and remembered: good ones, stale ones, and that there
-is none."""
+"""A cache of answers: asks one question at a time for each key, and remembers good answers, stale
+ones, and the answer that there is nothing."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """How long what is remembered, in seconds.
+    """How long each kind of answer is remembered, in seconds.
 
     Attributes:
         ttl: a good answer.
         stale_ttl: a good answer while its source fails.
-        negative_ttl: that there is no answer, and that its source failed.
+        negative_ttl: the answer that there is nothing, and a failure of the source.
     """
 
     ttl: float
@@ -36,25 +36,25 @@ class Lifetimes:
 
 @dataclass(frozen=True, slots=True)
 class _Kept(Generic[V]):
-    """What the last question brought: a value, or the error that a new question would get."""
+    """The result of the last question: a value, or the error that a new question would get."""
 
     at: float
     value: V | None
     error: ImageProxyError | None = None
     failing_until: float = -math.inf
-    """While its source fails, when it is asked next."""
+    """While the source fails, the time when it is asked again."""
 
 
 class LookupCache(Generic[K, V]):
-    """Asks a source, and remembers what it said.
+    """Asks a source, and remembers its answers.
 
     Args:
-        nursery: owns the questions under way; concurrent ones for a key are asked once.
-        ask: the source.
-        settled: errors by which the source says that there is no answer. They replace what was
-            known; any other error of the family is a failure of the source.
-        max_entries: the least recently used go first.
-        clock: seconds; Trio's by default.
+        nursery: owns the questions under way; concurrent questions for one key are asked once.
+        ask: asks the source.
+        settled: the errors that mean that there is no answer. They replace a remembered answer.
+            Any other ``ImageProxyError`` is a failure of the source.
+        max_entries: above this number the least recently used entries are removed.
+        clock: returns seconds; Trio's clock by default.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class LookupCache(Generic[K, V]):
         """The answer for ``key``.
 
         Args:
-            max_age: seconds; what is remembered and older than this is asked for again.
+            max_age: seconds; a remembered answer older than this is asked for again.
 
         Raises:
-            ImageProxyError: what the source raised, or would raise again.
+            ImageProxyError: the source raised it, now or when it was last asked.
         """
         known = self._kept.get(key, self._clock())
         if known is not None and self._is_fresh(known, max_age):
@@ -93,7 +93,7 @@ class LookupCache(Generic[K, V]):
             return landed.value
 
     def forget(self, key: K) -> None:
-        """Ask again next time."""
+        """Drop the remembered answer, so that the next call asks again."""
         self._kept.remove(key)
 
     def _is_fresh(self, known: _Kept[V], max_age: float | None) -> bool:
@@ -107,7 +107,7 @@ class LookupCache(Generic[K, V]):
         try:
             value = await self._source(key)
         except self._settled as error:
-            # The source has spoken: this replaces what was known.
+            # This is an answer of the source, so it replaces the remembered one.
             self._keep(key, _Kept(self._clock(), None, error.fresh()))
             raise
         except ImageProxyError:

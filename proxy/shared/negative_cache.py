@@ -1,4 +1,4 @@
-"""What is remembered of failures, so that a dead link is no load on a PDS. Bounded; pure."""
+"""Remembers failures of blobs, so that a dead link puts no load on a PDS. Bounded; pure."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from proxy.model.selection import Covering
 from proxy.shared.expiring_map import ExpiringMap
 
 MAX_ENTRIES = 100_000
-"""Failures remembered; about 110 MB when full, with their messages."""
+"""The number of failures remembered; about 110 MB when full, with their messages."""
 
 SETTLED = (BlobNotFound, CidMismatch, ImageTooLarge, UnsupportedImage, UndecodableImage)
-"""Failures that lie in the blob or its owner: asking again soon brings the same."""
+"""Failures whose cause is the blob or its owner: another fetch soon after fails in the same way."""
 
 
 class NegativeCache:
     """The last failure of each blob.
 
-    A settled failure is remembered at once. Any other may have been a moment's, so the next
-    request tries afresh; when that fails too, it is remembered as well.
+    A settled failure is in force at once. Any other failure may be temporary, so the next request
+    tries again; if that fails too, the failure is in force as well.
 
     Args:
-        ttl: seconds; 0 remembers nothing.
+        ttl: how long a failure is remembered, in seconds; 0 remembers nothing.
     """
 
     def __init__(self, ttl: float) -> None:
         self._ttl = ttl
-        # Each failure, and whether it is settled or was repeated.
+        # Each failure, and whether it is in force: it is settled, or happened twice.
         self._failures: ExpiringMap[BlobKey, tuple[ImageProxyError, bool]] = ExpiringMap(
             MAX_ENTRIES, tags=_tags_of
         )
@@ -42,25 +42,25 @@ class NegativeCache:
         return len(self._failures)
 
     def check(self, blob: BlobKey, now: float) -> None:
-        """Raise the remembered failure of ``blob``, a copy, or pass."""
+        """Raise a copy of the failure of ``blob`` if one is in force; otherwise return."""
         error, is_in_force = self._failures.get(blob, now) or (None, False)
         if error is not None and is_in_force:
             raise error.fresh()
 
     def failed(self, blob: BlobKey, error: ImageProxyError, now: float) -> None:
-        """Note a failure of ``blob``."""
+        """Remember a failure of ``blob``."""
         is_in_force = isinstance(error, SETTLED) or self._failures.get(blob, now) is not None
         self._failures.put(blob, (error.fresh(), is_in_force), now + self._ttl)
 
     def succeeded(self, blob: BlobKey) -> None:
-        """Forget what was noted of ``blob``."""
+        """Forget the failure of ``blob``."""
         self._failures.remove(blob)
 
     def purge(self, covering: Covering) -> None:
-        """Forget what is covered."""
+        """Forget the failures of all blobs that ``covering`` covers."""
         self._failures.remove_tagged(covering.tags)
 
 
 def _tags_of(blob: BlobKey) -> tuple[Tag, ...]:
-    # The map takes each key as a tag of its own.
+    # The blob itself is left out: the map uses each key as a tag of itself.
     return blob.did, blob.cid

@@ -1,8 +1,8 @@
 """Single flight: concurrent requests for one key share one piece of work.
 
-A flight is a task of the service's nursery, so no waiter owns it: one that goes away disturbs
-nobody. When the last one goes, the flight is cancelled, unless it has passed its point of no
-return. Its outcome, a value or an error, reaches every waiter; the next request starts afresh.
+A flight is a task of the service's nursery, so no waiter owns it: a waiter that goes away does not
+disturb the others. When the last waiter goes away, the flight is cancelled, unless it has called
+``commit``. Every waiter gets the result, a value or an error. The next request starts a new flight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ V = TypeVar("V")
 
 
 class Flight(Generic[V]):
-    """One piece of work under way. The work gets it, to say when it can no longer stop."""
+    """One piece of work under way. The work gets it as its argument, and can call ``commit``."""
 
     def __init__(self) -> None:
         self._scope = trio.CancelScope()
@@ -33,17 +33,17 @@ class Flight(Generic[V]):
         self._error: Exception | None = None
 
     def commit(self) -> None:
-        """From here on the work is finished even when nobody waits for it any more."""
+        """From now on do not cancel the work, even when no task waits for it any more."""
         self._committed = True
 
 
 @dataclass(frozen=True, slots=True)
 class Landed(Generic[V]):
-    """What a flight brought.
+    """The result of a flight.
 
     Attributes:
         value: the same object for every waiter.
-        started_it: whether this waiter's request began the flight.
+        started_it: whether this waiter's request started the flight.
     """
 
     value: V
@@ -68,13 +68,14 @@ class SingleFlight(Generic[K, V]):
     async def join(
         self, key: K, work: Callable[[Flight[V]], Awaitable[V]]
     ) -> AsyncIterator[Landed[V]]:
-        """Wait for the flight of ``key``, started with ``work`` where there is none.
+        """Wait for the flight of ``key``; start it with ``work`` if there is none.
 
-        While the block runs the value stays with the key: whoever joins meanwhile shares it.
-        Cancellation while waiting leaves the flight to its other waiters, or ends it.
+        While the block runs the value stays with the key: a request that joins meanwhile gets the
+        same value. Cancellation while waiting leaves the flight to its other waiters; if there are
+        none, it ends the flight.
 
         Raises:
-            Exception: what ``work`` raised, a copy for each waiter where it is of our family.
+            Exception: ``work`` raised it. Each waiter gets a copy of an ``ImageProxyError``.
             Busy: the service is shutting down.
         """
         flight = self._flights.get(key)
@@ -108,7 +109,7 @@ class SingleFlight(Generic[K, V]):
                 flight._value = await work(flight)
                 flight._has_value = True
         except Exception as error:
-            # Kept for the waiters, who tell our errors from defects; the nursery lives on.
+            # Kept for the waiters, which can tell our errors from defects. The nursery goes on.
             flight._error = error
         finally:
             if not flight._has_value or flight._holders == 0:
@@ -116,7 +117,7 @@ class SingleFlight(Generic[K, V]):
             flight._landed.set()
 
     def _forget(self, key: K, flight: Flight[V]) -> None:
-        # A later flight may have the key by now.
+        # The key may belong to a later flight by now.
         if self._flights.get(key) is flight:
             del self._flights[key]
 

@@ -1,4 +1,4 @@
-"""SQLite files that several processes share: how they are opened, and who waits for whom."""
+"""Opens SQLite files that several processes share, and makes their writers wait for each other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 BUSY_SECONDS = 10.0
-"""How long a write waits for those of other processes; each takes milliseconds."""
+"""How long a write waits for writes of other processes; each of them takes milliseconds."""
 
 TRIES_WITH_ROOM = 8
-"""How often room is made for one write on a full disk; beyond that somebody else takes it."""
+"""How often room is made for one write on a full disk. If that is not enough, something else uses
+the room at the same time."""
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -27,10 +28,10 @@ def code_of(error: sqlite3.Error) -> int:
 
 
 def is_full(error: Exception) -> bool:
-    """Whether something could not be written for want of room: on the disk, or of a quota."""
+    """Whether a write failed because the disk or a quota is full."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        # The second: of the memory that processes share, which is a file beside the log.
+        # The second code: no room for the memory that processes share, a file beside the log.
         return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
@@ -43,17 +44,17 @@ class _Opened:
 
 
 class Database:
-    """One file in WAL mode: many read while one writes. Blocks; for threads.
+    """One file in WAL mode: many connections read while one writes. Blocks; call it in threads.
 
-    A file that is removed or replaced while it is used is opened anew.
+    A file that is removed or replaced while it is in use is opened again.
 
     Args:
-        path: made, with its folder, when it is first used.
-        schema: statements that make what is missing, run on every new connection.
-        synchronous: ``FULL``: a commit survives a loss of power; ``NORMAL``: the end of a
-            process, and after a loss of power the file is whole, but may lack the last commits.
-        disposable: a damaged file is removed once its error was raised; the next use makes an
-            empty one.
+        path: the file; made, with its folder, at the first use.
+        schema: statements that make missing tables and indexes; run on every new connection.
+        synchronous: with ``FULL`` a commit survives a loss of power. With ``NORMAL`` it survives
+            the end of a process; after a loss of power the file is not damaged, but the last
+            commits may be missing.
+        disposable: remove a damaged file after its error; the next use makes an empty one.
     """
 
     def __init__(
@@ -72,15 +73,15 @@ class Database:
         self._idle: list[_Opened] = []
         self._writer: _Opened | None = None
         self._generation = 0
-        # Writers of this process queue here; SQLite's own waiting is by sleeping and trying again.
+        # Writers of this process queue at this lock; SQLite itself would sleep and try again.
         self._writing = threading.Lock()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection for statements that change nothing. Several threads may have one each.
+        """A connection for statements that change nothing. Several threads may each have one.
 
         Raises:
-            sqlite3.Error, OSError: the file cannot be read, or made.
+            sqlite3.Error, OSError: the file cannot be read or made.
         """
         with self._guard:
             opened = self._idle.pop() if self._idle else None
@@ -98,9 +99,9 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that no other process writes beside; committed at the end of the block.
+        """A transaction, committed at the end of the block. No other process writes meanwhile.
 
-        An exception within the block takes it all back.
+        An exception within the block rolls back all its changes.
 
         Raises:
             sqlite3.Error, OSError: the file cannot be written.
@@ -116,16 +117,16 @@ class Database:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
-                    # It may belong to a file that is damaged: the next one opens anew.
+                    # The file of this connection may be damaged: the next write opens a new one.
                     connection.close()
                     self._writer = None
                     self._dispose(error, opened.inode)
                 raise
 
     def close(self) -> None:
-        """Close every connection; one that another thread reads from, when that has finished.
+        """Close every connection. One that another thread reads from closes when it has finished.
 
-        What is used next opens anew.
+        The next use opens a new connection.
         """
         with self._writing, self._guard:
             self._generation += 1
@@ -143,7 +144,7 @@ class Database:
         opened.connection.close()
 
     def _current(self, opened: _Opened | None) -> _Opened:
-        """``opened`` if it still is of the file by that name, or a new one."""
+        """``opened`` if its file is still the one at ``path``; otherwise a new connection."""
         if opened is not None:
             with suppress(FileNotFoundError):
                 if self.path.stat().st_ino == opened.inode:
@@ -156,7 +157,7 @@ class Database:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._creating():
             if not self.path.exists():
-                # A log without its file would be played into the new one.
+                # A log whose file is gone would be applied to the new file.
                 for suffix in ("-wal", "-shm"):
                     self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             connection = sqlite3.connect(
@@ -177,7 +178,7 @@ class Database:
                 raise
 
     def _dispose(self, error: sqlite3.Error, inode: int) -> None:
-        """Remove a damaged file, but not the one that another process replaced it with."""
+        """Remove a damaged file, but not a new one that another process put in its place."""
         if self._disposable and code_of(error) in _DAMAGED:
             with self._creating(), suppress(FileNotFoundError):
                 if self.path.stat().st_ino == inode:
@@ -185,7 +186,7 @@ class Database:
 
     @contextmanager
     def _creating(self) -> Iterator[None]:
-        """One process at a time makes or removes the file."""
+        """Hold the lock to make or remove the file: one process at a time."""
         with self.path.with_name(f".{self.path.name}.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

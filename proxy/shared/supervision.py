@@ -1,4 +1,4 @@
-"""Tasks that must not end early: started again after a crash, or kept past a cancellation."""
+"""Tasks that must not end early: they start again after a crash, or outlast a cancellation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def supervise(work: Callable[[], Awaitable[None]]) -> None:
 
 
 class ShieldedTasks:
-    """Tasks of a nursery that a cancellation from outside does not reach. See ``outlasting``."""
+    """Tasks of a nursery that are shielded from a cancellation outside it. See ``outlasting``."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -41,11 +41,11 @@ class ShieldedTasks:
         self._nursery.start_soon(self._run, partial(work, *arguments), name=name)
 
     async def start(self, work: Callable[..., Awaitable[None]], *, name: str) -> None:
-        """Start a task and wait until it says so, as ``trio.Nursery.start`` does."""
+        """Start a task and wait until it reports its start, as ``trio.Nursery.start`` does."""
         await self._nursery.start(self._start, work, name=name)
 
     def end_within(self, seconds: float) -> None:
-        """Cancel the tasks that still run then."""
+        """Cancel the tasks that still run after ``seconds``."""
         self._deadline = trio.current_time() + seconds
         for scope in self._scopes:
             scope.deadline = self._deadline
@@ -70,10 +70,11 @@ class ShieldedTasks:
 async def outlasting(
     grace: float, *, finish: Callable[[], None] = lambda: None
 ) -> AsyncIterator[ShieldedTasks]:
-    """Tasks that go on when the block is cancelled, and end after it.
+    """Run tasks that go on when the block is cancelled, and end after it.
 
-    At the end of the block, however it ends, ``finish`` is called; then the tasks have ``grace``
-    seconds to return by themselves, and are cancelled. With 0 they are cancelled at once.
+    At the end of the block, in every case, ``finish`` is called. Then the tasks have ``grace``
+    seconds to return by themselves; after that they are cancelled. With 0 they are cancelled at
+    once.
     """
     async with trio.open_nursery() as nursery:
         tasks = ShieldedTasks(nursery)

@@ -1,4 +1,4 @@
-"""Which of many keys have a tag, such as their owner, without looking at the others. Pure."""
+"""Finds the keys that have a tag, such as an owner, without looking at all other keys. Pure."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 SHRINK = 4
-"""A set that fell to this part of its largest size is copied: sets of Python never shrink."""
+"""A set is copied when it is smaller than its largest size divided by this number: a Python set
+never gives memory back."""
 
 
 class TagIndex(Generic[K]):
-    """An index of keys by their tags. It holds what ``add`` was called for and ``discard`` not.
+    """An index of keys by their tags. ``add`` adds a key, and ``discard`` removes it.
 
     Args:
-        tags_of: the tags of a key, always the same ones. Each key is a tag of itself besides.
+        tags_of: returns the tags of a key, always the same ones. Each key is also a tag of itself.
     """
 
     def __init__(self, tags_of: Callable[[K], Iterable[Hashable]]) -> None:
         self._tags_of = tags_of
-        # Most tags have one key: a set for each would cost more than the keys.
+        # Most tags have only one key, and a set for each of them would need more memory than the
+        # keys. So a tag with one key holds the key itself.
         self._keys: dict[Hashable, K | _Keys[K]] = {}
 
     def add(self, key: K) -> None:
-        """Index a key that is not indexed."""
+        """Add a key that is not in the index."""
         for tag in self._tags_of(key):
             found = self._keys.setdefault(tag, key)
             if isinstance(found, _Keys):
@@ -35,7 +37,7 @@ class TagIndex(Generic[K]):
                 self._keys[tag] = _Keys((found, key))
 
     def discard(self, keys: Iterable[K]) -> None:
-        """Forget indexed keys."""
+        """Remove keys that are in the index."""
         tags_of, indexed = self._tags_of, self._keys
         for key in keys:
             for tag in tags_of(key):
@@ -50,15 +52,18 @@ class TagIndex(Generic[K]):
         self._keys.clear()
 
     def find(self, tags: AbstractSet[Hashable] | None, among: Collection[K]) -> Collection[K]:
-        """The keys that have any of ``tags``; costs what is found and the tags, or a scan if less.
+        """The keys that have any of ``tags``, or are one of them.
+
+        The time grows with the number of keys found and of tags, or with the number of all keys if
+        that is faster.
 
         Args:
-            tags: None: every key.
-            among: all keys that are indexed.
+            tags: if None, find every key.
+            among: all keys that are in the index.
         """
         if tags is None:
             return list(among)
-        if len(tags) * 2 > len(among):  # a look at a key costs less than looking a tag up
+        if len(tags) * 2 > len(among):  # to look at a key costs less than to look up a tag
             return [key for key in among if key in tags or not tags.isdisjoint(self._tags_of(key))]
         selected: set[K] = set()
         for tag in tags:
@@ -76,7 +81,7 @@ class _Keys(set[K]):
     """The keys of one tag.
 
     Attributes:
-        largest: how many they were, at most, since the set was made.
+        largest: the largest number of keys since the set was made.
     """
 
     __slots__ = ("largest",)
