@@ -1,1 +1,1 @@
-"""The words of the domain: identifiers, keys, presets, formats, selections. Pure."""
+"""The basic types of the service: identifiers, keys, presets, formats, selections. Pure."""

@@ -1,4 +1,4 @@
-"""Image formats: what bytes are, and what they become. Pure."""
+"""Image formats: finds the format of given bytes, and the format of a result. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from proxy.errors import InvalidFormat
 
 
 class Format(StrEnum):
-    """A format this service reads. ``HEIC`` and ``GIF`` are never encoded."""
+    """A format that this service reads. ``HEIC`` and ``GIF`` are never encoded."""
 
     JPEG = "jpeg"
     PNG = "png"
@@ -30,16 +30,16 @@ class Format(StrEnum):
 OUTPUTS = (Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF)
 """The formats a URL may ask for."""
 
-# ISO/IEC 14496-12 brands of a "ftyp" box, by what decodes them.
+# Brands of an ISO/IEC 14496-12 "ftyp" box, grouped by the decoder that they need.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 
 
 def parse_output(text: str) -> Format:
-    """The output format a URL asks for.
+    """The output format that a URL asks for.
 
     Raises:
-        InvalidFormat: not one of ``OUTPUTS``, letter for letter.
+        InvalidFormat: ``text`` is not exactly the name of one of ``OUTPUTS``.
     """
     for format_ in OUTPUTS:
         if format_.value == text:
@@ -48,9 +48,9 @@ def parse_output(text: str) -> Format:
 
 
 def sniff(data: bytes) -> Format | None:
-    """The format of ``data`` by its first bytes, or None. Total: any bytes will do.
+    """The format of ``data`` by its first bytes, or None. Total: accepts any bytes.
 
-    Only these formats ever reach a decoder, so this is the allow-list too.
+    Only these formats reach a decoder, so this function is also the allow-list.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return Format.JPEG
@@ -66,7 +66,7 @@ def sniff(data: bytes) -> Format | None:
 
 
 def content_type_of(data: bytes) -> str:
-    """The media type of any blob by its first bytes, ``application/octet-stream`` at worst."""
+    """The media type of any blob by its first bytes; if unknown, ``application/octet-stream``."""
     image = sniff(data)
     if image is not None:
         return image.content_type
@@ -79,7 +79,7 @@ def content_type_of(data: bytes) -> str:
 
 def _sniff_iso_media(data: bytes) -> Format | None:
     size = min(int.from_bytes(data[:4], "big"), len(data), 256)
-    # The major brand decides; a generic "mif1" or "msf1" is told by its compatible brands.
+    # The major brand decides. If it is a generic "mif1" or "msf1", the compatible brands decide.
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, size - 3, 4))]
     for brand in brands:
         if brand in _AVIF_BRANDS:
@@ -90,9 +90,10 @@ def _sniff_iso_media(data: bytes) -> Format | None:
 
 
 def output_for(source: Format, *, animated: bool) -> Format:
-    """The format an answer has when the URL names none.
+    """The format of an answer when the URL does not name one.
 
-    A photograph becomes a JPEG, a PNG stays one; ``animated`` (the preset's setting) keeps a GIF.
+    A PNG stays a PNG. A GIF stays a GIF if ``animated`` (the preset's setting) is true. All other
+    sources become JPEG.
     """
     if source is Format.PNG or (source is Format.GIF and animated):
         return source

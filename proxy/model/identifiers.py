@@ -1,8 +1,9 @@
-"""DIDs, CIDs and handles.
+"""Checks DIDs, CIDs and handles.
 
-Only the canonical spelling of a DID or CID is an identifier here. A second spelling of an owner
-would miss its block and get a second cache entry, so nothing is normalised: what is not already
-canonical is refused. Handles are names that people type: they lead to a DID, and no more.
+Only the canonical spelling of a DID or CID is accepted. A second spelling of an owner would not
+match the owner's block, and would get a second cache entry. So nothing is normalised: a spelling
+that is not canonical is refused. Handles are names that people type. They are used only to find a
+DID.
 
 Pure.
 """
@@ -23,8 +24,9 @@ Handle = NewType("Handle", str)
 # did:plc method, section "Identifier syntax": 24 characters of base32.
 _PLC = re.compile(r"did:plc:[a-z2-7]{24}")
 
-# atproto DID spec: did:web with a hostname only, no path; a port only on localhost, for
-# development. Lower case, because DNS names compare without case and DIDs do not.
+# atproto DID specification: did:web has only a hostname and no path; a port is allowed only on
+# localhost, for development. Only lower case is accepted, because DNS names are compared without
+# case and DIDs are not.
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _WEB = re.compile(rf"did:web:(?:{_LABEL}(?:\.{_LABEL})*\.[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?)")
 _WEB_LOCALHOST = re.compile(r"did:web:localhost(?:%3A([1-9][0-9]{0,4}))?")
@@ -40,7 +42,7 @@ MAX_HOSTNAME = 253
 """RFC 1035, section 2.3.4, without the length octets."""
 
 MAX_CID = 128
-"""Longest CID string looked at. A canonical sha2-256 CID has 46 or about 59 characters."""
+"""The longest CID string that is parsed. A canonical sha2-256 CID has 46 or about 59 characters."""
 
 _SHA2_256 = 0x12
 
@@ -49,7 +51,7 @@ def parse_did(text: str) -> Did:
     """Check a DID.
 
     Raises:
-        InvalidDid: not a did:plc or did:web, or not in its canonical spelling.
+        InvalidDid: it is not a did:plc or did:web, or not in its canonical spelling.
     """
     if _PLC.fullmatch(text):
         return Did(text)
@@ -70,15 +72,16 @@ def did_web_authority(did: Did) -> str | None:
 
 
 def parse_handle(text: str, *, allow_test: bool = False) -> Handle:
-    """Check a handle, in lower case from here on (atproto, Handle specification).
+    """Check a handle, and return it in lower case (atproto, Handle specification).
 
     Args:
         allow_test: accept names below ``.test``, which are for development.
 
     Raises:
-        InvalidHandle: not the syntax, or below a top-level domain that has no handles.
+        InvalidHandle: it does not have the syntax of a handle, or its top-level domain may not have
+            handles.
     """
-    # Before lower(), which makes ASCII of the Kelvin sign.
+    # Check for ASCII before lower(), because lower() turns the Kelvin sign into an ASCII letter.
     handle = text.lower() if text.isascii() else ""
     if len(handle) <= MAX_HOSTNAME and _HANDLE.fullmatch(handle):
         top = handle.rpartition(".")[2]
@@ -91,7 +94,7 @@ def parse_cid(text: str) -> Cid:
     """Check a CID: sha2-256 of 32 bytes, CIDv1 in lower-case base32 or CIDv0.
 
     Raises:
-        InvalidCid: anything else, other spellings of a valid CID among it.
+        InvalidCid: it is anything else, such as another spelling of a valid CID.
     """
     if not text.isascii() or len(text) > MAX_CID or _canonical(text) != text:
         raise InvalidCid(f"CID {text[:96]!a}")
@@ -99,13 +102,13 @@ def parse_cid(text: str) -> Cid:
 
 
 def cid_digest(cid: Cid) -> bytes:
-    """The sha2-256 digest, 32 bytes, that the content of ``cid`` has."""
+    """The sha2-256 digest of the content that ``cid`` names, 32 bytes."""
     digest: bytes = decode_cid(cid)["hash"]["digest"]
     return digest
 
 
 def _canonical(text: str) -> str | None:
-    """The canonical spelling of a CID, or None where it is none that is accepted."""
+    """The canonical spelling of a CID, or None if ``text`` is not a CID that is accepted."""
     try:
         parts = decode_cid(text)
     except ValueError:
@@ -120,7 +123,7 @@ def _canonical(text: str) -> str | None:
 
 
 def _varint(number: int) -> bytes:
-    """Unsigned varint of the multiformats specification: seven bits a byte, low ones first."""
+    """Unsigned varint (multiformats specification): seven bits in each byte, low bits first."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -1,6 +1,6 @@
-"""What is asked for: a blob, a result, a picture of a profile. Pure.
+"""Keys of the things that a request can ask for: a blob, a result, a picture of a profile. Pure.
 
-Tuples, because every hit is looked up by one, and tuples are hashed fastest.
+The keys are tuples: every hit is looked up by a key, and tuples are hashed fastest.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from proxy.model.identifiers import Cid, Did, Handle, parse_cid, parse_did
 from proxy.model.presets import Preset
 
 Tag: TypeAlias = "Did | Cid | BlobKey"
-"""What a selection names: an owner, a blob of every owner, or a blob of one. No two are equal."""
+"""A selection names one of these: an owner, a blob of every owner, or a blob of one owner. Tags of
+different kinds are never equal."""
 
 Kind = Literal["avatar", "banner"]
-"""Pictures that a profile names."""
+"""The kinds of pictures that a profile names."""
 
 KINDS: tuple[Kind, ...] = ("avatar", "banner")
 
@@ -35,7 +36,7 @@ class BlobKey(NamedTuple):
 
 
 class ImageKey(NamedTuple):
-    """One result: a blob through a preset, in a format or (None) in the source's."""
+    """One result: a blob processed with a preset, in ``format``, or if None in the source's."""
 
     preset: str
     blob: BlobKey
@@ -49,7 +50,7 @@ class ImageKey(NamedTuple):
 
 
 class ActorKey(NamedTuple):
-    """A picture of an account's profile, through a preset or (None) the configured one."""
+    """A picture of a profile, processed with ``preset``, or if None with the configured one."""
 
     kind: Kind
     preset: str | None
@@ -63,7 +64,7 @@ def image_key(
     """Check the four parts of an image URL.
 
     Raises:
-        InvalidPreset, InvalidDid, InvalidCid, InvalidFormat: the first part that is wrong.
+        InvalidPreset, InvalidDid, InvalidCid, InvalidFormat: for the first part that is wrong.
     """
     settings = presets.get(preset)
     if settings is None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from proxy.model.formats import Format
 
 MAX_SIDE = 8192
-"""Longest side a preset may have, in pixels: larger results are no previews."""
+"""The longest side that a preset may have, in pixels: larger results are not previews."""
 
 ENCODER_REVISION = 3
 """Raise it when the encoder's settings change: every ETag and cache entry changes with it."""
@@ -24,7 +24,7 @@ def _refuse_bool(value: object) -> object:
 
 
 NotBool = BeforeValidator(_refuse_bool)
-"""For numbers: TOML's ``true`` is none, though Python's is."""
+"""For numbers: refuses ``true``, which is a number in Python but not in TOML."""
 
 
 def _comma_separated(value: object) -> object:
@@ -36,10 +36,10 @@ def _none_or_more(value: object) -> object:
 
 
 CommaSeparated = BeforeValidator(_comma_separated)
-"""For lists: the environment has none."""
+"""For lists: in the environment they are written with commas, because it has no lists."""
 
 NoneOrMore = BeforeValidator(_none_or_more)
-"""For lists that an empty text of the environment leaves empty."""
+"""For lists that may be empty: an empty text in the environment is an empty list."""
 
 
 Side = Annotated[int, NotBool, Field(ge=1, le=MAX_SIDE)]
@@ -49,12 +49,12 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
     """What a named URL segment does to a picture.
 
     Attributes:
-        width, height: the box in pixels; a height of 0 means "by width alone" (contain only).
+        width, height: the box in pixels. With a height of 0 only the width counts (contain only).
         fit: ``cover`` fills the box and crops to its centre, enlarging when it must;
             ``contain`` fits inside and never enlarges.
-        quality: 1 to 100, of lossy encoders.
+        quality: 1 to 100, for lossy encoders.
         animated: serve GIF and animated WebP sources as they are.
-        variants: further widths in pixels, each a preset of its own (``variants_of``).
+        variants: further widths in pixels; each makes a preset of its own (``variants_of``).
     """
 
     width: Side
@@ -76,11 +76,11 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("variants must be widths that differ from each other and from width")
         for width in self.variants:
             if _height_at(self, width) > MAX_SIDE:
-                raise ValueError(f"a variant {width} wide would be more than {MAX_SIDE} high")
+                raise ValueError(f"a variant of width {width} would have a height over {MAX_SIDE}")
         return self
 
     def fingerprint(self, format_: Format | None) -> str:
-        """Ten hexadecimal digits that change with anything that changes the result's bytes."""
+        """Ten hexadecimal digits. They change with anything that changes the result's bytes."""
         own = self.model_dump_json(exclude={"variants"})
         recipe = f"{own}|{format_ or 'source'}|{ENCODER_REVISION}"
         return hashlib.sha256(recipe.encode()).hexdigest()[:10]
@@ -105,9 +105,9 @@ def variant_name(preset: str, width: int) -> str:
 
 
 def variants_of(name: str, preset: Preset) -> dict[str, Preset]:
-    """The presets that ``variants`` declares: as ``preset``, but as wide as they say.
+    """The presets that ``variants`` declares: like ``preset``, but with these widths.
 
-    Their heights keep the box's proportions, rounded half up; a height of 0 stays 0.
+    Their heights keep the proportions of the box, rounded half up; a height of 0 stays 0.
     """
     return {
         variant_name(name, width): preset.model_copy(
@@ -118,17 +118,17 @@ def variants_of(name: str, preset: Preset) -> dict[str, Preset]:
 
 
 def with_variants(presets: Mapping[str, Preset]) -> dict[str, Preset]:
-    """``presets`` and all their variants, each behind its preset.
+    """``presets`` and all their variants, each after its preset.
 
     Raises:
-        ValueError: a variant has the name of a preset that is another one.
+        ValueError: a variant has the same name as a preset with other settings.
     """
     found: dict[str, Preset] = {}
     for name, preset in presets.items():
         found[name] = preset
         for variant, made in variants_of(name, preset).items():
             if presets.get(variant, made) != made:
-                raise ValueError(f"{variant} is a variant of {name}, and another preset as well")
+                raise ValueError(f"{variant} is a variant of {name}, and also the name of a preset")
             found[variant] = made
     return found
 
@@ -156,16 +156,16 @@ class Box(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Which region of the source becomes the result, and how large."""
+    """The region of the source that becomes the result, and the size of the result."""
 
     crop: Box
     size: Size
 
 
 def place(preset: Preset, source: Size) -> Placement:
-    """How ``preset`` maps an upright source onto its result.
+    """The placement by which ``preset`` maps an upright source onto its result.
 
-    Cover gives exactly the box. Contain rounds half up, at least 1, the same way everywhere.
+    Cover gives exactly the box. Contain rounds half up, to at least 1, in the same way everywhere.
     """
     if preset.fit == "cover":
         return _cover(Size(preset.width, preset.height), source)
@@ -174,7 +174,7 @@ def place(preset: Preset, source: Size) -> Placement:
 
 def _cover(box: Size, source: Size) -> Placement:
     scale = max(box.width / source.width, box.height / source.height)
-    # Never wider than the source: 3 * (1 / 3) may exceed 1 in floats.
+    # Never larger than the source: in floats, 3 * (1 / 3) may exceed 1.
     width = min(box.width / scale, source.width)
     height = min(box.height / scale, source.height)
     left, top = (source.width - width) / 2, (source.height - height) / 2
@@ -186,7 +186,7 @@ def _contain(preset: Preset, source: Size) -> Size:
     box_height = preset.height or height
     if width <= preset.width and height <= box_height:
         return source
-    # Integers alone, so that no platform rounds another way.
+    # Use only integers, so that every platform rounds in the same way.
     if preset.height == 0 or width * preset.height >= height * preset.width:
         return Size(preset.width, max(_half_up(height * preset.width, width), 1))
     return Size(max(_half_up(width * preset.height, height), 1), preset.height)

@@ -1,4 +1,5 @@
-"""What people paste: a handle, a DID, a link to a post or a profile, an image's URL. Pure."""
+"""Parses references that people paste: a handle, a DID, a link to a post or a profile, the URL of
+an image. Pure."""
 
 from __future__ import annotations
 
@@ -13,18 +14,18 @@ MAX_LENGTH = 2048
 
 POST = "app.bsky.feed.post"
 
-# atproto, NSID and Record Key specifications, without their limits of length.
+# atproto, NSID and Record Key specifications; not all limits of length are checked.
 _COLLECTION = re.compile(r"[a-zA-Z][a-zA-Z0-9-]*(?:\.[a-zA-Z0-9-]+){2,}")
 _RECORD_KEY = re.compile(r"(?!\.\.?$)[a-zA-Z0-9._:~-]{1,512}")
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An account, or something of it.
+    """An account, or one of its records or blobs.
 
     Attributes:
-        record: collection and key; None where the account as such is meant.
-        cid: of a blob of it.
+        record: collection and key of a record; None if the reference does not name a record.
+        cid: the CID of a blob; None if the reference does not name a blob.
     """
 
     actor: Did | Handle
@@ -36,7 +37,8 @@ def parse_actor(text: str, *, allow_test: bool = False) -> Did | Handle:
     """A DID, or a handle with or without its ``@``.
 
     Raises:
-        InvalidDid, InvalidHandle: it is neither; it begins like the one that is named.
+        InvalidDid: it begins like a DID, but is not one.
+        InvalidHandle: it is anything else that is not a handle.
     """
     if text.startswith("did:"):
         return parse_did(text)
@@ -44,22 +46,26 @@ def parse_actor(text: str, *, allow_test: bool = False) -> Did | Handle:
 
 
 def split_format(name: str) -> tuple[str, str | None]:
-    """An account and what is behind an ``@``, which is not the one that a handle may begin with."""
+    """Split a name into the account and the format after an ``@``, if there is one.
+
+    The ``@`` that a handle may begin with stays with the account.
+    """
     text, at, format_ = name[1:].partition("@")
     return name[:1] + text, format_ if at else None
 
 
 def parse_reference(text: str, *, allow_test: bool = False) -> Reference:
-    """Read what was pasted.
+    """Parse a pasted reference. These forms are accepted:
 
-    - a handle or a DID, and behind a space or slash a blob's CID
+    - a handle or a DID; after it, separated by a space or a slash, there may be a blob's CID
     - ``at://ACTOR``, ``at://ACTOR/COLLECTION/KEY``
-    - ``https://HOST/profile/ACTOR``, ``https://HOST/profile/ACTOR/post/KEY``: bsky.app's links, and
-      those of other apps of their shape
-    - a URL, of any host, or its path, by the grammar of ``proxy.urls``
+    - ``https://HOST/profile/ACTOR``, ``https://HOST/profile/ACTOR/post/KEY``: links of bsky.app,
+      and links of other apps with the same form
+    - a URL of any host, or its path, by the grammar of ``proxy.urls``
 
     Raises:
-        InvalidRequest: or a subclass that names the part that is wrong.
+        InvalidRequest: the reference has none of these forms; or a subclass for the part that is
+            wrong.
     """
     text = text.strip()
     if len(text) > MAX_LENGTH:
@@ -69,7 +75,7 @@ def parse_reference(text: str, *, allow_test: bool = False) -> Reference:
     if text.startswith(("https://", "http://", "/")):
         try:
             path = unquote(urlsplit(text).path)
-        except ValueError:  # its host is none
+        except ValueError:  # its host is not valid
             raise InvalidRequest(f"URL {text[:200]!a}") from None
         return _of_path(path.strip("/").split("/"), allow_test)
     actor, *cids = re.split(r"[\s/]+", text, maxsplit=1)

@@ -1,4 +1,4 @@
-"""Which owners, blobs or pairs a purge or a block means. Pure."""
+"""Selections: the owners, blobs or pairs that a purge or a block applies to. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from proxy.model.keys import BlobKey, Tag
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to purge: an owner's entries, a blob's of every owner, or (both) a pair's.
+    """Selects all blobs of an owner, a blob of every owner, or (with both) a blob of one owner.
 
     Raises:
-        ValueError: neither is given.
+        ValueError: neither a DID nor a CID is given.
     """
 
     did: Did | None = None
@@ -28,7 +28,7 @@ class Selection:
 
     @property
     def tag(self) -> Tag:
-        """What every blob that is selected has among its tags, and no other blob."""
+        """The tag that every selected blob has, and no other blob."""
         if self.did is not None and self.cid is not None:
             return BlobKey(self.did, self.cid)
         return cast("Did | Cid", self.did or self.cid)
@@ -44,20 +44,20 @@ class Selection:
 
 
 class Covering(Protocol):
-    """Which blobs and results are meant: those of a selection, of several, or all."""
+    """A set of blobs and their results: those of one selection, of several, or all."""
 
     @property
     def tags(self) -> AbstractSet[Tag] | None:
-        """What is meant is what has any of these tags; None: everything."""
+        """A blob is covered if it has any of these tags; None: all blobs are covered."""
         ...
 
     def covers_blob(self, blob: BlobKey) -> bool:
-        """Whether a blob is meant."""
+        """Whether a blob is covered."""
         ...
 
 
 class Selections:
-    """Several selections as one, asked in constant time."""
+    """Several selections as one. ``covers_blob`` takes constant time."""
 
     def __init__(self, selections: Iterable[Selection]) -> None:
         self._tags = frozenset(each.tag for each in selections)
@@ -73,7 +73,7 @@ class Selections:
 
 
 class Everything:
-    """All there is."""
+    """Covers all blobs."""
 
     tags: AbstractSet[Tag] | None = None
 
