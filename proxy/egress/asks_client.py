@@ -69,7 +69,7 @@ class _Session(asks.Session):  # type: ignore[misc]
                     stream=True,
                     follow_redirects=False,
                     retries=0,
-                    connection_timeout=None,  # the caller has the deadline
+                    connection_timeout=None,  # the caller sets the deadline
                 )
         except BadAnswer as error:
             if self._socket is None or self._socket.received:

@@ -66,9 +66,9 @@ class Asker:
 
 @asynccontextmanager
 async def running(
-    nursery: trio.Nursery, *, queue_size: int = 4, workers: int = 2, per_host: int = 2
+    nursery: trio.Nursery, *, queue_size: int = 4, consumers: int = 2, per_host: int = 2
 ) -> AsyncIterator[tuple[FetchChannel, Asker]]:
-    channel = FetchChannel(queue_size=queue_size, consumers=workers, per_host=per_host)
+    channel = FetchChannel(queue_size=queue_size, consumers=consumers, per_host=per_host)
     nursery.start_soon(channel.run)
     await trio.testing.wait_all_tasks_blocked()
     asker = Asker(nursery, channel)
@@ -77,11 +77,11 @@ async def running(
     assert channel.statistics() == IDLE
 
 
-async def test_no_more_fetches_run_than_there_are_workers(
+async def test_no_more_fetches_run_than_there_are_consumers(
     nursery: trio.Nursery,
 ) -> None:
-    """Catches: a channel without workers bound runs everything at once."""
-    async with running(nursery, queue_size=100, workers=3, per_host=3) as (channel, asker):
+    """Catches: a channel without a limit of consumers runs everything at once."""
+    async with running(nursery, queue_size=100, consumers=3, per_host=3) as (channel, asker):
         for number in range(40):
             asker.ask(f"host{number}")
         await trio.testing.wait_all_tasks_blocked()
@@ -92,7 +92,7 @@ async def test_no_more_fetches_run_than_there_are_workers(
 
 async def test_a_full_channel_refuses_at_once(nursery: trio.Nursery) -> None:
     """Catches: a full channel lets its callers wait."""
-    async with running(nursery, queue_size=4, workers=2) as (channel, asker):
+    async with running(nursery, queue_size=4, consumers=2) as (channel, asker):
         for number in range(6):
             asker.ask(f"host{number}")
             await trio.testing.wait_all_tasks_blocked()
@@ -115,9 +115,9 @@ async def test_a_channel_that_was_full_takes_fetches_again(nursery: trio.Nursery
     assert "later" in asker.answered
 
 
-async def test_one_host_leaves_workers_to_the_others(nursery: trio.Nursery) -> None:
-    """Catches: one host takes every worker."""
-    async with running(nursery, queue_size=20, workers=4, per_host=2) as (channel, asker):
+async def test_one_host_leaves_consumers_to_the_others(nursery: trio.Nursery) -> None:
+    """Catches: one host takes every consumer."""
+    async with running(nursery, queue_size=20, consumers=4, per_host=2) as (channel, asker):
         for number in range(6):
             asker.ask("hangs", name=f"hangs {number}")
         await trio.testing.wait_all_tasks_blocked()
@@ -134,7 +134,7 @@ async def test_one_host_leaves_room_in_the_queue_to_the_others(
     nursery: trio.Nursery, at_once: bool
 ) -> None:
     """Catches: one host takes the whole waiting room."""
-    async with running(nursery, queue_size=8, workers=4, per_host=2) as (_, asker):
+    async with running(nursery, queue_size=8, consumers=4, per_host=2) as (_, asker):
         for _ in range(50):
             asker.ask("hangs")
             if not at_once:
@@ -148,7 +148,7 @@ async def test_one_host_leaves_room_in_the_queue_to_the_others(
 
 async def test_parked_fetches_are_served_in_their_order(nursery: trio.Nursery) -> None:
     """Catches: parked fetches are served last in first out."""
-    async with running(nursery, queue_size=20, workers=4, per_host=1) as (_, asker):
+    async with running(nursery, queue_size=20, consumers=4, per_host=1) as (_, asker):
         names = [f"number {number}" for number in range(6)]
         for name in names:
             asker.ask("host", name=name)
@@ -158,7 +158,7 @@ async def test_parked_fetches_are_served_in_their_order(nursery: trio.Nursery) -
 
 async def test_queued_fetches_are_served_in_their_order(nursery: trio.Nursery) -> None:
     """Catches: queued fetches are served last in first out."""
-    async with running(nursery, queue_size=20, workers=1, per_host=1) as (_, asker):
+    async with running(nursery, queue_size=20, consumers=1, per_host=1) as (_, asker):
         names = [f"host{number}" for number in range(6)]
         for name in names:
             asker.ask(name)
@@ -174,7 +174,7 @@ async def test_queued_fetches_are_served_in_their_order(nursery: trio.Nursery) -
 @pytest.mark.parametrize("place", ["running", "parked", "queued", "all"])
 async def test_a_cancelled_wait_frees_its_place(nursery: trio.Nursery, place: str) -> None:
     """Catches: a caller that leaves keeps its place in the queue."""
-    async with running(nursery, queue_size=20, workers=3, per_host=1) as (channel, asker):
+    async with running(nursery, queue_size=20, consumers=3, per_host=1) as (channel, asker):
         scopes = {"running": asker.ask("a")}
         await trio.testing.wait_all_tasks_blocked()
         scopes["parked"] = asker.ask("a")
@@ -194,11 +194,11 @@ async def test_a_cancelled_wait_frees_its_place(nursery: trio.Nursery, place: st
     assert len(asker.answered) == 5 - len(left)
 
 
-async def test_a_cancelled_fetch_frees_its_worker_at_once(
+async def test_a_cancelled_fetch_frees_its_consumer_at_once(
     nursery: trio.Nursery,
 ) -> None:
-    """Catches: a cancelled fetch keeps its worker until it would have ended."""
-    async with running(nursery, workers=1, per_host=1) as (_, asker):
+    """Catches: a cancelled fetch keeps its consumer until it would have ended."""
+    async with running(nursery, consumers=1, per_host=1) as (_, asker):
         scope = asker.ask("hangs")
         await trio.testing.wait_all_tasks_blocked()
         asker.ask("next")
@@ -211,13 +211,13 @@ async def test_a_fetch_that_never_began_is_busy_and_no_timeout_of_the_server(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Catches: a fetch that never began is the server's timeout."""
-    async with running(nursery, workers=1, per_host=1) as (channel, asker):
+    async with running(nursery, consumers=1, per_host=1) as (channel, asker):
         asker.ask("hangs")
         await trio.testing.wait_all_tasks_blocked()
         asker.ask("queued", timeout=5)
         asker.ask("hangs", name="parked", timeout=5)
         await trio.sleep(6)
-        # They got no worker: that is our saturation, and no failure of their hosts.
+        # They got no consumer: this is our saturation, not a failure of their hosts.
         assert sorted(asker.refused) == ["parked", "queued"]
         assert channel.statistics() == ChannelStatistics(waiting=0, running=1)
 
@@ -226,7 +226,7 @@ async def test_time_in_the_queue_counts(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Catches: time in the queue does not count."""
-    async with running(nursery, workers=1, per_host=1) as (channel, asker):
+    async with running(nursery, consumers=1, per_host=1) as (channel, asker):
         scope = asker.ask("first")
         await trio.testing.wait_all_tasks_blocked()
         asker.ask("second", timeout=10)
@@ -240,16 +240,16 @@ async def test_time_in_the_queue_counts(
 
 
 @pytest.mark.parametrize("error", [BadAnswer("broken"), ZeroDivisionError()], ids=["ours", "not"])
-async def test_a_failure_reaches_its_caller_and_leaves_the_worker(
+async def test_a_failure_reaches_its_caller_and_leaves_the_consumer(
     nursery: trio.Nursery, error: Exception
 ) -> None:
-    """Catches: a failure ends the worker or reaches nobody."""
+    """Catches: a failure ends the consumer or reaches nobody."""
 
     async def fail() -> Response:
         await trio.lowlevel.checkpoint()
         raise error
 
-    async with running(nursery, workers=1, per_host=1) as (channel, _):
+    async with running(nursery, consumers=1, per_host=1) as (channel, _):
         for _ in range(3):
             with pytest.raises(type(error)):
                 await channel.submit("host", fail, timeout=LONG)
@@ -261,10 +261,10 @@ async def test_a_failure_reaches_its_caller_and_leaves_the_worker(
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_a_cancellation_anywhere_leaves_no_worker_and_no_place_taken(
+async def test_a_cancellation_anywhere_leaves_no_consumer_and_no_place_taken(
     nursery: trio.Nursery, after: bool
 ) -> None:
-    """Catches: a cancellation somewhere leaves a worker or a place taken."""
+    """Catches: a cancellation somewhere leaves a consumer or a place taken."""
     channel = FetchChannel(queue_size=4, consumers=2, per_host=1)
     nursery.start_soon(channel.run)
 

@@ -94,7 +94,7 @@ async def test_the_gateway_looks_for_expired_connections_again_and_again(
 async def test_a_host_that_refuses_costs_no_more_connections_once_its_circuit_is_open(
     world: World, site: Site, gateway: Gateway, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Catches a dead host that takes a worker for each request, and one that is never tried again.
+    """Catches a dead host that takes a consumer for each request, or is never tried again.
 
     A fetch tries a connection twice.
     """

@@ -187,7 +187,7 @@ async def test_a_body_that_slows_to_a_trickle_is_cut(
     passes: bool,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Catches: a rate that is judged by the whole fetch lets a trickle hold a worker."""
+    """Catches: a rate that is judged by the whole fetch lets a trickle hold a consumer."""
     body = bytes(20_000)
     answers_at(site, "/slow", body)
     site.fault = faults.trickle(rate, at_once=128)
@@ -566,10 +566,10 @@ FETCHES = {
 
 @pytest.mark.parametrize("after", [False, True], ids=["before a step", "after a step"])
 @pytest.mark.parametrize("played", FETCHES.values(), ids=FETCHES.keys())
-async def test_a_cancellation_anywhere_leaves_no_socket_no_worker_and_no_place(
+async def test_a_cancellation_anywhere_leaves_no_socket_no_consumer_and_no_place(
     client_world: World, site: Site, played: list[Fault], after: bool
 ) -> None:
-    """Catches: a cancellation somewhere leaves a socket a worker or a place."""
+    """Catches: a cancellation somewhere leaves a socket a consumer or a place."""
     async with running_gateway(client_world) as gateway:
 
         async def attempt() -> None:
