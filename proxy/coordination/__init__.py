@@ -1,1 +1,1 @@
-"""What several processes that share one cache folder need of one another."""
+"""Coordinates several processes that share one cache folder."""

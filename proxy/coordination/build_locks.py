@@ -22,10 +22,11 @@ import trio
 from proxy.model.keys import ImageKey
 
 FIRST_POLL_SECONDS = 0.01
-"""How soon a lock that another process holds is tried again. A try is one system call."""
+"""The first pause before a lock that another process holds is tried again. A try is one system
+call."""
 
 POLL_GROWTH = 1.25
-"""Each pause is longer than the one before by this factor: at most a fifth of the wait is lost."""
+"""Each pause is this many times as long as the one before: at most a fifth of the wait is lost."""
 
 LONGEST_POLL_SECONDS = 0.25
 """The longest pause between two tries."""
@@ -39,8 +40,8 @@ class BuildLocks:
     Args:
         path: the file; made, with its folder, when it is first used. No other code of this
             process may open it: closing any descriptor of a file drops a process's locks on it.
-        timeout: seconds to wait for another process, which may be stopped or hang. After them
-            the work is done twice.
+        timeout: seconds to wait for another process, which may be stopped or hang. After this
+            time the work is done twice.
     """
 
     def __init__(self, path: Path, *, timeout: float) -> None:
@@ -53,8 +54,8 @@ class BuildLocks:
     async def acquire(self, key: ImageKey) -> tuple[Callable[[], None], bool]:
         """Wait until no other process makes the result of ``key``, and lock it.
 
-        Cancellation leaves no lock behind. Nothing is locked after ``timeout`` seconds, nor, at
-        once, where the file cannot be used: the work may then be done twice.
+        Cancellation leaves no lock behind. After ``timeout`` seconds this returns without a lock.
+        If the file cannot be used, it does so at once. The work may then be done twice.
 
         Returns:
             A function that releases the lock, to be called once; and whether the lock was held
@@ -95,7 +96,7 @@ class BuildLocks:
         return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _try(self, byte: int) -> bool:
-        if byte in self._held:  # by a write of this process that is not done yet
+        if byte in self._held:  # a write of this process is still going on
             return False
         if self._descriptor is not None:
             try:

@@ -1,4 +1,4 @@
-"""Whether an SQLite file has changed, asked many times a second without reading it."""
+"""Tells whether an SQLite file has changed, many times a second, without reading its rows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from proxy.shared.sqlite import BUSY_SECONDS
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """Two that are equal say that nothing happened between them.
+    """The state of the file at one moment. If two stamps are equal, nothing happened between them.
 
     Attributes:
-        file: which file it is: another one has another.
-        content: its time and size; a checkpoint of the log changes them, and damage from outside.
-        commits: changes with every commit of any other connection; None: that cannot be told.
+        file: identifies the file: a different file has a different value.
+        content: its time and size. A checkpoint of the log changes them, and so does damage from
+            outside.
+        commits: changes with every commit of any other connection; None: it is not known.
     """
 
     file: tuple[int, int]
@@ -36,7 +37,7 @@ class ChangeWatch:
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> None:
-        """Begin anew; the file must be there."""
+        """Start watching from the beginning; the file must exist."""
         self.close()
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode=rw",
@@ -47,7 +48,7 @@ class ChangeWatch:
         )
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            # From here on it waits for nobody: what it cannot tell at once, it does not tell.
+            # From now on a query does not wait for locks: it answers at once, or fails.
             connection.execute("PRAGMA busy_timeout = 0").fetchone()
         except BaseException:
             connection.close()
@@ -55,13 +56,13 @@ class ChangeWatch:
         self._connection = connection
 
     def close(self) -> None:
-        """Look no more. Idempotent."""
+        """Stop watching. Idempotent."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def stamp(self) -> Stamp:
-        """The file as it is. Its commits are told by memory that processes share (WAL-index)."""
+        """The current state of the file. Commits are seen in shared memory (the WAL-index)."""
         if self._connection is None:
             raise sqlite3.ProgrammingError("not open")
         status = os.stat(self._path)

@@ -1,4 +1,4 @@
-"""Locks on files (flock). The kernel frees one when its process is gone, however that happened."""
+"""Locks on files (flock). The kernel frees a lock when its process ends, for whatever reason."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def try_lock(file: Path, flags: int = 0) -> int | None:
-    """A descriptor that holds the lock of ``file`` until it is closed; None: another one has it.
+    """A descriptor that holds the lock of ``file`` until it is closed; None: it is already locked.
 
     Args:
-        flags: of open(2), beside those for reading and writing.
+        flags: flags for open(2), in addition to those for reading and writing.
 
     Raises:
         OSError: the file cannot be opened or locked.

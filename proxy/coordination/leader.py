@@ -1,7 +1,7 @@
-"""Chores that one process does for all that share a folder: whose turn it is.
+"""Chooses the process that does a chore for all processes that share a folder: the leader.
 
-A turn is a file that its holder keeps locked (flock). The kernel unlocks it when the process is
-gone, however that happened, and another one takes over.
+The leader keeps a file locked (flock). When its process ends, for whatever reason, the kernel
+unlocks the file, and another process takes over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import trio
 from proxy.coordination.file_lock import try_lock
 
 TURN_SECONDS = 5.0
-"""How often a process asks whether the turn has become free."""
+"""How often a process tries to become the leader."""
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ class Leadership:
         self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Whether it is this process's turn now; it stays so until ``give_up``. Idempotent.
+        """Whether this process is now the leader. It stays so until ``give_up``. Idempotent.
 
         Raises:
             OSError: the file cannot be made or locked.
@@ -45,25 +45,25 @@ class Leadership:
         return self._descriptor is not None
 
     def give_up(self) -> None:
-        """Leave the turn to another process. Idempotent."""
+        """Let another process become the leader. Idempotent."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
-async def as_leader(turn: Leadership, chore: Callable[[], Awaitable[None]]) -> None:
-    """Wait for the turn, then do ``chore``; at its end, also by cancellation, the turn is free."""
+async def as_leader(leadership: Leadership, chore: Callable[[], Awaitable[None]]) -> None:
+    """Wait to become the leader, then do ``chore``. After it, or on cancellation, give up."""
     try:
-        await _take(turn)
+        await _take(leadership)
         await chore()
     finally:
-        turn.give_up()
+        leadership.give_up()
 
 
-async def _take(turn: Leadership) -> None:
+async def _take(leadership: Leadership) -> None:
     while True:
         try:
-            if await trio.to_thread.run_sync(turn.take):
+            if await trio.to_thread.run_sync(leadership.take):
                 return
         except OSError as error:
             log.error("a chore's turn cannot be taken", error=str(error))

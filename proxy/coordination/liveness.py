@@ -1,7 +1,7 @@
-"""Which processes share a folder, and which of them have ended, however that happened.
+"""Tells which processes share a folder, and which of them have ended, for whatever reason.
 
-A mark is a file that its process holds locked (flock). The kernel unlocks it when the process is
-gone, so what a dead one left behind can be told from the work of one that lives.
+A mark is a file that its process keeps locked (flock). The kernel unlocks it when the process
+ends. So the files of an ended process can be distinguished from those of a running one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _NUMBER_BYTES = 8
 
 
 class Liveness:
-    """This process's mark among those in ``folder``. Blocks, for as long as a disk takes.
+    """This process's mark among those in ``folder``. Blocks, for as long as the disk takes.
 
-    ``enter``, ``leave``, ``note`` and ``bury`` are for one thread at a time, the rest for any.
+    Only one thread at a time may call ``enter``, ``leave``, ``note`` and ``bury``. Any thread may
+    call the rest.
 
     Attributes:
-        token: names this mark, on every machine and in every container.
+        token: the name of this mark, unique across machines and containers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +37,7 @@ class Liveness:
         self._descriptor: int | None = None
 
     def enter(self) -> None:
-        """Leave the mark; ``leave`` or the end of the process takes it away. Idempotent.
+        """Make the mark; ``leave`` or the end of the process removes it. Idempotent.
 
         Raises:
             OSError: the folder cannot be written.
@@ -48,7 +49,7 @@ class Liveness:
         descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Named only now that it is locked: nobody takes it for a dead one's.
+            # It gets its name after it is locked, so that no process takes it for an ended one's.
             new.rename(self._folder / self.token)
         except BaseException:
             os.close(descriptor)
@@ -58,7 +59,7 @@ class Liveness:
         self._descriptor = descriptor
 
     def leave(self) -> None:
-        """Take the mark away. Idempotent."""
+        """Remove the mark. Idempotent."""
         if self._descriptor is None:
             return
         with suppress(OSError):
@@ -67,17 +68,17 @@ class Liveness:
         self._descriptor = None
 
     def note(self, number: int) -> None:
-        """Leave a number with the mark, for other processes to read.
+        """Write a number into the mark, for other processes to read.
 
         Raises:
-            OSError: the mark is not there (any more).
+            OSError: the mark does not exist (any more).
         """
         if self._descriptor is None or not self.is_there():
             raise FileNotFoundError(errno.ENOENT, "the mark is gone", self.token)
         os.pwrite(self._descriptor, number.to_bytes(_NUMBER_BYTES, "big"), 0)
 
     def noted(self, token: str) -> int | None:
-        """The number that was left with a mark, 0 before there is one; None: it is gone.
+        """The number in a mark, 0 before one is written; None: the mark is gone.
 
         Raises:
             OSError: it cannot be read.
@@ -88,11 +89,11 @@ class Liveness:
             return None
 
     def is_there(self) -> bool:
-        """Whether the mark was left, and nobody deleted its file."""
+        """Whether the mark was made, and its file was not deleted."""
         return self._descriptor is not None and os.fstat(self._descriptor).st_nlink > 0
 
     def living(self) -> frozenset[str]:
-        """The tokens of all marks whose process runs, this one's among them.
+        """The tokens of all marks whose process is running, including this process's own.
 
         Raises:
             OSError: the folder cannot be read.
@@ -100,9 +101,9 @@ class Liveness:
         return frozenset(token for token in self._marks() if self._lives(token))
 
     def bury(self) -> frozenset[str]:
-        """Take away the marks of processes that have ended; their tokens.
+        """Remove the marks of processes that have ended, and return their tokens.
 
-        Each is reported to one caller alone, also when several look at once.
+        Each token is returned to only one caller, also when several look at the same time.
 
         Raises:
             OSError: the folder cannot be read or written.
@@ -133,14 +134,14 @@ class Liveness:
             return False
         try:
             (self._folder / token).unlink()
-        except FileNotFoundError:  # another process took it while this one waited for nothing
+        except FileNotFoundError:  # another process removed it first
             return False
         finally:
             os.close(descriptor)
         return True
 
     def _locked(self, token: str) -> int | None:
-        """A descriptor that holds the lock of a mark; None where it is held, or gone."""
+        """A descriptor that holds the lock of a mark; None if the mark is locked, or gone."""
         try:
             return try_lock(self._folder / token)
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Which processes follow decisions, and how far each has come.
+"""Tells which processes follow decisions, and which version each of them has in force.
 
-Each leaves a mark in a shared folder with the version that it has in force. Nothing of that needs
-to outlive a process, so it costs no commit.
+Each process writes this version into its mark in a shared folder. It does not need to outlive the
+process, so it costs no commit.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from pathlib import Path
 from proxy.coordination.liveness import Liveness
 
 SERVES_NOTHING = 2**63 - 1
-"""Noted instead of a version: whatever is decided, this process does not act against it."""
+"""Noted instead of a version: this process serves nothing, so it cannot violate a decision."""
 
 
 class Replicas:
-    """This process among those that share ``folder``. Blocks, for as long as its disk takes.
+    """This process among those that share ``folder``. Blocks, for as long as the disk takes.
 
-    ``enter``, ``note``, ``is_there`` and ``leave`` are for one thread at a time, the rest for any.
-    Every method may raise ``OSError``: the folder cannot be read or written.
+    Only one thread at a time may call ``enter``, ``note``, ``is_there`` and ``leave``. Any thread
+    may call the rest. Every method may raise ``OSError``: the folder cannot be read or written.
 
     Attributes:
-        token: names this process.
+        token: the name of this process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,36 +29,36 @@ class Replicas:
         self.token = self._liveness.token
 
     def enter(self) -> None:
-        """Be there, serving nothing. The marks of those that have ended are taken away."""
+        """Join, serving nothing yet. Removes the marks of processes that have ended."""
         self._liveness.bury()
-        # Anew: somebody may have deleted the folder.
+        # Make the mark again: somebody may have deleted the folder.
         self._liveness.leave()
         self._liveness.enter()
         self._liveness.note(SERVES_NOTHING)
 
     def note(self, version: int) -> None:
-        """Say that ``version`` is in force here, and be waited for when there is a later one."""
+        """Note that ``version`` is in force here. From now on others wait for this process."""
         self._liveness.note(version)
 
     def is_there(self) -> bool:
-        """Whether others know of this process."""
+        """Whether other processes can see this process."""
         return self._liveness.is_there()
 
     def leave(self) -> None:
-        """Be no longer there. Idempotent."""
+        """Leave the processes that share the folder. Idempotent."""
         self._liveness.leave()
 
     def living(self) -> frozenset[str]:
-        """The tokens of all that live."""
+        """The tokens of all running processes."""
         return self._liveness.living()
 
     def serving(self) -> int:
-        """How many others live and have something in force."""
+        """The number of other running processes that have a version in force."""
         noted = (self._liveness.noted(token) for token in self.living() - {self.token})
         return sum(number is not None and number != SERVES_NOTHING for number in noted)
 
     def late(self, version: int) -> frozenset[str]:
-        """The tokens of those that have not said that ``version`` is in force."""
+        """The tokens of the processes that have not noted that ``version`` is in force."""
         late = set()
         for token in self.living():
             noted = self._liveness.noted(token)
