@@ -1,9 +1,9 @@
-"""What blocks cost: hits and memory with a million against none, a bulk, and a single one.
+"""The cost of blocks: hits and memory with a million and with none, a bulk, and single ones.
 
-Two proxies serve the same images from memory, one with blocks for all the world and one without,
-in turn, several rounds of it. Then ``blocks add --file`` with a proxy of two workers that obeys,
-and single blocks, each until both workers obey and it is purged. Prints the spread; exits with 1
-when a request failed, or a block was not kept.
+Two proxies serve the same images from memory, one with a million blocks and one without. They are
+measured alternately, for several rounds. Then ``blocks add --file`` runs with a proxy of two
+workers that follows, and single blocks, each until it is in force in both workers and purged.
+Prints the spread; exits with 1 when a request failed, or a block was not kept.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Bench:
                 self.found.resident[name] = resident(server.process.pid)
 
     async def decisions(self) -> None:
-        """A bulk, and single blocks, while a proxy of two workers obeys."""
+        """A bulk, and single blocks, while a proxy of two workers follows."""
         config = self._config("workers")
         before = list(selections(self._plan.bulk, 2))
         file = self._folder / "bulk"

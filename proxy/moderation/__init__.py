@@ -1,1 +1,1 @@
-"""What the operator, and those the operator trusts, want not to be served."""
+"""Blocks content that the operator, or services that the operator trusts, do not want served."""

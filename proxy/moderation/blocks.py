@@ -1,7 +1,8 @@
-"""What is blocked, as this process knows it: followed, in memory, and nothing when in doubt.
+"""The blocks that this process has in memory. It follows changes of the store. In
+doubt, nothing is served.
 
 A change is read in a thread and comes into force on the event loop, between two steps of any
-request: none can be checked before it and answered after it without having begun before it.
+request. So a request that begins after the change is always checked against it.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Blocks:
         return self.problem is not None or self._blocked.covers(blob)
 
     def check(self, blob: BlobKey) -> None:
-        """Pass what may be served. Microseconds; asks memory.
+        """Return if ``blob`` may be served. Takes microseconds; asks memory.
 
         Raises:
             BlobBlocked: the owner, the blob or the pair is blocked.
@@ -112,7 +113,7 @@ class Blocks:
             raise BlobBlocked(f"{blob.did} {blob.cid} is blocked")
 
     def nudge(self) -> None:
-        """Have a change of this process followed at once."""
+        """Make this process follow its own change at once."""
         self._nudged.set()
 
     async def follow(

@@ -1,4 +1,4 @@
-"""What may be served: the one place that asks the operator's blocks and the policy service."""
+"""Decides what may be served: the only place that asks the blocks and the policy service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sources of decisions (routes, commands, labelers, account events) ask of moderation.
+"""The interface of moderation for sources of decisions: routes, commands, labelers, account events.
 
 Pure.
 """

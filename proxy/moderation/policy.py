@@ -1,7 +1,7 @@
-"""The policy service: somebody else's word on each blob, asked before it is served.
+"""The policy service: an external service that is asked about each blob before it is served.
 
-``GET {policy.url}/{did}/{cid}`` answers 200 to permit and 410 to take down. Anything else is no
-answer, and what nobody permitted is not served, unless ``policy.fail_open`` says so.
+``GET {policy.url}/{did}/{cid}`` answers 200 to permit and 410 to take down. Anything else is not
+an answer: the blob is then not served, unless ``policy.fail_open`` is on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Whether what is cached is still at its PDS: what was taken down or deleted there, goes here too.
+"""Purges cached blobs that were taken down or deleted at their PDS.
 
-Each cached blob is asked for once in ``cache.revalidate_days``, by its head alone. What its PDS no
-longer gives out is purged. A PDS that cannot be asked proves nothing: its blobs stay, and are asked
-for again with the next sweep.
+Each cached blob is asked for once in ``cache.revalidate_days``, without reading it. A blob that its
+PDS no longer gives out is purged. If a PDS cannot be asked, its blobs stay, and are asked for
+again in the next sweep.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from proxy.model.selection import Selection
 from proxy.moderation.interface import Decisions
 
 BY = "revalidation"
-"""Who purges, as the audit shows it."""
+"""The name of the decider in the audit."""
 
 DUE = 0.9
 """Part of the age after which a blob is asked for: the rest is time to get round to it."""

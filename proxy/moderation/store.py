@@ -1,7 +1,7 @@
-"""The file that moderation is kept in: blocks, who decided what, purges, and cursors.
+"""The file that stores moderation: blocks, the audit of decisions, purges, and cursors.
 
-Every decision is a row of ``audit``, and those rows are also what other processes follow: a row
-names what changed, and the state of ``blocks`` says to what. All of it blocks; for threads.
+Every decision is a row of ``audit``, and other processes follow these rows. A row names the owner,
+blob or pair that changed; ``blocks`` has its current state. All calls block; they are for threads.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from proxy.shared.sqlite import Database
 FILE_NAME = "moderation.sqlite3"
 
 OLDER_NAME = "blocks.sqlite3"
-"""What blocks alone were kept in before there was more to keep."""
+"""The file of older versions, which stored only blocks."""
 
 Action = Literal["block", "lift", "purge"]
 
 ADMIN = "admin"
-"""Whose the blocks of older versions are: the one token they knew is this one's."""
+"""The name that blocks of older versions belong to: those versions had only its token."""
 
 PAGE = 1000
 """Rows that a listing reads at once: no reader of it, however slow, holds a transaction open."""
@@ -272,7 +272,7 @@ class ModerationStore:
         return [Purge(*row) for row in rows]
 
     def claim(self, purge: Purge, owner: str) -> bool:
-        """Make an unfinished purge ``owner``'s; False where somebody else was faster."""
+        """Give an unfinished purge to ``owner``; False if another process was faster."""
         with self._writing() as connection:
             claimed = connection.execute(
                 "UPDATE purges SET owner = ? WHERE id = ? AND owner = ? AND removed IS NULL",
@@ -440,7 +440,7 @@ class ModerationStore:
     def _take_over(self) -> None:
         """Bring in the blocks of an older version, once; its file stays where it is.
 
-        A process of that version that still runs goes on obeying its file, so it is not moved.
+        A process of that version that still runs goes on applying its file, so it is not moved.
         """
         if self._looked_for_older:
             return

@@ -1,1 +1,1 @@
-"""What the CDN before this service has to forget: a durable queue, and who works through it."""
+"""Purges the CDN in front of this service: a durable queue, and the task that sends it."""

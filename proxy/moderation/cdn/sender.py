@@ -55,17 +55,17 @@ def pause_after(failures: int, wait: float, chance: float) -> float:
 
 
 class CdnSender:
-    """Queues what is to be purged, and sees to it.
+    """Queues blobs that the CDN must purge, and sends them to it.
 
     Args:
         config: its presets and public URLs.
         api: the CDN; None: there is none, and nothing is queued.
         network: what the CDN is reached over.
-        turn: one process at a time sends.
+        turn: the right to send, which one process at a time has.
         on_request: called with ``"ok"`` or ``"failed"`` for each request to the CDN.
 
     Attributes:
-        pending: blobs that waited when this process last looked; 0 while it is another's turn.
+        pending: blobs that waited when this process last looked; 0 while another process sends.
     """
 
     def __init__(
@@ -98,9 +98,9 @@ class CdnSender:
             await self._in_thread(partial(self._queue.add, blobs))
 
     async def run(self) -> None:
-        """Send until cancelled, whenever it is this process's turn; at once, if there is no CDN.
+        """Send until cancelled, while this process is the leader. Returns at once without a CDN.
 
-        Cancellation leaves in the queue what was not confirmed: it is sent again.
+        On cancellation, blobs that the CDN has not confirmed stay in the queue and are sent again.
         """
         if self._api is None:
             return

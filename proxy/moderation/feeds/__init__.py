@@ -1,1 +1,1 @@
-"""Streams of events that are followed: labels, and what becomes of accounts."""
+"""Follows streams of events: labels, and changes of accounts."""

@@ -1,4 +1,4 @@
-"""What becomes of accounts: followed from a Jetstream or a relay."""
+"""Follows changes of accounts, from a Jetstream or a relay."""
 
 from __future__ import annotations
 
