@@ -1,4 +1,4 @@
-"""Which owners, blobs and pairs are blocked: a million cost 20 MB, and asking a microsecond.
+"""The set of blocked owners, blobs and pairs. A million take 20 MB; a check takes a microsecond.
 
 Pure. Strings in a set would cost ten times that, in every process.
 """

@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 5.0
 LOOK_SECONDS = 0.005
 
 FINISH_SECONDS = 5.0
-"""How often purges are looked for that nobody is at any more."""
+"""How often abandoned purges are looked for."""
 
 AT_ONCE = 2000
 """Decisions of a bulk in one transaction, and that other processes follow in one step."""
@@ -139,7 +139,7 @@ class Moderator:
         await self._in_thread(partial(self.store.set_cursor, stream, cursor))
 
     async def keep_finishing(self) -> None:
-        """Finish purges that nobody is at any more, now and from time to time, until cancelled."""
+        """Finish abandoned purges, now and from time to time, until cancelled."""
         async with aclosing(periodic(FINISH_SECONDS)) as ticks:
             async for _ in ticks:
                 if self._is_pending():

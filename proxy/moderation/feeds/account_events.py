@@ -18,7 +18,7 @@ class AccountEvent:
     """Something happened to an account or its identity.
 
     Attributes:
-        did: None where it is none that is served here.
+        did: None if it is not a DID that is served here.
         cursor: where the stream goes on after it.
         inactive: why it is not active, such as ``deleted`` ("" where that is not said); None
             where it is active, or the event is about its identity.

@@ -1,4 +1,4 @@
-"""How long to leave a stream alone that ended. Pure; time and chance are arguments."""
+"""Computes the wait before a stream that ended is tried again. Pure; takes time and chance."""
 
 from __future__ import annotations
 

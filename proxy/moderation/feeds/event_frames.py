@@ -79,7 +79,7 @@ def seq_of(body: dict[str, Any]) -> int:
     """The sequence number of a message.
 
     Raises:
-        BadFrame: none, or none that a cursor can be.
+        BadFrame: it is missing, or cannot be a cursor.
     """
     seq = body.get("seq")
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 < seq < MAX_SEQ:

@@ -52,7 +52,7 @@ class LabelerIdentity:
     """What a labeler's DID document says.
 
     Attributes:
-        key: None where it has none that can be used: no label of its is valid then.
+        key: None if it has no usable key: then none of its labels is valid.
     """
 
     endpoint: str

@@ -1,4 +1,4 @@
-"""Labels: what one says, whom it is about, and what was signed (atproto, Label specification).
+"""Labels: fields, subjects, and the bytes that are signed (atproto, Label specification).
 
 Pure, total.
 """
@@ -151,7 +151,7 @@ def selection_of(did: Did, cid: Cid, scope: Scope) -> Selection:
 def blobs_of(record: object) -> frozenset[Cid]:
     """The blobs that a record refers to, in JSON (atproto, Data Model, "Blob Type").
 
-    What is no reference, or to no blob that could be asked for here, is passed over.
+    Other values are skipped, and so are references to blobs that cannot be asked for here.
     """
     found: set[Cid] = set()
     left: list[object] = [record]
