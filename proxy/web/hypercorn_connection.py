@@ -10,6 +10,7 @@ from types import CodeType
 from typing import Any
 
 import h11
+import hypercorn.protocol
 import hypercorn.trio.run
 import structlog
 import trio
@@ -19,6 +20,7 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
 from proxy.config import ConfigError
+from proxy.web.hypercorn_protocols import Http1, Http2
 
 MAX_JOINED = 256 * 1024
 """Bytes of a body up to which joining it to the head costs less than a second write."""
@@ -80,9 +82,7 @@ class IdleTimer:
 class Connection(TCPServer):
     """Hypercorn's connection, with five differences.
 
-    1. An exception ends only this connection. In Hypercorn it ends the server, and one request
-    can cause it: an upgrade to a WebSocket with a byte after it (Hypercorn's issue 225), or an
-    upgrade to HTTP/2 whose settings do not decode.
+    1. An exception ends only this connection. In Hypercorn it ends the server.
 
     2. The connection can be ended while its client does not read. Hypercorn shields its sends from
     cancellation, so one such client would keep the process from ending. Closing the socket ends
@@ -179,19 +179,32 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "hypercorn.trio.task_group.TaskGroup.spawn": ("func", "args"),
     "hypercorn.trio.worker_context.WorkerContext.__init__": ("terminated",),
     "hypercorn.trio.worker_context.EventWrapper.is_set": (),
-    "hypercorn.protocol.ProtocolWrapper.__init__": ("protocol",),
-    "hypercorn.protocol.h11.H11Protocol.__init__": ("connection",),
+    "hypercorn.protocol.ProtocolWrapper.__init__": ("H11Protocol", "H2Protocol", "protocol"),
+    "hypercorn.protocol.h11.H11Protocol.__init__": ("connection", "h11_max_incomplete_size"),
+    "hypercorn.protocol.h11.H11Protocol._handle_events": (
+        "RemoteProtocolError",
+        "_check_protocol",
+        "_send_error_response",
+        "error_status_hint",
+        "next_event",
+    ),
+    "hypercorn.protocol.h11.H11Protocol._send_h11_event": ("connection",),
+    "hypercorn.protocol.h2.H2Protocol.__init__": ("connection", "local_settings", "streams"),
+    "hypercorn.protocol.h2.H2Protocol.handle": ("_handle_events", "closed", "receive_data"),
+    "hypercorn.protocol.h2.H2Protocol._handle_events": ("_create_stream", "streams"),
+    "hypercorn.protocol.h2.H2Protocol.stream_send": ("Body", "Response"),
+    "hypercorn.protocol.h2.H2Protocol._flush": ("data_to_send",),
     "hypercorn.events.RawData.__init__": ("data",),
     "hypercorn.events.Updated.__init__": ("idle",),
 }
-"""The Hypercorn functions that ``Connection`` depends on, each with names it must use.
+"""The Hypercorn functions that our classes depend on, each with names it must use.
 
 They are not public, and may change with any release.
 """
 
 
 def check_hypercorn() -> None:
-    """Raise ``ConfigError`` if Hypercorn's structure does not fit ``Connection``."""
+    """Raise ``ConfigError`` if Hypercorn's structure does not fit our classes."""
     for function, names in PARTS.items():
         code = _code_of(function)
         if code is None or not {*code.co_names, *code.co_varnames} >= {*names}:
@@ -211,11 +224,13 @@ def _code_of(function: str) -> CodeType | None:
 
 
 def install() -> None:
-    """Make Hypercorn's Trio worker use ``Connection`` in this process.
+    """Make Hypercorn's Trio worker use our connections and protocols in this process.
 
     Raises:
-        ConfigError: Hypercorn's structure does not fit ``Connection``.
+        ConfigError: Hypercorn's structure does not fit our classes.
     """
     check_hypercorn()
-    # Hypercorn has no setting for this. It looks up the name when it begins to serve.
+    # Hypercorn has no setting for these. It looks up each name when it needs the class.
     hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined, assignment]
+    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined, assignment]
+    hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined, assignment]

@@ -1,0 +1,199 @@
+"""Hypercorn's protocols, without upgrades and WebSockets, and with bounds on their cost."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import h11
+import structlog
+import trio
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Body, Response
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import H11SendableEvent
+
+MAX_HEADERS = 128
+"""Header fields of a request. Browsers and CDNs send fewer than 60 together."""
+
+MAX_BODY = 64 * 1024
+"""Bytes of a request body. The admin routes alone read one, of a few hundred bytes."""
+
+MAX_BODY_PIECES = 256
+"""Pieces (chunks, or what one read brings) in which an HTTP/1 body may come."""
+
+PIECE = 1024
+"""Bytes of HTTP/2 that are parsed before other tasks run: at most 114 frames, under 1 ms."""
+
+MAX_CREDIT = 1000
+"""The most HTTP/2 events that a connection may cause without an answer."""
+
+CREDIT_FOR_ANSWER = 8
+"""Events that an answer allows, and again as many for each 4 KiB of its body."""
+
+log = structlog.get_logger(__name__)
+
+
+class RefusingParser(h11.Connection):
+    """h11's parser of requests, which also refuses what RFC 9112 leaves to the server.
+
+    Attributes:
+        has_refused: the connection must close.
+
+    ``next_event`` raises ``h11.RemoteProtocolError`` for such a request. Hypercorn then answers
+    with ``error_status_hint``, if no answer has begun, and closes the connection.
+    """
+
+    has_refused = False
+    _pieces = 0
+    _bytes = 0
+
+    def next_event(self) -> Any:
+        """Return the next event, like ``h11.Connection.next_event``."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+            if (status := refusal(event)) is not None:
+                self._refuse(status)
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > MAX_BODY_PIECES or self._bytes > MAX_BODY:
+                self._refuse(413)
+        return event
+
+    def _refuse(self, status: int) -> NoReturn:
+        self.has_refused = True
+        raise h11.RemoteProtocolError("refused", error_status_hint=status)
+
+
+def refusal(request: h11.Request) -> int | None:
+    """Return the status that refuses an HTTP/1 request because of its head, or None. Pure.
+
+    - 505: another major version, for example the preface of HTTP/2 (RFC 9113, section 3.4).
+    - 431: too many header fields (RFC 6585, section 5).
+    - 400: an upgrade to a WebSocket (RFC 6455, section 4.2.1). Other upgrades are ignored (RFC
+      9110, section 7.8).
+    - 400: ``Transfer-Encoding`` together with ``Content-Length``, or in HTTP/1.0. Another server
+      may see the end of the body elsewhere (RFC 9112, section 6.1).
+    """
+    if not request.http_version.startswith(b"1."):
+        return 505
+    if len(request.headers) > MAX_HEADERS:
+        return 431
+    is_chunked = has_length = False
+    for name, value in request.headers:
+        if name == b"upgrade":
+            if b"websocket" in value.lower():
+                return 400
+        elif name == b"transfer-encoding":
+            is_chunked = True
+        elif name == b"content-length":
+            has_length = True
+    if is_chunked and (has_length or request.http_version == b"1.0"):
+        return 400
+    return None
+
+
+class Http1(H11Protocol):
+    """Hypercorn's HTTP/1 with ``RefusingParser``. It never becomes HTTP/2 or a WebSocket.
+
+    Over cleartext, HTTP/2 would pass through a reverse proxy as a tunnel, in which the rules of
+    that proxy do not hold.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        limit = self.config.h11_max_incomplete_size
+        self._parser = RefusingParser(h11.SERVER, max_incomplete_event_size=limit)
+        self.connection = self._parser
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """Do nothing: Hypercorn would change to HTTP/2 here."""
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        try:
+            await super()._send_h11_event(event)
+        except h11.LocalProtocolError:
+            if not self._parser.has_refused:  # else the application did not know yet
+                raise
+
+
+class Http2(H2Protocol):
+    """Hypercorn's HTTP/2, which TLS chooses by ALPN, with three differences.
+
+    1. A request that cannot be one of ours (CONNECT, a method or path outside ASCII, a body that
+    goes on after the answer) costs its stream. In Hypercorn it costs the connection.
+
+    2. Each frame costs credit, and each answer brings some. A connection that sends frames which
+    ask for nothing (window updates, settings, pings, priorities, resets) is closed.
+
+    3. Other tasks run after each ``PIECE`` bytes of a read.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        # No WebSockets (RFC 8441).
+        del self.connection.local_settings[h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL]
+        self.connection.decoder.max_header_list_size = self.config.h2_max_header_list_size
+        self._credit = MAX_CREDIT
+
+    async def handle(self, event: Event) -> None:
+        """Handle what the connection has read, and its end."""
+        if not isinstance(event, RawData):
+            await super().handle(event)
+            return
+        for start in range(0, len(event.data), PIECE):
+            if self.closed:
+                return
+            await super().handle(RawData(event.data[start : start + PIECE]))
+            await trio.lowlevel.checkpoint()
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send a part of an answer."""
+        if isinstance(event, Response):
+            self._earn(CREDIT_FOR_ANSWER)
+        elif isinstance(event, Body):
+            self._earn(CREDIT_FOR_ANSWER * (len(event.data) // 4096))
+        await super().stream_send(event)
+
+    def _earn(self, credit: int) -> None:
+        self._credit = min(self._credit + credit, MAX_CREDIT)
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        for event in events:
+            self._credit -= 1
+            if self._credit < 0:
+                log.warning("connection failed", error="HTTP/2 frames that ask for nothing")
+                self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                await self._flush()
+                await self.send(Closed())
+                return
+            if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
+                # The answer came before the end of the body, which nobody reads.
+                length = event.flow_controlled_length or 0
+                self.connection.acknowledge_received_data(length, event.stream_id)
+            else:
+                await super()._handle_events([event])
+
+    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        headers = dict(request.headers or ())
+        method, path = headers.get(b":method", b""), headers.get(b":path", b"")
+        if method != b"CONNECT" and method.isascii() and path and path.isascii():
+            await super()._create_stream(request)
+            return
+        stream_id = request.stream_id
+        with suppress(h2.exceptions.ProtocolError):  # the client has reset it
+            self.connection.send_headers(
+                stream_id, [(b":status", b"400"), (b"content-length", b"0")], end_stream=True
+            )
+            if request.stream_ended is None:
+                # RFC 9113, section 8.1: an answer that does not need the rest of the request.
+                self.connection.reset_stream(stream_id)
+        await self._flush()
