@@ -13,12 +13,11 @@ import anyio
 import asks  # type: ignore[import-untyped]
 import trio
 
+from proxy.egress.answer_meter import READ_BYTES, AnswerMeter
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, EgressError, NoAnswer
 from proxy.egress.http_client import Method, StreamingResponse
 from proxy.egress.network import Network
-
-CHUNK = 64 * 1024
 
 
 class AsksClient:
@@ -32,7 +31,7 @@ class AsksClient:
         self, method: Method, origin: Origin, target: str, headers: Mapping[str, str]
     ) -> AsyncIterator[StreamingResponse]:
         """See ``HttpClient.request``."""
-        session = _Session(self._network, origin)
+        session = _Session(self._network, origin, AnswerMeter(is_head=method == "HEAD"))
         try:
             response = await session.ask(method, target, headers)
             headers = {str(k).lower(): str(v) for k, v in response.headers.items()}
@@ -51,10 +50,11 @@ class AsksClient:
 class _Session(asks.Session):  # type: ignore[misc]
     """A session for one request. Its only connection comes from our network."""
 
-    def __init__(self, network: Network, origin: Origin) -> None:
+    def __init__(self, network: Network, origin: Origin, meter: AnswerMeter) -> None:
         super().__init__()
         self._network = network
         self._origin = origin
+        self._meter = meter
         self._socket: _Socket | None = None
         self.stream: trio.abc.Stream | None = None
 
@@ -72,7 +72,7 @@ class _Session(asks.Session):  # type: ignore[misc]
                     connection_timeout=None,  # the caller sets the deadline
                 )
         except BadAnswer as error:
-            if self._socket is None or self._socket.received:
+            if self._socket is None or self._socket.meter.received:
                 raise
             raise NoAnswer(str(error)) from error
 
@@ -81,7 +81,7 @@ class _Session(asks.Session):  # type: ignore[misc]
         self.stream = await self._network.connect(host, port)
         if self._origin.scheme == "https":
             self.stream = await self._network.start_tls(self.stream, host)
-        self._socket = _Socket(self.stream)
+        self._socket = _Socket(self.stream, self._meter)
         return self._socket, str(port)
 
 
@@ -91,10 +91,10 @@ class _Socket:
     host: str
     port: str
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, meter: AnswerMeter) -> None:
         self._stream = stream
         self._active = True  # asks reads and writes this name
-        self.received = 0
+        self.meter = meter
 
     async def send(self, data: bytes) -> None:
         try:
@@ -102,14 +102,13 @@ class _Socket:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise anyio.BrokenResourceError from error
 
-    async def receive(self, max_bytes: int = CHUNK) -> bytes:
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
         try:
             # An empty chunk tells h11, below asks, that the stream has ended.
             data = bytes(await self._stream.receive_some(max_bytes))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise anyio.BrokenResourceError from error
-        self.received += len(data)
-        return data
+        return self.meter.feed(data)
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import httpcore2
 import trio
 
+from proxy.egress.answer_meter import READ_BYTES, AnswerMeter
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, ConnectFailed, NoAnswer
 from proxy.egress.http_client import Method, StreamingResponse
@@ -50,7 +51,7 @@ class Httpx2Client:
         url = httpcore2.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=target)
         pairs = [("Host", origin.authority), *headers.items()]
         with _mapped_errors():
-            _received.set(0)
+            _meter.set(AnswerMeter(is_head=method == "HEAD"))
             async with self._pool.stream(method, url, headers=pairs, content=content) as response:
                 yield StreamingResponse(
                     response.status,
@@ -72,10 +73,10 @@ class Httpx2Client:
         await self._pool.aclose()
 
 
-# How many bytes of the answer to this task's last request have arrived. The pool's errors do not
-# tell whether a connection broke before the first byte. The pool reads in the task that sends the
-# request, so a context variable can count.
-_received: ContextVar[int] = ContextVar("received", default=0)
+# Measures the answer to this task's last request. It also tells whether a connection broke before
+# the first byte; the pool's errors do not. The pool reads in the task that sends the request, so
+# this can be a context variable.
+_meter: ContextVar[AnswerMeter] = ContextVar("meter")
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def _mapped_errors() -> Iterator[None]:
     except httpcore2.ConnectError as error:
         raise ConnectFailed(str(error)) from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
-        broken = BadAnswer if _received.get() else NoAnswer
+        broken = BadAnswer if _meter.get().received else NoAnswer
         raise broken(f"{type(error).__name__}: {error}") from error
 
 
@@ -109,13 +110,16 @@ class _Stream(httpcore2.AsyncNetworkStream):
     def __init__(self, network: Network, stream: trio.abc.Stream) -> None:
         self._network = network
         self._stream = stream
+        self._has_surplus = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
-            data = bytes(await self._stream.receive_some(max_bytes))
+            data = bytes(await self._stream.receive_some(min(max_bytes, READ_BYTES)))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise httpcore2.ReadError(_cause(error)) from error
-        _received.set(_received.get() + len(data))
+        meter = _meter.get()
+        data = meter.feed(data)
+        self._has_surplus = meter.has_surplus
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -137,9 +141,10 @@ class _Stream(httpcore2.AsyncNetworkStream):
         return _Stream(self._network, secured)
 
     def get_extra_info(self, info: str) -> Any:
-        # The pool asks this about an idle connection: readable means that the server closed it.
+        # The pool asks this about an idle connection, and closes it if it is readable: the server
+        # has closed it, or has sent what no request asked for.
         if info == "is_readable":
-            return _is_readable(self._stream)
+            return self._has_surplus or _is_readable(self._stream)
         return None
 
 

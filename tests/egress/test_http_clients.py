@@ -14,8 +14,8 @@ import trio.testing
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, ConnectFailed, Forbidden, NoAnswer, TimedOut, TooLarge
 from proxy.egress.fetch_channel import ChannelStatistics
-from proxy.egress.gateway import Gateway, fetch_channel_of
-from proxy.egress.guarded_get import MIN_BYTES_PER_SECOND, USER_AGENT
+from proxy.egress.gateway import Gateway, fetch_channel_of, make_client
+from proxy.egress.guarded_get import CHUNKS_PER_STEP, MIN_BYTES_PER_SECOND, USER_AGENT, first_bytes
 from proxy.egress.http_client import MAX_IDLE
 from tests.fakes import faults
 from tests.fakes.misbehaviours import MISBEHAVIOURS, Misbehaviour, heal
@@ -213,6 +213,50 @@ async def test_a_fetch_that_brings_enough_ends_at_its_deadline(
         with pytest.raises(TimedOut):
             await gateway.get(origin_of(site), "/long", max_bytes=MAX_BYTES)
         assert trio.current_time() - began == pytest.approx(20)
+
+
+# What an answer costs.
+
+
+async def test_others_have_their_turn_while_an_answer_of_small_chunks_is_read(
+    client_world: World, site: Site
+) -> None:
+    """Catches: hundreds of chunks of one read that are taken in one step of the event loop."""
+    chunks, turns = 200, 0
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    site.fault = faults.sends(answer + b"1\r\nx\r\n" * chunks + b"0\r\n\r\n")
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    client = make_client(client_world.client, client_world.network)
+    asked = client.request("GET", origin_of(site), "/a", {})
+    async with asked as reply, trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        assert await first_bytes(reply.body, chunks) == b"x" * chunks
+        nursery.cancel_scope.cancel()
+    assert turns >= chunks // CHUNKS_PER_STEP - 1
+
+
+async def test_bytes_after_an_answer_are_not_the_next_answer(
+    client_world: World, site: Site
+) -> None:
+    """Catches: a head that is parsed unmeasured, because it came after another answer's end."""
+    surplus = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
+
+    async def send_more(conversation: Conversation) -> None:
+        conversation.keep_alive = True
+        await conversation.send(conversation.response.encoded() + surplus)
+
+    site.faults = [send_more]
+    async with running_gateway(client_world) as gateway:
+        for _ in range(2):
+            answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+            assert answer.body == BODY
+    assert site.connections == 2
 
 
 # What is sent.

@@ -117,6 +117,44 @@ async def informational_forever(conversation: Conversation) -> None:
         await conversation.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
 
 
+async def head_in_single_bytes(conversation: Conversation) -> None:
+    await conversation.send(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while True:
+        await conversation.send(b"a")
+
+
+async def tiny_chunks(conversation: Conversation) -> None:
+    await conversation.send(
+        conversation.response.head(("Transfer-Encoding", "chunked"), length=False)
+    )
+    while True:
+        await conversation.send(b"1\r\nx\r\n" * 1000)
+
+
+async def tiny_reads(conversation: Conversation) -> None:
+    """A body that would be long enough to be kept, a byte at a time."""
+    size = 1024 * 1024
+    await conversation.send(conversation.response.head(("Content-Length", str(size)), length=False))
+    for _ in range(size):
+        await conversation.send(b"x")
+
+
+async def chunk_extensions(conversation: Conversation) -> None:
+    """Long chunk extensions (RFC 9112, section 7.1.1) around a body of hardly any bytes."""
+    await conversation.send(
+        conversation.response.head(("Transfer-Encoding", "chunked"), length=False)
+    )
+    while True:
+        await conversation.send(b"1;%s\r\nx\r\n" % (b"a" * 1000))
+
+
+async def trailers(conversation: Conversation) -> None:
+    """Tiny trailer fields (RFC 9112, section 7.1.2) after an honest body."""
+    await conversation.send(_chunked(conversation.response) + b"0\r\n")
+    while True:
+        await conversation.send(b"a:\r\n" * 1000)
+
+
 async def endless_body(conversation: Conversation) -> None:
     head = conversation.response.head(("Transfer-Encoding", "chunked"), length=False)
     await conversation.send(head)

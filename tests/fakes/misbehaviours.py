@@ -92,7 +92,7 @@ def _site(id: str, egress: type[EgressError], attribute: str, value: object) -> 
     )
 
 
-async def _informational_for_ever(conversation: Conversation) -> None:
+async def _slow_interim_answers(conversation: Conversation) -> None:
     while True:
         await conversation.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
         await trio.sleep(0.5)
@@ -133,7 +133,9 @@ IN_THE_HEAD = (
     _fails("headers without end", BadAnswer, faults.endless_headers),
     _fails("one header without end", BadAnswer, faults.endless_header),
     _fails("status line without end", BadAnswer, faults.endless_status_line),
-    _beyond_asks(_fails("interim answers without end", TimedOut, _informational_for_ever)),
+    _fails("interim answers without end", BadAnswer, faults.informational_forever),
+    _fails("a slow stream of interim answers", BadAnswer, _slow_interim_answers),
+    _fails("head in single bytes without end", BadAnswer, faults.head_in_single_bytes),
     _fails("another protocol", BadAnswer, faults.not_http),
     _fails("a body without a head", BadAnswer, faults.http_0_9),
     _fails("random bytes", BadAnswer, faults.garbage),
@@ -163,6 +165,10 @@ IN_THE_BODY = (
     _fails("chunks without an end", BadAnswer, faults.chunked_without_end),
     _fails("chunk size that is no number", BadAnswer, faults.bad_chunk_size),
     _fails("body without end", TooLarge, faults.endless_body),
+    _fails("chunks of one byte", BadAnswer, faults.tiny_chunks),
+    _fails("a long body in single bytes", BadAnswer, faults.tiny_reads),
+    _fails("chunk extensions without end", BadAnswer, faults.chunk_extensions),
+    _fails("trailers without end", BadAnswer, faults.trailers),
     _fails("length over the limit", TooLarge, faults.with_length(str(11 * 1024**2))),
     _fails("length of 18 digits", TooLarge, faults.with_length("9" * 18)),
     _fails("length of 20 digits", TooLarge, faults.with_length("9" * 20)),
