@@ -168,6 +168,13 @@ class UndecodableImage(ImageProxyError):
     message = "image could not be decoded"
 
 
+class ImageTooCostly(UndecodableImage):
+    """Its decoding costs more than that of any real picture, or ended its worker.
+
+    It has too many scans or parts, or took too much CPU time. Clients see an undecodable image.
+    """
+
+
 class DidUnresolvable(ImageProxyError):
     """The directory or the DID's domain gave no usable document."""
 

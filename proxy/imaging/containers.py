@@ -3,13 +3,15 @@
 The decoder gets only the picture: profile, orientation and gamma are extracted here, and other
 metadata is removed unread. So a comment or a camera's notes cannot make a good picture fail, and no
 parser reads them. Every function is total: data that cannot be understood is passed on unchanged,
-and the decoder refuses it.
+and the decoder refuses it. No function takes more than ``MAX_PARTS`` steps; ``bounds`` refuses a
+file that has more parts.
 
 Pure.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -23,6 +25,13 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 MAX_PROFILE = 4 << 20
 """Maximum bytes of a colour profile that is read: printers' profiles reach 3 MB."""
+
+MAX_PARTS = 1 << 15
+"""Maximum segments, chunks, blocks or boxes that are read of one file. Libraries write PNGs in
+chunks of 8 KiB or more: 1300 in ten megabytes."""
+
+MAX_FILL = 1 << 16
+"""Maximum bytes in a row that may stand before a marker, and belong to nothing."""
 
 _EXIF = b"Exif\0\0"
 _ICC = b"ICC_PROFILE\0"
@@ -108,19 +117,23 @@ SOI, EOI, SOS, APP0, APP1, APP2, APP14, COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2
 SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+
+
 def jpeg_segments(data: bytes, at: int) -> Iterator[Segment]:
     """Yield the segments from ``at`` to the next SOS or EOI (included), or until one is invalid.
 
-    Bytes between segments that do not start a marker are skipped, as in libjpeg.
+    Bytes between segments that do not start a marker are skipped, as in libjpeg, but at most
+    ``MAX_FILL`` in all. At most ``MAX_PARTS`` segments are yielded.
     """
-    while True:
-        start = data.find(b"\xff", at)
-        if start < 0 or start + 1 >= len(data):
+    fill = MAX_FILL
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, at, at + fill + 2)
+        if found is None:
             return
+        start = found.start()
+        fill -= start - at
         marker = data[start + 1]
-        if marker in (0x00, 0xFF):
-            at = start + 1
-            continue
         if marker == EOI:
             yield Segment(marker, start, start + 2, b"")
             return
@@ -194,10 +207,12 @@ class Chunk(NamedTuple):
 
 
 def png_chunks(data: bytes) -> Iterator[Chunk]:
-    """Yield the chunks to IEND (included), or until one is truncated."""
+    """Yield at most ``MAX_PARTS`` chunks, to IEND (included) or until one is truncated."""
     view = memoryview(data)
     at = len(PNG_SIGNATURE)
-    while at + 12 <= len(data):
+    for _ in range(MAX_PARTS):
+        if at + 12 > len(data):
+            return
         length = int.from_bytes(view[at : at + 4], "big")
         end = at + 12 + length
         if end > len(data):
@@ -217,7 +232,7 @@ def _inspect_png(data: bytes) -> Facts:
     facts = Facts(data)
     kept: list[bytes | memoryview] = [PNG_SIGNATURE]
     depth = color = 0
-    declared_srgb = False
+    declared_srgb = has_profile = False
     rest = len(PNG_SIGNATURE)
     for chunk in png_chunks(data):
         kind, body = chunk.kind, chunk.body
@@ -233,7 +248,8 @@ def _inspect_png(data: bytes) -> Facts:
         match kind:
             case b"tRNS" if color in (0, 2) and len(body) == (2 if color == 0 else 6):
                 facts = replace(facts, transparent=_samples(body, depth))
-            case b"iCCP":
+            case b"iCCP" if not has_profile:  # a file may have one; each could inflate to 4 MiB
+                has_profile = True
                 facts = replace(facts, profile=_inflate_profile(bytes(body)))
             case b"sRGB":
                 declared_srgb = True
@@ -279,10 +295,12 @@ class RiffChunk(NamedTuple):
 
 
 def riff_chunks(data: bytes) -> Iterator[RiffChunk]:
-    """Yield the chunks of a WebP file, until its end or until one is truncated."""
+    """Yield at most ``MAX_PARTS`` chunks of a WebP file, until its end or a truncated chunk."""
     view = memoryview(data)
     at = 12
-    while at + 8 <= len(data):
+    for _ in range(MAX_PARTS):
+        if at + 8 > len(data):
+            return
         length = int.from_bytes(view[at + 4 : at + 8], "little")
         end = at + 8 + length + (length & 1)
         if at + 8 + length > len(data):
@@ -334,24 +352,84 @@ def without_webp_metadata(data: bytes) -> bytes:
 # GIF (GIF89a specification)
 
 
+class GifHead(NamedTuple):
+    """What comes before the first frame of a GIF.
+
+    Attributes:
+        palette_end: the offset after the global palette.
+        control: the last graphic control extension: it names the transparent colour.
+        frame: the offset of the first frame; of whatever is there, if it is none.
+        blocks: data blocks of all extensions; ``MAX_PARTS`` if reading stopped for that.
+    """
+
+    palette_end: int
+    control: bytes
+    frame: int
+    blocks: int
+
+
+_CONTROL = 0xF9
+
+
+def gif_head(data: bytes) -> GifHead:
+    """Read the extensions before the first frame; ``data`` has at least 13 bytes."""
+    flags = data[10]
+    palette_end = at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    control = b""
+    blocks = 0
+    while data[at : at + 1] == b"!" and blocks < MAX_PARTS:
+        start = at
+        at += 2
+        while at < len(data) and data[at] and blocks < MAX_PARTS:
+            at += 1 + data[at]
+            blocks += 1
+        at += 1
+        blocks += 1  # an empty extension takes a step too
+        if data[start + 1 : start + 2] == bytes([_CONTROL]):
+            control = data[start:at]
+    return GifHead(palette_end, control, at, min(blocks, MAX_PARTS))
+
+
 def _inspect_gif(data: bytes) -> Facts:
-    """Read the canvas. If the first frame exceeds it, enlarge it, as the decoder does."""
+    """Read the canvas. If the first frame exceeds it, enlarge it, as the decoder does.
+
+    Comments and other extensions before the first frame are not for the decoder.
+    """
     if len(data) < 13:
         return Facts(data)
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    while data[at : at + 1] == b"!":
-        at += 2
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-        at += 1
-    if data[at : at + 1] == b"," and at + 9 <= len(data):
-        left, top, across, down = struct.unpack_from("<HHHH", data, at + 1)
-        width, height = max(width, left + across), max(height, top + down)
-    return Facts(data, Size(width, height))
+    width, height = struct.unpack_from("<HH", data, 6)
+    head = gif_head(data)
+    at = head.frame
+    if data[at : at + 1] != b"," or at + 9 > len(data):
+        return Facts(data, Size(width, height))
+    left, top, across, down = struct.unpack_from("<HHHH", data, at + 1)
+    size = Size(max(width, left + across), max(height, top + down))
+    picture = b"".join((data[: head.palette_end], head.control, memoryview(data)[at:]))
+    return Facts(picture, size)
 
 
-# AVIF (ISO/IEC 23008-12)
+# AVIF and HEIC (ISO/IEC 14496-12 and 23008-12)
+
+
+class IsoBox(NamedTuple):
+    """A box of the file itself: ``data[start:end]`` is all of it."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+def iso_boxes(data: bytes) -> Iterator[IsoBox]:
+    """Yield at most ``MAX_PARTS`` boxes, until the end or a box of another form than usual."""
+    at = 0
+    for _ in range(MAX_PARTS):
+        if at + 8 > len(data):
+            return
+        length = int.from_bytes(data[at : at + 4], "big") or len(data) - at
+        if length < 8:
+            return
+        yield IsoBox(data[at + 4 : at + 8], at, at + length)
+        at += length
 
 
 def _inspect_avif(data: bytes) -> Facts:
@@ -360,14 +438,8 @@ def _inspect_avif(data: bytes) -> Facts:
     EXIF is not needed here: in this format, orientation is a property of the picture (``irot``,
     ``imir``), never of EXIF.
     """
-    at = 0
-    while at + 8 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"meta":
-            end = at + length if length else len(data)
-            meta = data[at:end].replace(b"Exif", b"skip")
-            return Facts(data[:at] + meta + data[end:])
-        if length < 8:
-            break
-        at += length
+    for box in iso_boxes(data):
+        if box.kind == b"meta":
+            meta = data[box.start : box.end].replace(b"Exif", b"skip")
+            return Facts(data[: box.start] + meta + data[box.end :])
     return Facts(data)

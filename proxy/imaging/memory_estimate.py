@@ -172,9 +172,11 @@ def _area(size: Size) -> int:
 
 # Sizes from headers. Only the decoder knows the exact size, and it may not exceed these.
 
+# Read on the event loop: a hostile file must not keep it busy.
 _MOST_SEGMENTS = 64
 _MOST_OF_HEAD = 1 << 16
-"""Bytes to search: a hostile file must not keep the event loop busy."""
+_MOST_OF_GIF = 1 << 12
+_MOST_SIZES = 256
 
 
 def declared_size(format_: Format, source: bytes) -> Size | None:
@@ -195,7 +197,7 @@ def declared_size(format_: Format, source: bytes) -> Size | None:
             known = first is not None and first.kind == b"IHDR" and len(first.body) >= 8
             sizes = iter([Size(*struct.unpack_from(">II", first.body))] if first and known else [])
         case Format.GIF:
-            size = containers.inspect(format_, source[: _MOST_OF_HEAD // 4]).size
+            size = containers.inspect(format_, source[:_MOST_OF_GIF]).size
             sizes = iter([size] if size else [])
         case Format.WEBP:
             sizes = _webp_sizes(source[:64])
@@ -205,9 +207,10 @@ def declared_size(format_: Format, source: bytes) -> Size | None:
 def _spatial_extents(head: bytes) -> Iterator[Size]:
     """Yield each ``ispe`` property (ISO/IEC 23008-12, 6.5.3): of picture, tiles and alpha.
 
-    Yields nothing for a sequence of pictures: its track has its own size.
+    Yields nothing for a sequence of pictures: its track has its own size. Yields nothing either for
+    more sizes than any picture has.
     """
-    at = -1 if b"moov" in head else head.find(b"ispe")
+    at = -1 if b"moov" in head or head.count(b"ispe") > _MOST_SIZES else head.find(b"ispe")
     while at >= 0 and at + 16 <= len(head):
         yield Size(*struct.unpack_from(">II", head, at + 8))
         at = head.find(b"ispe", at + 4)

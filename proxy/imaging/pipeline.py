@@ -22,7 +22,7 @@ from proxy.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
-from proxy.imaging import color, containers, resample
+from proxy.imaging import bounds, color, containers, resample
 from proxy.imaging.decode import Decoded, Original, can_read
 from proxy.imaging.encode import MAX_SIDES, encode
 from proxy.imaging.passthrough import is_bare
@@ -79,6 +79,7 @@ def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: 
         UnsupportedImage: the format is not on the allow-list.
         ImageTooLarge: the source exceeds ``max_pixels``, or the result the sides of its format.
         UndecodableImage: the source is corrupt or truncated.
+        ImageTooCostly: the source has more scans or parts than any real picture.
     """
     return _Picture(source, max_pixels).render(Recipe(preset=preset, output=output), last=True)
 
@@ -105,6 +106,7 @@ class _Picture:
         if format_ is None or not can_read(format_):
             raise UnsupportedImage(f"first bytes {source[:12]!r}")
         with _decoding():
+            bounds.check(format_, source)
             facts = containers.inspect(format_, source)
             if facts.size is not None:
                 _check_pixels(facts.size, max_pixels)
