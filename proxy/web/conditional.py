@@ -9,13 +9,18 @@ _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _SEPARATOR = re.compile(r"[ \t,]*")
 
 
+def is_any(header: str) -> bool:
+    """Whether ``header`` is ``*``, which matches every existing representation."""
+    return header.strip(" \t") == "*"
+
+
 def none_match(header: str, etag: str) -> bool:
     """Whether the request should go on: no tag of ``header`` names ``etag``.
 
-    The comparison is weak, as the section requires; ``*`` matches every existing result. A header
+    The comparison is weak, as the section requires. ``*`` names every tag, of what exists. A header
     that is not a list of entity tags is ignored from its first mistake on.
     """
-    if header.strip(" \t") == "*":
+    if is_any(header):
         return False
     at = _end_of(_SEPARATOR, header, 0)
     while tag := _ENTITY_TAG.match(header, at):

@@ -15,7 +15,7 @@ from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.presets import Preset
 from proxy.service import Service
 from proxy.urls import parse_blob_path, parse_image_path
-from proxy.web.conditional import none_match
+from proxy.web.conditional import is_any, none_match
 from proxy.web.responses import (
     HttpResponse,
     PendingResponse,
@@ -94,9 +94,11 @@ class Responder:
             service = self._service()
             key = self._image_key(path if chosen is None else f"{path}@{chosen.value}")
             asked.preset = key.preset
-            if if_none_match is not None and not none_match(if_none_match, key.etag):
+            if if_none_match is not None and _names(if_none_match, key.etag):
                 return self._unmodified(asked, service, key.blob, key.etag)
             image = service.hit(key)
+            if image is not None and if_none_match is not None and is_any(if_none_match):
+                return self._answered(asked, not_modified(key.etag))
             if image is None:
                 keys = (key,) if chosen is None else (key, self._image_key(path))
                 work = partial(_get_image, service, keys, if_none_match)
@@ -112,7 +114,7 @@ class Responder:
             service = self._service()
             key = parse_blob_path(path)
             etag = f'"{key.cid}"'
-            if if_none_match is not None and not none_match(if_none_match, etag):
+            if if_none_match is not None and _names(if_none_match, etag):
                 return self._unmodified(asked, service, key, etag)
             return partial(self._answer_later, asked, partial(_get_blob, service, key))
         except Exception as failure:
@@ -183,6 +185,15 @@ class Responder:
         return round(seconds * 1000, 1)
 
 
+def _names(if_none_match: str, etag: str) -> bool:
+    """Whether the client has the representation of ``etag``, in the cache or not.
+
+    ``*`` says nothing of that: it matches what exists (RFC 9110, section 13.1.2), and that is what
+    the cache has. Originals are not in the cache.
+    """
+    return not is_any(if_none_match) and not none_match(if_none_match, etag)
+
+
 async def _get_image(
     service: Service, keys: Sequence[ImageKey], if_none_match: str | None
 ) -> tuple[HttpResponse, str, Timings]:
@@ -193,9 +204,11 @@ async def _get_image(
     except ResultTooLarge:
         if not others:
             raise
-        if if_none_match is not None and not none_match(if_none_match, others[0].etag):
+        if if_none_match is not None and _names(if_none_match, others[0].etag):
             return await _confirm(service, key.blob, others[0].etag)
         return await _get_image(service, others, if_none_match)
+    if image.cache == "hit" and if_none_match is not None and is_any(if_none_match):
+        return not_modified(key.etag), "none", NO_TIMINGS
     return image_response(key, image), image.cache, image.timings
 
 

@@ -105,7 +105,7 @@ async def test_a_matching_etag_is_a_304_without_a_fetch_unless_the_blob_is_block
 ) -> None:
     did, cid = world.add_blob()
     async with serving(world) as client:
-        for value in (f'"{cid}"', f'W/"{cid}"', "*", f'"a", "{cid}"'):
+        for value in (f'"{cid}"', f'W/"{cid}"', f'"a", "{cid}"'):
             reply = await client.get(f"/blob/{did}/{cid}", ("If-None-Match", value))
             assert (reply.status, reply.body) == (304, b"")
             assert reply.headers == {

@@ -169,8 +169,6 @@ def quoted_variants(etag: str) -> dict[str, str]:
     return {
         "the tag": etag,
         "as a weak tag": f"W/{etag}",
-        "any": "*",
-        "any, in blanks": "  * ",
         "in a list": f'"a", {etag}, "b"',
         "in a list without blanks": f'"a",{etag},"b"',
         "in a list with empty elements": f', ,"a",, {etag}',
@@ -202,6 +200,31 @@ async def test_a_matching_etag_is_a_304_in_every_form_of_the_rfc_and_touches_no_
         assert (await client.get(img(did, cid), *lines)).status == 304
         # Nobody was asked, also for a picture that is no longer cached.
         assert world.pds.requests == world.plc.requests == []
+
+
+@pytest.mark.parametrize("star", ["*", "  * "])
+async def test_a_star_is_a_304_for_what_is_in_the_cache_and_for_nothing_else(
+    star: str, world: World
+) -> None:
+    """Catches a 304 for a picture that does not exist (RFC 9110, section 13.1.2)."""
+    did, cid = world.add_blob()
+    missing = cid_of(b"nobody has this")
+    any_tag = ("If-None-Match", star)
+    async with serving(world) as client:
+        assert (await client.get(img(did, missing), any_tag)).status == 404
+        assert (await client.get(f"/blob/{did}/{missing}", any_tag)).status == 404
+        made = await client.get(img(did, cid), any_tag)
+        assert (made.status, made.headers["x-cache"]) == (200, "miss")
+        for method in ("GET", "HEAD"):
+            found = await client.ask(img(did, cid), any_tag, method=method)
+            assert (found.status, found.body) == (304, b"")
+            assert found.headers["etag"] == made.headers["etag"]
+    async with serving(world, world.config(cache={"memory_mb": 0})) as client:
+        assert (await client.get(img(did, cid), any_tag)).status == 304, "from the disk"
+        await client.service.moderator.purge(Selection(did), by="a test")
+        assert (await client.get(img(did, cid), any_tag)).status == 200
+        # Originals are not in the cache.
+        assert (await client.get(f"/blob/{did}/{cid}", any_tag)).status == 200
 
 
 async def test_an_etag_of_another_preset_format_or_spelling_is_answered_with_the_picture(
