@@ -16,6 +16,7 @@ from proxy.model.identifiers import parse_cid, parse_did
 from proxy.model.selection import Selection
 from proxy.moderation.cdn.queue import CdnQueue, Pending
 from proxy.moderation.store import Block, Decision
+from proxy.shared.printable import printable
 from proxy.wiring import moderation_database_of, moderation_store_of
 
 
@@ -50,7 +51,7 @@ def _print_rows(header: str, rows: Iterable[str], otherwise: str) -> None:
         if is_empty:
             click.echo(header)
         is_empty = False
-        click.echo(row.rstrip())
+        click.echo(printable(row.rstrip()))
     if is_empty:
         click.echo(otherwise, err=True)
 

@@ -35,6 +35,7 @@ from proxy.model.identifiers import parse_cid, parse_did
 from proxy.model.selection import Selection
 from proxy.moderation.moderator import Moderator
 from proxy.service import Service
+from proxy.shared.printable import printable
 from proxy.tools.existing_folder import owner_beside_root, signs_in
 from proxy.wiring import disk_cache_of
 
@@ -159,7 +160,7 @@ def with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) -
     except InvalidRequest as error:
         raise click.UsageError(in_words(error, settings.presets)) from None
     except ImageProxyError as error:
-        click.echo(f"imageproxy: {error.explained}", err=True)
+        click.echo(f"imageproxy: {printable(error.explained)}", err=True)
         point_to_doctor([type(error)])
         sys.exit(1)
 

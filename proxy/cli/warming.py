@@ -19,6 +19,7 @@ from proxy.egress.gateway import guarded_networks
 from proxy.errors import InvalidPreset, InvalidRequest
 from proxy.model.keys import ImageKey, image_key
 from proxy.service import Service
+from proxy.shared.printable import printable
 from proxy.tools.warm import Bookmark, Failures, Tally, Warmer, warm_account, warm_images
 from proxy.urls import parse_image_path
 
@@ -216,7 +217,7 @@ def _tell(settings: Config, tally: Tally) -> NoReturn:
 
 def _tell_failures(failures: Failures) -> None:
     for line in failures.lines():
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
     point_to_doctor(failures.kinds)
 
 

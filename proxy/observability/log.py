@@ -12,13 +12,15 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from io import StringIO
+from typing import Any, TextIO
 
 import orjson
 import structlog
 
 from proxy.config import LogSection
 from proxy.observability import request_id
+from proxy.shared.printable import printable
 
 SERVER = "hypercorn.error"
 """The name of Hypercorn's logger for everything except its access log."""
@@ -49,7 +51,7 @@ def configure_logging(
         # https://no-color.org: set, and not empty.
         colors=on_terminal and not os.environ.get("NO_COLOR"),
         # Plain tracebacks: the default ones show local variables, which may contain tokens.
-        exception_formatter=structlog.dev.plain_traceback,
+        exception_formatter=_plain_traceback,
     )
     add_context = _context_adder(os.getpid() if names_process else None)
     structlog.configure(
@@ -58,6 +60,7 @@ def configure_logging(
                 add_context,
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
+                _make_printable,
                 console,
             ]
             if readable
@@ -141,6 +144,23 @@ def _context_adder(
     return add
 
 
+def _make_printable(
+    _logger: object, _level: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Escape what a terminal would obey, for example in a path. ``repr`` escapes other values."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = printable(value)
+    return event
+
+
+def _plain_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """Write a traceback as ``plain_traceback`` does; its message may be a stranger's text."""
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    stream.write(printable(text.getvalue(), keep="\n\t"))
+
+
 def _as_json(_logger: object, level: str, event: structlog.typing.EventDict) -> str:
     """Return one line; values that JSON cannot express are written with ``repr``.
 
@@ -150,7 +170,11 @@ def _as_json(_logger: object, level: str, event: structlog.typing.EventDict) -> 
     event["level"] = level
     event["timestamp"] = datetime.now(UTC)
     try:
-        return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
+        line = orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
+        # JSON requires escapes below U+0020 alone; terminals obey some characters above it.
+        if line.isprintable():
+            return line
+        return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line)
     except orjson.JSONEncodeError:  # a lone surrogate, which file names may contain
         event["timestamp"] = event["timestamp"].isoformat()
         return json.dumps(event, default=repr)

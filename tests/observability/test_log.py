@@ -27,6 +27,7 @@ from proxy.observability import request_id
 from proxy.observability.log import ACCEPT, ACCEPT_SECONDS, configure_logging, server_log
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, serve, upstream
+from tests.shared.test_printable import OBEYED
 
 
 class Lines:
@@ -127,6 +128,33 @@ def test_the_form_is_as_configured_whatever_standard_error_is(
     assert "what happened" in text
     assert "the-id" in text
     assert text.startswith("{") is is_json
+
+
+@pytest.mark.parametrize("format", ["console", "json"])
+@pytest.mark.parametrize("text", OBEYED, ids=ascii)
+def test_what_a_terminal_obeys_does_not_reach_it_from_any_value(
+    text: str, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a path of a request that moves the cursor, or writes a line of its own."""
+    stream = StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    before = structlog.get_config()
+    try:
+        configure_logging(LogSection.model_validate({"format": format}))
+        log = structlog.get_logger()
+        log.info("request", path=text, error=ValueError(text), number=1)
+        try:
+            raise ValueError(text)
+        except ValueError:
+            log.exception(text)
+    finally:
+        structlog.configure(**before)
+    lines = stream.getvalue().split("\n")
+    assert all(line.isprintable() for line in lines)
+    if format == "json":
+        assert [json.loads(line)["event"] for line in lines if line] == ["request", text]
+    else:
+        assert "number=" in lines[0], "the request is one line"
 
 
 @pytest.mark.parametrize(
