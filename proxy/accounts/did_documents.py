@@ -27,8 +27,13 @@ from proxy.errors import (
 from proxy.model.identifiers import Did, Handle, did_web_authority, parse_handle
 from proxy.shared.lookup_cache import Lifetimes, LookupCache
 
-MAX_DOCUMENT = 256 * 1024
-"""The limit for a DID document, in bytes; real ones have about one thousand."""
+MAX_DOCUMENT = 16 * 1024
+"""The limit for a DID document, in bytes. Real ones have about one thousand. The operation from
+which the directory makes a document has at most 7,500 (did:plc specification)."""
+
+MAX_NAMES = 64
+"""The most entries of ``alsoKnownAs`` that are tried as a handle; real documents have one or
+two."""
 
 MAX_REMEMBERED = 100_000
 """Documents remembered; about 40 MB when full."""
@@ -82,7 +87,7 @@ def handle_of(did: Did, document: bytes) -> Handle | None:
         DidUnresolvable: it is not a document of this DID.
     """
     names = parse_document(did, document).get("alsoKnownAs")
-    for name in names if isinstance(names, list) else ():
+    for name in names[:MAX_NAMES] if isinstance(names, list) else ():
         if isinstance(name, str) and name.startswith("at://"):
             with suppress(InvalidHandle):
                 return parse_handle(name.removeprefix("at://"), allow_test=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from proxy.accounts.blob_fetcher import failure_of, is_absent, mapped_errors
@@ -23,9 +25,12 @@ from proxy.errors import (
 )
 from proxy.model.identifiers import Cid, Did, parse_cid
 
-MAX_ANSWER = 256 * 1024
-"""The limit for one answer in JSON, in bytes. A profile or post has a few thousand bytes, a page of
-CIDs 40,000."""
+MAX_ANSWER = 64 * 1024
+"""The limit for one answer in JSON, in bytes: what is parsed in a millisecond, whatever it is. A
+profile or post has a few thousand bytes, a page of CIDs 40,000."""
+
+MAX_VALUES = 2048
+"""The most values of a record that are looked at for pictures; a post with four has about 50."""
 
 MAX_PICTURES = 64
 """The most pictures looked for in one record; a post has at most four, a gallery a few dozen."""
@@ -70,21 +75,41 @@ def picture_cid(value: object) -> Cid | None:
 
 
 def pictures_in(record: object) -> list[Picture]:
-    """The pictures of a record, each once, in the order of the record. Pure, total."""
+    """The pictures of a record, each once, in the order of the record. Pure, total.
+
+    At most ``MAX_PICTURES``, from the first ``MAX_VALUES`` values.
+    """
     found: dict[Cid, Picture] = {}
-    todo: list[tuple[str, str, object]] = [("", "", record)]
-    while todo and len(found) < MAX_PICTURES:
-        name, alt, value = todo.pop()
+    for name, alt, value in islice(_values("", "", record), MAX_VALUES):
         cid = picture_cid(value)
         if cid is not None:
             found.setdefault(cid, Picture(cid, name, alt))
-        elif isinstance(value, dict):
-            beside = value.get("alt")
-            alt = beside if isinstance(beside, str) else ""
-            todo.extend((key, alt, inner) for key, inner in reversed(value.items()))
-        elif isinstance(value, list):
-            todo.extend((name, alt, inner) for inner in reversed(value))
+            if len(found) == MAX_PICTURES:
+                break
     return list(found.values())
+
+
+def _values(name: str, alt: str, value: object) -> Iterator[tuple[str, str, object]]:
+    """``value`` and the values in it, each with the name of its field and the text beside it."""
+    todo = [iter([(name, alt, value)])]
+    while todo:
+        for name, alt, value in todo[-1]:
+            yield name, alt, value
+            if inner := _inside(name, alt, value):
+                todo.append(inner)
+                break
+        else:
+            todo.pop()
+
+
+def _inside(name: str, alt: str, value: object) -> Iterator[tuple[str, str, object]] | None:
+    if isinstance(value, list):
+        return ((name, alt, inner) for inner in value)
+    if not isinstance(value, dict) or picture_cid(value) is not None:
+        return None
+    beside = value.get("alt")
+    own = beside if isinstance(beside, str) else ""
+    return ((key, own, inner) for key, inner in value.items())
 
 
 class Records:
@@ -123,7 +148,7 @@ class Records:
         parameters = {"did": did, "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
         page = await self._ask(did, "com.atproto.sync.listBlobs", parameters)
         listed, following = page.get("cids"), page.get("cursor", "")
-        if not isinstance(listed, list) or not isinstance(following, str):
+        if not isinstance(listed, list) or not isinstance(following, str) or len(listed) > PAGE:
             raise FetchFailed(f"{did}: the page of blobs is not of the expected form")
         cids = []
         for text in listed:

@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.accounts.did_documents import DidResolver, handle_of, pds_of
+from proxy.accounts.did_documents import MAX_DOCUMENT, MAX_NAMES, DidResolver, handle_of, pds_of
 from proxy.egress.gateway import Gateway, fetch_channel_of
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.network import Network
@@ -23,6 +23,7 @@ from proxy.errors import (
     DidUnresolvable,
     ForbiddenDomain,
     ImageProxyError,
+    InvalidHandle,
     NoPdsEndpoint,
     UpstreamTimeout,
 )
@@ -183,6 +184,19 @@ def test_the_first_valid_handle_of_a_document_is_the_accounts(
     assert handle_of(DID, encoded(document(DID, alsoKnownAs=names))) == handle
 
 
+def test_only_the_first_names_of_a_document_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a document of 16 KB with 1,800 names that are no handles: 2 ms instead of 0.1."""
+    tried: list[str] = []
+
+    def refuse(name: str, *, allow_test: bool) -> None:
+        tried.append(name)
+        raise InvalidHandle(name)
+
+    monkeypatch.setattr("proxy.accounts.did_documents.parse_handle", refuse)
+    assert handle_of(DID, encoded(document(DID, alsoKnownAs=["at://-"] * 1800))) is None
+    assert len(tried) == MAX_NAMES
+
+
 # Asking for it.
 
 
@@ -314,7 +328,10 @@ async def test_a_did_web_of_localhost_does_not_reach_this_machine(
         (faults.answers(429), DidUnresolvable),
         (faults.answers(200, b"<html>"), DidUnresolvable),
         (faults.answers(200), DidUnresolvable),
-        (faults.answers(200, encoded(document(DID)) + bytes(300_000)), DidUnresolvable),
+        (
+            faults.answers(200, encoded(document(DID, pds_service(PDS))) + b" " * MAX_DOCUMENT),
+            DidUnresolvable,
+        ),
         (faults.answers(200, then=faults.endless_body), DidUnresolvable),
         (faults.truncated, DidUnresolvable),
         (faults.reset, DidUnresolvable),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import trio
+
 from proxy.accounts.did_documents import Resolver
 from proxy.accounts.xrpc import query, record_query
 from proxy.config import Config
@@ -29,12 +31,16 @@ class RecordUnknown(Exception):
 
 
 class RecordReader:
-    """Asks ``com.atproto.repo.getRecord``."""
+    """Asks ``com.atproto.repo.getRecord``.
+
+    Answers are read in one thread of its own: the largest record takes half a second.
+    """
 
     def __init__(self, config: Config, gateway: Gateway, resolver: Resolver) -> None:
         self._fetch = config.fetch
         self._gateway = gateway
         self._resolver = resolver
+        self._limiter = trio.CapacityLimiter(1)
 
     async def blobs(self, record: LabelledRecord) -> frozenset[Cid]:
         """The blobs that a record refers to.
@@ -56,7 +62,9 @@ class RecordReader:
             )
         except EgressError as error:
             raise RecordUnknown(f"{pds}: {error}") from error
-        return blobs_in(record, answer.status, answer.body)
+        return await trio.to_thread.run_sync(
+            blobs_in, record, answer.status, answer.body, limiter=self._limiter
+        )
 
 
 def blobs_in(record: LabelledRecord, status: int, body: bytes) -> frozenset[Cid]:

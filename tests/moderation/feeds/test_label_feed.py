@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from proxy.model.identifiers import Cid, Did
 from proxy.model.selection import Selection
 from proxy.moderation.feeds import label_enforcer as keeper
 from proxy.moderation.feeds.follower import SAVE_SECONDS
+from proxy.moderation.feeds.label_records import blobs_in
 from tests.fakes import faults
 from tests.fakes.network import honest
 from tests.fakes.sites import cid_of, new_plc_did, record_cid
@@ -103,6 +105,29 @@ async def test_a_label_on_a_record_blocks_its_pictures(
         await told.until(lambda: len(told.standing) == 2)
     assert told.blocked == {Selection(did=did, cid=cid) for cid in cids}
     assert [request.path for request in world.pds.requests] == ["/xrpc/com.atproto.repo.getRecord"]
+
+
+async def test_a_labelled_record_is_read_in_a_thread_of_the_readers_own(
+    world: World, told: Told, labeler: FakeLabeler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a record of 2 MB, which may take half a second, holds up the event loop."""
+    limiters: dict[object, trio.CapacityLimiter | None] = {}
+
+    async def run_sync(
+        work: Callable[..., Any], *args: Any, limiter: trio.CapacityLimiter | None = None
+    ) -> Any:
+        limiters[work] = limiter
+        await trio.lowlevel.checkpoint()
+        return work(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    _did, uri, _cids = posted(world, b"one")
+    labeler.label(uri, EPOCH)
+    async with following(world, told, labels=labels(labeler)):
+        await told.until(lambda: bool(told.standing))
+    limiter = limiters[blobs_in]
+    assert limiter is not None
+    assert limiter.total_tokens == 1
 
 
 async def test_a_picture_is_blocked_for_every_owner_where_the_operator_says_so(
