@@ -65,6 +65,9 @@ SEED_VARIABLES: dict[str, tuple[str, str]] = {
 """The environment variables of Coves' imageproxy, which work here unchanged."""
 
 
+MIN_ADMIN_TOKEN = 16
+"""Characters of an admin token."""
+
 DEPLOYED = "deployed"
 """The validation context for a configuration that an operator wrote."""
 
@@ -142,6 +145,8 @@ def _admin_token(value: SecretStr) -> SecretStr:
     # RFC 9110, section 5.5: spaces around a field value are not part of it.
     if not re.fullmatch(r"([!-~]([ -~]*[!-~])?)?", value.get_secret_value()):
         raise ValueError("must be ASCII characters that are visible, with spaces only among them")
+    if 0 < len(value.get_secret_value()) < MIN_ADMIN_TOKEN:
+        raise ValueError(f"must have at least {MIN_ADMIN_TOKEN} characters")
     return value
 
 

@@ -30,7 +30,7 @@ scrape_configs:
     static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
 """
 
-TOKEN = "secret"
+TOKEN = "a-token-of-the-operator"
 
 
 class Prometheus:

@@ -45,7 +45,7 @@ What a variable holds is taken as it stands, without quotes:
 | true or false | `IMAGE_PROXY_FETCH__ALLOW_HTTP=true` | or `1`; `false` or `0` |
 | a list | `IMAGE_PROXY_NEGOTIATE__FORMATS=avif,webp` | its items between commas; JSON is not read |
 | an empty list | `IMAGE_PROXY_NEGOTIATE__FORMATS=` | where a list may be empty |
-| a key of a table | `IMAGE_PROXY_SERVER__ADMIN_TOKENS__ALICE=bz7-Xw1cKf0y` | one for each |
+| a key of a table | `IMAGE_PROXY_SERVER__ADMIN_TOKENS__ALICE=bz7-Xw1cKf0y-Qm3` | one for each |
 | a key of a preset | `IMAGE_PROXY_PRESETS__AVATAR__QUALITY=90` | the same |
 """
 

@@ -197,7 +197,8 @@ INVALID: dict[str, tuple[list[object], str]] = {
     ),
     "server.cdn_url": (["cdn.example", "javascript:alert(1)"], "http:// or https://"),
     "server.admin_token": (
-        [5, True, " ", "\t", "s3cret ", " s3cret", "s3\ncret", "s\u00e4cret"], "string|visible"
+        [5, True, " ", "\t", "s3cret ", " s3cret", "s3\ncret", "s\u00e4cret", "s3cret-fifteen-"],
+        "string|visible|at least 16",
     ),
     "server.admin_tokens": (["s3cret", 5, ["s3cret"]], "dictionary"),
     "server.shutdown_timeout": (
@@ -310,7 +311,15 @@ def nested(key: str, value: object) -> Layer:
 
 
 @pytest.mark.parametrize(
-    "tokens", [{"Alice": "x"}, {"a b": "x"}, {"": "x"}, {"alice": ""}, {"alice": " "}]
+    "tokens",
+    [
+        {"Alice": "x" * 16},
+        {"a b": "x" * 16},
+        {"": "x" * 16},
+        {"alice": ""},
+        {"alice": " "},
+        {"alice": "x" * 15},
+    ],
 )
 def test_a_name_that_a_log_line_cannot_hold_or_an_empty_token_is_refused(
     tokens: dict[str, str],
@@ -363,8 +372,8 @@ VALID: list[tuple[str, str, object]] = [
     ("server.base_url", "https://img.example/", "https://img.example"),
     ("server.base_url", "http://localhost:8080/below/", "http://localhost:8080/below"),
     ("server.cdn_url", "https://cdn.example", "https://cdn.example"),
-    ("server.admin_token", "s3cret", SecretStr("s3cret")),
-    ("server.admin_tokens.alice", "s3cret", SecretStr("s3cret")),
+    ("server.admin_token", "s3cret-of-sixteen", SecretStr("s3cret-of-sixteen")),
+    ("server.admin_tokens.alice", "s3cret-of-sixteen", SecretStr("s3cret-of-sixteen")),
     ("server.shutdown_timeout", "0", 0),
     ("identity.plc_url", "http://127.0.0.1:2582", "http://127.0.0.1:2582"),
     ("identity.ttl", "0", 0),
@@ -733,8 +742,8 @@ def test_what_is_missing_from_a_preset_is_named(tmp_path: Path) -> None:
 
 def test_a_secret_is_in_no_message_and_in_no_repr(tmp_path: Path) -> None:
     """Catches the admin token in a log, a bug report, or a terminal that is shared."""
-    config = load('[server]\nadmin_token = "s3cret"', folder=tmp_path)
-    assert config.server.admin_token.get_secret_value() == "s3cret"
+    config = load('[server]\nadmin_token = "s3cret-of-sixteen"', folder=tmp_path)
+    assert config.server.admin_token.get_secret_value() == "s3cret-of-sixteen"
     assert "s3cret" not in f"{config!r} {config} {config.model_dump_json()}"
     for toml in ('[server]\nadmin_token = ["s3cret"]', "[server]\nadmin_token = 53271"):
         (message,) = mistakes(toml, folder=tmp_path)
@@ -792,11 +801,14 @@ def test_mistakes_between_keys_are_told_beside_those_of_single_ones(
         ]
 
 
+SHARED = "s3cret-of-sixteen"
+
+
 @pytest.mark.parametrize(
     "server",
     [
-        {"admin_token": "s3cret", "admin_tokens": {"alice": "s3cret"}},
-        {"admin_tokens": {"alice": "s3cret", "bob": "other", "carol": "s3cret"}},
+        {"admin_token": SHARED, "admin_tokens": {"alice": SHARED}},
+        {"admin_tokens": {"alice": SHARED, "bob": "o" * 16, "carol": SHARED}},
     ],
 )
 def test_one_token_of_two_names_stops_the_start(server: Layer) -> None:

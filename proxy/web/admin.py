@@ -13,7 +13,7 @@ import structlog
 import trio
 from quart import Blueprint, Response, abort, g, request
 from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import Unauthorized
+from werkzeug.exceptions import TooManyRequests, Unauthorized
 
 from proxy.config import Config
 from proxy.errors import InvalidRequest
@@ -22,7 +22,11 @@ from proxy.model.selection import Selection
 from proxy.moderation.interface import NotInForce
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.store import ADMIN, Block, ModerationStore
+from proxy.web.failed_tokens import FailedTokens
 from proxy.web.responder import LOGGED, Responder
+
+MAX_REASON = 1000
+"""Characters of a reason."""
 
 log = structlog.get_logger(__name__)
 
@@ -35,13 +39,20 @@ def admin_routes(config: Config, responder: Responder) -> Blueprint:
     tokens = _tokens(config)
     if not tokens:
         return routes
+    failed = FailedTokens()
 
     @routes.before_request
     async def authorize() -> None:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        address, now = _address(), trio.current_time()
+        if (seconds := failed.wait(address, now)) is not None:
+            raise TooManyRequests(retry_after=seconds)
+        header = request.headers.get("Authorization", "")
+        scheme, _, given = header.partition(" ")
         name = _name_of(given.strip(), tokens)
         if scheme.lower() != "bearer" or name is None:
             cause = "no bearer token" if scheme.lower() != "bearer" else "a token that is nobody's"
+            if header and failed.add(address, now):
+                cause += f"; {address} has to wait"
             _log_refusal(401, cause)
             raise Unauthorized(www_authenticate=WWWAuthenticate("bearer"))
         g.by = name
@@ -105,6 +116,12 @@ class BadBody(Exception):
     """The body of a request is invalid; the message says why."""
 
 
+def _address() -> str:
+    """Return the address of the client, or of the reverse proxy that passes its requests on."""
+    client = request.scope.get("client")
+    return client[0] if client else ""
+
+
 def _log_refusal(status: int, cause: str, **more: str) -> None:
     """Log a refused request, without the header, which may contain part of a token."""
     log.warning(
@@ -150,6 +167,8 @@ async def _decision() -> tuple[Selection, str]:
     reason = body.get("reason", "")
     if not (isinstance(reason, str) and _is_encodable(reason)):
         raise BadBody("reason must be a text")
+    if len(reason) > MAX_REASON:
+        raise BadBody(f"reason must have at most {MAX_REASON} characters")
     return _selection(body), reason
 
 

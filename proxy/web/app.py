@@ -24,6 +24,7 @@ from proxy.web import hypercorn_connection as connection
 from proxy.web.actors import actor_routes
 from proxy.web.admin import admin_routes
 from proxy.web.asgi import Receive, Respond, Scope, Send, quart_response, serve
+from proxy.web.hypercorn_protocols import MAX_BODY
 from proxy.web.negotiate import accept_of, as_negotiated, choose, is_negotiable
 from proxy.web.page import page_routes
 from proxy.web.responder import Responder
@@ -83,6 +84,7 @@ class ImageProxyApp(QuartTrio):
         self._stopping = trio.Event()
         self._stopped = trio.Event()
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = config.server.shutdown_timeout + 1
+        self.config["MAX_CONTENT_LENGTH"] = MAX_BODY
         self.before_serving(self._start)
         self.after_serving(self._stop)
 
@@ -223,7 +225,7 @@ def create_app(
     async def as_text(error: HTTPException) -> Response:
         response = quart_response(plain_response(error.code or 500, error.name.lower()))
         for name, value in error.get_headers():
-            if name in ("Allow", "WWW-Authenticate"):
+            if name in ("Allow", "Retry-After", "WWW-Authenticate"):
                 response.headers[name] = value
         return response
 

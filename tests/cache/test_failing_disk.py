@@ -204,7 +204,9 @@ async def test_a_full_disk_keeps_no_server_from_blocking_nor_from_starting(disk:
     async with upstream() as made:
         blocked, served = pictures(made, 2)
         did = blocked.split("/")[4]
-        environment = made.environment(disk / "cache", SERVER__ADMIN_TOKEN="secret")
+        environment = made.environment(
+            disk / "cache", SERVER__ADMIN_TOKEN="a-secret-of-the-operator"
+        )
         await fill_cache(disk / "cache", 40, 50_000)
         async with serve(SERVE, environment) as server:
             asked = Asked(server)
@@ -212,7 +214,7 @@ async def test_a_full_disk_keeps_no_server_from_blocking_nor_from_starting(disk:
             await trio.to_thread.run_sync(fill, disk)
             reply = await server.get(
                 "/admin/blocks",
-                ("Authorization", "Bearer secret"),
+                ("Authorization", "Bearer a-secret-of-the-operator"),
                 ("Content-Type", "application/json"),
                 method="POST",
                 body=json.dumps({"did": did}).encode(),

@@ -144,7 +144,7 @@ def test_what_config_show_prints_is_a_file_of_the_same_configuration(
 
 def test_config_show_masks_the_token(run: Run) -> None:
     """Catches a secret in a terminal, a ticket, a screenshot."""
-    shown = run("config", "show", env={"IMAGE_PROXY_SERVER__ADMIN_TOKEN": "s3cret"})
+    shown = run("config", "show", env={"IMAGE_PROXY_SERVER__ADMIN_TOKEN": "s3cret-of-sixteen"})
     assert "s3cret" not in shown.output
     line = next(line for line in shown.stdout.splitlines() if line.startswith("admin_token"))
     assert "*" in line, "one must still see that there is one"
@@ -152,7 +152,9 @@ def test_config_show_masks_the_token(run: Run) -> None:
 
 def test_config_show_masks_named_tokens_and_keeps_their_names(run: Run) -> None:
     """Catches secrets in a table of the file, which the mask of single keys does not reach."""
-    shown = run("config", "show", env={"IMAGE_PROXY_SERVER__ADMIN_TOKENS__ALICE": "s3cret"})
+    shown = run(
+        "config", "show", env={"IMAGE_PROXY_SERVER__ADMIN_TOKENS__ALICE": "s3cret-of-sixteen"}
+    )
     assert "s3cret" not in shown.output
     assert '[server.admin_tokens]\nalice = "***' in shown.stdout
 

@@ -304,7 +304,7 @@ async def test_behind_caddy_images_are_the_same_and_operations_are_hidden(tmp_pa
     async with upstream() as internet:
         did, cid = internet.add_blob(tiny_jpeg())
         path = f"/img/avatar_thumbnail/plain/{did}/{cid}"
-        environment = internet.environment(tmp_path, SERVER__ADMIN_TOKEN="secret")
+        environment = internet.environment(tmp_path, SERVER__ADMIN_TOKEN="a-secret-of-the-operator")
         async with serve(SERVE, environment) as server:
             text = (DEPLOY / "Caddyfile").read_text()
             text = text.replace("img.example.com", f"http://:{port}")

@@ -48,7 +48,7 @@ from tests.processes import (
 
 pytestmark = pytest.mark.nginx
 
-TOKEN = "secret"
+TOKEN = "a-token-of-the-operator"
 
 ODD = """of $money and ${more}; {a} "b" 'c' \\d \\\\t # \u00e9"""
 """A folder whose name nginx could take for half a dozen other things."""

@@ -114,11 +114,13 @@ class Client:
         method: str = "GET",
         body: bytes = b"",
         http_version: str = "1.1",
+        address: str = "192.0.2.1",
     ) -> Exchange:
         """A request that has not begun.
 
         Args:
             target: path and query as they stand in a request line, in ASCII.
+            address: the client's.
         """
         raw, _, query = target.encode("ascii").partition(b"?")
         scope = {
@@ -135,7 +137,7 @@ class Client:
                 (b"host", b"proxy.test"),
                 *((name.lower().encode(), value.encode("latin-1")) for name, value in headers),
             ],
-            "client": ("192.0.2.1", 50000),
+            "client": (address, 50000),
             "server": ("127.0.0.1", 8080),
             "state": {},
             "extensions": {},
@@ -148,10 +150,12 @@ class Client:
         *headers: tuple[str, str],
         method: str = "GET",
         body: bytes = b"",
+        address: str = "192.0.2.1",
     ) -> Reply:
         """One request and its answer."""
+        exchange = self.exchange(target, *headers, method=method, body=body, address=address)
         with trio.fail_after(PATIENCE):
-            reply = await self.exchange(target, *headers, method=method, body=body).run()
+            reply = await exchange.run()
         assert reply is not None, f"no answer to {method} {target}"
         return reply
 

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import proxy.web.admin
 from proxy.coordination.replicas import Replicas
 from proxy.model.identifiers import Cid, Did
 from proxy.model.selection import Selection
+from proxy.web.admin import MAX_REASON
+from proxy.web.failed_tokens import MAX_FAILURES, WINDOW
+from proxy.web.hypercorn_protocols import MAX_BODY
 from tests.cache import owner
 from tests.fakes.faults import gated
 from tests.fakes.network import honest
@@ -111,6 +115,59 @@ async def test_a_wrong_token_is_a_401_and_does_nothing(given: str | None, world:
             assert reply.headers["www-authenticate"].lower().startswith("bearer")
         assert (await client.get(img(did, cid))).headers["x-cache"] == "hit"
         assert (await told(client, "GET", "blocks")) == {"blocks": []}
+
+
+def bearer(token: str) -> tuple[str, str]:
+    return ("Authorization", f"Bearer {token}")
+
+
+async def test_an_address_that_tried_too_many_wrong_tokens_waits_and_others_do_not(
+    world: World, mock_clock: trio.testing.MockClock
+) -> None:
+    """Catches guessing without an end, and a limit for all that locks the operator out."""
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        for number in range(MAX_FAILURES):
+            reply = await client.get("/admin/blocks", bearer(f"wrong-{number}"))
+            assert reply.status == 401
+        for token in ("wrong", TOKEN):
+            reply = await client.get("/admin/blocks", bearer(token))
+            assert (reply.status, reply.text) == (429, "too many requests\n")
+            assert 0 < int(reply.headers["retry-after"]) <= WINDOW
+            assert reply.headers["cache-control"] == "no-store"
+        other = await client.ask("/admin/blocks", bearer(TOKEN), address="192.0.2.2")
+        assert other.status == 200
+        mock_clock.jump(int(reply.headers["retry-after"]))
+        assert (await client.get("/admin/blocks", bearer(TOKEN))).status == 200
+        assert await client.metric('imageproxy_admin_requests_total{status="429"}') == 2
+
+
+async def test_requests_without_a_token_and_with_the_right_one_are_no_wrong_tokens(
+    world: World,
+) -> None:
+    """Catches a probe that locks its own machine out."""
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        for _ in range(2 * MAX_FAILURES):
+            assert (await client.get("/admin/blocks")).status == 401
+            assert (await client.get("/admin/blocks", bearer(TOKEN))).status == 200
+
+
+async def test_a_reason_is_bounded(world: World) -> None:
+    """Catches an audit that one request fills."""
+    did, _ = world.add_blob()
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        longest = {"did": did, "reason": "é" * MAX_REASON}
+        assert (await admin(client, "POST", "blocks", longest)).status == 200
+        for method, route in (("POST", "blocks"), ("DELETE", "blocks"), ("POST", "purge")):
+            reply = await admin(client, method, route, {"did": did, "reason": "é" * 1001})
+            assert reply.status == 400
+            assert "at most 1000 characters" in json.loads(reply.body)["error"]
+
+
+async def test_a_body_that_is_too_large_is_a_413(world: World) -> None:
+    """Catches a megabyte of JSON that is parsed on the event loop; over HTTP/2 too."""
+    async with serving(world, world.config(**WITH_TOKEN)) as client:
+        reply = await admin(client, "POST", "purge", {"reason": "x" * MAX_BODY})
+        assert reply.status == 413
 
 
 async def test_the_scheme_is_read_without_case_as_the_rfc_asks(world: World) -> None:
@@ -254,8 +311,8 @@ BAD_BODIES: dict[str, bytes] = {
     "a good DID and a bad CID": b'{"did": "%s", "cid": "x"}' % new_plc_did().encode(),
     "not UTF-8": b'{"did": "\xff"}',
     "NaN": b'{"did": NaN}',
-    "deep": b"[" * 100_000,
-    "deep in a key": b'{"did": ' + b"[" * 100_000,
+    "deep": b"[" * 60_000,
+    "deep in a key": b'{"did": ' + b"[" * 60_000,
     "a number too long to read": b'{"did": ' + b"9" * 10_000 + b"}",
     "a lone surrogate": b'{"did": "\\ud800"}',
 }
@@ -391,7 +448,7 @@ async def test_a_block_that_a_process_does_not_follow_is_told_as_such(
 
 async def test_tokens_have_names_that_the_audit_tells(world: World) -> None:
     """Catches a second token that does not open, and decisions that are all one's."""
-    tokens = {"alice": "token of Alice", "bob": "token of Bob"}
+    tokens = {"alice": "the token of Alice", "bob": "the token of Bob"}
     config = world.config(server={"admin_token": TOKEN, "admin_tokens": tokens})
     did, cid = world.add_blob()
     async with serving(world, config) as client:
@@ -418,9 +475,9 @@ async def test_tokens_have_names_that_the_audit_tells(world: World) -> None:
 
 
 async def test_named_tokens_alone_open_the_routes_too(world: World) -> None:
-    config = world.config(server={"admin_tokens": {"alice": "token of Alice"}})
+    config = world.config(server={"admin_tokens": {"alice": "the token of Alice"}})
     async with serving(world, config) as client:
-        for token, status in (("token of Alice", 200), ("", 401), (TOKEN, 401)):
+        for token, status in (("the token of Alice", 200), ("", 401), (TOKEN, 401)):
             headers = ("Authorization", f"Bearer {token}")
             assert (await client.get("/admin/blocks", headers)).status == status
 

@@ -132,7 +132,8 @@ UNKNOWN = [
 async def test_an_unknown_route_is_a_404_in_plain_text_never_a_redirect(
     target: str, world: World
 ) -> None:
-    async with serving(world, world.config(server={"admin_token": "secret"})) as client:
+    config = world.config(server={"admin_token": "a-secret-of-the-operator"})
+    async with serving(world, config) as client:
         reply = await client.get(target)
     assert (reply.status, reply.text) == (404, "not found\n")
     assert reply.headers["content-type"] == PLAIN

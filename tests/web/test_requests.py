@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -34,7 +36,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or many(200))
 
 stable = settings(max_examples=EXAMPLES, database=None)
 
-TOKEN = "token"
+TOKEN = "a-token-of-the-operator"
 
 
 @dataclass
@@ -97,6 +99,8 @@ FILES = re.compile(
 
 STATUSES = {200, 304, 400, 401, 404, 405, 413}
 
+NUMBERS = count(1)
+
 NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 VALUE = re.compile(rb"[\x20-\x7e]*")
 
@@ -108,9 +112,14 @@ def ask(
     method: str = "GET",
     body: bytes = b"",
 ) -> Reply:
-    """One request, and all that must hold whatever it was."""
+    """One request, and all that must hold whatever it was.
+
+    Each comes from an address of its own, so that none has to wait for the tokens of another.
+    """
     here = stage.value
-    reply = stage.run(partial(here.client.ask, target, *headers, method=method, body=body))
+    address = str(ip_address("10.0.0.0") + next(NUMBERS))
+    work = partial(here.client.ask, target, *headers, method=method, body=body, address=address)
+    reply = stage.run(work)
     assert reply.status in STATUSES, (reply.status, target)
     for name, value in reply.pairs:
         assert NAME.fullmatch(name), name
