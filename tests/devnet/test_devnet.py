@@ -13,7 +13,7 @@ from tests.devnet import DevnetUnavailable, ensure_installed
 from tests.processes import SERVE, run, serve
 from tests.required import skip_unless_required
 
-pytestmark = [pytest.mark.slow, pytest.mark.time_limit(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.pds, pytest.mark.time_limit(600)]
 
 DEVNET = ["-m", "tests.devnet"]
 

@@ -2,9 +2,9 @@
 
     ./run pythons [NAME...]
 
-A name is a version, or "lowest"; without names, all of them. The oldest Python runs the whole
-suite, the others the quick round. So do the lowest versions of all that is declared, on the oldest
-Python. A Python that this machine lacks is taken from the Debian that has it, installed
+A name is a version, or "lowest"; without names, all of them. The oldest and the newest Python run
+the whole suite, the others the quick round. So do the lowest versions of all that is declared, on
+the oldest Python. A Python that this machine lacks is taken from the Debian that has it, installed
 into a folder (as root). There, tests of the marks "pds" and "browser" are left out: they hold
 programs in other languages to what is sent, on the oldest Python. A name of which a test failed,
 or which cannot be run, makes the exit code 1.
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
-from tests.deployed.debian import checkout, copy_of_base, output
+from tests.deployed.debian import checkout, copy_of_base, output, run
 from tests.processes import ROOT, cache_folder
 from tests.pythons.interpreters import interpreter, named
 from tests.required import VARIABLE
@@ -35,7 +35,7 @@ PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev", "gcc", 
             "curl", "nginx-light", "prometheus", "caddy", "docker-compose", "systemd",
             "sqlite3")  # fmt: skip
 
-_WHOLE = (named()[0],)
+_WHOLE = (named()[0], named()[-1])
 
 LEFT_OUT_THERE = "not pds and not browser"
 
@@ -46,9 +46,12 @@ mount -t proc proc "$1/proc"
 mount --rbind /dev "$1/dev"
 mount --rbind /sys "$1/sys"
 root=$1 && shift
-exec chroot "$root" env -i "$@"
+chroot "$root" env -i "$@" || exit $?
 """
-"""Runs in a mount namespace of its own: what it mounts goes with it."""
+"""Runs in namespaces of its own: what it mounts goes with it.
+
+Without ``exec``: the tests must not be process 1, which is sent no signals and inherits orphans.
+"""
 
 
 class Unavailable(Exception):
@@ -129,6 +132,8 @@ def tests_in_debian(version: str, options: Sequence[str], told: TextIO) -> int:
         raise Unavailable(f"Python {version} is not on this machine; as root it comes from Debian")
     with tempfile.TemporaryDirectory() as folder:
         root = copy_of_base(Path(folder), DEBIANS[version], PACKAGES)
+        # With its history: a test runs an earlier commit.
+        run("git", "clone", "--quiet", "--no-checkout", ROOT, root / "src")
         checkout(root / "src")
         trusted = "/etc/ssl/certs/ca-certificates.crt"
         variables = ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
