@@ -36,6 +36,10 @@ Work = Callable[[bytes, Sequence[Recipe], int], Iterator[Outcome]]
 
 _STATUSES = {error: status for status, error in ERRORS.items()}
 
+_THREADS = 0 if pillow_heif is None else 4
+"""Threads that codecs may have beside the first one. Only the decoder of HEIC starts any: one for
+each of its decoders, of which a picture may need two at once."""
+
 _TRIM_ABOVE = 16_000_000
 """Pixels; after a larger picture, free memory is returned to the system. That takes a moment."""
 
@@ -52,7 +56,8 @@ def main(descriptor: int, memory: int, cpu: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
     warm_up()
-    serve(socket.socket(fileno=descriptor), sandbox.Limits(memory, cpu), render_job)
+    limits = sandbox.Limits(memory, cpu, _THREADS)
+    serve(socket.socket(fileno=descriptor), limits, render_job)
 
 
 # <malloc.h>
@@ -112,7 +117,7 @@ def warm_up() -> None:
     # The pool keeps every core busy already.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if pillow_heif is not None:
-        pillow_heif.options.DECODE_THREADS = 1
+        pillow_heif.options.DECODE_THREADS = 0  # 1 would be a thread beside the first
     warnings.simplefilter("ignore")
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     cover = Preset(width=8, height=8, fit="cover", quality=80)

@@ -23,10 +23,12 @@ class Limits:
     Attributes:
         memory: bytes of private memory in addition to what the process already has.
         cpu: seconds of CPU time.
+        threads: threads that may run beside the first one.
     """
 
     memory: int
     cpu: int
+    threads: int = 0
 
 
 def confine(limits: Limits) -> list[str]:
@@ -62,15 +64,60 @@ def _limit_memory(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
+_STACK = 8 << 20
+"""Bytes, what Linux sets by default. RLIMIT_DATA does not count the stack."""
+
+
 def _limit_rest(limits: Limits) -> None:
     bounds = {
+        resource.RLIMIT_STACK: _STACK,
         resource.RLIMIT_CPU: limits.cpu,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,  # a core file would contain users' pictures
         resource.RLIMIT_NOFILE: 0,  # files that are already open stay open
     }
     for kind, bound in bounds.items():
-        resource.setrlimit(kind, (bound, bound))
+        _lower(kind, bound)
+
+
+def _lower(kind: int, bound: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        bound = min(bound, hard)
+    resource.setrlimit(kind, (bound, bound))
+
+
+_NEW_USER_NAMESPACE = 0x10000000  # CLONE_NEWUSER, linux/sched.h
+
+
+def _limit_threads(limits: Limits) -> None:
+    """Bound the threads of this process, where it may have any: else seccomp refuses them all.
+
+    RLIMIT_NPROC counts the threads of a user. In a user namespace of its own the process is alone
+    in that count (Linux 5.14).
+    """
+    if limits.threads == 0:
+        return
+    _libc_call("unshare", _NEW_USER_NAMESPACE)
+    _lower(resource.RLIMIT_NPROC, 1 + limits.threads)
+    if os.getuid() == 0:
+        raise OSError(errno.EPERM, "the kernel does not count root's threads")
+
+
+class _CapabilityHeader(ctypes.Structure):
+    """struct __user_cap_header_struct (linux/capability.h); process 0 is the calling one."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("process", ctypes.c_int))
+
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def _drop_capabilities(_: Limits) -> None:
+    """Give up root's capabilities, and those that a new user namespace brought."""
+    header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
+    none = (ctypes.c_uint32 * 6)()  # two struct __user_cap_data_struct
+    _libc_call("capset", ctypes.byref(header), none)
 
 
 # linux/prctl.h
@@ -143,7 +190,11 @@ _AT_CALL, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _SET_MODE_FILTER, _FILTER_FLAG_TSYNC, _FILTER_FLAG_SPEC_ALLOW = 1, 1, 4
 
-_PROT_EXEC = 4  # asm-generic/mman-common.h
+# asm-generic/mman-common.h, asm-generic/mman.h
+_PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MAP_FLAGS = 0x02 | 0x20 | 0x4000 | 0x20000
+"""PRIVATE, ANONYMOUS, NORESERVE, STACK: what allocators and threads use. RLIMIT_DATA counts neither
+shared mappings nor those that grow downwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +218,6 @@ _CALLS = {
     "munmap": (11, 215),
     "brk": (12, 214),
     "madvise": (28, 233),
-    "mremap": (25, 216),
     "futex": (202, 98),
     "clock_gettime": (228, 113),
     "gettimeofday": (96, 169),
@@ -207,15 +257,16 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(_Instruction)))
 
 
-def _forbid_calls(_: Limits) -> None:
+def _forbid_calls(limits: Limits) -> None:
     """Allow ``_CALLS``, and some calls by their arguments. Others fail with EPERM.
 
-    Libraries can handle that error.
+    Libraries can handle that error. ``mremap`` is not among them: RLIMIT_DATA does not count a
+    stack that it enlarges, and libc copies instead.
     """
     machine = _MACHINES.get(platform.machine())
     if machine is None:
         raise OSError(errno.EOPNOTSUPP, f"no table of calls for {platform.machine()}")
-    instructions = _filter(machine)
+    instructions = _filter(machine, threads=limits.threads > 0)
     array = (_Instruction * len(instructions))(*instructions)
     program = _Program(len(instructions), array)
     # Without SPEC_ALLOW, kernels before 5.16 slow down every filtered process, to prevent
@@ -224,49 +275,73 @@ def _forbid_calls(_: Limits) -> None:
     _syscall(machine.seccomp, _SET_MODE_FILTER, flags, ctypes.byref(program))
 
 
-def _filter(machine: _Machine) -> list[_Instruction]:
+def _filter(machine: _Machine, *, threads: bool) -> list[_Instruction]:
     column = machine.column
     refuse = _Instruction(_RETURN, 0, 0, _ERRNO | errno.EPERM)
     allow = _Instruction(_RETURN, 0, 0, _ALLOW)
+
     # Only the low half of an argument is tested: the kernel uses 32 bits of all of these.
+    def load(argument: int) -> _Instruction:
+        return _Instruction(_LOAD, 0, 0, _AT_ARGUMENTS + 8 * argument)
+
+    def only(bits: int) -> list[_Instruction]:
+        return [_Instruction(_JUMP_IF_ANY, 0, 1, 0xFFFFFFFF & ~bits), refuse]
+
+    # Memory must be writable, because RLIMIT_DATA counts no other: pages that were written and
+    # then made read-only would stay, uncounted.
+    writable = [
+        load(2),
+        *only(_PROT_READ | _PROT_WRITE),
+        _Instruction(_JUMP_IF_ANY, 0, 1, _PROT_WRITE),
+        allow,
+        refuse,
+    ]
+    # Address space without access is reserved by libc for heaps and stacks.
+    mapping = [
+        load(3),
+        *only(_MAP_FLAGS),
+        load(2),
+        _Instruction(_JUMP_IF_EQUAL, 0, 1, _PROT_NONE),
+        allow,
+        *writable,
+    ]
+    new_thread = [
+        load(0),
+        _Instruction(_JUMP_IF_ANY, 0, 1, _CLONE_THREAD),
+        allow if threads else refuse,
+        refuse,
+    ]
+    # abort() sends a signal to its own process.
+    signal = [load(0), _Instruction(_JUMP_IF_EQUAL, 0, 1, os.getpid()), allow, refuse]
+    # The filter cannot read clone3's flags. After ENOSYS libc uses clone.
+    no_such_call = [_Instruction(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+
+    def case(call: tuple[int, int], steps: list[_Instruction]) -> list[_Instruction]:
+        return [_Instruction(_JUMP_IF_EQUAL, 0, len(steps), call[column]), *steps]
+
     program = [
         _Instruction(_LOAD, 0, 0, _AT_ARCHITECTURE),
         _Instruction(_JUMP_IF_EQUAL, 1, 0, machine.audit),
         refuse,
         _Instruction(_LOAD, 0, 0, _AT_CALL),
+        *case(_MMAP, mapping),
+        *case(_MPROTECT, writable),
     ]
-    for call in (_MMAP, _MPROTECT):
-        program += [
-            _Instruction(_JUMP_IF_EQUAL, 0, 4, call[column]),
-            _Instruction(_LOAD, 0, 0, _AT_ARGUMENTS + 8 * 2),
-            _Instruction(_JUMP_IF_ANY, 0, 1, _PROT_EXEC),
-            refuse,
-            allow,
-        ]
-    for numbers in _CALLS.values():
-        program += [_Instruction(_JUMP_IF_EQUAL, 0, 1, numbers[column]), allow]
+    for call in _CALLS.values():
+        program += case(call, [allow])
     return [
         *program,
-        # libheif decodes in a thread. The filter cannot read clone3's flags, so clone3 fails with
-        # ENOSYS, and libc uses clone.
-        _Instruction(_JUMP_IF_EQUAL, 0, 1, _CLONE3[column]),
-        _Instruction(_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
-        _Instruction(_JUMP_IF_EQUAL, 0, 4, _CLONE[column]),
-        _Instruction(_LOAD, 0, 0, _AT_ARGUMENTS),
-        _Instruction(_JUMP_IF_ANY, 0, 1, _CLONE_THREAD),
-        allow,
-        refuse,
-        # abort() sends a signal to its own process.
-        _Instruction(_JUMP_IF_EQUAL, 0, 3, _TGKILL[column]),
-        _Instruction(_LOAD, 0, 0, _AT_ARGUMENTS),
-        _Instruction(_JUMP_IF_EQUAL, 0, 1, os.getpid()),
-        allow,
+        *case(_CLONE3, no_such_call),
+        *case(_CLONE, new_thread),
+        *case(_TGKILL, signal),
         refuse,
     ]
 
 
 _PARTS: dict[str, Callable[[Limits], None]] = {
     "no_new_privs": _forbid_new_privileges,
+    "thread limit": _limit_threads,
+    "no capabilities": _drop_capabilities,
     "hidden memory": _hide_memory,
     "Landlock for files": _landlock_files,
     "Landlock for TCP": _landlock_network,
@@ -283,10 +358,13 @@ def _require_linux() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
+    _libc_call("prctl", option, *[ctypes.c_ulong(number) for number in (value, 0, 0, 0)])
+
+
+def _libc_call(name: str, *arguments: object) -> None:
     _require_linux()
-    arguments = [ctypes.c_ulong(number) for number in (value, 0, 0, 0)]
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, *arguments) != 0:
+    if getattr(libc, name)(*arguments) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import mmap
 import os
@@ -24,19 +25,22 @@ BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv[4:]; from tests.imaging.workers.hostile import main; "
     "main(*map(int, sys.argv[1:4]))"
 )
+WITH_THREADS = BOOTSTRAP.removesuffix(")") + ", threads=4)"
 
 JPEG = b"\xff\xd8\xff made by a hostile worker"
 
 _connection: socket.socket
+_call_as_i386: Callable[[int], int]
 
 
-def main(descriptor: int, memory: int, cpu: int) -> None:
+def main(descriptor: int, memory: int, cpu: int, threads: int = 0) -> None:
     """A worker as the real one is, up to what it does with a source."""
-    global _connection
+    global _connection, _call_as_i386
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _connection = socket.socket(fileno=descriptor)
-    serve(_connection, sandbox.Limits(memory, cpu), work)
+    _call_as_i386 = gate_to_i386()
+    serve(_connection, sandbox.Limits(memory, cpu, threads), work)
 
 
 def work(source: bytes, recipes: Sequence[Recipe], max_pixels: int) -> Iterator[Outcome]:
@@ -89,6 +93,7 @@ DEEDS: dict[bytes, Callable[[bytes], object]] = {
     b"thread": lambda rest: _fail(UndecodableImage(_in_a_thread())),
     b"defect": lambda rest: _fail(ZeroDivisionError("a defect")),
     b"probe": lambda rest: _fail(UndecodableImage(attempt(PROBES[rest.decode()]))),
+    b"sweep": lambda rest: _fail(UndecodableImage(SWEEPS[rest.decode()]())),
 }
 
 
@@ -135,14 +140,55 @@ def _connect() -> None:
         here.connect(there.getsockname())
 
 
-def _executable_memory() -> None:
-    mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+NONE, READ, WRITE, EXECUTE = 0, 1, 2, 4
+PAGE = 4096
 
 
-def _make_executable() -> None:
-    area = mmap.mmap(-1, 4096)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    _call("mprotect", ctypes.c_void_p(address), ctypes.c_size_t(4096), 4)
+def _map(size: int, protection: int, flags: int) -> int:
+    """The address of new memory."""
+    address = _call("mmap", None, ctypes.c_size_t(size), protection, flags, -1, ctypes.c_long(0))
+    assert isinstance(address, int)
+    return address
+
+
+def _map_and_unmap(size: int, protection: int, flags: int) -> None:
+    _unmap(_map(size, protection, flags), size)
+
+
+def _unmap(address: int, size: int) -> None:
+    _call("munmap", ctypes.c_void_p(address), ctypes.c_size_t(size))
+
+
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+GROWS_DOWN, NO_RESERVE = 0x100, 0x4000
+LOT = 1 << 36
+"""Bytes, more than any worker may have. Without access to them, they cost nothing."""
+
+
+def _protect(before: int, after: int, size: int = PAGE) -> None:
+    """Change what may be done with private memory."""
+    address = _map(size, before, PRIVATE | NO_RESERVE)
+    try:
+        _call("mprotect", ctypes.c_void_p(address), ctypes.c_size_t(size), after)
+    finally:
+        _unmap(address, size)
+
+
+def _enlarge() -> None:
+    address = _map(PAGE, READ | WRITE, PRIVATE)
+    sizes = ctypes.c_size_t(PAGE), ctypes.c_size_t(2 * PAGE)
+    _call("mremap", ctypes.c_void_p(address), *sizes, 1)
+
+
+def _start_thread() -> None:
+    libc = ctypes.CDLL(None)
+    thread = ctypes.c_ulong()
+    code = ctypes.cast(libc.getpid, ctypes.c_void_p)
+    number = libc.pthread_create(ctypes.byref(thread), None, code, None)
+    if number:
+        raise OSError(number, os.strerror(number))
+    libc.pthread_join(thread, None)
 
 
 def _raise_limit() -> None:
@@ -165,14 +211,223 @@ PROBES: dict[str, Callable[[], object]] = {
     "fork": _fork,
     "signal its parent": lambda: os.kill(os.getppid(), 0),
     "signal everybody": lambda: os.kill(-1, 0),
-    "map executable memory": _executable_memory,
-    "make memory executable": _make_executable,
+    "map executable memory": lambda: _map_and_unmap(PAGE, READ | WRITE | EXECUTE, PRIVATE),
+    "make memory executable": lambda: _protect(READ | WRITE, EXECUTE),
+    # RLIMIT_DATA counts none of these.
+    "share memory": lambda: _map_and_unmap(LOT, READ | WRITE, SHARED | NO_RESERVE),
+    "map memory that grows": lambda: _map_and_unmap(1 << 27, READ | WRITE, PRIVATE | GROWS_DOWN),
+    "map memory to read alone": lambda: _map_and_unmap(PAGE, READ, PRIVATE),
+    "make written memory read-only": lambda: _protect(READ | WRITE, READ),
+    "hide written memory": lambda: _protect(READ | WRITE, NONE),
+    "enlarge memory": _enlarge,
+    "start a thread": _start_thread,
     "make a file in memory": lambda: os.close(os.memfd_create("x")),
     "make a namespace": lambda: _call("unshare", 0),
     "change its limits": _raise_limit,
     "execute": _exec,
 }  # fmt: skip
 """Each is done by a process that is not confined; "execute" ends it."""
+
+
+CALLS = [*range(600), *(0x40000000 | number for number in range(600))]
+"""The system calls of x86-64, many numbers that none has, and the same for the x32 interface."""
+
+ENDS = {15, 60, 231, 335, 336}
+"""rt_sigreturn, exit, exit_group, uretprobe and uprobe of x86-64, with which the sweep would end:
+the kernel exempts the last two from filters, and ends a process that calls them on its own."""
+
+DISTURBS = {153, 162}
+"""vhangup and sync, which disturb others than their process."""
+
+
+def call_number(number: int) -> int:
+    """What a call fails with (0: it did not), with arguments that no call accepts as pointers,
+    descriptors, sizes or flags: so it fails by them, if it is not refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    if libc.syscall(ctypes.c_long(number), *[ctypes.c_long(-1)] * 6) != -1:
+        return 0
+    return ctypes.get_errno()
+
+
+def _every_call() -> str:
+    found = {number: call_number(number) for number in CALLS if number not in ENDS}
+    return _listed(found, errno.EPERM)
+
+
+def _every_descriptor() -> str:
+    """What reading says of each: a file that is no socket, or a socket without data."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    there = ctypes.create_string_buffer(1)
+    flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+    found = {}
+    for number in range(4096):
+        if libc.recv(number, there, 1, flags) == -1:
+            found[number] = ctypes.get_errno()
+        else:
+            found[number] = 0
+    return _listed(found, errno.EBADF)
+
+
+def _every_signal() -> str:
+    """Whom signal 0, which only asks for permission, reaches by which call of x86-64."""
+    parent, own = os.getppid(), os.getpid()
+    ways = {
+        f"{name} {whom}": (number, *arguments)
+        for whom in (parent, 1, 0, -1, -os.getpid(), own)
+        for name, number, arguments in (
+            ("kill", 62, (whom, 0)),
+            ("tkill", 200, (whom, 0)),
+            ("tgkill", 234, (whom, whom, 0)),
+            ("rt_sigqueueinfo", 129, (whom, 0, 0)),
+            ("rt_tgsigqueueinfo", 297, (whom, whom, 0, 0)),
+            ("pidfd_open", 434, (whom, 0)),
+        )
+        if (name, whom) != ("tgkill", own)
+    }
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = {}
+    for way, numbers in ways.items():
+        failed = libc.syscall(*map(ctypes.c_long, numbers)) == -1
+        found[way] = ctypes.get_errno() if failed else 0
+    return _listed(found, errno.EPERM)
+
+
+def _every_mapping() -> str:
+    """Which protections and flags are accepted: each bit, beside private and shared memory."""
+    found = {}
+    for base in (PRIVATE, SHARED):
+        for flags in (base, *(base | 1 << bit for bit in range(32))):
+            for protection in (*range(16), *(WRITE | 1 << bit for bit in range(4, 31))):
+                try:
+                    # Far from what is there, where a fixed address is accepted.
+                    _map_and_unmap_at(protection, flags)
+                    found[f"{protection}/{flags:#x}"] = 0
+                except OSError as error:
+                    found[f"{protection}/{flags:#x}"] = error.errno or 0
+    return _listed(found, errno.EPERM)
+
+
+def _map_and_unmap_at(protection: int, flags: int) -> None:
+    where = ctypes.c_void_p(1 << 40)
+    size, start = ctypes.c_size_t(PAGE), ctypes.c_long(0)
+    address = _call("mmap", where, size, protection, ctypes.c_int(flags), -1, start)
+    assert isinstance(address, int)
+    _unmap(address, PAGE)
+
+
+def _listed(found: dict[str, int] | dict[int, int], usual: int) -> str:
+    return " ".join(f"{key}={number}" for key, number in found.items() if number != usual)
+
+
+SWEEPS: dict[str, Callable[[], str]] = {
+    "calls": _every_call,
+    "descriptors": _every_descriptor,
+    "signals": _every_signal,
+    "mappings": _every_mapping,
+    "i386": lambda: str(_call_as_i386(20)),  # getpid
+    "a lot": lambda: attempt(lambda: _protect(NONE, READ | WRITE, LOT)),
+}
+"""Each says what was not refused."""
+
+
+def sweep_unconfined() -> None:
+    """Say which calls are refused here, where no sandbox is. Each is made in its own process."""
+    out = socket.socket(fileno=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # some calls damage their process, which says so
+    for number in CALLS:
+        if number in ENDS | DISTURBS:
+            continue
+        child = os.fork()
+        if child == 0:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # pause() would wait for ever
+            refused = call_number(number) == errno.EPERM
+            os.kill(os.getpid(), signal.SIGKILL if refused else signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        if os.WTERMSIG(status) == signal.SIGKILL:
+            out.sendall(f"{number} ".encode())
+
+
+def say_sweeps() -> None:
+    """Say which mappings and signals are not refused here, a line for each."""
+    said = f"{_every_mapping()}\n{_every_signal()}\n"
+    socket.socket(fileno=1).sendall(said.encode())
+
+
+def gate_to_i386() -> Callable[[int], int]:
+    """A function that makes a system call of i386, by x86-64's "int 0x80"."""
+    code = b"\x53\x89\xf8\xcd\x80\x5b\xc3"  # push rbx; mov eax, edi; int 0x80; pop rbx; ret
+    address = _map(PAGE, READ | WRITE | EXECUTE, PRIVATE)
+    ctypes.memmove(address, code, len(code))
+    return ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(address)
+
+
+def i386_unconfined() -> None:
+    """Say whether the kernel knows the calls of i386; if not, this process ends."""
+    pid = gate_to_i386()(20)
+    socket.socket(fileno=1).sendall(b"known" if pid == os.getpid() else b"")
+
+
+PATHS = [
+    "/",
+    "/etc/passwd",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/ptmx",
+    "/dev/shm",  # noqa: S108
+    "/proc/self/exe",
+    "/proc/self/fd",
+    "/proc/self/maps",
+    "/proc/self/mem",
+    "/proc/1/status",
+    "/proc/sys/kernel/hostname",
+    "/sys/kernel",
+]
+"""One of each kind: files, folders, devices, links, and what the kernel makes up."""
+
+
+def paths() -> None:
+    """Say which paths open where Landlock alone holds, after those that open without it."""
+    out = socket.socket(fileno=1)
+    out.sendall(f"{_opened()}\n".encode())
+    parts = ("no_new_privs", "Landlock for files")
+    sandbox._PARTS = {name: sandbox._PARTS[name] for name in parts}
+    missing = sandbox.confine(sandbox.Limits(1 << 30, 100))
+    out.sendall(f"{_opened()}\n{missing}\n".encode())
+    os._exit(0)
+
+
+def _opened() -> list[str]:
+    opened = []
+    for path in PATHS:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
+            opened.append(path)
+        except OSError:
+            pass
+    return opened
+
+
+def count_threads() -> None:
+    """Say what is missing, and how many threads start. Not as root, which the kernel lets."""
+    out = socket.socket(fileno=1)
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    missing = sandbox.confine(sandbox.Limits(1 << 30, 100, threads=4))
+    never = threading.Lock()
+    never.acquire()
+    started = 0
+    try:
+        for _ in range(50):
+            threading.Thread(target=never.acquire, daemon=True).start()
+            started += 1
+    except RuntimeError:
+        pass
+    out.sendall(f"{started}\n{missing}\n".encode())
+    os._exit(0)
 
 
 def unconfined() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import re
+import resource
 import signal
 import socket
 import struct
@@ -143,8 +146,9 @@ async def test_a_worker_can_do_nothing_of_what_others_can(hostile_workers: None)
         assert pool.deaths == Counter()
 
 
-async def test_threads_of_a_worker_are_confined_too(hostile_workers: None) -> None:
+async def test_threads_of_a_worker_are_confined_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a filter that holds for the first thread alone, and one that forbids threads."""
+    monkeypatch.setattr(workers, "BOOTSTRAP", hostile.WITH_THREADS)
     async with running(threads=1) as pool:
         assert (await pool.fails(b"thread")).cause.startswith("failed: [Errno 1]")
 
@@ -173,13 +177,157 @@ def test_each_part_holds_alone(part: str, refused: set[str]) -> None:
         assert f"{name}: failed" in printed, printed
 
 
-def verdict(machine: str, call: int, *arguments: int, audit: int | None = None) -> str:
+def test_a_worker_has_no_more_threads_than_its_codecs_need() -> None:
+    """Catches thousands of threads, each of which costs the kernel memory that no limit counts."""
+    started, missing = python(
+        "from tests.imaging.workers.hostile import count_threads; count_threads()"
+    ).splitlines()
+    if "thread limit" in missing:
+        pytest.skip(missing)
+    assert started == "4"
+
+
+def test_landlock_alone_opens_no_kind_of_path() -> None:
+    """Catches a right that the ruleset does not handle."""
+    before, after, missing = python(
+        "from tests.imaging.workers.hostile import paths; paths()"
+    ).splitlines()
+    if missing != "[]":
+        pytest.skip(missing)
+    assert "/etc/passwd" in before
+    assert after == "[]"
+
+
+# All that a process could try. The lists here are not the sandbox's own.
+
+on_x86_64 = pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of x86-64")
+
+ALLOWED_CALLS = {
+    "munmap": 11,
+    "brk": 12,
+    "rt_sigaction": 13,
+    "rt_sigprocmask": 14,
+    "sched_yield": 24,
+    "madvise": 28,
+    "getpid": 39,
+    "sendto": 44,
+    "recvfrom": 45,
+    "getcwd": 79,
+    "gettimeofday": 96,
+    "gettid": 186,
+    "futex": 202,
+    "restart_syscall": 219,
+    "clock_gettime": 228,
+    "set_robust_list": 273,
+    "getrandom": 318,
+    "rseq": 334,
+}
+
+
+async def sweep(of: str) -> dict[str, int]:
+    """What a worker was not refused, with the number of the error, or 0."""
+    async with running(threads=1) as pool:
+        said = (await pool.fails(b"sweep:" + of.encode())).cause
+        assert pool.deaths == Counter()
+    return {key: int(number) for key, _, number in (word.rpartition("=") for word in said.split())}
+
+
+@on_x86_64
+async def test_a_worker_is_refused_every_system_call_but_a_few(hostile_workers: None) -> None:
+    """Catches a call that is let through: its number need not be among the probes."""
+    found = await sweep("calls")
+    assert found.pop("435") == errno.ENOSYS  # clone3
+    assert {int(number) for number in found} == set(ALLOWED_CALLS.values())
+
+
+@on_x86_64
+def test_few_of_these_calls_are_refused_to_a_process_that_is_not_confined() -> None:
+    """Catches arguments for which the kernel itself answers as the sandbox does."""
+    said = python("from tests.imaging.workers.hostile import sweep_unconfined; sweep_unconfined()")
+    assert len(said.split()) < 100, said
+
+
+@on_x86_64
+async def test_a_worker_makes_no_call_by_the_interface_of_i386(hostile_workers: None) -> None:
+    """Catches a filter that knows the numbers of one interface and lets the other through."""
+    known = python("from tests.imaging.workers.hostile import i386_unconfined; i386_unconfined()")
+    if known != "known":
+        pytest.skip("the kernel has no such interface")
+    async with running(threads=1) as pool:
+        assert (await pool.fails(b"sweep:i386")).cause == str(-errno.EPERM)
+
+
+async def test_a_worker_has_no_descriptor_but_its_socket_and_the_null_device(
+    hostile_workers: None,
+) -> None:
+    """Catches a file or a connection of the service that a worker inherits."""
+    found = await sweep("descriptors")
+    sockets = [number for number, error in found.items() if error != errno.ENOTSOCK]
+    assert len(sockets) == 1
+    assert found.keys() == {"0", "1", "2", *sockets}
+    assert found[sockets[0]] == errno.EAGAIN
+
+
+@on_x86_64
+async def test_a_worker_signals_nobody_by_any_call(hostile_workers: None) -> None:
+    """Catches a worker that ends the service, another worker, or what else its user runs."""
+    assert await sweep("signals") == {}
+
+
+async def test_a_worker_maps_memory_only_as_its_limit_counts_it(hostile_workers: None) -> None:
+    """Catches a kind of memory that RLIMIT_DATA does not count: shared, growing, to read alone."""
+    found = await sweep("mappings")
+    private, reserved, stack = 0x22, 0x4022, 0x20022
+    kinds = [
+        (protection, flags) for protection in (0, 2, 3) for flags in (private, reserved, stack)
+    ]
+    assert found == {f"{protection}/{flags:#x}": 0 for protection, flags in kinds}
+
+
+def test_the_sweeps_find_what_is_open_to_a_process_that_is_not_confined() -> None:
+    """Catches a sweep that finds nothing anywhere, and so would prove nothing."""
+    said = python("from tests.imaging.workers.hostile import say_sweeps; say_sweeps()")
+    mappings, signals = said.splitlines()
+    assert {"3/0x21=0", "1/0x22=0", "3/0x122=0", "7/0x22=0"} <= set(mappings.split())
+    if platform.machine() == "x86_64":
+        assert f"kill {os.getpid()}=0" in signals
+
+
+async def test_a_worker_has_no_privileges_and_a_stack_that_ends() -> None:
+    """Catches root's capabilities in a worker, and a stack, which RLIMIT_DATA does not count."""
+    async with running(threads=1) as pool:
+        await pool.do(sources.jpeg(sources.photo(64, 48)))
+        (worker,) = children()
+        status = status_of(worker)
+        assert {status[f"Cap{kind}"].strip("0") for kind in ("Eff", "Prm", "Inh")} == {""}
+        assert (status["NoNewPrivs"], status["Seccomp"], status["Threads"]) == ("1", "2", "1")
+        soft, hard = resource.prlimit(worker, resource.RLIMIT_STACK)
+        assert 0 < soft == hard <= 8 << 20
+        for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NOFILE):
+            assert resource.prlimit(worker, kind) == (0, 0)
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines)
+
+
+async def test_reserved_memory_counts_as_soon_as_it_can_be_written(hostile_workers: None) -> None:
+    """Catches a way past the limit: address space without access, which is made writable later."""
+    async with running(threads=1) as pool:
+        error = await pool.fails(b"sweep:a lot")
+        assert "Cannot allocate memory" in error.cause
+
+
+def verdict(
+    machine: str, call: int, *arguments: int, audit: int | None = None, threads: bool = False
+) -> str:
     """What the filter for ``machine`` says of a call, by the rules of linux/seccomp.h."""
     of = sandbox._MACHINES[machine]
     packed = struct.pack(
         "<IIQ6Q", call, audit or of.audit, 0, *arguments, *[0] * (6 - len(arguments))
     )
-    program = sandbox._filter(of)
+    program = sandbox._filter(of, threads=threads)
     at = loaded = 0
     while True:
         step = program[at]
@@ -206,18 +354,32 @@ def test_the_filter_is_the_same_on_both_architectures(machine: str) -> None:
         assert verdict(machine, numbers[column], audit=0x40000003) == "EPERM"
     allowed = {numbers[column] for numbers in sandbox._CALLS.values()}
     special = {"mmap": (9, 222), "mprotect": (10, 226), "clone": (56, 220), "tgkill": (234, 131)}
-    conditional = {numbers[column] for numbers in special.values()}
-    for call in {*range(600), 0x40000000 + 45} - allowed - conditional - {435}:
+    numbers_of = {name: numbers[column] for name, numbers in special.items()}
+    for call in {*range(600), 0x40000000 + 45} - allowed - {*numbers_of.values(), 435}:
         assert verdict(machine, call) == "EPERM", call
     assert verdict(machine, 435) == "ENOSYS"
-    for name in ("mmap", "mprotect"):
-        assert verdict(machine, special[name][column], 0, 4096, 3) == "allow"
-        assert verdict(machine, special[name][column], 0, 4096, 7) == "EPERM"
     threads, vfork = 0x3D0F00, 0x4111
-    assert verdict(machine, special["clone"][column], threads) == "allow"
-    assert verdict(machine, special["clone"][column], vfork) == "EPERM"
-    assert verdict(machine, special["tgkill"][column], os.getpid(), 1, 6) == "allow"
-    assert verdict(machine, special["tgkill"][column], os.getppid(), 1, 6) == "EPERM"
+    assert verdict(machine, numbers_of["clone"], threads) == "EPERM"
+    assert verdict(machine, numbers_of["clone"], threads, threads=True) == "allow"
+    assert verdict(machine, numbers_of["clone"], vfork, threads=True) == "EPERM"
+    for number in range(65):
+        assert verdict(machine, numbers_of["tgkill"], os.getpid(), 1, number) == "allow"
+        assert verdict(machine, numbers_of["tgkill"], os.getppid(), 1, number) == "EPERM"
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_lets_no_uncounted_memory_through_on_both_architectures(machine: str) -> None:
+    """Catches a bit of a protection or of flags that is not tested."""
+    column = sandbox._MACHINES[machine].column
+    mmap, mprotect = (numbers[column] for numbers in ((9, 222), (10, 226)))
+    for protection in (*range(16), *(2 | 1 << bit for bit in range(32))):
+        writable = protection in {2, 3}
+        changed = verdict(machine, mprotect, 0, 4096, protection)
+        assert changed == ("allow" if writable else "EPERM"), protection
+        for flags in (0x22, 0x4022, 0x20022, *(0x22 | 1 << bit for bit in range(32)), 0x21, 0x23):
+            expected = (writable or protection == 0) and flags in {0x22, 0x4022, 0x20022}
+            mapped = verdict(machine, mmap, 0, 4096, protection, flags)
+            assert mapped == ("allow" if expected else "EPERM"), (protection, flags)
 
 
 def test_a_worker_loads_neither_the_web_nor_the_network() -> None:
