@@ -17,7 +17,7 @@ from bench.starvation import configuration, network_of_names
 from proxy.config import Config
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import EgressError
-from proxy.egress.gateway import Gateway, fetch_channel_of
+from proxy.egress.gateway import Gateway, fetch_channels_of
 from proxy.egress.http_client import MAX_IDLE
 from proxy.egress.network import Network
 
@@ -89,7 +89,7 @@ async def count_sockets(hosts: int, folder: Path, note: Callable[[], None]) -> S
             config.fetch,
             _Counting(network_of_names(), count),
             network_of_names(),
-            fetch_channel_of(config.fetch),
+            fetch_channels_of(config.fetch),
         )
         began = trio.current_time()
         with trio.fail_after(MAX_SECONDS):

@@ -13,7 +13,7 @@ from proxy.accounts.blob_fetcher import Fetcher
 from proxy.accounts.did_documents import Resolver
 from proxy.cache.interface import Cache
 from proxy.config import Config
-from proxy.egress.gateway import fetch_channel_of, guarded_networks
+from proxy.egress.gateway import fetch_channels_of, guarded_networks
 from proxy.egress.network import Network
 from proxy.extras import check_extras
 from proxy.imaging.workers.pool import Processor
@@ -73,11 +73,11 @@ async def open_service(
     _check(cache=cache, fetcher=fetcher, processor=processor, resolver=resolver)
     check_extras(config)
     metrics = Metrics()
-    fetch_channel = fetch_channel_of(config.fetch)
+    fetch_channels = fetch_channels_of(config.fetch)
     processing_pool = None
     if processor is ...:
         processor = processing_pool = processing_pool_of(config, metrics)
-    parts = parts_of(config, metrics, fetch_channel, cache=cache, networks=networks)
+    parts = parts_of(config, metrics, fetch_channels, cache=cache, networks=networks)
     cache_writer = cache_writer_of(config, parts)
     moderator = moderator_of(config, parts, cache_writer)
     failure: Exception | None = None
@@ -96,7 +96,7 @@ async def open_service(
         writing.start_soon(supervise, cache_writer.run, name="cache_writer")
         # Stops first, all together: the tasks that make results.
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(fetch_channel.run, name="fetch_channel")
+            nursery.start_soon(fetch_channels.run, name="fetch_channels")
             if processing_pool is not None:
                 await nursery.start(processing_pool.run, name="processing_pool")
             if parts.policy is not None:

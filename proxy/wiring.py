@@ -29,7 +29,7 @@ from proxy.coordination.interface import Coordination
 from proxy.coordination.leader import as_leader
 from proxy.coordination.replicas import Replicas
 from proxy.egress.dns_txt import TxtRecords
-from proxy.egress.fetch_channel import FetchChannel
+from proxy.egress.fetch_channel import FetchChannels
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
 from proxy.imaging.workers.pool import ProcessingPool, Processor
@@ -102,7 +102,7 @@ class Parts:
 def parts_of(
     config: Config,
     metrics: Metrics,
-    fetch_channel: FetchChannel,
+    fetch_channels: FetchChannels,
     *,
     cache: Cache | EllipsisType,
     networks: tuple[Network, Network] | None,
@@ -110,7 +110,7 @@ def parts_of(
     """Build the parts. ``cache`` and ``networks`` are as for ``open_service``."""
     networks = networks or guarded_networks(config.fetch)
     metrics.tell_process()
-    metrics.gauge("fetch_queue_depth", lambda: fetch_channel.statistics().waiting)
+    metrics.gauge("fetch_queue_depth", lambda: fetch_channels.statistics().waiting)
     store, coordination = moderation_store_of(config), coordination_of(config)
     replicas = coordination.replicas()
     disk = build_locks = None
@@ -132,7 +132,7 @@ def parts_of(
         metrics=metrics,
         spans=spans_of(config),
         networks=networks,
-        gateway=Gateway(config.fetch, *networks, channel=fetch_channel),
+        gateway=Gateway(config.fetch, *networks, channels=fetch_channels),
         cache=cache,
         disk=disk,
         build_locks=build_locks,

@@ -920,6 +920,31 @@ async def test_a_full_fetch_channel_refuses_misses_at_once_and_serves_hits(
         assert (await service.get_image("avatar", *blobs[-1])).cache == "miss"
 
 
+async def test_a_flood_of_unknown_dids_refuses_no_account_that_is_resolved(
+    client_world: World, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches fetches of blobs that wait behind questions to the directory.
+
+    280 clients ask for accounts that do not exist; the directory takes its time.
+    """
+    world = client_world
+    resolved = [world.add_blob(b"first %d" % number) for number in range(10)]
+    others = [world.add_blob(did.encode(), did=did) for did, _ in resolved]
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        for blob in resolved:
+            await service.get_image("avatar", *blob)
+        world.plc.fault = faults.gated(trio.Event())
+        flood = Requests(nursery, service)
+        for _ in range(280):
+            flood.ask(new_plc_did(), resolved[0][1])
+        await settled()
+        for blob in others:
+            assert (await service.get_image("avatar", *blob)).cache == "miss"
+        assert len(flood.images) == 0
+        assert {type(error) for error in flood.errors} == {Busy}, "the room must be full"
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_processing_pool_without_a_free_place_is_busy_after_its_time(
     world: World, nursery: trio.Nursery, parts: Parts, autojump_clock: trio.testing.MockClock
 ) -> None:

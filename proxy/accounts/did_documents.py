@@ -236,14 +236,16 @@ class DidResolver:
             allow_http=self._fetch.allow_http,
             allow_private_hosts=self._fetch.allow_private_hosts,
         )
-        return await self._gateway.get(origin, "/.well-known/did.json", max_bytes=MAX_DOCUMENT)
+        return await self._gateway.get(
+            origin, "/.well-known/did.json", max_bytes=MAX_DOCUMENT, room="did_web"
+        )
 
     async def _ask_directory(self, did: Did) -> Response:
         target = f"{self._directory_path}/{did}"
         outcome = "failed"
         try:
             answer = await self._gateway.get(
-                self._directory, target, max_bytes=MAX_DOCUMENT, trusted=True
+                self._directory, target, max_bytes=MAX_DOCUMENT, room="operator"
             )
             if answer.status in (200, *GONE):
                 outcome = "ok"

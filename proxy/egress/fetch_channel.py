@@ -1,20 +1,35 @@
 """The bounded channel of fetches, and the consumers that take fetches off it.
 
-Every request to the outside goes through this channel, for blobs and for DID documents. The number
-of consumers per host is limited. A fetch beyond that limit is parked beside the channel until one
-of the host's own fetches ends, so that the other consumers stay free for other hosts.
+Every request to the outside goes through a channel. There is one for each room, so that a flood of
+one kind of fetch takes nothing from the others: a flood of unknown DIDs fills the room of the
+directory, and blobs of accounts that are resolved already are fetched as before.
+
+The number of consumers per host is limited. A fetch beyond that limit is parked beside the channel
+until one of the host's own fetches ends, so that the other consumers stay free for other hosts.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import trio
 
 from proxy.egress.errors import Saturated, TimedOut
 from proxy.egress.guarded_get import Response
+
+Room = Literal["operator", "did_web", "handles", "blobs"]
+"""Where a fetch waits:
+
+- ``operator``: for a server that the operator configured, such as the directory.
+- ``did_web``: for the document of a did:web.
+- ``handles``: for the DID that a handle's domain names.
+- ``blobs``: for what a PDS has: blobs and records.
+"""
+
+ROOMS: tuple[Room, ...] = get_args(Room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,3 +206,29 @@ class FetchChannel:
     def _forget_if_empty(self, host: str) -> None:
         if not self._parked[host]:
             del self._parked[host]
+
+
+class FetchChannels:
+    """The channels of the rooms.
+
+    Args:
+        channels: by room; a gateway without a channel for a room sends no such fetches.
+    """
+
+    def __init__(self, channels: Mapping[Room, FetchChannel]) -> None:
+        self._channels = channels
+
+    def of(self, room: Room) -> FetchChannel:
+        """The channel of ``room``."""
+        return self._channels[room]
+
+    def statistics(self) -> ChannelStatistics:
+        """The sums over all rooms."""
+        each = [channel.statistics() for channel in self._channels.values()]
+        return ChannelStatistics(sum(of.waiting for of in each), sum(of.running for of in each))
+
+    async def run(self) -> None:
+        """Run all channels until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for room, channel in self._channels.items():
+                nursery.start_soon(channel.run, name=room)

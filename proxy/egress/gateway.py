@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import trio
 from proxy.egress.circuit import Circuits, pause_asked
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
-from proxy.egress.fetch_channel import ChannelStatistics, FetchChannel
+from proxy.egress.fetch_channel import ROOMS, ChannelStatistics, FetchChannel, FetchChannels, Room
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.guarded_get import NO_HEADERS, RequestRules, Response, guarded_get
 from proxy.egress.http_client import MAX_IDLE, HttpClient, Method
@@ -50,7 +50,7 @@ class Gateway:
         fetch: the settings.
         network: connects to strangers' hosts.
         directory_network: connects to the operator's own directory.
-        channel: its consumers send the requests.
+        channels: their consumers send the requests.
     """
 
     def __init__(
@@ -58,23 +58,23 @@ class Gateway:
         fetch: FetchSettings,
         network: Network,
         directory_network: Network,
-        channel: FetchChannel,
+        channels: FetchChannels,
     ) -> None:
         self._fetch = fetch
         self._strangers = make_client(fetch.client, network)
         self._directory = make_client(fetch.client, directory_network)
         self._clients = (self._strangers, self._directory)
         self._circuits = Circuits()
-        self._channel = channel
+        self._channels = channels
 
     def statistics(self) -> ChannelStatistics:
-        """A snapshot of the channel."""
-        return self._channel.statistics()
+        """A snapshot of all channels together."""
+        return self._channels.statistics()
 
     async def run(self) -> None:
-        """Run the channel and ``keep_connections`` until cancelled: for a gateway by itself."""
+        """Run the channels and ``keep_connections`` until cancelled: for a gateway by itself."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._channel.run)
+            nursery.start_soon(self._channels.run)
             nursery.start_soon(self.keep_connections)
 
     async def keep_connections(self) -> None:
@@ -95,7 +95,7 @@ class Gateway:
         target: str,
         *,
         max_bytes: int,
-        trusted: bool = False,
+        room: Room = "blobs",
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Response:
         """GET ``target`` from ``origin`` within ``fetch.timeout``, with the time spent waiting.
@@ -104,13 +104,14 @@ class Gateway:
 
         Args:
             max_bytes: the limit for the body.
-            trusted: the operator configured this origin; redirects from it are not trusted.
+            room: where the fetch waits. With ``operator`` the origin is trusted, and may have a
+                private address; redirects from it are not trusted.
             headers: further request headers, only for this origin.
 
         Raises:
             EgressError: see ``proxy.egress.errors``.
         """
-        return await self._ask("GET", origin, target, max_bytes, trusted, headers)
+        return await self._ask("GET", origin, target, max_bytes, room, headers)
 
     async def head(self, origin: Origin, target: str, *, method: Method = "HEAD") -> Response:
         """Ask only for the head of an answer; otherwise like ``get``.
@@ -119,7 +120,7 @@ class Gateway:
             method: ``GET`` for servers that refuse a HEAD. The body of a 200 is not read; of other
                 answers the first bytes are.
         """
-        return await self._ask(method, origin, target, None, False)
+        return await self._ask(method, origin, target, None, "blobs")
 
     async def _ask(
         self,
@@ -127,7 +128,7 @@ class Gateway:
         origin: Origin,
         target: str,
         max_bytes: int | None,
-        trusted: bool,
+        room: Room,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Response:
         rules = RequestRules(
@@ -137,13 +138,14 @@ class Gateway:
             allow_private_hosts=self._fetch.allow_private_hosts,
             headers=headers,
         )
-        first = self._directory if trusted else self._strangers
+        is_trusted = room == "operator"
+        first = self._directory if is_trusted else self._strangers
         work = partial(guarded_get, first, self._strangers, origin, target, rules, method=method)
         host = origin.authority
         is_probe = self._circuits.check(host, trio.current_time())
         try:
-            answer = await self._channel.submit(
-                origin.host, work, timeout=self._fetch.timeout, is_shared=trusted
+            answer = await self._channels.of(room).submit(
+                origin.host, work, timeout=self._fetch.timeout, is_shared=is_trusted
             )
         except (ConnectFailed, NoAnswer, TimedOut) as error:
             self._circuits.failed(host, error, trio.current_time())
@@ -158,18 +160,38 @@ class Gateway:
         return answer
 
 
-def fetch_channel_of(fetch: FetchSettings) -> FetchChannel:
-    """The channel of the configuration. The caller runs it."""
-    return FetchChannel(
-        queue_size=fetch.queue_size, consumers=fetch.workers, per_host=fetch.per_host
+def fetch_channels_of(fetch: FetchSettings, rooms: Sequence[Room] = ROOMS) -> FetchChannels:
+    """The channels of the configuration. The caller runs them."""
+    return FetchChannels(
+        {
+            room: FetchChannel(
+                queue_size=fetch.queue_size,
+                consumers=consumers_of(fetch, room),
+                per_host=fetch.per_host,
+            )
+            for room in rooms
+        }
     )
 
 
+def consumers_of(fetch: FetchSettings, room: Room) -> int:
+    """How many fetches of ``room`` run at once. The operator's server is a single host."""
+    return min(fetch.per_host, fetch.workers) if room == "operator" else fetch.workers
+
+
+def fetches_at_once(fetch: FetchSettings) -> int:
+    """How many fetches run at once, over all rooms: each has a socket."""
+    return sum(consumers_of(fetch, room) for room in ROOMS)
+
+
 def standalone_gateway(
-    fetch: FetchSettings, network: Network, directory_network: Network
+    fetch: FetchSettings,
+    network: Network,
+    directory_network: Network,
+    rooms: Sequence[Room] = ROOMS,
 ) -> Gateway:
-    """A gateway with a channel of its own. Its ``run`` runs both."""
-    return Gateway(fetch, network, directory_network, fetch_channel_of(fetch))
+    """A gateway with channels of its own. Its ``run`` runs all of it."""
+    return Gateway(fetch, network, directory_network, fetch_channels_of(fetch, rooms))
 
 
 def guarded_networks(fetch: FetchSettings) -> tuple[Network, Network]:

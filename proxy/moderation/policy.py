@@ -90,7 +90,7 @@ class Policy:
         fetch = config.fetch.model_copy(
             update={"timeout": settings.timeout, "per_host": config.fetch.workers}
         )
-        self._gateway = standalone_gateway(fetch, strangers, trusted)
+        self._gateway = standalone_gateway(fetch, strangers, trusted, ["operator"])
         self._purge_cached: Callable[[BlobKey], Awaitable[object]] | None = None
         self._on_answer = on_answer
         self._verdicts = Verdicts(ttl=settings.ttl, max_entries=settings.max_entries)
@@ -149,7 +149,7 @@ class Policy:
         verdict = None
         try:
             answer = await self._gateway.get(
-                self._origin, target, max_bytes=MAX_ANSWER, trusted=True
+                self._origin, target, max_bytes=MAX_ANSWER, room="operator"
             )
             verdict = verdict_of(answer.status)
             problem = f"status {answer.status}"

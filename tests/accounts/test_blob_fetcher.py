@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from libipld import encode_cid
 
 from proxy.accounts.blob_fetcher import PdsFetcher, is_absent
-from proxy.egress.gateway import Gateway, fetch_channel_of
+from proxy.egress.gateway import Gateway, fetch_channels_of
 from proxy.errors import (
     BlobNotFound,
     Busy,
@@ -42,7 +42,7 @@ MB = 1024 * 1024
 async def fetching(world: World, **fetch: Any) -> AsyncIterator[PdsFetcher]:
     config = world.config(fetch=fetch)
     gateway = Gateway(
-        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+        config.fetch, world.network, world.directory_network, fetch_channels_of(config.fetch)
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)

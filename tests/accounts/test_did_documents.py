@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.accounts.did_documents import MAX_DOCUMENT, MAX_NAMES, DidResolver, handle_of, pds_of
-from proxy.egress.gateway import Gateway, fetch_channel_of
+from proxy.egress.gateway import Gateway, fetch_channels_of
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.network import Network
 from proxy.errors import (
@@ -225,7 +225,7 @@ async def resolving(
     gateway = Gateway(
         config.fetch,
         *(networks or (world.network, world.directory_network)),
-        channel=fetch_channel_of(config.fetch),
+        channels=fetch_channels_of(config.fetch),
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
@@ -259,7 +259,7 @@ async def test_a_directory_below_a_path_is_asked_below_it(world: World) -> None:
     world.plc = plc
     config = world.config(identity={"plc_url": f"{plc.url}/mirror/"})
     gateway = Gateway(
-        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+        config.fetch, world.network, world.directory_network, fetch_channels_of(config.fetch)
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
@@ -285,7 +285,7 @@ async def test_a_did_web_is_asked_of_its_own_host_and_port(
     world.network.add(web)
     config = world.config(fetch={"allow_private_hosts": True})
     gateway = Gateway(
-        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+        config.fetch, world.network, world.directory_network, fetch_channels_of(config.fetch)
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
@@ -307,7 +307,7 @@ async def test_a_did_web_of_localhost_does_not_reach_this_machine(
     world.network.add(web)
     config = world.config(fetch={"allow_http": allow_http})
     gateway = Gateway(
-        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+        config.fetch, world.network, world.directory_network, fetch_channels_of(config.fetch)
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
@@ -543,7 +543,7 @@ async def test_a_full_channel_is_busy_and_no_failure_of_the_account(world: World
     world.plc.fault = faults.gated(gate)
     config = world.config(fetch={"queue_size": 1, "workers": 1, "per_host": 1})
     gateway = Gateway(
-        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+        config.fetch, world.network, world.directory_network, fetch_channels_of(config.fetch)
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)

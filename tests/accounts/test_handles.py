@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proxy.accounts.did_documents import DidResolver
 from proxy.accounts.handles import HandleResolver, dids_in
 from proxy.egress.errors import ConnectFailed, EgressError, Saturated, TimedOut
-from proxy.egress.gateway import Gateway, fetch_channel_of
+from proxy.egress.gateway import Gateway, fetch_channels_of
 from proxy.errors import (
     AmbiguousHandle,
     Busy,
@@ -110,7 +110,7 @@ async def resolving(world: World, names: Names) -> AsyncIterator[HandleResolver]
         identity={"ttl": TTL, "stale_ttl": STALE_TTL, "negative_ttl": NEGATIVE_TTL}
     )
     gateway = Gateway(
-        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+        config.fetch, world.network, world.directory_network, fetch_channels_of(config.fetch)
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)

@@ -23,7 +23,7 @@ from proxy.accounts.records import (
     picture_cid,
     pictures_in,
 )
-from proxy.egress.gateway import Gateway, fetch_channel_of
+from proxy.egress.gateway import Gateway, fetch_channels_of
 from proxy.errors import (
     AccountNotFound,
     FetchFailed,
@@ -146,7 +146,7 @@ def test_no_record_brings_more_than_a_page_can_show() -> None:
 async def reading(world: World) -> AsyncIterator[Records]:
     config = world.config(fetch={"allow_http": False})
     gateway = Gateway(
-        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+        config.fetch, world.network, world.directory_network, fetch_channels_of(config.fetch)
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)

@@ -14,7 +14,7 @@ import trio.testing
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, ConnectFailed, Forbidden, NoAnswer, TimedOut, TooLarge
 from proxy.egress.fetch_channel import ChannelStatistics
-from proxy.egress.gateway import Gateway, fetch_channel_of, make_client
+from proxy.egress.gateway import Gateway, fetch_channels_of, make_client
 from proxy.egress.guarded_get import CHUNKS_PER_STEP, MIN_BYTES_PER_SECOND, USER_AGENT, first_bytes
 from proxy.egress.http_client import MAX_IDLE
 from tests.fakes import faults
@@ -46,7 +46,7 @@ async def site(client_world: World) -> Site:
 async def running_gateway(world: World, **fetch: object) -> AsyncIterator[Gateway]:
     config = world.config(fetch=dict(fetch))
     gateway = Gateway(
-        config.fetch, world.network, world.directory_network, fetch_channel_of(config.fetch)
+        config.fetch, world.network, world.directory_network, fetch_channels_of(config.fetch)
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
@@ -584,15 +584,15 @@ async def test_the_directory_has_its_own_network_and_its_redirects_that_of_stran
     plc.pages["/a"] = Response(200, b"from the directory")
     async with running_gateway(client_world) as gateway:
         origin = Origin(plc.scheme, plc.host, plc.port)
-        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, trusted=True)
+        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, room="operator")
         assert answer.body == b"from the directory"
         with pytest.raises(ConnectFailed):
             await gateway.get(origin, "/a", max_bytes=MAX_BYTES)
         plc.faults = [faults.redirects("/a")]
         with pytest.raises(ConnectFailed):
-            await gateway.get(origin, "/a", max_bytes=MAX_BYTES, trusted=True)
+            await gateway.get(origin, "/a", max_bytes=MAX_BYTES, room="operator")
         plc.faults = [faults.redirects(f"{site.url}/a")]
-        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, trusted=True)
+        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, room="operator")
         assert answer.body == BODY
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proxy.config import Config
+from proxy.egress.gateway import fetches_at_once
 from proxy.egress.http_client import MAX_IDLE
 from proxy.imaging import memory_estimate as memory
 
@@ -194,7 +195,7 @@ def files_needed(config: Config, cpus: int) -> int:
     """Descriptors that one worker process opens at full load, without client connections."""
     workers = config.process.threads or cpus
     # One connection per fetch, idle ones of two HTTP clients, a socket and a file per worker.
-    return config.fetch.workers + 2 * MAX_IDLE + 2 * workers + OWN_FILES
+    return fetches_at_once(config.fetch) + 2 * MAX_IDLE + 2 * workers + OWN_FILES
 
 
 def judge_files(limit: int, needed: int) -> Finding:

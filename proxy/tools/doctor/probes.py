@@ -21,7 +21,7 @@ from proxy.cache.index import FILE_NAME as INDEX
 from proxy.config import Config
 from proxy.egress.endpoint import configured_origin
 from proxy.egress.errors import EgressError
-from proxy.egress.gateway import Gateway, fetch_channel_of, guarded_networks
+from proxy.egress.gateway import guarded_networks, standalone_gateway
 from proxy.egress.guarded_get import Response
 from proxy.egress.network import Network
 from proxy.imaging import memory_estimate as memory
@@ -218,15 +218,13 @@ async def ask_directory(
 ) -> tuple[Response | None, str]:
     """Return the directory's answer, as the service would get it; or None, and the reason."""
     origin, path = configured_origin(config.identity.plc_url)
-    gateway = Gateway(
-        config.fetch,
-        *(networks or guarded_networks(config.fetch)),
-        channel=fetch_channel_of(config.fetch),
+    gateway = standalone_gateway(
+        config.fetch, *(networks or guarded_networks(config.fetch)), ["operator"]
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         try:
-            answer = await gateway.get(origin, path + HEALTH, max_bytes=MAX_HEALTH, trusted=True)
+            answer = await gateway.get(origin, path + HEALTH, max_bytes=MAX_HEALTH, room="operator")
             return answer, ""
         except EgressError as error:
             return None, str(error)
