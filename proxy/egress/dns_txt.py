@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from socket import SOCK_STREAM
+from typing import Any
 
 import dns.asyncbackend
+import dns.asyncquery
 import dns.asyncresolver
 import dns.exception
+import dns.inet
+import dns.message
 import dns.name
 import dns.nameserver
 import dns.resolver
@@ -27,6 +32,11 @@ MAX_AT_ONCE = 32
 """Questions under way, each with a socket of its own."""
 
 MAX_WAITING = 256
+
+MAX_ANSWER = 2048
+"""The limit for an answer over TCP, in bytes. Parsing takes up to 23 microseconds for each of its
+records, and the name's owner decides how many there are; an account needs one, of 60 bytes. Over
+UDP a server sends at most 512 bytes (RFC 1035, section 4.2.1)."""
 
 
 try:
@@ -91,12 +101,67 @@ class TxtRecords:
         return [b"".join(record.strings) for record in answer]
 
 
+class _Nameserver(dns.nameserver.Do53Nameserver):
+    """A server whose answers over TCP have at most ``MAX_ANSWER`` bytes."""
+
+    async def async_query(
+        self,
+        request: dns.message.QueryMessage,
+        timeout: float,
+        source: str | None,
+        source_port: int,
+        max_size: bool,
+        backend: Any,
+        one_rr_per_rrset: bool = False,
+        ignore_trailing: bool = False,
+    ) -> dns.message.Message:
+        """Ask over TCP if ``max_size``, else over UDP.
+
+        Raises:
+            OSError: the answer is too long. The resolver asks the next server then.
+        """
+        if not max_size:
+            return await super().async_query(
+                request,
+                timeout,
+                source,
+                source_port,
+                max_size,
+                backend,
+                one_rr_per_rrset,
+                ignore_trailing,
+            )
+        family = dns.inet.af_for_address(self.address)
+        where = (self.address, self.port)
+        async with await backend.make_socket(
+            family, SOCK_STREAM, destination=where, timeout=timeout
+        ) as opened:
+            stream: Any = _ShortMessages(opened)
+            return await dns.asyncquery.tcp(request, self.address, timeout, sock=stream)
+
+
+class _ShortMessages:
+    """The part of dnspython's ``StreamSocket`` that its queries use.
+
+    It relies on how they read: first a message's length, and then as many bytes.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.sendall = stream.sendall
+        self.getpeername = stream.getpeername
+
+    async def recv(self, size: int, timeout: float | None) -> bytes:
+        if size > MAX_ANSWER:
+            raise OSError(f"an answer of {size} bytes")
+        data: bytes = await self._stream.recv(size, timeout)
+        return data
+
+
 def _configured(nameservers: Sequence[tuple[str, int]]) -> dns.asyncresolver.Resolver:
     resolver = dns.asyncresolver.Resolver(configure=not nameservers)
-    if nameservers:
-        resolver.nameservers = [
-            dns.nameserver.Do53Nameserver(address, port) for address, port in nameservers
-        ]
+    servers = nameservers or [(str(address), resolver.port) for address in resolver.nameservers]
+    resolver.nameservers = [_Nameserver(address, port) for address, port in servers]
     resolver.timeout = TRY_SECONDS
     resolver.lifetime = LOOKUP_SECONDS
     return resolver

@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
+import dns.message
 import dns.rcode
 import pytest
 import trio
@@ -64,9 +66,29 @@ async def test_the_next_server_is_asked_when_one_fails(server: FakeDns) -> None:
 
 async def test_a_long_answer_comes_over_tcp(server: FakeDns) -> None:
     """Catches a truncated answer that is taken for a whole one."""
-    server.records[NAME] = [f"other={number:03}{'x' * 200}" for number in range(30)] + ["did=one"]
+    server.records[NAME] = [f"other={number:03}{'x' * 200}" for number in range(8)] + ["did=one"]
     assert b"did=one" in await records_of(server).lookup(NAME)
     assert server.by_tcp == 1
+
+
+async def test_an_answer_that_is_too_long_is_a_failure_and_not_parsed(
+    server: FakeDns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: 64 KB of tiny records, which take 90 ms to parse in the event loop."""
+    server.records[NAME] = ["did=one", *(f"{number}" for number in range(3000))]
+    parsed: list[int] = []
+    from_wire = dns.message.from_wire
+
+    def measured(wire: bytes, **options: Any) -> dns.message.Message:
+        parsed.append(len(wire))
+        return from_wire(wire, **options)
+
+    records = records_of(server)
+    monkeypatch.setattr(dns.message, "from_wire", measured)
+    with pytest.raises(ConnectFailed):
+        await records.lookup(NAME)
+    assert server.by_tcp == 1
+    assert max(parsed) <= txt.MAX_ANSWER
 
 
 async def test_a_silent_server_costs_no_more_than_the_deadline(

@@ -21,9 +21,10 @@ import trio.testing
 import trustme
 
 from proxy.egress import guard
+from proxy.egress.addresses import Address
 from proxy.egress.endpoint import parse_origin
 from proxy.egress.errors import ConnectFailed, Forbidden
-from proxy.egress.guard import MAX_ATTEMPTS, GuardedNetwork, Lookup
+from proxy.egress.guard import MAX_ADDRESSES, MAX_ATTEMPTS, GuardedNetwork, Lookup
 from tests.egress.destinations import (
     DESTINATIONS,
     PUBLIC,
@@ -406,6 +407,20 @@ async def test_a_name_with_hundreds_of_addresses_gets_a_bounded_number_of_tries(
     with pytest.raises(ConnectFailed):
         await GuardedNetwork(lookup=resolving_to(*many), dial=dial).connect("pds.example", 443)
     assert dial.dialled == many[:MAX_ATTEMPTS]
+
+
+async def test_no_more_addresses_of_a_name_are_looked_at_than_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches: a name with thousands of addresses, which are all checked in the event loop."""
+    checked: list[Address] = []
+    monkeypatch.setattr(guard, "forbidden", checked.append)
+    many = [f"8.{n // 62500}.{n // 250 % 250}.{n % 250}" for n in range(4000)]
+    dial = Dialler()
+    with pytest.raises(ConnectFailed):
+        await GuardedNetwork(lookup=resolving_to(*many), dial=dial).connect("pds.example", 443)
+    assert [str(address) for address in checked] == many[:MAX_ADDRESSES]
+    assert set(dial.dialled) <= set(many[:MAX_ADDRESSES])
 
 
 async def test_many_addresses_of_one_family_leave_room_for_the_other() -> None:
