@@ -162,17 +162,13 @@ class TakenDown(BlobNotFound):
 
 
 class UndecodableImage(ImageProxyError):
-    """A supported format that cannot be decoded: the owner's file is corrupt or truncated."""
+    """A supported format that cannot be decoded.
+
+    The owner's file is corrupt or truncated, costs more than any real picture, or ended its worker.
+    """
 
     status = 422
     message = "image could not be decoded"
-
-
-class ImageTooCostly(UndecodableImage):
-    """Its decoding costs more than that of any real picture, or ended its worker.
-
-    It has too many scans or parts, or took too much CPU time. Clients see an undecodable image.
-    """
 
 
 class DidUnresolvable(ImageProxyError):

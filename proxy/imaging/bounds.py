@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from proxy.errors import ImageTooCostly
+from proxy.errors import UndecodableImage
 from proxy.imaging import containers
 from proxy.imaging.containers import EOI, MAX_FILL, MAX_PARTS, SOS
 from proxy.model.formats import Format
@@ -28,7 +28,7 @@ def check(format_: Format, source: bytes) -> None:
     """Check the structure of ``source``; ``format_`` is the result of ``formats.sniff``.
 
     Raises:
-        ImageTooCostly: it has more scans or parts than any real picture.
+        UndecodableImage: it has more scans or parts than any real picture.
     """
     match format_:
         case Format.JPEG:
@@ -79,14 +79,14 @@ def _check_count(parts: Iterable[object]) -> None:
 
 def _check_parts(parts: int) -> None:
     if parts >= MAX_PARTS:
-        raise ImageTooCostly(f"more than {MAX_PARTS - 1} parts")
+        raise UndecodableImage(f"more than {MAX_PARTS - 1} parts")
 
 
 def _check_scans(scans: int) -> None:
     if scans > MAX_SCANS:
-        raise ImageTooCostly(f"more than {MAX_SCANS} scans")
+        raise UndecodableImage(f"more than {MAX_SCANS} scans")
 
 
 def _check_fill(length: int) -> None:
     if length > MAX_FILL:
-        raise ImageTooCostly(f"{length} bytes that no part describes")
+        raise UndecodableImage(f"{length} bytes that no part describes")

@@ -1,5 +1,7 @@
 """Estimates the memory of a transform from the header of its picture, and the total memory.
 
+It also limits the CPU time of a transform, by the same numbers of pixels.
+
 Pure arithmetic. The figures per pixel are the largest measured growth of a worker over the kinds
 of each format, rounded up; ``tests/imaging/test_memory_estimate.py`` checks that the pipeline stays
 below them.
@@ -52,6 +54,29 @@ COPIES = 3
 FIXED = 16 * MIB
 """Bytes for a transform of one pixel: tables and buffers, including a colour profile's."""
 
+SOURCE_SECONDS: dict[Format, float] = {
+    Format.JPEG: 0.3,
+    Format.PNG: 0.1,
+    Format.WEBP: 0.3,
+    Format.GIF: 0.05,
+    Format.AVIF: 0.5,
+    Format.HEIC: 0.8,
+}
+"""Maximum seconds of CPU time for each megapixel of a source: four times what noise takes to decode
+and scale, which is ten times what a photograph takes."""
+
+RESULT_SECONDS: dict[Format, float] = {
+    Format.JPEG: 0.1,
+    Format.PNG: 0.5,
+    Format.WEBP: 1.0,
+    Format.AVIF: 2.5,
+}
+"""Maximum seconds of CPU time for each megapixel of a result, likewise."""
+
+LEAST_SECONDS, MOST_SECONDS = 1.0, 10.0
+"""Seconds of CPU time that each transform may take, and that none may exceed. A photograph of 50
+megapixels in AVIF, the costliest result that the default presets allow, takes 2.5."""
+
 RESULT_FILE = 8
 """Bytes of a result file per pixel: more than any encoder writes."""
 
@@ -65,12 +90,14 @@ class Estimate:
         memory: maximum bytes.
         kept: additional bytes if the decoded picture is kept for another result.
         result: maximum bytes of the result file.
+        cpu: maximum seconds of CPU time.
     """
 
     pixels: int
     memory: int
     kept: int
     result: int
+    cpu: float
 
 
 def estimate(
@@ -85,7 +112,8 @@ def estimate(
     """
     format_ = formats.sniff(source)
     if format_ is None:
-        return Estimate(max_pixels, FIXED + COPIES * len(source), 0, len(source) + MIB)
+        memory = FIXED + COPIES * len(source)
+        return Estimate(max_pixels, memory, 0, len(source) + MIB, LEAST_SECONDS)
     target = output or formats.output_for(format_, animated=preset.animated)
     # The first frame of a GIF is decoded even if the file is served unchanged.
     target = target if target in RESULT_BYTES else Format.JPEG
@@ -98,7 +126,13 @@ def estimate(
         turned = Size(size.height, size.width)
         result = min(result, max(_area(place(preset, canvas).size) for canvas in (size, turned)))
     memory = FIXED + COPIES * len(source) + _of_pixels(format_, target, pixels, result)
-    return Estimate(pixels, memory, KEPT_BYTES * pixels, len(source) + RESULT_FILE * result + MIB)
+    return Estimate(
+        pixels,
+        memory,
+        kept=KEPT_BYTES * pixels,
+        result=len(source) + RESULT_FILE * result + MIB,
+        cpu=_seconds_of_pixels(format_, target, pixels, result),
+    )
 
 
 def together(estimates: Sequence[Estimate]) -> int:
@@ -156,6 +190,11 @@ def _of_pixels(source: Format, target: Format, pixels: int, result: int) -> int:
     """The larger of two phases: the decoded source is freed before the encoder starts."""
     decoding = SOURCE_BYTES[source] * pixels + SCALED_BYTES * result
     return max(decoding, RESULT_BYTES[target] * result)
+
+
+def _seconds_of_pixels(source: Format, target: Format, pixels: int, result: int) -> float:
+    work = SOURCE_SECONDS[source] * pixels + RESULT_SECONDS[target] * result
+    return min(LEAST_SECONDS + work / 1e6, MOST_SECONDS)
 
 
 def _most_of_result(preset: Preset, target: Format, pixels: int) -> int:

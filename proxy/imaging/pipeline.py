@@ -78,8 +78,8 @@ def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: 
     Raises:
         UnsupportedImage: the format is not on the allow-list.
         ImageTooLarge: the source exceeds ``max_pixels``, or the result the sides of its format.
-        UndecodableImage: the source is corrupt or truncated.
-        ImageTooCostly: the source has more scans or parts than any real picture.
+        UndecodableImage: the source is corrupt or truncated, or has more scans or parts than any
+            real picture.
     """
     return _Picture(source, max_pixels).render(Recipe(preset=preset, output=output), last=True)
 

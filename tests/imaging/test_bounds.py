@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import struct
 import sys
+import time
 from collections.abc import Callable
 from io import BytesIO
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from proxy.errors import ImageTooCostly, UndecodableImage, UnsupportedImage
+from proxy.errors import UndecodableImage, UnsupportedImage
 from proxy.imaging import bounds, containers, decode
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.pipeline import render
-from proxy.model.formats import Format, sniff
-from proxy.model.presets import Preset
+from proxy.imaging.workers.client import TIME_LIMIT
+from proxy.model.formats import OUTPUTS, Format, sniff
+from proxy.model.presets import DEFAULT_PRESETS, Preset
 from tests.imaging import sources
 
 PRESET = Preset(width=40, fit="contain", quality=80)
@@ -132,7 +135,7 @@ def test_a_file_of_nothing_but_parts_is_refused_before_a_decoder_sees_it(
         pytest.fail("a decoder saw it")
 
     monkeypatch.setattr(decode, "_open", never)
-    with pytest.raises(ImageTooCostly):
+    with pytest.raises(UndecodableImage):
         render(source, PRESET, None, max_pixels=10**6)
 
 
@@ -147,7 +150,7 @@ def test_refusing_a_file_takes_a_bounded_number_of_steps(source: bytes) -> None:
 def test_as_many_scans_as_the_bound_allows_are_decoded_and_one_more_is_not() -> None:
     """Catches 76 bytes that cost a walk over 49 million coefficients, as often as one likes."""
     render(with_scans(bounds.MAX_SCANS), PRESET, None, max_pixels=10**6)
-    with pytest.raises(ImageTooCostly, match="scans"):
+    with pytest.raises(UndecodableImage, match="scans"):
         render(with_scans(bounds.MAX_SCANS + 1), PRESET, None, max_pixels=10**6)
 
 
@@ -156,7 +159,7 @@ def test_scans_are_counted_behind_segments_that_hide_them() -> None:
     many = with_scans(bounds.MAX_SCANS + 1)
     second = many.index(b"\xff\xc4", many.index(b"\xff\xda"))
     hidden = many[:second] + b"\xff\xfe\0\4\xff\xd9" + many[second:]
-    with pytest.raises(ImageTooCostly, match="scans"):
+    with pytest.raises(UndecodableImage, match="scans"):
         bounds.check(Format.JPEG, hidden)
     noted = sources.with_segments(sources.jpeg(PHOTO), (0xE1, b"\xff\xda" * 100))
     bounds.check(Format.JPEG, noted + b"\xff\xda" * 100)
@@ -201,3 +204,42 @@ def test_a_gif_with_comments_comes_out_as_without_them() -> None:
     assert results[0] == results[1]
     with Image.open(BytesIO(results[0].data)) as made:
         assert made.convert("RGBA").getchannel("A").getextrema() == (0, 255)
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, (800, 1200, 4), dtype=np.uint8)
+
+COSTLIEST: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: sources.cmyk_jpeg(NOISE, progressive=True),
+    "png": lambda: sources.png(NOISE, compress_level=1),
+    "webp": lambda: sources.webp(NOISE, quality=100, method=0),
+    "gif": lambda: sources.gif(NOISE[..., :3]),
+    "avif": lambda: sources.avif(NOISE, quality=95, speed=10),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", COSTLIEST)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_noise_takes_less_cpu_time_than_its_limit(source: str, output: Format) -> None:
+    """Catches a limit that ends a picture which only is costly: a photograph takes a tenth."""
+    made = COSTLIEST[source]()
+    large = Preset(width=1200, fit="contain", quality=90)
+    limit = memory.estimate(made, large, output, max_pixels=10**7).cpu - memory.LEAST_SECONDS
+    began = time.process_time()
+    render(made, large, output, max_pixels=10**7)
+    assert time.process_time() - began < limit
+
+
+def test_the_limit_of_cpu_time_grows_with_the_picture_and_has_an_end() -> None:
+    """Catches one limit for all: an icon could take as long as 50 megapixels."""
+    icon = memory.estimate(sources.png(PHOTO), PRESET, None, max_pixels=50_000_000)
+    assert memory.LEAST_SECONDS <= icon.cpu < memory.LEAST_SECONDS + 0.01
+    photo = sources.jpeg(np.zeros((3000, 4000, 3), np.uint8))
+    avatar = memory.estimate(photo, DEFAULT_PRESETS["avatar"], None, max_pixels=50_000_000)
+    assert 4 < avatar.cpu < 6
+    for preset in DEFAULT_PRESETS.values():
+        for output in OUTPUTS:
+            distrusted = memory.estimate(
+                photo, preset, output, max_pixels=50_000_000, trusting=False
+            )
+            assert distrusted.cpu <= memory.MOST_SECONDS <= TIME_LIMIT / 3

@@ -31,8 +31,11 @@ from proxy.model import formats
 from proxy.model.formats import Format
 
 TIME_LIMIT = 30.0
-"""Seconds for one recipe of a job. The slowest case that the default presets allow, 26 megapixels
-of noise as WebP, takes half of this on a busy core."""
+"""Seconds of wall time for one recipe of a job, for a worker that sleeps or is not scheduled. What
+ends the work on a costly picture is its limit of CPU time, ``Estimate.cpu``."""
+
+SHORTEST_WAIT = 0.01
+"""Seconds until the CPU time of a worker near its limit is read again."""
 
 START_LIMIT = 30.0
 """Seconds for a worker to start. On an idle machine it takes a third of a second."""
@@ -165,8 +168,9 @@ class ImageWorker:
     def run(self, job: Job) -> Iterator[Outcome]:
         """Run ``job`` in the worker: yield the outcome of each recipe, in order.
 
-        Blocks for at most ``TIME_LIMIT`` and a moment for each recipe, and ends at once on
-        ``stop``. If an outcome is an error, it is an error of the picture, or ``WorkerDefect``.
+        Blocks for each recipe until the worker has used the CPU time of its estimate, at most for
+        ``TIME_LIMIT`` and a moment, and ends at once on ``stop``. If an outcome is an error, it is
+        an error of the picture, or ``WorkerDefect``.
 
         Raises:
             WorkerDied: the worker died at the recipe whose outcome was due.
@@ -177,11 +181,12 @@ class ImageWorker:
         self._limit_memory(job.memory)
         began = time.monotonic()
         try:
-            deadline = began + TIME_LIMIT
-            self._send(job, deadline)
+            limit = self._limit_time(job.orders[0][1])
+            self._send(job, limit.end)
             for place, (recipe, estimate) in enumerate(job.orders):
-                yield self._outcome(place, recipe, estimate, deadline)
-                deadline = time.monotonic() + TIME_LIMIT
+                if place:
+                    limit = self._limit_time(estimate)
+                yield self._outcome(place, recipe, estimate, limit)
             self._answered = True
         except (OSError, ValueError) as error:
             raise self._why_it_died(error) from error
@@ -225,7 +230,7 @@ class ImageWorker:
             return Busy("the processing pool has ended")
         if isinstance(error, TimeoutError):
             self._kill()
-            return WorkerDied("hang", f"no answer within {TIME_LIMIT:g} s")
+            return WorkerDied("hang", str(error))
         if isinstance(error, OSError):
             return WorkerDied("crash", self.epitaph(error))
         self._kill()
@@ -244,15 +249,31 @@ class ImageWorker:
                 soft = min(held.data + amount, hard)
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (soft, hard))
 
-    def _send(self, job: Job, deadline: float) -> None:
+    def _limit_time(self, estimate: Estimate) -> _TimeLimit:
+        end = time.monotonic() + TIME_LIMIT
+        return _TimeLimit(end, estimate.cpu, self._cpu_seconds() + estimate.cpu)
+
+    def _cpu_seconds(self) -> float:
+        """The CPU time of the process; 0 if it has ended, or if the platform does not tell."""
+        if sys.platform != "linux":
+            return 0.0
+        try:
+            # The clock of another process, as clock_getcpuclockid(3) gives it.
+            return time.clock_gettime(~self._process.pid << 3 | _CPUCLOCK_SCHED)
+        except OSError:
+            return 0.0
+
+    def _send(self, job: Job, end: float) -> None:
         data = _packed(tuple(recipe for recipe, _ in job.orders))
-        self._set_timeout(deadline)
+        self._connection.settimeout(_left(end))
         self._connection.sendall(JOB.pack(len(data), len(job.source), job.pixels) + data)
-        self._set_timeout(deadline)
+        self._connection.settimeout(_left(end))
         self._connection.sendall(job.source)
 
-    def _outcome(self, place: int, recipe: Recipe, estimate: Estimate, deadline: float) -> Outcome:
-        head, data = self._answer(deadline, estimate.result)
+    def _outcome(
+        self, place: int, recipe: Recipe, estimate: Estimate, limit: _TimeLimit
+    ) -> Outcome:
+        head, data = self._answer(limit, estimate.result)
         if head.place != place:
             raise ValueError(f"answered recipe {head.place} instead of {place}")
         if head.status is Status.DONE:
@@ -264,30 +285,38 @@ class ImageWorker:
             raise ValueError(f"sent {head.status.name}")
         return ERRORS[head.status](cause)
 
-    def _answer(self, deadline: float, most: int) -> tuple[Head, bytes]:
+    def _answer(self, limit: _TimeLimit, most: int) -> tuple[Head, bytes]:
         """Raises OSError if the worker ends, TimeoutError, and ValueError for an invalid answer."""
-        head = Head.unpack(bytes(self._receive(ANSWER.size, deadline)))
+        head = Head.unpack(bytes(self._receive(ANSWER.size, limit)))
         if head.length > (most if head.status is Status.DONE else MAX_CAUSE):
             raise ValueError(f"{head.status.name} of {head.length} bytes")
-        return head, bytes(self._receive(head.length, deadline))
+        return head, bytes(self._receive(head.length, limit))
 
-    def _receive(self, length: int, deadline: float) -> bytearray:
+    def _receive(self, length: int, limit: _TimeLimit) -> bytearray:
         data = bytearray(length)
         view = memoryview(data)
         while view:
-            self._set_timeout(deadline)
-            received = self._connection.recv_into(view)
+            self._connection.settimeout(self._longest_wait(limit))
+            try:
+                received = self._connection.recv_into(view)
+            except TimeoutError:
+                continue  # the limits decide whether this is the end
             if not received:
                 raise ConnectionResetError("ended in an answer")
             view = view[received:]
         return data
 
-    def _set_timeout(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        # Checked here too: a socket that always has another byte to read never times out.
-        if left <= 0:
-            raise TimeoutError
-        self._connection.settimeout(left)
+    def _longest_wait(self, limit: _TimeLimit) -> float:
+        """Return the seconds in which no limit can be reached.
+
+        Raises:
+            TimeoutError: a limit was reached.
+        """
+        left = _left(limit.end)
+        cpu_left = limit.cpu_end - self._cpu_seconds()
+        if cpu_left <= 0:
+            raise TimeoutError(f"over {limit.cpu:.1f} s of CPU time")
+        return min(left, max(cpu_left, SHORTEST_WAIT))
 
     async def _receive_on_loop(self, length: int) -> bytes:
         """Raises OSError if the worker ends."""
@@ -300,6 +329,32 @@ class ImageWorker:
                 raise ConnectionResetError("ended before it was ready")
             data += received
         return bytes(data)
+
+
+_CPUCLOCK_SCHED = 2
+"""linux/posix-timers.h"""
+
+
+class _TimeLimit(NamedTuple):
+    """The limits of one answer.
+
+    Attributes:
+        end: by ``time.monotonic``.
+        cpu: seconds of CPU time.
+        cpu_end: by the CPU time of the worker.
+    """
+
+    end: float
+    cpu: float
+    cpu_end: float
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    # Checked here too: a socket that always has another byte to read never times out.
+    if left <= 0:
+        raise TimeoutError(f"no answer within {TIME_LIMIT:g} s")
+    return left
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,6 @@ from pydantic import BaseModel, TypeAdapter
 
 from proxy.errors import (
     ImageProxyError,
-    ImageTooCostly,
     ImageTooLarge,
     ResultTooLarge,
     UndecodableImage,
@@ -53,14 +52,12 @@ class Status(IntEnum):
     UNDECODABLE = 4
     RESULT_TOO_LARGE = 5
     DEFECT = 6
-    TOO_COSTLY = 7
 
 
 ERRORS: Final[dict[Status, type[ImageProxyError]]] = {
     Status.UNSUPPORTED: UnsupportedImage,
     Status.TOO_LARGE: ImageTooLarge,
     Status.UNDECODABLE: UndecodableImage,
-    Status.TOO_COSTLY: ImageTooCostly,
     Status.RESULT_TOO_LARGE: ResultTooLarge,
 }
 

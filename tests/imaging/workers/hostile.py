@@ -87,6 +87,8 @@ DEEDS: dict[bytes, Callable[[bytes], object]] = {
     b"abort": lambda rest: os.abort(),
     b"hang": lambda rest: _spin(math.inf),
     b"spin": lambda rest: _spin(float(rest)),
+    b"sleep": lambda rest: threading.Event().wait(60),
+    b"nap": lambda rest: threading.Event().wait(float(rest)),
     b"take": lambda rest: bytearray(int(rest)),
     b"raw": _end_with,
     b"more": lambda rest: _connection.sendall(rest),

@@ -458,7 +458,7 @@ async def test_a_stop_in_threads_ends_a_job_after_the_result_at_hand(
 
 def call(source: bytes, memory: int, kept: int = 10, pixels: int = 1) -> Call:
     recipe = Recipe(preset=PRESET, output=None)
-    return Call(source, recipe, Estimate(pixels, memory, kept, 1), lambda: None)
+    return Call(source, recipe, Estimate(pixels, memory, kept, 1, 1.0), lambda: None)
 
 
 async def test_a_job_grows_within_the_budget_and_its_estimate() -> None:

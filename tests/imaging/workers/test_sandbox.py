@@ -29,6 +29,7 @@ from PIL import Image
 import proxy
 from proxy.config import Config
 from proxy.errors import Busy, ImageTooLarge, UndecodableImage, UnsupportedImage
+from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe, render
 from proxy.imaging.workers import client as workers
@@ -521,17 +522,31 @@ async def test_a_crash_costs_its_own_request_alone(how: bytes, hostile_workers: 
 async def test_a_hang_ends_with_its_time_limit(
     hostile_workers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a wait for an answer without an end."""
+    """Catches a wait for an answer without an end: the worker sleeps, and takes no CPU time."""
     async with running(threads=1) as pool:
         await pool.do(b"take:1")
         (first,) = children()
         monkeypatch.setattr(workers, "TIME_LIMIT", 0.3)
-        assert "no answer within" in (await pool.fails(b"hang")).cause
+        assert "no answer within" in (await pool.fails(b"sleep")).cause
         monkeypatch.undo()
         monkeypatch.setattr(workers, "BOOTSTRAP", hostile.BOOTSTRAP)
         assert pool.deaths == {"hang": 1}
         assert await pool.do(b"take:1") == hostile.JPEG
         assert children() != {first}
+
+
+async def test_a_worker_that_computes_ends_with_the_cpu_time_of_its_estimate(
+    hostile_workers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a picture of one pixel that may keep a core busy for as long as one of 50 million."""
+    monkeypatch.setattr(memory, "LEAST_SECONDS", 0.2)
+    async with running(threads=1) as pool:
+        assert await pool.do(b"spin:0.05") == hostile.JPEG
+        assert "over 0.2 s of CPU time" in (await pool.fails(b"hang")).cause
+        assert pool.deaths == {"hang": 1}
+        # The time that others took does not count.
+        assert await pool.do(b"nap:0.5") == hostile.JPEG
+        assert await pool.do(b"spin:0.05") == hostile.JPEG
 
 
 async def test_an_allocation_over_the_estimate_fails_in_the_worker(hostile_workers: None) -> None:
@@ -717,6 +732,7 @@ async def test_the_time_limit_is_for_each_recipe(
 ) -> None:
     """Catches many good results that together take longer than one may."""
     monkeypatch.setattr(workers, "TIME_LIMIT", 2)
+    monkeypatch.setattr(memory, "LEAST_SECONDS", 2)
     async with running(threads=1) as pool:
         results, errors = await three_of(pool, b"spin:0.9")
         assert (results, errors) == ([hostile.JPEG] * 3, [])
@@ -732,6 +748,9 @@ class SlowSocket:
 
     def monotonic(self) -> float:
         return float(self.seconds)
+
+    def clock_gettime(self, clock: int) -> float:
+        return 0.0
 
     def settimeout(self, seconds: float) -> None:
         assert seconds > 0
@@ -773,7 +792,7 @@ async def test_the_time_limit_is_for_the_whole_answer_not_for_each_byte(
     process = StuckProcess()
     worker = workers.ImageWorker(process, slow)  # type: ignore[arg-type]
     monkeypatch.setattr(workers, "time", slow)
-    job = Job(b"x", ((Recipe(preset=PRESET, output=None), Estimate(1, 1, 1, 1000)),))
+    job = Job(b"x", ((Recipe(preset=PRESET, output=None), Estimate(1, 1, 1, 1000, 1.0)),))
     with pytest.raises(workers.WorkerDied) as caught:
         list(worker.run(job))
     assert caught.value.reason == "hang"
