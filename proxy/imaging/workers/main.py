@@ -36,9 +36,9 @@ Work = Callable[[bytes, Sequence[Recipe], int], Iterator[Outcome]]
 
 _STATUSES = {error: status for status, error in ERRORS.items()}
 
-_THREADS = 0 if pillow_heif is None else 4
+_THREADS = 0 if pillow_heif is None else 16
 """Threads that codecs may have beside the first one. Only the decoder of HEIC starts any: one for
-each of its decoders, of which a picture may need two at once."""
+each tile, one after the other, but the kernel counts each for a moment after its end."""
 
 _TRIM_ABOVE = 16_000_000
 """Pixels; after a larger picture, free memory is returned to the system. That takes a moment."""

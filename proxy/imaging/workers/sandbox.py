@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Callable
@@ -94,14 +95,22 @@ def _limit_threads(limits: Limits) -> None:
     """Bound the threads of this process, where it may have any: else seccomp refuses them all.
 
     RLIMIT_NPROC counts the threads of a user. In a user namespace of its own the process is alone
-    in that count (Linux 5.14).
+    in that count. Before Linux 5.14 it was not, and the limit could refuse every thread.
     """
     if limits.threads == 0:
         return
+    if not has_count_by_namespace(os.uname().release):
+        raise OSError(errno.EOPNOTSUPP, "Linux 5.14 is needed")
     _libc_call("unshare", _NEW_USER_NAMESPACE)
     _lower(resource.RLIMIT_NPROC, 1 + limits.threads)
     if os.getuid() == 0:
         raise OSError(errno.EPERM, "the kernel does not count root's threads")
+
+
+def has_count_by_namespace(release: str) -> bool:
+    """Whether a kernel of this release ("6.1.0-13-amd64") counts threads by user namespace."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    return numbers is not None and tuple(map(int, numbers.groups())) >= (5, 14)
 
 
 class _CapabilityHeader(ctypes.Structure):

@@ -177,7 +177,10 @@ def judge_sandbox(isolation: str, missing: Sequence[str], error: str | None) -> 
         fix = "give the service more memory and processes (MemoryMax, TasksMax, ulimit)"
         return Finding("fail", "sandbox", f"no worker starts: {error}", fix)
     if missing:
-        fix = "use Linux 6.12 or newer; in a container allow seccomp(2) and landlock(7)"
+        fix = (
+            "use Linux 6.12 or newer, not as root; in a container allow seccomp(2), landlock(7), "
+            "and user namespaces for HEIC"
+        )
         return Finding("warn", "sandbox", f"without {', '.join(missing)}", fix)
     return Finding("ok", "sandbox", "all parts hold")
 

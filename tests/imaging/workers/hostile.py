@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from proxy.errors import UndecodableImage
-from proxy.imaging.pipeline import Outcome, Recipe, Rendered
+from proxy.imaging.pipeline import Outcome, Recipe, Rendered, render
+from proxy.imaging.workers import main as worker
 from proxy.imaging.workers import sandbox
 from proxy.imaging.workers.main import render_job, serve
 from proxy.model.formats import Format
+from proxy.model.presets import Preset
 
 BOOTSTRAP = (
     "import sys; sys.path[:] = sys.argv[4:]; from tests.imaging.workers.hostile import main; "
@@ -411,13 +413,18 @@ def _opened() -> list[str]:
     return opened
 
 
-def count_threads() -> None:
-    """Say what is missing, and how many threads start. Not as root, which the kernel lets."""
-    out = socket.socket(fileno=1)
+def _become_nobody() -> None:
+    """Root's threads are not counted."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
+
+
+def count_threads() -> None:
+    """Say what is missing, and how many threads start."""
+    out = socket.socket(fileno=1)
+    _become_nobody()
     missing = sandbox.confine(sandbox.Limits(1 << 30, 100, threads=4))
     never = threading.Lock()
     never.acquire()
@@ -429,6 +436,23 @@ def count_threads() -> None:
     except RuntimeError:
         pass
     out.sendall(f"{started}\n{missing}\n".encode())
+    os._exit(0)
+
+
+def decode_under_the_limit_of_threads(source: bytes, times: int) -> None:
+    """Say what comes of a picture, again and again, as in a real worker that root does not run."""
+    out = socket.socket(fileno=1)
+    worker.warm_up()
+    _become_nobody()
+    missing = sandbox.confine(sandbox.Limits(1 << 30, 100, worker._THREADS))
+    preset = Preset(width=60, height=40, fit="cover", quality=80)
+    made: set[object] = set()
+    for _ in range(times):
+        try:
+            made.add(render(source, preset, None, max_pixels=10**6).data[:2])
+        except UndecodableImage as error:
+            made.add(error.cause)
+    out.sendall(f"{made}\n{missing}\n".encode())
     os._exit(0)
 
 

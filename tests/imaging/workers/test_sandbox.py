@@ -42,6 +42,7 @@ from proxy.model.formats import OUTPUTS, Format
 from proxy.model.presets import Preset
 from tests.imaging import sources
 from tests.imaging.workers import hostile
+from tests.imaging.workers.heic_grid import grid
 from tests.processes import until
 
 PRESET = Preset(width=60, height=40, fit="cover", quality=80)
@@ -186,6 +187,17 @@ def test_a_worker_has_no_more_threads_than_its_codecs_need() -> None:
     if "thread limit" in missing:
         pytest.skip(missing)
     assert started == "4"
+
+
+@pytest.mark.parametrize(
+    ("release", "has"),
+    [("5.10.0-30-amd64", False), ("5.14.0", True), ("6.1.0-13-amd64", True), ("4.4", False)],
+)
+def test_the_thread_limit_is_left_out_where_the_kernel_counts_all_of_a_user(
+    release: str, has: bool
+) -> None:
+    """Catches a limit that the user's other processes use up, so that no HEIC decodes."""
+    assert sandbox.has_count_by_namespace(release) is has
 
 
 def test_landlock_alone_opens_no_kind_of_path() -> None:
@@ -438,14 +450,38 @@ async def test_missing_parts_are_named_in_one_line_of_the_log(
 # What comes through it
 
 
-def heic() -> bytes:
-    """A HEIC, where there is an encoder for it."""
+def require_heic() -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     if not pillow_heif.libheif_info()["encoders"]:
         pytest.skip("no encoder for HEIC")
+
+
+def heic() -> bytes:
+    """A HEIC, where there is an encoder for it."""
+    require_heic()
+    import pillow_heif
+
     out = BytesIO()
     pillow_heif.from_pillow(Image.fromarray(sources.photo(160, 120))).save(out)
     return out.getvalue()
+
+
+def tiled_heic() -> bytes:
+    require_heic()
+    return grid(4, 4)
+
+
+def test_a_picture_of_many_tiles_needs_no_more_threads_than_the_limit() -> None:
+    """Catches pictures of telephones that do not decode, because each tile has its thread."""
+    require_heic()
+    # Made here, because numpy starts threads, and a process that has any cannot be confined so.
+    made, missing = python(
+        "from tests.imaging.workers import hostile; "
+        f"hostile.decode_under_the_limit_of_threads({grid(4, 4)!r}, 20)"
+    ).splitlines()
+    if "thread limit" in missing:
+        pytest.skip(missing)
+    assert made == "{b'\\xff\\xd8'}"
 
 
 MAKERS: dict[str, Callable[[], bytes]] = {
@@ -462,6 +498,7 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "gif": lambda: sources.gif(sources.photo(160, 120)),
     "animation": lambda: sources.animation("WEBP", [sources.photo(160, 120)] * 2),
     "heic": heic,
+    "tiled heic": tiled_heic,
 }
 
 
