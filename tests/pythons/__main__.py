@@ -32,7 +32,7 @@ DEBIANS = {"3.11": "bookworm", "3.13": "trixie", "3.14": "forky"}
 """The release that has a Python; none has 3.12."""
 
 PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev", "gcc", "git", "procps",
-            "curl", "nginx-light", "prometheus", "caddy", "docker-compose", "systemd",
+            "curl", "nginx-light", "prometheus", "caddy", "haproxy", "docker-compose", "systemd",
             "sqlite3")  # fmt: skip
 
 _WHOLE = (named()[0], named()[-1])
