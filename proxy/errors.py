@@ -171,6 +171,10 @@ class UndecodableImage(ImageProxyError):
     message = "image could not be decoded"
 
 
+class ResultTooCostly(UndecodableImage):
+    """The result took too much CPU time, or ended its worker; another preset or format may do."""
+
+
 class DidUnresolvable(ImageProxyError):
     """The directory or the DID's domain gave no usable document."""
 

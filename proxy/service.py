@@ -34,6 +34,7 @@ from proxy.errors import (
     ImageTooLarge,
     NoPdsEndpoint,
     RateLimited,
+    ResultTooCostly,
     ResultTooLarge,
     UnsupportedImage,
     UpstreamTimeout,
@@ -48,7 +49,7 @@ from proxy.moderation.gate import Gate
 from proxy.moderation.moderator import Moderator
 from proxy.observability.metrics import Metrics
 from proxy.observability.spans import Spans
-from proxy.shared.negative_cache import NegativeCache
+from proxy.shared.negative_cache import LONGEST, NegativeCache
 from proxy.shared.single_flight import Flight, SingleFlight
 from proxy.shared.tag_index import TagIndex
 
@@ -159,7 +160,7 @@ class Service:
         self._processor = processor
         # Kept separate: a non-image can still be downloaded as a blob.
         self._fetch_failures = NegativeCache(config.identity.negative_ttl)
-        self._image_failures = NegativeCache(config.identity.negative_ttl)
+        self._image_failures = NegativeCache(config.identity.negative_ttl, longest=LONGEST)
         self._under_way: set[_Making] = set()
         self._under_way_by_tag: TagIndex[_Making] = TagIndex(attrgetter("key.blob.tags"))
         self._images = image_flights
@@ -267,6 +268,7 @@ class Service:
         if cached is not None:
             return MadeImage(cached, "hit")
         self._image_failures.check(key.blob, trio.current_time())
+        self._image_failures.check(key, trio.current_time())
         with ExitStack() as stack:
             if self._build_locks is not None:
                 release, waited = await self._build_locks.acquire(key)
@@ -307,13 +309,18 @@ class Service:
         self, source: FetchedBlob, preset: Preset, key: ImageKey, flight: Flight[MadeImage]
     ) -> Processed:
         try:
-            return await self._processor.process(
+            processed = await self._processor.process(
                 source.data, preset, key.format, on_start=flight.commit
             )
+            self._image_failures.succeeded(key)
+            return processed
         except Busy:
             self.metrics.rejected.labels("process").inc()
             raise
         except ResultTooLarge:
+            raise
+        except ResultTooCostly as error:
+            self._image_failures.failed(key, error, trio.current_time())
             raise
         except ImageProxyError as error:
             # The blob is the cause: every other preset would fail too.

@@ -33,6 +33,7 @@ from proxy.errors import (
     ModerationUnreadable,
     NoPdsEndpoint,
     RateLimited,
+    ResultTooCostly,
     ResultTooLarge,
     UndecodableImage,
     UnsupportedImage,
@@ -1058,6 +1059,25 @@ async def test_a_result_too_large_for_one_format_is_served_in_the_others(
         assert (
             type(await failure(service, "avatar", parts.did, parts.cid, "webp")) is ResultTooLarge
         )
+        parts.processor.error = None
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
+
+
+async def test_a_costly_result_is_left_alone_for_longer_each_time_and_the_others_are_served(
+    world: World, parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches: a costly result takes a worker each minute, or denies every other preset."""
+    async with world.service(**parts.all) as service:
+        parts.processor.error = ResultTooCostly()
+        for attempts, pause in enumerate((61, 121, 241), start=1):
+            for _ in range(3):
+                error = await failure(service, "avatar", parts.did, parts.cid, "avif")
+                assert type(error) is ResultTooCostly
+            assert len(parts.processor.calls) == attempts
+            await trio.sleep(pause - 2)
+            await failure(service, "avatar", parts.did, parts.cid, "avif")
+            assert len(parts.processor.calls) == attempts
+            await trio.sleep(2)
         parts.processor.error = None
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 

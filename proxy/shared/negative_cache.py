@@ -1,6 +1,11 @@
-"""Remembers failures of blobs, so that a dead link puts no load on a PDS. Bounded; pure."""
+"""Remembers failures, so that a dead link puts no load on a PDS, and a costly picture none on us.
+
+Bounded; pure.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from proxy.errors import (
     BlobNotFound,
@@ -10,7 +15,7 @@ from proxy.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
-from proxy.model.keys import BlobKey, Tag
+from proxy.model.keys import BlobKey, ImageKey, Tag
 from proxy.model.selection import Covering
 from proxy.shared.expiring_map import ExpiringMap
 
@@ -21,46 +26,77 @@ SETTLED = (BlobNotFound, CidMismatch, ImageTooLarge, UnsupportedImage, Undecodab
 """Failures whose cause is the blob or its owner: another fetch soon after fails in the same way."""
 
 
+LONGEST = 86_400.0
+"""Seconds that a failure which comes again and again may be remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A failure, the time until which it counts, and the seconds for which it was remembered.
+
+    Attributes:
+        is_in_force: whether it is settled, or happened twice.
+    """
+
+    error: ImageProxyError
+    is_in_force: bool
+    until: float
+    term: float
+
+
 class NegativeCache:
-    """The last failure of each blob.
+    """The last failure of each blob, or of each result.
 
     A settled failure is in force at once. Any other failure may be temporary, so the next request
     tries again; if that fails too, the failure is in force as well.
 
     Args:
         ttl: how long a failure is remembered, in seconds; 0 remembers nothing.
+        longest: if more than ``ttl``, a failure that comes again after its time is remembered for
+            twice as long as before, up to this number of seconds. It is forgotten after the same
+            time without another failure.
     """
 
-    def __init__(self, ttl: float) -> None:
+    def __init__(self, ttl: float, *, longest: float = 0) -> None:
         self._ttl = ttl
-        # Each failure, and whether it is in force: it is settled, or happened twice.
-        self._failures: ExpiringMap[BlobKey, tuple[ImageProxyError, bool]] = ExpiringMap(
+        self._longest = max(ttl, longest)
+        self._grows = longest > ttl > 0
+        self._failures: ExpiringMap[BlobKey | ImageKey, _Failure] = ExpiringMap(
             MAX_ENTRIES, tags=_tags_of
         )
 
     def __len__(self) -> int:
         return len(self._failures)
 
-    def check(self, blob: BlobKey, now: float) -> None:
-        """Raise a copy of the failure of ``blob`` if one is in force; otherwise return."""
-        error, is_in_force = self._failures.get(blob, now) or (None, False)
-        if error is not None and is_in_force:
-            raise error.fresh()
+    def check(self, key: BlobKey | ImageKey, now: float) -> None:
+        """Raise a copy of the failure of ``key`` if one is in force; otherwise return."""
+        found = self._failures.get(key, now)
+        if found is not None and found.is_in_force and now < found.until:
+            raise found.error.fresh()
 
-    def failed(self, blob: BlobKey, error: ImageProxyError, now: float) -> None:
-        """Remember a failure of ``blob``."""
-        is_in_force = isinstance(error, SETTLED) or self._failures.get(blob, now) is not None
-        self._failures.put(blob, (error.fresh(), is_in_force), now + self._ttl)
+    def failed(self, key: BlobKey | ImageKey, error: ImageProxyError, now: float) -> None:
+        """Remember a failure of ``key``."""
+        before = self._failures.get(key, now)
+        is_repeated = before is not None and now < before.until
+        term = self._ttl
+        if before is not None and self._grows:
+            # Several requests may fail with one attempt: that is one failure.
+            term = before.term if is_repeated else min(2 * before.term, self._longest)
+        in_force = isinstance(error, SETTLED) or is_repeated
+        kept = 2 * term if self._grows else term
+        self._failures.put(key, _Failure(error.fresh(), in_force, now + term, term), now + kept)
 
-    def succeeded(self, blob: BlobKey) -> None:
-        """Forget the failure of ``blob``."""
-        self._failures.remove(blob)
+    def succeeded(self, key: BlobKey | ImageKey) -> None:
+        """Forget the failure of ``key``."""
+        self._failures.remove(key)
 
     def purge(self, covering: Covering) -> None:
-        """Forget the failures of all blobs that ``covering`` covers."""
+        """Forget the failures of all blobs that ``covering`` covers, and of their results."""
         self._failures.remove_tagged(covering.tags)
 
 
-def _tags_of(blob: BlobKey) -> tuple[Tag, ...]:
+def _tags_of(key: BlobKey | ImageKey) -> tuple[Tag, ...]:
+    if isinstance(key, ImageKey):
+        return key.blob.tags
     # The blob itself is left out: the map uses each key as a tag of itself.
-    return blob.did, blob.cid
+    return key.did, key.cid

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 import structlog
 import trio
 
-from proxy.errors import Busy, ImageProxyError, ResultTooLarge
+from proxy.errors import Busy, ImageProxyError, ResultTooCostly, ResultTooLarge
 from proxy.model.formats import Format
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.presets import Preset
@@ -197,11 +197,14 @@ def _names(if_none_match: str, etag: str) -> bool:
 async def _get_image(
     service: Service, keys: Sequence[ImageKey], if_none_match: str | None
 ) -> tuple[HttpResponse, str, Timings]:
-    """Answer with the first of ``keys``; if its format cannot hold the result, with the next."""
+    """Answer with the first of ``keys``; if its format cannot hold the result, with the next.
+
+    Also with the next if the result in the first format costs too much.
+    """
     key, *others = keys
     try:
         image = await service.get(key)
-    except ResultTooLarge:
+    except (ResultTooLarge, ResultTooCostly):
         if not others:
             raise
         if if_none_match is not None and _names(if_none_match, others[0].etag):

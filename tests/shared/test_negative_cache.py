@@ -6,7 +6,7 @@ import pytest
 
 from proxy.errors import BlobNotFound, FetchFailed, UndecodableImage
 from proxy.model.identifiers import Cid, Did
-from proxy.model.keys import BlobKey
+from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
 from proxy.shared import negative_cache as negative
 from proxy.shared.negative_cache import NegativeCache
@@ -90,3 +90,50 @@ def test_a_time_of_zero_remembers_nothing() -> None:
     failures.failed(BLOB, BlobNotFound(), now=0)
     failures.failed(BLOB, BlobNotFound(), now=0)
     failures.check(BLOB, now=0)
+
+
+def test_a_failure_that_comes_again_is_remembered_for_longer_each_time() -> None:
+    """Catches a picture that costs ten seconds of a processor in each minute, for ever."""
+    failures = NegativeCache(60, longest=200)
+    now, terms = 0.0, []
+    for _ in range(4):
+        failures.failed(BLOB, UndecodableImage("costly"), now)
+        began = now
+        while True:
+            try:
+                failures.check(BLOB, now)
+                break
+            except UndecodableImage:
+                now += 20
+        terms.append(now - began)
+    assert terms == [60, 120, 200, 200]
+
+
+def test_failures_of_one_attempt_count_once() -> None:
+    """Catches six presets of one picture whose one failure counts as six."""
+    failures = NegativeCache(60, longest=1000)
+    for _ in range(6):
+        failures.failed(BLOB, UndecodableImage("costly"), now=0)
+    failures.check(BLOB, now=60)
+
+
+def test_a_failure_long_ago_or_before_a_success_does_not_make_the_next_one_longer() -> None:
+    """Catches a crash of a worker last month that a picture still pays for."""
+    failures = NegativeCache(60, longest=1000)
+    failures.failed(BLOB, UndecodableImage("crash"), now=0)
+    failures.failed(BLOB, UndecodableImage("crash"), now=120)
+    failures.check(BLOB, now=180)
+    failures.failed(BLOB, UndecodableImage("crash"), now=181)
+    failures.succeeded(BLOB)
+    failures.failed(BLOB, UndecodableImage("crash"), now=182)
+    failures.check(BLOB, now=242)
+
+
+def test_a_purge_forgets_failures_of_results_too() -> None:
+    """Catches a purged picture whose presets still fail."""
+    failures = NegativeCache(60)
+    result = ImageKey("avatar", BLOB, None, "f")
+    for selection in (Selection(did=BLOB.did), Selection(cid=CID), Selection(BLOB.did, CID)):
+        failures.failed(result, UndecodableImage("costly"), now=0)
+        failures.purge(selection)
+        failures.check(result, now=1)

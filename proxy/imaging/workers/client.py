@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import structlog
 import trio
 
-from proxy.errors import Busy, UndecodableImage
+from proxy.errors import Busy, ResultTooCostly
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe, Rendered
 from proxy.imaging.workers.batch import Batch, Job
@@ -476,7 +476,7 @@ class ImageWorkers:
         Raises:
             trio.Cancelled: the task of the thread was cancelled before the job began.
             CannotStart: there is no worker, and a worker cannot be started.
-            UndecodableImage: the worker died in the block.
+            ResultTooCostly: the worker died in the block.
             Busy: the worker was killed in the block because ``run`` was cancelled.
         """
         worker, job = trio.from_thread.run(self._begin, batch)
@@ -484,7 +484,7 @@ class ImageWorkers:
             yield worker.run(job)
         except WorkerDied as death:
             trio.from_thread.run_sync(self._died, death.reason, str(death))
-            raise UndecodableImage(str(death)) from death
+            raise ResultTooCostly(str(death)) from death
         finally:
             trio.from_thread.run_sync(self._give_back, worker)
 

@@ -17,7 +17,7 @@ from typing import Protocol
 import trio
 
 from proxy.config import Config
-from proxy.errors import Busy, ImageTooLarge, ResultTooLarge, UndecodableImage
+from proxy.errors import Busy, ImageTooLarge, ResultTooCostly, ResultTooLarge
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe, render_each
@@ -225,7 +225,7 @@ class ProcessingPool:
         try:
             with batch.scope:
                 await self._work(batch)
-        except UndecodableImage as death:
+        except ResultTooCostly as death:
             # The worker died at one recipe. The others are tried again in another job.
             batch.answer(death)
             error = Interrupted()

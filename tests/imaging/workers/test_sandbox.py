@@ -28,7 +28,7 @@ from PIL import Image
 
 import proxy
 from proxy.config import Config
-from proxy.errors import Busy, ImageTooLarge, UndecodableImage, UnsupportedImage
+from proxy.errors import Busy, ImageTooLarge, ResultTooCostly, UndecodableImage, UnsupportedImage
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe, render
@@ -747,7 +747,7 @@ async def test_a_worker_that_dies_over_one_recipe_costs_that_one_alone(
     async with running(threads=1) as pool:
         results, errors = await three_of(pool, b"at:1:" + deed)
         assert results == [hostile.JPEG] * 2
-        assert [type(error) for error in errors] == [UndecodableImage]
+        assert [type(error) for error in errors] == [ResultTooCostly]
         assert pool.deaths == {reason: 1}
     assert jobs == [3, 1]
 
