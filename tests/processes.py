@@ -201,7 +201,7 @@ class Server(Process):
 
     async def started(self, workers: int) -> None:
         """Wait until every worker serves."""
-        found = await self.line_with(r"Running on http://127\.0\.0\.1:(\d+)")
+        found = await self.line_with(r"Running on https?://127\.0\.0\.1:(\d+)")
         self.port = int(found[1])
         with trio.fail_after(PATIENCE):
             while len(self.workers) < workers:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,14 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 
+import h2.connection
+import h2.events
 import h11
 import hypercorn.trio
 import pytest
 import trio
 import trio.testing
+import trustme
 from PIL import Image
 
 from proxy.serving.serve import KEEP_ALIVE_SECONDS, hypercorn_config
@@ -402,6 +406,44 @@ async def test_a_client_that_breaks_the_protocol_ends_its_own_connection_and_not
                 assert (await other.reply()).status == 200, name
         server.send(signal.SIGTERM)
         assert await server.exit_code() == 0
+
+
+async def test_over_tls_the_client_chooses_http2_or_http1_by_alpn(tmp_path: Path) -> None:
+    """Catches HTTP/2 that is off for all, and an upgrade to it that TLS lets pass."""
+    authority = trustme.CA()
+    pair = tmp_path / "pair.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pair)
+    arguments = [*HYPERCORN, "--certfile", str(pair), "--keyfile", str(pair)]
+    environment = {"IMAGE_PROXY_CACHE_PATH": str(tmp_path / "cache")}
+    async with serve(arguments, environment) as server:
+
+        async def connected(protocol: str) -> trio.SSLStream[trio.SocketStream]:
+            context = ssl.create_default_context()
+            authority.configure_trust(context)
+            context.set_alpn_protocols([protocol])
+            stream = await trio.open_ssl_over_tcp_stream(
+                "127.0.0.1", server.port, ssl_context=context
+            )
+            await stream.do_handshake()
+            assert stream.selected_alpn_protocol() == protocol
+            return stream
+
+        async with await connected("h2") as stream:
+            connection = h2.connection.H2Connection()
+            connection.initiate_connection()
+            headers = [(":method", "GET"), (":scheme", "https"), (":path", "/healthz")]
+            connection.send_headers(1, [*headers, (":authority", "a")], end_stream=True)
+            await stream.send_all(connection.data_to_send())
+            events: list[h2.events.Event] = []
+            with trio.fail_after(PATIENCE):
+                while not any(isinstance(event, h2.events.StreamEnded) for event in events):
+                    events += connection.receive_data(bytes(await stream.receive_some()))
+            (answer,) = [each for each in events if isinstance(each, h2.events.ResponseReceived)]
+            assert (b":status", b"200") in answer.headers
+        async with await connected("http/1.1") as stream:
+            await stream.send_all(UPGRADE.replace(b"/img/a", b"/healthz") + b"h2c\r\n\r\n")
+            with trio.fail_after(PATIENCE):
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_head_that_is_too_large_or_malformed_is_refused_and_costs_nobody_else_anything(
