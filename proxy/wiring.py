@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,7 @@ from proxy.egress.fetch_channel import FetchChannels
 from proxy.egress.gateway import Gateway, guarded_networks
 from proxy.egress.network import Network
 from proxy.imaging.workers.pool import ProcessingPool, Processor
-from proxy.model.identifiers import Did
+from proxy.model.identifiers import Did, spellings
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
 from proxy.moderation.blocks import Blocks
@@ -352,9 +353,12 @@ def invalidation(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Inva
 
     async def invalidate(selections: Sequence[Selection]) -> None:
         pairs = {BlobKey(each.did, each.cid) for each in selections if each.did and each.cid}
-        others = [each for each in selections if not (each.did and each.cid)]
-        cached = await disk.blobs(others) if disk is not None and others else frozenset()
-        await cdn.invalidate([*pairs, *cached])
+        of_all = [each for each in selections if each.did is None]
+        owners = [each for each in selections if each.cid is None]
+        # A CDN knows URLs: each CID of the same bytes has its own.
+        blobs = pairs | await _cached(disk, of_all)
+        blobs = {BlobKey(blob.did, cid) for blob in blobs for cid in spellings(blob.cid)}
+        await cdn.invalidate([*(blobs | await _cached(disk, owners))])
 
     return invalidate
 
@@ -415,6 +419,10 @@ def _revalidation_of(
     )
     leadership = coordination_of(config).leadership("revalidation")
     return partial(as_leader, leadership, revalidator.run)
+
+
+async def _cached(disk: DiskCache | None, selections: Sequence[Selection]) -> AbstractSet[BlobKey]:
+    return await disk.blobs(selections) if disk is not None and selections else frozenset()
 
 
 async def _is_cached(disk: DiskCache, did: Did) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proxy.cache.layout import owner_folder
+from proxy.model.identifiers import spellings
 from proxy.model.selection import Selection
 from proxy.shared.sqlite import Database, code_of, is_full
 
@@ -337,8 +338,9 @@ def _selected(selection: Selection, cid: str = "cid") -> tuple[str, tuple[str, .
         condition, values = _below(str(owner_folder(selection.did)))
         conditions.append(condition)
     if selection.cid is not None:
-        conditions.append(f"{cid} = ?")
-        values = (*values, selection.cid)
+        names = spellings(selection.cid)
+        conditions.append(f"{cid} IN ({', '.join('?' * len(names))})")
+        values = (*values, *names)
     return " AND ".join(conditions), values
 
 

@@ -120,5 +120,6 @@ def _release_nothing() -> None:
 
 def _byte_of(key: ImageKey) -> int:
     """A position that two keys share once in 2**62 pairs; then one waits for the other."""
+    key = key._replace(blob=key.blob.content)
     name = f"{key.etag} {key.blob.did} {key.format or ''}"
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2

@@ -11,6 +11,7 @@ Pure.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NewType
 
 from libipld import decode_cid, encode_cid
@@ -45,6 +46,16 @@ MAX_CID = 128
 """The longest CID string that is parsed. A canonical sha2-256 CID has 46 or about 59 characters."""
 
 _SHA2_256 = 0x12
+
+_RAW = 0x55
+"""The codec of a blob's CID (atproto, Data Model, "Link and CID Formats", and Blob, "Blob
+Metadata"): CIDv1, raw, sha2-256. DAG-CBOR is for records and never names a blob."""
+
+_DAG_PB = 0x70
+"""The codec of every CIDv0. Image URLs may have CIDv0, so its CIDv1 spelling is accepted too."""
+
+_START_OF_RAW = "bafkrei"
+"""How the bytes 01 55 12 20 begin in base32: CIDv1, raw, sha2-256 of 32 bytes."""
 
 
 def parse_did(text: str) -> Did:
@@ -91,10 +102,13 @@ def parse_handle(text: str, *, allow_test: bool = False) -> Handle:
 
 
 def parse_cid(text: str) -> Cid:
-    """Check a CID: sha2-256 of 32 bytes, CIDv1 in lower-case base32 or CIDv0.
+    """Check the CID of a blob: sha2-256 of 32 bytes, as CIDv1 in lower-case base32 or as CIDv0.
+
+    The codec is raw, or DAG-PB, which CIDv0 implies.
 
     Raises:
-        InvalidCid: it is anything else, such as another spelling of a valid CID.
+        InvalidCid: it is anything else, such as another spelling of a valid CID, or the CID of a
+            record.
     """
     if not text.isascii() or len(text) > MAX_CID or _canonical(text) != text:
         raise InvalidCid(f"CID {text[:96]!a}")
@@ -105,6 +119,32 @@ def cid_digest(cid: Cid) -> bytes:
     """The sha2-256 digest of the content that ``cid`` names, 32 bytes."""
     digest: bytes = decode_cid(cid)["hash"]["digest"]
     return digest
+
+
+def content_cid(cid: Cid) -> Cid:
+    """The raw CIDv1 of the same digest: all CIDs of the same bytes have the same one. Total.
+
+    What is not a CID with a sha2-256 digest is returned as it is.
+    """
+    # Asked before every hit; nearly every CID is raw.
+    return cid if cid.startswith(_START_OF_RAW) else spellings(cid)[0]
+
+
+@lru_cache(maxsize=1024)
+def spellings(cid: Cid) -> tuple[Cid, ...]:
+    """Every accepted CID of the same digest, the raw CIDv1 first. Total, as ``content_cid`` is."""
+    try:
+        hash_ = decode_cid(cid)["hash"]
+    except ValueError:
+        return (cid,)
+    if hash_["code"] != _SHA2_256 or len(hash_["digest"]) != 32:
+        return (cid,)
+    multihash = bytes([_SHA2_256, 32]) + hash_["digest"]
+    return (
+        Cid(encode_cid(bytes([1, _RAW]) + multihash)),
+        Cid(encode_cid(bytes([1, _DAG_PB]) + multihash)),
+        Cid(encode_cid(multihash)),
+    )
 
 
 def _canonical(text: str) -> str | None:
@@ -119,14 +159,6 @@ def _canonical(text: str) -> str | None:
     multihash = bytes([_SHA2_256, 32]) + hash_["digest"]
     if parts["version"] == 0:
         return encode_cid(multihash)
-    return encode_cid(b"\x01" + _varint(parts["codec"]) + multihash)
-
-
-def _varint(number: int) -> bytes:
-    """Unsigned varint (multiformats specification): seven bits in each byte, low bits first."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    if parts["codec"] not in (_RAW, _DAG_PB):
+        return None
+    return encode_cid(bytes([1, parts["codec"]]) + multihash)

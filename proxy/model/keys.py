@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from proxy.errors import InvalidPreset
 from proxy.model.formats import Format, parse_output
-from proxy.model.identifiers import Cid, Did, Handle, parse_cid, parse_did
+from proxy.model.identifiers import Cid, Did, Handle, content_cid, parse_cid, parse_did
 from proxy.model.presets import Preset
 
 Tag: TypeAlias = "Did | Cid | BlobKey"
@@ -30,9 +30,16 @@ class BlobKey(NamedTuple):
     cid: Cid
 
     @property
+    def content(self) -> BlobKey:
+        """The key of the same bytes of the same owner, the same one however the CID is spelled."""
+        cid = content_cid(self.cid)
+        return self if cid is self.cid else BlobKey(self.did, cid)
+
+    @property
     def tags(self) -> tuple[Tag, ...]:
-        """The tags of the selections that cover this blob."""
-        return self.did, self.cid, self
+        """The tags of the selections that cover this blob: of its content, not of its CID."""
+        content = self.content
+        return content.did, content.cid, content
 
 
 class ImageKey(NamedTuple):

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
-from proxy.model.identifiers import Cid, Did
+from proxy.model.identifiers import Cid, Did, content_cid
 from proxy.model.keys import BlobKey, Tag
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Selects all blobs of an owner, a blob of every owner, or (with both) a blob of one owner.
+
+    A CID selects its content: the blobs of every CID with the same digest.
 
     Raises:
         ValueError: neither a DID nor a CID is given.
@@ -30,8 +32,8 @@ class Selection:
     def tag(self) -> Tag:
         """The tag that every selected blob has, and no other blob."""
         if self.did is not None and self.cid is not None:
-            return BlobKey(self.did, self.cid)
-        return cast("Did | Cid", self.did or self.cid)
+            return BlobKey(self.did, self.cid).content
+        return self.did or content_cid(self.cid or Cid(""))
 
     @property
     def tags(self) -> AbstractSet[Tag]:
@@ -40,7 +42,7 @@ class Selection:
 
     def covers_blob(self, blob: BlobKey) -> bool:
         """Whether a blob is selected."""
-        return self.did in (None, blob.did) and self.cid in (None, blob.cid)
+        return self.tag in blob.tags
 
 
 class Covering(Protocol):

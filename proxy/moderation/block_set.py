@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from hashlib import blake2b
 
+from proxy.model.identifiers import Cid, content_cid
 from proxy.model.keys import BlobKey
 
 DIGEST = 16
@@ -41,7 +42,7 @@ class BlockSet:
         if not self._count:
             return False
         bits = self._filter
-        did, cid = blob.did, blob.cid
+        did, cid = blob.did, content_cid(blob.cid)
         # Before every hit, so without a call for each: most pairs end at the filter.
         for pair in ((did, ""), ("", cid), (did, cid)):
             place = hash(pair) & _FILTER_MASK
@@ -51,6 +52,7 @@ class BlockSet:
 
     def add(self, did: str, cid: str) -> None:
         """Put a pair in; nothing happens where it is."""
+        cid = content_cid(Cid(cid))
         digest, number = self._digest(did, cid)
         if _position(self._buckets[number], digest) is None:
             self._buckets[number] += digest
@@ -61,7 +63,7 @@ class BlockSet:
     def discard(self, did: str, cid: str) -> None:
         """Take a pair out; nothing happens where it is not."""
         # Its bit in the filter stays: it may be another's too, and costs a look-up at most.
-        digest, number = self._digest(did, cid)
+        digest, number = self._digest(did, content_cid(Cid(cid)))
         bucket = self._buckets[number]
         position = _position(bucket, digest)
         if position is not None:

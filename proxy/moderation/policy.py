@@ -117,7 +117,7 @@ class Policy:
 
     def known(self, blob: BlobKey) -> Verdict | None:
         """The verdict where it is known, or None: it has to be asked for. Microseconds."""
-        return self._verdicts.get(blob, trio.current_time())
+        return self._verdicts.get(blob.content, trio.current_time())
 
     async def permit(self, blob: BlobKey) -> None:
         """Return once ``blob`` is known to be permitted, or nobody says so and that is enough.
@@ -139,9 +139,9 @@ class Policy:
             return None
 
         async def ask(_flight: Flight[Verdict | None]) -> Verdict | None:
-            return await self._answer(blob)
+            return await self._answer(blob.content)
 
-        async with self._flights.join(blob, ask) as landed:
+        async with self._flights.join(blob.content, ask) as landed:
             return landed.value
 
     async def _answer(self, blob: BlobKey) -> Verdict | None:

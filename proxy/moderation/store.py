@@ -17,7 +17,7 @@ from typing import Literal
 
 import structlog
 
-from proxy.model.identifiers import Cid, Did
+from proxy.model.identifiers import Cid, Did, content_cid, spellings
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
 from proxy.moderation.block_set import BlockSet
@@ -40,7 +40,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blocks (
     id INTEGER PRIMARY KEY,   -- in the order they came
     did TEXT NOT NULL,        -- '': every owner
-    cid TEXT NOT NULL,        -- '': every blob
+    cid TEXT NOT NULL,        -- '': every blob; as it was typed, and any CID of its digest is meant
     who TEXT NOT NULL,
     reason TEXT NOT NULL,
     created_at REAL NOT NULL,
@@ -74,9 +74,9 @@ CREATE TABLE IF NOT EXISTS state (
 );
 """
 
-_IS_BLOCKED = """
-SELECT EXISTS (SELECT 1 FROM blocks WHERE did = :did AND cid IN ('', :cid))
-    OR EXISTS (SELECT 1 FROM blocks WHERE did = '' AND cid = :cid)
+
+_OTHER_CIDS = """
+SELECT DISTINCT cid FROM blocks WHERE substr(cid, 1, 7) NOT IN ('', 'bafkrei')
 """
 
 log = structlog.get_logger(__name__)
@@ -151,7 +151,8 @@ class Change:
     """A decision as it is followed.
 
     Attributes:
-        is_blocked: whether exactly this owner, blob or pair is blocked now, by anybody.
+        is_blocked: whether exactly this owner, blob or pair is blocked now, by anybody, and by any
+            CID of the blob's digest.
         is_purge: whether it was decided to purge and no more.
         purge: the number of its purge, if it has one.
     """
@@ -247,10 +248,11 @@ class ModerationStore:
         Returns whether there was one, and the version to follow.
         """
         did, cid = selection.did or "", selection.cid or ""
+        where, values = _of_content(did, cid)
         with self._writing() as connection:
             lifted = connection.execute(
-                "DELETE FROM blocks WHERE did = ? AND cid = ? AND (? OR who = ?)",
-                (did, cid, whoever, by),
+                f"DELETE FROM blocks WHERE {where} AND (? OR who = ?)",  # noqa: S608
+                (*values, whoever, by),
             ).rowcount
             if not lifted:
                 return False, 0
@@ -290,11 +292,9 @@ class ModerationStore:
 
     def blocks_now(self, blob: BlobKey) -> bool:
         """Whether a blob is blocked, as of the last commit of any process."""
+        did, cid = blob
         with self._reading() as connection:
-            (found,) = connection.execute(
-                _IS_BLOCKED, {"did": blob.did, "cid": blob.cid}
-            ).fetchone()
-        return bool(found)
+            return any(_has_block(connection, *each) for each in ((did, ""), ("", cid), (did, cid)))
 
     def may_keep(self, key: ImageKey) -> bool:
         """Whether a result may appear in the cache: its blob is not blocked, by ``blocks_now``.
@@ -326,6 +326,7 @@ class ModerationStore:
 
     def load(self) -> BlocksSnapshot:
         """All blocks."""
+        self._rewrite_refused_cids()
         blocks = BlockSet()
         with self._snapshot() as connection:
             for did, cid in connection.execute("SELECT did, cid FROM blocks"):
@@ -345,15 +346,15 @@ class ModerationStore:
             if last < after:
                 raise sqlite3.DatabaseError("the file is older than it was")
             rows = connection.execute(
-                "SELECT id, did, cid, action, purge, EXISTS ("
-                " SELECT 1 FROM blocks WHERE blocks.did = audit.did AND blocks.cid = audit.cid)"
-                " FROM audit WHERE id > ? ORDER BY id LIMIT ?",
+                "SELECT id, did, cid, action, purge FROM audit WHERE id > ? ORDER BY id LIMIT ?",
                 (after, limit),
             ).fetchall()
             reached = rows[-1][0] if rows else after
             decided = tuple(
-                Change(_selection(did, cid), bool(blocked), action == "purge", purge)
-                for _, did, cid, action, purge, blocked in rows
+                Change(
+                    _selection(did, cid), _has_block(connection, did, cid), action == "purge", purge
+                )
+                for _, did, cid, action, purge in rows
             )
             return Changes(
                 _version(connection), reached, decided, reached == last, _unfinished(connection)
@@ -413,6 +414,22 @@ class ModerationStore:
                 " ON CONFLICT DO UPDATE SET cursor = excluded.cursor",
                 (stream, cursor),
             )
+
+    def _rewrite_refused_cids(self) -> None:
+        """Give blocks by a CID that is not accepted (any more) the accepted one of its digest."""
+        with self._reading() as connection:
+            found = connection.execute(_OTHER_CIDS).fetchall()
+        refused = [cid for (cid,) in found if cid not in spellings(cid)]
+        if not refused:
+            return
+        with self._writing() as connection:
+            for cid in refused:
+                accepted = content_cid(Cid(cid))
+                connection.execute(
+                    "UPDATE OR IGNORE blocks SET cid = ? WHERE cid = ?", (accepted, cid)
+                )
+                connection.execute("DELETE FROM blocks WHERE cid = ?", (cid,))
+                log.info("a block has the CID of a blob now", cid=accepted, before=cid)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -512,6 +529,18 @@ def _last(connection: sqlite3.Connection) -> int:
 def _unfinished(connection: sqlite3.Connection) -> frozenset[int]:
     rows = connection.execute("SELECT id FROM purges WHERE removed IS NULL")
     return frozenset(number for (number,) in rows)
+
+
+def _of_content(did: str, cid: str) -> tuple[str, tuple[str, ...]]:
+    """The SQL condition of the rows that are about the same owner and content, and its values."""
+    names = spellings(Cid(cid))
+    return f"did = ? AND cid IN ({', '.join('?' * len(names))})", (did, *names)
+
+
+def _has_block(connection: sqlite3.Connection, did: str, cid: str) -> bool:
+    where, values = _of_content(did, cid)
+    row = connection.execute(f"SELECT 1 FROM blocks WHERE {where} LIMIT 1", values).fetchone()  # noqa: S608
+    return row is not None
 
 
 def _selection(did: str, cid: str) -> Selection:

@@ -98,5 +98,5 @@ class NegativeCache:
 def _tags_of(key: BlobKey | ImageKey) -> tuple[Tag, ...]:
     if isinstance(key, ImageKey):
         return key.blob.tags
-    # The blob itself is left out: the map uses each key as a tag of itself.
-    return key.did, key.cid
+    # The map uses each key as a tag of itself, so the tag that is the blob itself is left out.
+    return tuple(tag for tag in key.tags if tag != key)

@@ -34,7 +34,7 @@ _WEB = (
     r"(?P<imageproxy_owner>(?P<imageproxy_shard>[a-z0-9][a-z0-9.-])[a-z0-9.-]*)"
 )
 _TAIL = (
-    r"/(?P<imageproxy_cid>b[a-z2-7]+|Qm[1-9A-HJ-NP-Za-km-z]{44})"
+    r"/(?P<imageproxy_cid>baf(?:krei|ybei)[a-z2-7]{52}|Qm[1-9A-HJ-NP-Za-km-z]{44})"
     rf"(?:@(?P<imageproxy_format>{'|'.join(OUTPUTS)}))?(?:[?]|$)"
 )
 

@@ -32,7 +32,7 @@ from proxy.cache.layout import entry_folder, entry_name
 from proxy.coordination.liveness import Liveness
 from proxy.errors import InvalidCid, InvalidDid, InvalidPreset
 from proxy.model.formats import OUTPUTS, Format
-from proxy.model.identifiers import Did, parse_did
+from proxy.model.identifiers import Cid, Did, parse_did, spellings
 from proxy.model.keys import ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS
 from proxy.model.selection import Selection
@@ -1357,3 +1357,34 @@ async def test_a_hit_and_a_miss_are_told_while_somebody_writes_the_index(cache: 
             nursery.start_soon(look)
             await done.wait()
     assert found == [entry(), None]
+
+
+@pytest.mark.parametrize("did", [None, owner(1)], ids=["blob", "pair"])
+@pytest.mark.parametrize("selected", spellings(blob_cid(1)))
+async def test_a_purge_takes_every_cid_of_the_same_bytes(
+    selected: Cid, did: Did | None, cache: DiskCache
+) -> None:
+    """Catches a purged picture that stays under another CID, for nginx to serve."""
+    keys = [key(did=owner(1), cid=cid) for cid in spellings(blob_cid(1))]
+    for each in (*keys, key(2)):
+        await cache.put(each, entry())
+    assert await cache.blobs([Selection(did, selected)]) == {each.blob for each in keys}
+    assert await cache.purge(Selection(did, selected)) == len(keys)
+    assert [await cache.get(each) for each in keys] == [None] * len(keys)
+    assert await cache.get(key(2)) is not None
+
+
+async def test_a_purge_by_one_cid_ends_a_write_of_another_that_is_under_way(
+    cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a picture that appears under another CID after its purge."""
+    raw, _, version_0 = spellings(blob_cid(1))
+    begin = Rows.begin_arrival
+
+    def begin_and_purge(rows: Rows, record: IndexEntry) -> None:
+        begin(rows, record)
+        rows.refuse_arrivals(Selection(cid=raw))
+
+    monkeypatch.setattr(Rows, "begin_arrival", begin_and_purge)
+    await cache.put(key(did=owner(1), cid=version_0), entry())
+    assert await cache.get(key(did=owner(1), cid=version_0)) is None

@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from proxy.errors import ImageProxyError, InvalidCid, InvalidDid, InvalidHandle
 from proxy.model.identifiers import (
     MAX_CID,
+    Cid,
     cid_digest,
+    content_cid,
     did_web_authority,
     parse_cid,
     parse_did,
     parse_handle,
+    spellings,
 )
 from tests.examples import examples
 
@@ -28,7 +31,7 @@ PLC = "did:plc:z72i7hdynmk6r22z27h6tvur"
 CONTENT = b"the content"
 DIGEST = hashlib.sha256(CONTENT).digest()
 SHA2_256 = b"\x12\x20"
-RAW = 0x55
+RAW, DAG_PB, DAG_CBOR = 0x55, 0x70, 0x71
 CID_V0 = "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG"
 
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -217,12 +220,39 @@ def varint(number: int) -> bytes:
     return out + bytes([number])
 
 
-@pytest.mark.parametrize("codec", [RAW, 0x70, 0x71, 0x0129, 0x4000, 2**63 - 1])
-def test_a_cid_of_any_codec_comes_back_letter_for_letter(codec: int) -> None:
-    """Catches codecs beyond one byte that are re-encoded as another CID."""
+@pytest.mark.parametrize("codec", [RAW, DAG_PB])
+def test_a_cid_of_a_codec_of_blobs_comes_back_letter_for_letter(codec: int) -> None:
+    """Catches a CID that is re-encoded as another one."""
     cid = base32(b"\x01" + varint(codec) + SHA2_256 + DIGEST)
     assert parse_cid(cid) == cid
     assert cid_digest(parse_cid(cid)) == DIGEST
+
+
+@pytest.mark.parametrize("codec", [0x00, 0x51, DAG_CBOR, 0x72, 0x0129, 0x0200, 0x4000, 2**63 - 1])
+def test_a_cid_of_another_codec_is_not_that_of_a_blob(codec: int) -> None:
+    """Catches one digest with any number of CIDs (atproto, Data Model: raw for links to blobs)."""
+    with pytest.raises(InvalidCid):
+        parse_cid(base32(b"\x01" + varint(codec) + SHA2_256 + DIGEST))
+
+
+def test_all_cids_of_the_same_bytes_have_one_content() -> None:
+    """Catches a block of one CID that leaves another CID of the same picture served."""
+    raw, dag_pb = (base32(bytes([1, each]) + SHA2_256 + DIGEST) for each in (RAW, DAG_PB))
+    record = base32(bytes([1, DAG_CBOR]) + SHA2_256 + DIGEST)
+    accepted = {raw, dag_pb, base58(SHA2_256 + DIGEST)}
+    for cid in (*accepted, record):
+        assert content_cid(Cid(cid)) == raw
+        assert set(spellings(Cid(cid))) == accepted
+        assert spellings(Cid(cid))[0] == raw
+    assert content_cid(parse_cid(CID)) == CID
+    assert content_cid(parse_cid(CID_V0)) != content_cid(parse_cid(CID))
+
+
+@given(st.text(max_size=80) | st.binary(max_size=50).map(base32))
+def test_any_text_has_a_content(text: str) -> None:
+    """Catches an old row of a store at which the service stops."""
+    assert content_cid(Cid(text)) in spellings(Cid(text))
+    assert content_cid(content_cid(Cid(text))) == content_cid(Cid(text))
 
 
 def test_cid_version_0_is_canonical_too() -> None:

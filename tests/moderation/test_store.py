@@ -9,10 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from libipld import encode_cid
 
+from proxy.model.identifiers import Cid, Did, cid_digest, spellings
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
-from proxy.moderation.store import Block, Decision, Purge
+from proxy.moderation.store import Block, Decision, Purge, _of_content
 from tests.cache import blob_cid, owner
 from tests.moderation import (
     A1,
@@ -43,6 +45,77 @@ def blocked(folder: Path) -> list[BlobKey]:
         found = [blob for blob in ALL if store.blocks_now(blob)]
     assert found == [blob for blob in ALL if loaded.covers(blob)]
     return found
+
+
+CIDS = spellings(PAIR.cid or blob_cid(1))
+"""Every CID of the blob of ``PAIR``."""
+
+
+@pytest.mark.parametrize("did", [None, owner(1)], ids=["blob", "pair"])
+@pytest.mark.parametrize("typed", CIDS)
+def test_a_block_of_any_cid_covers_every_cid_of_the_same_bytes(
+    typed: Cid, did: Did | None, tmp_path: Path, store_in: StoreIn
+) -> None:
+    """Catches a block by one CID that leaves the same picture served by another one; and a list
+    that shows another CID than the one that was typed."""
+    store = store_in(tmp_path)
+    before = store.load()
+    decide(store, Selection(did, typed))
+    (change,) = store.changes(before.last, 10).decided
+    assert change.is_blocked
+    loaded = store.load().blocks
+    for cid in CIDS:
+        assert store.blocks_now(BlobKey(owner(1), cid))
+        assert loaded.covers(BlobKey(owner(1), cid))
+        assert store.blocks_now(BlobKey(owner(2), cid)) is (did is None)
+        assert loaded.covers(BlobKey(owner(2), cid)) is (did is None)
+    assert [(each.did, each.cid) for each in store.blocks()] == [(did, typed)]
+
+
+@pytest.mark.parametrize("lifted", CIDS)
+def test_a_block_is_lifted_by_any_cid_of_the_same_bytes(
+    lifted: Cid, tmp_path: Path, store_in: StoreIn
+) -> None:
+    """Catches a block that stays because it was made with another CID, and one of two that does."""
+    store = store_in(tmp_path)
+    for cid in CIDS:
+        decide(store, Selection(cid=cid))
+    last = store.load().last
+    assert lift(store, Selection(cid=lifted))
+    assert list(store.blocks()) == []
+    assert not store.load().blocks.covers(A1)
+    assert [each.is_blocked for each in store.changes(last, 10).decided] == [False]
+
+
+def test_one_cid_that_is_still_blocked_by_somebody_keeps_all_blocked(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
+    """Catches a process that forgets a block because one of two CIDs was lifted."""
+    store = store_in(tmp_path)
+    decide(store, Selection(cid=CIDS[0]), by="labeler")
+    decide(store, Selection(cid=CIDS[2]), by="admin")
+    last = store.load().last
+    assert lift(store, Selection(cid=CIDS[1]), by="admin")
+    assert [each.is_blocked for each in store.changes(last, 10).decided] == [True]
+
+
+def test_blocks_by_the_cid_of_a_record_are_taken_over_as_those_of_the_blob(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
+    """Catches a block of an earlier release that is not found, or cannot be lifted: its codec is
+    not accepted any more."""
+    multihash = b"\x12\x20" + cid_digest(CIDS[0])
+    record = Cid(encode_cid(b"\x01\x71" + multihash))
+    store = store_in(tmp_path)
+    decide(store, PAIR, Selection(cid=record), Selection(did=owner(1), cid=record))
+    assert store.load().blocks.covers(B1)
+    assert store.blocks_now(B1)
+    assert [(each.did, each.cid) for each in store.blocks()] == [
+        (owner(1), CIDS[0]),
+        (None, CIDS[0]),
+    ]
+    assert lift(store, Selection(cid=CIDS[0]))
+    assert not store.load().blocks.covers(B1)
 
 
 @SELECTIONS
@@ -361,13 +434,13 @@ def test_many_that_write_at_once_lose_nothing(tmp_path: Path, store_in: StoreIn)
 
 def test_a_look_up_in_the_file_goes_by_an_index(tmp_path: Path, store_in: StoreIn) -> None:
     """Catches a scan of a million rows before each write of a result."""
-    from proxy.moderation.store import _IS_BLOCKED
-
     store = store_in(tmp_path)
     decide(store, OWNER)
+    where, values = _of_content(A1.did, A1.cid)
     with closing(sqlite3.connect(store.path)) as connection:
         plan = connection.execute(
-            f"EXPLAIN QUERY PLAN {_IS_BLOCKED}", {"did": "a", "cid": "b"}
+            f"EXPLAIN QUERY PLAN SELECT 1 FROM blocks WHERE {where}",  # noqa: S608
+            values,
         ).fetchall()
     steps = [step for *_, step in plan if "blocks" in step]
     assert steps

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from libipld import decode_cid, encode_dag_cbor
 
 from proxy.errors import InvalidCid, InvalidDid
-from proxy.model.identifiers import Cid, Did, parse_cid, parse_did
+from proxy.model.identifiers import Cid, Did, content_cid, parse_cid, parse_did
 from proxy.model.selection import Selection
 
 Scope = Literal["owner", "everywhere"]
@@ -145,6 +145,8 @@ def subject_of(label: Label, scope: Scope = "owner") -> Selection | LabelledReco
 
 def selection_of(did: Did, cid: Cid, scope: Scope) -> Selection:
     """A blob of its owner, or of everybody."""
+    # One selection for one content: it stays blocked until the last label on it is gone.
+    cid = content_cid(cid)
     return Selection(did=did, cid=cid) if scope == "owner" else Selection(cid=cid)
 
 
