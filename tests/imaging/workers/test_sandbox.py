@@ -429,6 +429,17 @@ def environment_of(pid: int) -> bytes:
         return b""  # hidden even from its own user
 
 
+@on_x86_64
+def test_a_worker_starts_where_a_container_refuses_the_calls_of_its_sandbox() -> None:
+    """Catches a part whose absence ends the worker, or takes other parts with it."""
+    said = python("from tests.imaging.workers.hostile import in_a_container; in_a_container()")
+    missing, *probes = said.splitlines()
+    for part in ("thread limit", "no capabilities", "Landlock for files", "seccomp"):
+        assert f"{part} (Operation not permitted)" in missing
+    assert "limits" not in missing
+    assert "read a file: failed: [Errno 24] Too many open files: '/etc/passwd'" in probes
+
+
 @pytest.mark.parametrize("missing", [["seccomp (no such call)"], ["a", "b"]])
 async def test_missing_parts_are_named_in_one_line_of_the_log(
     missing: list[str], monkeypatch: pytest.MonkeyPatch
@@ -586,8 +597,14 @@ async def test_a_worker_that_computes_ends_with_the_cpu_time_of_its_estimate(
         assert await pool.do(b"spin:0.05") == hostile.JPEG
 
 
-async def test_an_allocation_over_the_estimate_fails_in_the_worker(hostile_workers: None) -> None:
+@pytest.mark.parametrize(
+    "bootstrap", [hostile.BOOTSTRAP, hostile.WITH_THREADS], ids=["usual", "in a user namespace"]
+)
+async def test_an_allocation_over_the_estimate_fails_in_the_worker(
+    bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a limit that is only the sum for everybody: four pictures could each take it."""
+    monkeypatch.setattr(workers, "BOOTSTRAP", bootstrap)
     async with running(threads=1) as pool:
         assert await pool.do(b"take:1000000") == hostile.JPEG
         (worker,) = children()
@@ -897,13 +914,19 @@ async def test_a_worn_worker_is_replaced(
     Its jobs alone do not tell: the limit of CPU time would end it in the middle of one.
     """
     monkeypatch.setattr(workers, limit, value)
+    used: set[int] = set()
+    run = workers.ImageWorker.run
+
+    def note(worker: workers.ImageWorker, job: Job) -> Iterator[Outcome]:
+        used.add(worker._process.pid)
+        return run(worker, job)
+
+    monkeypatch.setattr(workers.ImageWorker, "run", note)
     good = sources.jpeg(sources.photo(64, 48))
     async with running(threads=1) as pool:
-        seen = set()
         for _ in range(jobs):
             await pool.do(good)
-            seen |= children()
-        assert len(seen) == 3
+        assert len(used) == 3
         assert pool.deaths == Counter()
 
 
