@@ -207,7 +207,7 @@ async def _bench(plan: Plan, folder: Path) -> AsyncIterator[tuple[Bench, int, li
 
         async def start(name: str, **extra: str) -> Server:
             server = await stack.enter_async_context(
-                proxy(folder, name, manifest, **on_cache, **extra)
+                proxy(folder, name, manifest.port, **on_cache, **extra)
             )
             await server.ready()
             return server

@@ -220,9 +220,9 @@ async def _bench(plan: Plan, folder: Path) -> AsyncIterator[Bench]:
         )
         without_memory = {"IMAGE_PROXY_CACHE__MEMORY_MB": "0"}
         servers = {
-            MEMORY: await stack.enter_async_context(proxy(folder, "memory", manifest)),
+            MEMORY: await stack.enter_async_context(proxy(folder, "memory", manifest.port)),
             DISK: await stack.enter_async_context(
-                proxy(folder, "disk", manifest, **without_memory)
+                proxy(folder, "disk", manifest.port, **without_memory)
             ),
         }
         for server in servers.values():

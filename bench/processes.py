@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,15 +95,20 @@ async def running(
     log: Path,
     stdout: int | None = None,
     environment: Mapping[str, str] | None = None,
+    checkout: Path = ROOT,
 ) -> AsyncIterator[trio.Process]:
     """``python -m module`` for the time of the block; its output goes to ``log``.
 
     Args:
+        checkout: whose module it is; another one's runs with the interpreter in its ``.venv``.
         stdout: ``subprocess.PIPE`` to read it here; if not specified, to ``log`` too.
         environment: ``IMAGE_PROXY_`` variables; those of this process are not passed on.
     """
-    command = [sys.executable, "-m", module, *arguments]
-    async with started(command, log=log, stdout=stdout, environment=environment) as process:
+    python = sys.executable if checkout == ROOT else str(checkout / ".venv/bin/python")
+    command = [python, "-m", module, *arguments]
+    async with started(
+        command, log=log, stdout=stdout, environment=environment, folder=checkout
+    ) as process:
         yield process
 
 
@@ -114,15 +119,16 @@ async def started(
     log: Path,
     stdout: int | None = None,
     environment: Mapping[str, str] | None = None,
+    folder: Path = ROOT,
 ) -> AsyncIterator[trio.Process]:
-    """Any program for the time of the block; as ``running``."""
+    """Any program in ``folder`` for the time of the block; as ``running``."""
     with log.open("ab") as output:
         process = await trio.lowlevel.open_process(
             command,
             stdin=subprocess.PIPE,
             stdout=output if stdout is None else stdout,
             stderr=output,
-            cwd=ROOT,
+            cwd=folder,
             env={**inherited(), **(environment or {})},
         )
     try:
@@ -209,19 +215,23 @@ class Server:
 
 
 @asynccontextmanager
-async def proxy(folder: Path, name: str, manifest: Manifest, **extra: str) -> AsyncIterator[Server]:
-    """``python -m proxy serve`` for the time of the block."""
+async def proxy(
+    folder: Path, name: str, directory_port: int, checkout: Path = ROOT, /, **extra: str
+) -> AsyncIterator[Server]:
+    """``python -m proxy serve`` of a checkout for the time of the block."""
     port = free_port()
     log = folder / f"{name}.log"
     environment = {
         "IMAGE_PROXY_SERVER__BIND": f"{LOOPBACK}:{port}",
-        "IMAGE_PROXY_IDENTITY__PLC_URL": f"http://{LOOPBACK}:{manifest.port}",
+        "IMAGE_PROXY_IDENTITY__PLC_URL": f"http://{LOOPBACK}:{directory_port}",
         "IMAGE_PROXY_FETCH__ALLOW_HTTP": "true",
         "IMAGE_PROXY_FETCH__ALLOW_PRIVATE_HOSTS": "true",
         "IMAGE_PROXY_CACHE__PATH": str(folder / f"{name}-cache"),
         **extra,
     }
-    async with running("proxy", "serve", log=log, environment=environment) as process:
+    async with running(
+        "proxy", "serve", log=log, environment=environment, checkout=checkout
+    ) as process:
         yield Server(process, port, log)
 
 
@@ -239,12 +249,33 @@ def cpu_seconds(pid: int) -> float:
     """CPU time of a process and its descendants that run; NaN where there is no Linux to ask."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return math.nan
     # proc_pid_stat(5): utime and stime, fields 14 and 15; the first here is field 3.
     own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(cpu_seconds(int(child)) for child in children)
+    return own + sum(cpu_seconds(child) for child in _children(pid))
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and its descendants; 0 of what has ended.
+
+    What several of them share counts for each.
+    """
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    own = pages * os.sysconf("SC_PAGE_SIZE")
+    return own + sum(resident_bytes(child) for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    """Each is the child of the thread that started it (proc_pid_task(5))."""
+    found: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended meanwhile
+            found += map(int, children.read_text().split())
+    return found
 
 
 async def until(reached: Callable[[], Awaitable[bool]], what: str) -> None:
