@@ -37,14 +37,13 @@ class ImageProxyError(Exception):
         return f"{self.public_message}: {self.cause}" if self.cause else self.public_message
 
     def fresh(self) -> Self:
-        """Return a copy without traceback, so that many tasks can raise the same failure.
+        """Return a copy without traceback and causes, for other tasks to raise, or to remember.
 
-        Raising one instance in a thousand waiters would add a thousand tracebacks to it.
+        Raising one instance in a thousand waiters would add a thousand tracebacks to it. And the
+        traceback of a cause keeps what its functions had in hand, such as megabytes of a body.
         """
         twin = copy.copy(self)
-        twin.__traceback__ = None
-        twin.__context__ = None
-        twin.__cause__ = self.__cause__
+        twin.__traceback__ = twin.__context__ = twin.__cause__ = None
         return twin
 
 

@@ -86,7 +86,8 @@ class Circuits:
         circuit.failures += 1
         circuit.is_probed = False
         if circuit.failures >= FAILURES_TO_OPEN:
-            circuit.error = error
+            # A copy: the traceback of ``error`` keeps all bytes that the fetch has received.
+            circuit.error = type(error)(str(error))
             circuit.open_until = now + OPEN_SECONDS
         self._circuits.put(host, circuit)
 

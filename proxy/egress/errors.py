@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+MAX_CAUSE = 500
+"""Characters. Strangers write parts of a cause: an HTTP parser repeats a bad header field whole."""
+
 
 class EgressError(Exception):
-    """A request got no usable answer; the text gives the cause, for the log."""
+    """A request got no usable answer.
+
+    Args:
+        cause: for the log; cut after ``MAX_CAUSE`` characters.
+    """
+
+    def __init__(self, cause: str = "") -> None:
+        super().__init__(cause[:MAX_CAUSE])
 
 
 class Forbidden(EgressError):

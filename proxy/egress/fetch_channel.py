@@ -132,7 +132,9 @@ class FetchChannel:
             raise Saturated(f"{host}: no consumer was free within {timeout:g} s")
         if fetch.answer is None:
             raise TimedOut(f"{host}: no complete answer within {timeout:g} s")
-        return fetch.answer
+        # The consumer keeps the fetch until it takes the next one.
+        answer, fetch.answer = fetch.answer, None
+        return answer
 
     def _admit(self, fetch: _Fetch, share: int) -> None:
         # Count fetches here, and not when they are parked: a whole burst can arrive before any

@@ -148,14 +148,19 @@ async def _read(reply: StreamingResponse, method: Method, max_bytes: int | None)
         raise TooLarge(f"Content-Length {length} is over {max_bytes}")
     received = bytearray()
     digest = hashlib.sha256()
-    async with aclosing(_at_least(MIN_BYTES_PER_SECOND, reply.body)) as chunks:
-        async for chunk in chunks:
-            received += chunk
-            if len(received) > max_bytes:
-                raise TooLarge(f"more than {max_bytes} bytes")
-            digest.update(chunk)
-    if length is not None and len(received) != length:
-        raise BadAnswer(f"only {len(received)} of {length} bytes arrived")
+    try:
+        async with aclosing(_at_least(MIN_BYTES_PER_SECOND, reply.body)) as chunks:
+            async for chunk in chunks:
+                received += chunk
+                if len(received) > max_bytes:
+                    raise TooLarge(f"more than {max_bytes} bytes")
+                digest.update(chunk)
+        if length is not None and len(received) != length:
+            raise BadAnswer(f"only {len(received)} of {length} bytes arrived")
+    except BaseException:
+        # The traceback has this frame, and lives as long as the error.
+        received.clear()
+        raise
     return Response(reply.status, reply.headers, bytes(received), digest.digest())
 
 

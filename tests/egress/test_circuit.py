@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,6 +143,28 @@ def test_a_failure_during_a_short_pause_extends_it() -> None:
     with pytest.raises(EgressError):
         circuits.check(HOST, 100 + OPEN_SECONDS / 2)
     circuits.check(HOST, 100 + OPEN_SECONDS)
+
+
+def test_an_open_circuit_keeps_nothing_of_the_fetch_that_failed() -> None:
+    """Catches: the error is kept with its traceback, and so with what the fetch had received."""
+
+    class Body:
+        pass
+
+    def fail() -> weakref.ref[Body]:
+        body = Body()
+        try:
+            raise TimedOut("too slow")
+        except TimedOut as error:
+            circuits.failed(HOST, error, 0)
+        return weakref.ref(body)
+
+    circuits = Circuits()
+    bodies = [fail() for _ in range(FAILURES_TO_OPEN)]
+    gc.collect()
+    assert [body() for body in bodies] == [None] * FAILURES_TO_OPEN
+    with pytest.raises(TimedOut, match="too slow"):
+        circuits.check(HOST, 0)
 
 
 def test_only_so_many_hosts_are_remembered() -> None:

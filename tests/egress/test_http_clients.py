@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -11,8 +12,17 @@ import pytest
 import trio
 import trio.testing
 
+from proxy.egress.answer_meter import READ_BYTES
 from proxy.egress.endpoint import Origin
-from proxy.egress.errors import BadAnswer, ConnectFailed, Forbidden, NoAnswer, TimedOut, TooLarge
+from proxy.egress.errors import (
+    MAX_CAUSE,
+    BadAnswer,
+    ConnectFailed,
+    Forbidden,
+    NoAnswer,
+    TimedOut,
+    TooLarge,
+)
 from proxy.egress.fetch_channel import ChannelStatistics
 from proxy.egress.gateway import Gateway, fetch_channels_of, make_client
 from proxy.egress.guarded_get import CHUNKS_PER_STEP, MIN_BYTES_PER_SECOND, USER_AGENT, first_bytes
@@ -257,6 +267,34 @@ async def test_bytes_after_an_answer_are_not_the_next_answer(
             answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
             assert answer.body == BODY
     assert site.connections == 2
+
+
+async def test_the_cause_of_a_bad_answer_is_short(client_world: World, site: Site) -> None:
+    """Catches: a header field of a stranger is repeated whole in the log, and remembered."""
+    site.fault = faults.sends(b"HTTP/1.1 200 OK\r\nBad Name" + b"\xff" * 15_000 + b": 1\r\n\r\n")
+    async with running_gateway(client_world) as gateway:
+        with pytest.raises(BadAnswer) as caught:
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+    assert 0 < len(str(caught.value)) <= MAX_CAUSE
+
+
+async def test_an_error_keeps_nothing_of_the_body_that_broke(
+    client_world: World, site: Site
+) -> None:
+    """Catches: megabytes that live as long as an error, because its traceback has their frame."""
+    answers_at(site, "/a", bytes(1_000_000))
+    site.fault = faults.truncated
+    async with running_gateway(client_world) as gateway:
+        with pytest.raises(BadAnswer) as caught:
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+    sizes = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        for frame, _line in traceback.walk_tb(error.__traceback__):
+            values = frame.f_locals.values()
+            sizes += [len(value) for value in values if isinstance(value, bytes | bytearray)]
+        error = error.__cause__ or error.__context__
+    assert max(sizes) <= READ_BYTES
 
 
 # What is sent.
