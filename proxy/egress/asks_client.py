@@ -19,6 +19,10 @@ from proxy.egress.errors import BadAnswer, EgressError, NoAnswer
 from proxy.egress.http_client import Method, StreamingResponse
 from proxy.egress.network import Network
 
+# asks looks up the charset of every answer among Python's codecs. That imports modules by a name
+# that a stranger chose, and Python remembers each such name for ever.
+asks.response_objects.BaseResponse._guess_encoding = lambda response: None
+
 
 class AsksClient:
     """Sends each request by asks, over a connection of its own."""

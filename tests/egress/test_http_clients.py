@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings
 import hashlib
 import traceback
 from collections.abc import AsyncIterator
@@ -295,6 +296,15 @@ async def test_an_error_keeps_nothing_of_the_body_that_broke(
             sizes += [len(value) for value in values if isinstance(value, bytes | bytearray)]
         error = error.__cause__ or error.__context__
     assert max(sizes) <= READ_BYTES
+
+
+async def test_the_charset_of_an_answer_is_not_looked_up(client_world: World, site: Site) -> None:
+    """Catches: Python remembers every charset that strangers name, and imports modules for it."""
+    site.fault = faults.with_header("Content-Type", "text/plain; charset=of-a-stranger")
+    known = set(encodings._cache)
+    async with running_gateway(client_world) as gateway:
+        await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+    assert set(encodings._cache) == known
 
 
 # What is sent.
