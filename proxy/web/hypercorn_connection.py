@@ -11,6 +11,7 @@ from typing import Any
 
 import h11
 import hypercorn.protocol
+import hypercorn.protocol.h2
 import hypercorn.trio.run
 import structlog
 import trio
@@ -20,7 +21,7 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
 from proxy.config import ConfigError
-from proxy.web.hypercorn_protocols import Http1, Http2
+from proxy.web.hypercorn_protocols import Http1, Http2, StreamBuffer
 
 MAX_JOINED = 256 * 1024
 """Bytes of a body up to which joining it to the head costs less than a second write."""
@@ -192,7 +193,15 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "hypercorn.protocol.h2.H2Protocol.__init__": ("connection", "local_settings", "streams"),
     "hypercorn.protocol.h2.H2Protocol.handle": ("_handle_events", "closed", "receive_data"),
     "hypercorn.protocol.h2.H2Protocol._handle_events": ("_create_stream", "streams"),
-    "hypercorn.protocol.h2.H2Protocol.stream_send": ("Body", "Response"),
+    "hypercorn.protocol.h2.H2Protocol._create_stream": ("StreamBuffer", "stream_buffers"),
+    "hypercorn.protocol.h2.H2Protocol._send_data": ("close", "complete", "pop"),
+    "hypercorn.protocol.h2.H2Protocol.stream_send": (
+        "Body",
+        "Response",
+        "drain",
+        "push",
+        "set_complete",
+    ),
     "hypercorn.protocol.h2.H2Protocol._flush": ("data_to_send",),
     "hypercorn.events.RawData.__init__": ("data",),
     "hypercorn.events.Updated.__init__": ("idle",),
@@ -234,3 +243,4 @@ def install() -> None:
     hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined, assignment]
     hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined, assignment]
     hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined, assignment]
+    hypercorn.protocol.h2.StreamBuffer = StreamBuffer  # type: ignore[misc, assignment]

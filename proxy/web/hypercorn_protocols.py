@@ -15,8 +15,9 @@ import trio
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.events import Body, Response
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import Event as IOEvent
 from hypercorn.typing import H11SendableEvent
 
 MAX_HEADERS = 128
@@ -125,8 +126,63 @@ class Http1(H11Protocol):
                 raise
 
 
+class StreamBuffer:
+    """What an HTTP/2 stream has to send: a view of the answer, which all its clients share.
+
+    Hypercorn's own buffer holds a copy for each stream. A client that opens 100 streams and takes
+    nothing would make 100 copies.
+
+    Args:
+        event_class: Hypercorn's kind of event.
+    """
+
+    def __init__(self, event_class: type[IOEvent]) -> None:
+        self._rest = memoryview(b"")
+        self._is_ended = False
+        self._is_empty = event_class()
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was taken, and nothing more will come."""
+        return self._is_ended and not self._rest
+
+    def set_complete(self) -> None:
+        """Take nothing more."""
+        self._is_ended = True
+
+    async def drain(self) -> None:
+        """Wait until everything was taken."""
+        await self._is_empty.wait()
+
+    async def close(self) -> None:
+        """Forget the rest, which nobody will take."""
+        self._is_ended = True
+        self._rest = memoryview(b"")
+        await self._is_empty.set()
+
+    async def push(self, data: bytes) -> None:
+        """Add the next part of the body, and wait until the client has taken it.
+
+        Raises:
+            BufferCompleteError: the stream is closed.
+        """
+        if self._is_ended:
+            raise BufferCompleteError
+        self._rest = memoryview(data)
+        await self._is_empty.clear()
+        await self._is_empty.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        """Take at most ``max_length`` bytes."""
+        taken = bytes(self._rest[:max_length])
+        self._rest = self._rest[max_length:]
+        if not self._rest:
+            await self._is_empty.set()
+        return taken
+
+
 class Http2(H2Protocol):
-    """Hypercorn's HTTP/2, which TLS chooses by ALPN, with three differences.
+    """Hypercorn's HTTP/2, which TLS chooses by ALPN, with four differences.
 
     1. A request that cannot be one of ours (CONNECT, a method or path outside ASCII, a body that
     goes on after the answer) costs its stream. In Hypercorn it costs the connection.
@@ -135,6 +191,9 @@ class Http2(H2Protocol):
     ask for nothing (window updates, settings, pings, priorities, resets) is closed.
 
     3. Other tasks run after each ``PIECE`` bytes of a read.
+
+    4. When the connection ends, answers that it had no room for end too. In Hypercorn they wait
+    forever.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -148,6 +207,8 @@ class Http2(H2Protocol):
         """Handle what the connection has read, and its end."""
         if not isinstance(event, RawData):
             await super().handle(event)
+            for buffer in self.stream_buffers.values():
+                await buffer.close()
             return
         for start in range(0, len(event.data), PIECE):
             if self.closed:

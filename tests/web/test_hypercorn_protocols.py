@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -12,11 +13,13 @@ import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
+import h2.settings
 import h11
 import hyperframe.frame as frames
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 
 from proxy.web.hypercorn_protocols import (
     MAX_BODY,
@@ -282,6 +285,59 @@ async def test_a_body_that_goes_on_after_its_answer_costs_its_stream_and_not_its
         client.connection.send_data(early, b"two")
         await client.flush()
         assert await client.status(await client.request()) == "200"
+
+
+async def test_streams_that_nobody_reads_share_one_copy_of_their_answer() -> None:
+    """Catches a copy for each stream: 3 connections that took nothing held 3 GB."""
+    size, streams = 1024 * 1024, 50
+    body = bytes(size)
+    async with over_http2(app_of(body)) as client:
+        client.connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        tracemalloc.start()
+        asked = [await client.request() for _ in range(streams)]
+        for stream in asked:
+            assert await client.status(stream) == "200"
+        await trio.testing.wait_all_tasks_blocked()
+        held, _peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held < 2 * size
+        client.connection.increment_flow_control_window(size, asked[-1])
+        client.connection.increment_flow_control_window(size)
+        await client.flush()
+        await client.until(h2.events.StreamEnded, asked[-1])
+        parts = [event for event in client.events if isinstance(event, h2.events.DataReceived)]
+        received = sum(len(event.data) for event in parts if event.stream_id == asked[-1])
+        assert received == size
+
+
+@pytest.mark.parametrize("size", [1, 1024 * 1024])
+@pytest.mark.parametrize("closes", ["the client", "the server"])
+async def test_answers_that_a_client_did_not_take_end_with_its_connection(
+    closes: str, size: int
+) -> None:
+    """Catches tasks and answers that are left for ever by clients that leave."""
+    async with talking(app_of(bytes(size)), kind=Secured) as talk:
+        client = Http2Client(talk)
+        client.connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        assert await client.status(await client.request()) == "200"
+        await trio.testing.wait_all_tasks_blocked()
+        if closes == "the client":
+            await talk.client.aclose()
+        else:
+            await talk.server.aclose()
+        with trio.fail_after(PATIENCE):
+            await talk.ended.wait()
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * 1024, 16 * 1024 + 1, 64 * 1024 - 1])
+async def test_a_body_of_any_size_arrives_whole_over_http2(size: int) -> None:
+    body = bytes(index % 251 for index in range(size))
+    for pieces in ([body], [body[: size // 2], body[size // 2 :]]):
+        async with over_http2(app_of(*pieces)) as client:
+            stream = await client.request()
+            await client.until(h2.events.StreamEnded, stream)
+            parts = [each for each in client.events if isinstance(each, h2.events.DataReceived)]
+            assert b"".join(each.data for each in parts) == body
 
 
 FLOODS: dict[str, frames.Frame] = {
