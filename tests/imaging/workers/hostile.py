@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from proxy.errors import UndecodableImage
 from proxy.imaging.pipeline import Outcome, Recipe, Rendered, render
@@ -321,6 +322,24 @@ def _map_and_unmap_at(protection: int, flags: int) -> None:
     _unmap(address, PAGE)
 
 
+def _fill() -> str:
+    """Take all memory that can be had, of each kind, and keep it; hide what was written."""
+    taken: list[int] = []
+    piece = 1 << 20
+    for flags in (PRIVATE, SHARED, PRIVATE | GROWS_DOWN):
+        # Enough to be seen where it is not refused, without harm to the machine.
+        for _ in range(256):
+            try:
+                address = _map(piece, READ | WRITE, flags | NO_RESERVE)
+            except OSError:
+                break
+            taken.append(address)
+            ctypes.memset(address, 1, piece)
+            with suppress(OSError):
+                _call("mprotect", ctypes.c_void_p(address), ctypes.c_size_t(piece), READ)
+    return f"pieces={len(taken)}"
+
+
 def _listed(found: dict[str, int] | dict[int, int], usual: int) -> str:
     return " ".join(f"{key}={number}" for key, number in found.items() if number != usual)
 
@@ -331,6 +350,7 @@ SWEEPS: dict[str, Callable[[], str]] = {
     "signals": _every_signal,
     "mappings": _every_mapping,
     "i386": lambda: str(_call_as_i386(20)),  # getpid
+    "all memory": _fill,
     "a lot": lambda: attempt(lambda: _protect(NONE, READ | WRITE, LOT)),
 }
 """Each says what was not refused."""

@@ -325,6 +325,20 @@ def status_of(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines)
 
 
+async def test_a_worker_that_takes_all_memory_stays_below_its_limit(hostile_workers: None) -> None:
+    """Catches memory beyond the limit, as the kernel itself counts what is resident."""
+    async with running(threads=1) as pool:
+        error = await pool.fails(b"sweep:all memory")
+        (worker,) = children()
+        status = status_of(worker)
+        limit, _ = resource.prlimit(worker, resource.RLIMIT_DATA)
+        anonymous, shared = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
+        stack = 8 << 20
+        assert anonymous + shared <= limit + stack, error.cause
+        # It did take what it may.
+        assert anonymous > limit / 2
+
+
 async def test_reserved_memory_counts_as_soon_as_it_can_be_written(hostile_workers: None) -> None:
     """Catches a way past the limit: address space without access, which is made writable later."""
     async with running(threads=1) as pool:
