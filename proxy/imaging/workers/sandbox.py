@@ -13,7 +13,9 @@ import platform
 import re
 import resource
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 
@@ -278,10 +280,24 @@ def _forbid_calls(limits: Limits) -> None:
     instructions = _filter(machine, threads=limits.threads > 0)
     array = (_Instruction * len(instructions))(*instructions)
     program = _Program(len(instructions), array)
+    if limits.threads:
+        _make_first_stack()
     # Without SPEC_ALLOW, kernels before 5.16 slow down every filtered process, to prevent
     # speculative side channels.
     flags = _FILTER_FLAG_TSYNC | _FILTER_FLAG_SPEC_ALLOW
     _syscall(machine.seccomp, _SET_MODE_FILTER, flags, ctypes.byref(program))
+
+
+def _make_first_stack() -> None:
+    """Start a thread and wait for its end.
+
+    With the first one, glibc 2.42 tries how the kernel protects the end of a stack. On Linux before
+    6.13 that takes a call that the filter refuses, and the first HEIC would not decode.
+    """
+    thread = threading.Thread(target=int)
+    with suppress(RuntimeError):  # the user has too many already; later there may be fewer
+        thread.start()
+        thread.join()
 
 
 def _filter(machine: _Machine, *, threads: bool) -> list[_Instruction]:

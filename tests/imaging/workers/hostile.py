@@ -491,6 +491,28 @@ def only(part: str) -> None:
     os._exit(0)
 
 
+def first_thread() -> None:
+    """Say in which order the first thread and the filter come."""
+    out = socket.socket(fileno=1)
+    order: list[str] = []
+    start, call = threading.Thread.start, sandbox._syscall
+
+    def noted_start(thread: threading.Thread) -> None:
+        order.append("thread")
+        start(thread)
+
+    def noted_call(number: int, *arguments: object) -> int:
+        order.extend(["filter"] * (arguments[0] == sandbox._SET_MODE_FILTER))
+        return call(number, *arguments)
+
+    setattr(threading.Thread, "start", noted_start)  # noqa: B010 (mypy refuses the plain form)
+    sandbox._syscall = noted_call
+    sandbox._PARTS = {name: sandbox._PARTS[name] for name in ("no_new_privs", "seccomp")}
+    missing = sandbox.confine(sandbox.Limits(1 << 30, 100, threads=4))
+    out.sendall(f"{order} {missing}".encode())
+    os._exit(0)
+
+
 def in_a_container() -> None:
     """Say what is missing, and what comes of each probe, where the calls of the sandbox fail."""
     out = socket.socket(fileno=1)
