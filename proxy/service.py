@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from operator import attrgetter
 from typing import Literal
+from urllib.parse import urlsplit
 
 import trio
 
@@ -39,6 +40,7 @@ from proxy.errors import (
     UnsupportedImage,
     UpstreamTimeout,
 )
+from proxy.imaging.workers.fair_shares import Origin
 from proxy.imaging.workers.pool import Processed, Processor
 from proxy.model.formats import Format, content_type_of
 from proxy.model.keys import BlobKey, ImageKey, image_key
@@ -83,9 +85,10 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class FetchedBlob:
-    """A verified blob, and how long resolving and fetching took."""
+    """A verified blob, where it came from, and how long resolving and fetching took."""
 
     data: bytes
+    origin: Origin
     timings: Mapping[str, float]
 
 
@@ -310,7 +313,7 @@ class Service:
     ) -> Processed:
         try:
             processed = await self._processor.process(
-                source.data, preset, key.format, on_start=flight.commit
+                source.data, preset, key.format, origin=source.origin, on_start=flight.commit
             )
             self._image_failures.succeeded(key)
             return processed
@@ -373,9 +376,9 @@ class Service:
                 if current == pds:
                     raise
                 data = await self._fetcher.fetch(current, blob)
-        return FetchedBlob(
-            data, {"resolve": resolved - began, "fetch": trio.current_time() - resolved}
-        )
+                pds = current
+        timings = {"resolve": resolved - began, "fetch": trio.current_time() - resolved}
+        return FetchedBlob(data, Origin(urlsplit(pds).hostname or pds, blob.did), timings)
 
 
 OUTCOMES: dict[type[ImageProxyError], str] = {

@@ -295,15 +295,19 @@ class RiffChunk(NamedTuple):
 
 
 def riff_chunks(data: bytes) -> Iterator[RiffChunk]:
-    """Yield at most ``MAX_PARTS`` chunks of a WebP file, until its end or a truncated chunk."""
+    """Yield at most ``MAX_PARTS`` chunks of a WebP file, until its end or a truncated chunk.
+
+    The file ends where its header says, as for libwebp, whatever follows.
+    """
     view = memoryview(data)
+    stop = min(8 + int.from_bytes(view[4:8], "little"), len(data))
     at = 12
     for _ in range(MAX_PARTS):
-        if at + 8 > len(data):
+        if at + 8 > stop:
             return
         length = int.from_bytes(view[at + 4 : at + 8], "little")
         end = at + 8 + length + (length & 1)
-        if at + 8 + length > len(data):
+        if at + 8 + length > stop:
             return
         yield RiffChunk(bytes(view[at : at + 4]), at, end, view[at + 8 : at + 8 + length])
         at = end

@@ -77,6 +77,9 @@ LEAST_SECONDS, MOST_SECONDS = 1.0, 10.0
 """Seconds of CPU time that each transform may take, and that none may exceed. A photograph of 50
 megapixels in AVIF, the costliest result that the default presets allow, takes 2.5."""
 
+RESERVE = 256 * MIB
+"""Bytes of the budget that only transforms of at most so many may use: a JPEG of 20 megapixels."""
+
 RESULT_FILE = 8
 """Bytes of a result file per pixel: more than any encoder writes."""
 
@@ -142,7 +145,10 @@ def together(estimates: Sequence[Estimate]) -> int:
 
 
 def budget(config: Config) -> int:
-    """Return the bytes that all transforms share: enough for the costliest allowed transform."""
+    """Return the bytes that all transforms share.
+
+    Enough for the costliest allowed transform, and ``RESERVE`` for small ones beside it.
+    """
     pixels = config.process.max_pixels
     costliest = max(
         _of_pixels(source, target, pixels, _most_of_result(preset, target, pixels))
@@ -150,7 +156,7 @@ def budget(config: Config) -> int:
         for target in OUTPUTS
         for source in Format
     )
-    return FIXED + COPIES * config.fetch.max_source_bytes + costliest
+    return FIXED + COPIES * config.fetch.max_source_bytes + costliest + RESERVE
 
 
 def waiting_room(config: Config) -> int:

@@ -50,7 +50,6 @@ def repeated(head: bytes, part: bytes, tail: bytes = b"") -> bytes:
 GIF = sources.gif(PHOTO)
 GIF_HEAD = GIF[: 13 + 3 * 256]
 PNG = sources.png(PHOTO)
-WEBP = sources.webp(PHOTO)
 
 HOSTILE: dict[str, bytes] = {
     "jpeg of fill bytes": repeated(b"\xff\xd8", b"\xff"),
@@ -65,7 +64,7 @@ HOSTILE: dict[str, bytes] = {
     "gif of small blocks": repeated(GIF_HEAD + b"!\xfe", b"\1x"),
     "gif of zeros": repeated(GIF_HEAD, b"\0"),
     "png of empty chunks": repeated(PNG[:33], sources.png_chunk(b"IDAT", b"")),
-    "webp of empty chunks": repeated(WEBP[:12], b"ICCP\0\0\0\0"),
+    "webp of empty chunks": repeated(b"RIFF\xff\xff\xff\xffWEBP", b"ICCP\0\0\0\0"),
     "avif of empty boxes": repeated(b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", b"\0\0\0\x08free"),
     "avif of sizes": repeated(b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", b"ispe"),
 }  # fmt: skip
@@ -137,6 +136,15 @@ def test_a_file_of_nothing_but_parts_is_refused_before_a_decoder_sees_it(
     monkeypatch.setattr(decode, "_open", never)
     with pytest.raises(UndecodableImage):
         render(source, PRESET, None, max_pixels=10**6)
+
+
+@pytest.mark.parametrize("make", [sources.jpeg, sources.png, sources.gif, sources.webp])
+def test_bytes_after_the_end_are_no_parts(make: Callable[[sources.Pixels], bytes]) -> None:
+    """Catches a good picture that is refused for what somebody appended to it."""
+    made = make(PHOTO)
+    assert render(made + bytes(MEGABYTES), PRESET, None, max_pixels=10**6) == render(
+        made, PRESET, None, max_pixels=10**6
+    )
 
 
 @each_hostile

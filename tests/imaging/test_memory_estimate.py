@@ -254,7 +254,9 @@ async def test_the_worst_that_can_be_asked_for_stays_below_the_ceiling(tmp_path:
                     for did, cid in added:
                         for output in (Format.AVIF, Format.JPEG):
                             nursery.start_soon(ask, did, cid, output.value)
-    assert statuses == [200] * (2 * len(added))
+    # All come from one host, which may fill half of the room to wait in.
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= len(added)
     ceiling = memory.ceiling(config, cpus=threads)
     print(f"peak {peak.bytes / MIB:.0f} MiB, ceiling {ceiling / MIB:.0f} MiB")
     assert peak.bytes < ceiling

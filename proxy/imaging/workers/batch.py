@@ -13,8 +13,9 @@ from proxy.errors import ImageProxyError
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe
+from proxy.imaging.workers.admission_gate import AdmissionGate, Reservation
+from proxy.imaging.workers.fair_shares import Origin
 from proxy.imaging.workers.ipc import MOST_RECIPES
-from proxy.imaging.workers.memory_gate import MemoryGate, Reservation
 
 
 class Interrupted(Exception):
@@ -50,6 +51,7 @@ class Call:
     """
 
     source: bytes
+    origin: Origin
     recipe: Recipe
     estimate: Estimate
     on_start: Callable[[], None]
@@ -86,7 +88,7 @@ class Batch:
 
     Args:
         call: the first call.
-        memory_gate: the gate from which the job will get its memory.
+        gate: the gate from which the job will get its place and memory.
         queue_wait: seconds that a call may wait if the job cannot begin at once.
 
     Attributes:
@@ -95,11 +97,11 @@ class Batch:
         has_begun: whether the job runs, or has run.
     """
 
-    def __init__(self, call: Call, memory_gate: MemoryGate, queue_wait: float) -> None:
-        self.reservation = Reservation(call.estimate.memory, call.source)
+    def __init__(self, call: Call, gate: AdmissionGate, queue_wait: float) -> None:
+        self.reservation = Reservation(call.estimate.memory, call.source, call.origin)
         self.scope = trio.CancelScope()
         self._calls = deque([call])
-        self._memory_gate = memory_gate
+        self._gate = gate
         self._queue_wait = queue_wait
         self._has_deadlines = False
         self.has_begun = False
@@ -121,10 +123,10 @@ class Batch:
         if len(calls) > MOST_RECIPES or call.estimate.pixels != calls[0].estimate.pixels:
             return False
         amount = _memory_of(calls)
-        # A job over the budget runs alone, and sharing a decode is not worth that.
-        if amount > self._memory_gate.budget:
+        # The memory of a job is cut to what one may have, and sharing a decode is not worth that.
+        if amount > self._gate.limits.most:
             return False
-        if not self._memory_gate.resize(self.reservation, amount):
+        if not self._gate.resize(self.reservation, amount):
             return False
         self._calls.append(call)
         if self._has_deadlines:
@@ -137,7 +139,7 @@ class Batch:
             return False
         self._calls.remove(call)
         if self._calls:
-            self._memory_gate.resize(self.reservation, _memory_of(self._calls))
+            self._gate.resize(self.reservation, _memory_of(self._calls))
         else:
             self.scope.cancel()
         return True

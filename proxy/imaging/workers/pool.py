@@ -1,7 +1,7 @@
-"""The processing pool: jobs pass two gates, and then run in the threads of one capacity limiter.
+"""The processing pool: jobs pass the admission gate, and run in the threads of one limiter.
 
-The memory gate counts bytes, estimated from the headers of the pictures. The limiter counts jobs:
-each job runs in a thread that holds one of its tokens and uses a sandboxed worker process.
+The gate counts jobs, and bytes, estimated from the headers of the pictures. Each job runs in a
+thread that holds a token of the limiter, and uses a sandboxed worker process.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from proxy.errors import Busy, ImageTooLarge, ResultTooCostly, ResultTooLarge
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe, render_each
+from proxy.imaging.workers.admission_gate import AdmissionGate, GateLimits
 from proxy.imaging.workers.batch import Batch, Call, Interrupted, Job
 from proxy.imaging.workers.client import BUSY_SECONDS, HELD, TIME_LIMIT, DeathReason, ImageWorkers
+from proxy.imaging.workers.fair_shares import UNKNOWN, Origin
 from proxy.imaging.workers.ipc import MOST_RECIPES
-from proxy.imaging.workers.memory_gate import MemoryGate
 from proxy.imaging.workers.sandbox import Limits
 from proxy.model.formats import Format
 from proxy.model.presets import Preset
@@ -69,9 +70,12 @@ class Processor(Protocol):
         preset: Preset,
         output: Format | None,
         *,
+        origin: Origin = ...,
         on_start: Callable[[], None] = ...,
     ) -> Processed:
         """Transform ``source`` by ``preset``.
+
+        Where jobs have to wait, each origin gets a fair share.
 
         Cancellation while waiting leaves nothing behind. Once ``on_start`` was called,
         cancellation is ignored: the transform runs to its end and its result is returned.
@@ -119,7 +123,8 @@ class ProcessingPool:
         on_death: called with the reason when a worker died.
 
     Attributes:
-        memory_gate, limiter: the two gates that a job passes, in this order, before it begins.
+        gate: what a job passes before it begins.
+        limiter: the threads of the jobs; the gate admits no more than it has tokens.
     """
 
     def __init__(
@@ -128,7 +133,9 @@ class ProcessingPool:
         settings = config.process
         threads = settings.threads or cpus_of_this_process()
         budget = memory.budget(config)
-        self.memory_gate = MemoryGate(budget, memory.waiting_room(config))
+        self.gate = AdmissionGate(
+            GateLimits(threads, budget, memory.RESERVE, memory.waiting_room(config))
+        )
         self.limiter = trio.CapacityLimiter(threads)
         self._queue_wait = settings.queue_wait
         self._max_pixels = settings.max_pixels
@@ -165,13 +172,15 @@ class ProcessingPool:
         preset: Preset,
         output: Format | None,
         *,
+        origin: Origin = UNKNOWN,
         on_start: Callable[[], None] = lambda: None,
     ) -> Processed:
         """See ``Processor.process``."""
         came = trio.current_time()
         estimate = partial(memory.estimate, source, preset, output, max_pixels=self._max_pixels)
         found = estimate()
-        ask = partial(self._ask, source, Recipe(preset=preset, output=output), on_start, came)
+        recipe = Recipe(preset=preset, output=output)
+        ask = partial(self._ask, source, origin, recipe, on_start, came)
         try:
             return await ask(found)
         except ResultTooLarge:
@@ -186,13 +195,14 @@ class ProcessingPool:
     async def _ask(
         self,
         source: bytes,
+        origin: Origin,
         recipe: Recipe,
         on_start: Callable[[], None],
         came: float,
         estimate: Estimate,
     ) -> Processed:
         while True:
-            call = Call(source, recipe, estimate, on_start)
+            call = Call(source, origin, recipe, estimate, on_start)
             with call.patience:
                 outcome = await call.outcome(self._batch_for(call))
                 if isinstance(outcome, Interrupted):
@@ -210,7 +220,7 @@ class ProcessingPool:
                 return batch
         if self._nursery is None:
             raise RuntimeError("nothing runs the processing pool")
-        batch = Batch(call, self.memory_gate, self._queue_wait)
+        batch = Batch(call, self.gate, self._queue_wait)
         try:
             # It starts at the next step of Trio's loop; until then calls can join it.
             self._nursery.start_soon(self._drive, batch, name="job")
@@ -220,7 +230,7 @@ class ProcessingPool:
         return batch
 
     async def _drive(self, batch: Batch) -> None:
-        """Run the job of ``batch``, from the wait for the gates to the last answer."""
+        """Run the job of ``batch``, from the wait at the gate to the last answer."""
         error: Exception | None = None
         try:
             with batch.scope:
@@ -238,15 +248,11 @@ class ProcessingPool:
                 batch.fail(error or Busy("the processing pool has ended"))
 
     async def _work(self, batch: Batch) -> None:
-        # With room and a free token the job begins at once, even if no wait is allowed. Nothing is
-        # awaited before it has both.
-        if not (
-            self.memory_gate.has_room(batch.reservation.amount) and self.limiter.available_tokens
-        ):
-            batch.limit_wait()
-        async with self.memory_gate.hold(batch.reservation):
+        # A job that is admitted at once begins, even if no wait is allowed. The gate admits no more
+        # jobs than there are tokens, so a token is free.
+        async with self.gate.hold(batch.reservation, on_wait=batch.limit_wait):
             last = await trio.to_thread.run_sync(self._run_job, batch, limiter=self.limiter)
-        # Answer after releasing both, so that they are free for the caller's next call.
+        # Answer after releasing the place and the token: they are free for the caller's next call.
         batch.answer(last)
 
     def _run_job(self, batch: Batch) -> Outcome:

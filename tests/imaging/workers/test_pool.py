@@ -14,9 +14,10 @@ from proxy.errors import Busy, UndecodableImage
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe, Rendered
 from proxy.imaging.workers import pool as pool_module
+from proxy.imaging.workers.admission_gate import AdmissionGate, GateLimits, Reservation
 from proxy.imaging.workers.batch import Batch, Call
+from proxy.imaging.workers.fair_shares import UNKNOWN
 from proxy.imaging.workers.ipc import MOST_RECIPES
-from proxy.imaging.workers.memory_gate import MemoryGate, Reservation
 from proxy.imaging.workers.pool import (
     PoolStatistics,
     Processed,
@@ -142,10 +143,10 @@ async def test_no_more_transforms_run_than_the_pool_has_threads(
         transforms.ask(b"%d" % number)
     await transforms.until(lambda: len(transforms.started) == 2)
     assert pool.statistics() == PoolStatistics(running=2, waiting=4)
-    # They wait for a token and for nothing else: not for memory, not for whoever holds a token.
+    # They wait at the gate, where their order is decided, and not for a token.
     assert pool.limiter.total_tokens == 2
-    assert pool.limiter.statistics().tasks_waiting == 4
-    assert pool.memory_gate.statistics().admitted == 6
+    assert pool.limiter.statistics().tasks_waiting == 0
+    assert pool.gate.statistics().admitted == 2
     for finished in range(1, 7):
         render.finish()
         await transforms.until(lambda finished=finished: len(transforms.results) == finished)  # type: ignore[misc]
@@ -375,7 +376,7 @@ async def test_a_caller_that_leaves_a_waiting_job_takes_its_own_preset_out(
     assert render.sources == [b"running", BLOB]
     assert presets_of(render.recipes[1]) == widths(PRESETS[1:])
     assert pool.statistics() == IDLE
-    assert pool.memory_gate.statistics().admitted == 0
+    assert pool.gate.statistics().admitted == 0
 
 
 async def test_a_caller_that_leaves_a_running_job_does_not_stop_it(
@@ -458,12 +459,12 @@ async def test_a_stop_in_threads_ends_a_job_after_the_result_at_hand(
 
 def call(source: bytes, memory: int, kept: int = 10, pixels: int = 1) -> Call:
     recipe = Recipe(preset=PRESET, output=None)
-    return Call(source, recipe, Estimate(pixels, memory, kept, 1, 1.0), lambda: None)
+    return Call(source, UNKNOWN, recipe, Estimate(pixels, memory, kept, 1, 1.0), lambda: None)
 
 
 async def test_a_job_grows_within_the_budget_and_its_estimate() -> None:
     """Catches: a job grows beyond the budget or beyond what it was estimated for."""
-    gate = MemoryGate(100, 1000)
+    gate = AdmissionGate(GateLimits(100, 100, 0, 1000))
     batch = Batch(call(BLOB, 60), gate, 5)
     assert not batch.take(call(BLOB, 95))
     assert not batch.take(call(b"another", 10))
@@ -479,7 +480,7 @@ async def test_a_job_grows_within_the_budget_and_its_estimate() -> None:
 
 async def test_a_job_that_was_admitted_grows_within_the_budget_until_it_begins() -> None:
     """Catches: a job that was admitted grows into the room of others."""
-    gate = MemoryGate(100, 1000)
+    gate = AdmissionGate(GateLimits(100, 100, 0, 1000))
     batch = Batch(call(BLOB, 40), gate, 5)
     async with gate.hold(batch.reservation), gate.hold(Reservation(45, b"")):
         assert batch.take(call(BLOB, 40))

@@ -1104,7 +1104,7 @@ async def test_a_job_waits_with_its_token_for_the_first_worker_and_others_wait_a
         await until_blocked(lambda: pool.limiter.borrowed_tokens == 1)
         nursery.start_soon(ask, b"second")
         await trio.testing.wait_all_tasks_blocked()
-        assert pool.limiter.statistics().tasks_waiting == 1
+        assert pool.gate.statistics().waiting == 1
         assert pool.statistics() == PoolStatistics(running=1, waiting=2)
         mock_clock.jump(5)
         await until_blocked(lambda: pool.statistics() == PoolStatistics(1, 1))
@@ -1150,7 +1150,7 @@ async def test_cancellation_at_any_moment_leaves_nothing(after: float) -> None:
                 nursery.start_soon(pool.do, good)
             await trio.sleep_forever()
     assert pool.statistics() == PoolStatistics(0, 0)
-    assert pool.memory_gate.statistics().admitted == 0
+    assert pool.gate.statistics().admitted == 0
     assert (children(), descriptors()) == before
 
 
@@ -1189,7 +1189,7 @@ async def test_a_stop_does_not_wait_for_a_job(deed: bytes, hostile_workers: None
     assert [type(error) for error in errors] == [Busy] * (3 - expected)
     assert pool.deaths == Counter()
     assert pool.statistics() == PoolStatistics(0, 0)
-    assert pool.memory_gate.statistics().admitted == 0
+    assert pool.gate.statistics().admitted == 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The memory gate, and what a header is believed to need."""
+"""The admission gate, and what a header is believed to need."""
 
 from __future__ import annotations
 
@@ -15,20 +15,34 @@ from PIL import Image
 from proxy.config import Config
 from proxy.errors import Busy, ImageTooLarge
 from proxy.imaging import memory_estimate as memory
-from proxy.imaging.workers.memory_gate import MemoryGate, MemoryGateStatistics, Reservation
+from proxy.imaging.workers import admission_gate
+from proxy.imaging.workers.admission_gate import (
+    MAX_PASSES,
+    AdmissionGate,
+    GateLimits,
+    GateStatistics,
+    Reservation,
+)
+from proxy.imaging.workers.fair_shares import FORGET_AFTER, UNKNOWN, FairShares, Origin
 from proxy.imaging.workers.pool import ProcessingPool
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.presets import DEFAULT_PRESETS, Preset, Size
 from tests.imaging import sources
 
-IDLE = MemoryGateStatistics(0, 0, 0, 0)
+IDLE = GateStatistics(0, 0, 0, 0)
 CONTAIN = Preset(width=800, fit="contain", quality=80)
+
+
+def gate_of(
+    budget: int, *, places: int = 100, reserve: int = 0, waiting_room: int = 1000
+) -> AdmissionGate:
+    return AdmissionGate(GateLimits(places, budget, reserve, waiting_room))
 
 
 class Visitors:
     """Tasks that ask for room, in order, and stay until they are let go."""
 
-    def __init__(self, nursery: trio.Nursery, gate: MemoryGate) -> None:
+    def __init__(self, nursery: trio.Nursery, gate: AdmissionGate) -> None:
         self._nursery = nursery
         self._gate = gate
         self.inside: list[str] = []
@@ -36,12 +50,18 @@ class Visitors:
         self._leave: dict[str, trio.Event] = {}
 
     async def come(
-        self, name: str, amount: int, source: bytes = b"", *, reservation: Reservation | None = None
+        self,
+        name: str,
+        amount: int,
+        source: bytes = b"",
+        *,
+        reservation: Reservation | None = None,
+        origin: Origin = UNKNOWN,
     ) -> trio.CancelScope:
         scope = trio.CancelScope()
         self._leave[name] = trio.Event()
         self._nursery.start_soon(
-            self._visit, name, reservation or Reservation(amount, source), scope
+            self._visit, name, reservation or Reservation(amount, source, origin), scope
         )
         await trio.testing.wait_all_tasks_blocked()
         return scope
@@ -64,7 +84,7 @@ class Visitors:
 
 async def test_many_small_ones_or_one_large_one(nursery: trio.Nursery) -> None:
     """Catches a limit by count: four large ones would run where the memory is for one."""
-    gate = MemoryGate(100, 1000)
+    gate = gate_of(100)
     visitors = Visitors(nursery, gate)
     for number in range(10):
         await visitors.come(f"small {number}", 10)
@@ -73,35 +93,86 @@ async def test_many_small_ones_or_one_large_one(nursery: trio.Nursery) -> None:
     await visitors.come("large 2", 60)
     assert len(visitors.inside) == 10
     await visitors.go(*(f"small {number}" for number in range(10)))
-    assert visitors.inside == ["large 1"]
-    await visitors.go("large 1")
+    # The smaller of them had room before all small ones were gone.
     assert visitors.inside == ["large 2"]
     await visitors.go("large 2")
+    assert visitors.inside == ["large 1"]
+    await visitors.go("large 1")
     assert gate.statistics() == IDLE
 
 
-async def test_the_order_of_arrival_holds_for_large_ones_too(nursery: trio.Nursery) -> None:
-    """Catches small ones that overtake for ever: a large one would starve."""
-    visitors = Visitors(nursery, MemoryGate(100, 1000))
+async def test_a_large_one_does_not_hold_up_small_ones_that_fit(nursery: trio.Nursery) -> None:
+    """Catches a strict order of arrival: one large picture stops everybody for as long as it waits.
+
+    And small ones that pass for ever: a large one would starve.
+    """
+    gate = gate_of(100)
+    visitors = Visitors(nursery, gate)
     await visitors.come("first", 60)
     await visitors.come("large", 100)
-    await visitors.come("small", 10)
+    for number in range(MAX_PASSES):
+        await visitors.come(f"small {number}", 10)
+        await visitors.go(f"small {number}")
+    assert visitors.entered == ["first", *(f"small {number}" for number in range(MAX_PASSES))]
+    await visitors.come("late", 10)
     assert visitors.inside == ["first"]
     await visitors.go("first")
     assert visitors.inside == ["large"]
     await visitors.go("large")
-    assert visitors.entered == ["first", "large", "small"]
+    assert visitors.entered[-2:] == ["large", "late"]
+    await visitors.go("late")
+    assert gate.statistics() == IDLE
+
+
+async def test_small_ones_have_a_reserve_beside_any_large_one(nursery: trio.Nursery) -> None:
+    """Catches a picture that takes all memory: while it is made, nobody else gets in."""
+    gate = gate_of(100, reserve=20)
+    visitors = Visitors(nursery, gate)
+    await visitors.come("large", 1000)
+    assert gate.statistics().admitted_bytes == 80
+    await visitors.come("large too", 21)
+    await visitors.come("small", 15)
+    assert visitors.inside == ["large", "small"]
     await visitors.go("small")
+    for number in range(2 * MAX_PASSES):
+        await visitors.come(f"small {number}", 15)
+        assert visitors.inside == ["large", f"small {number}"]
+        await visitors.go(f"small {number}")
+    await visitors.go("large")
+    assert visitors.inside == ["large too"]
+    await visitors.go("large too")
+    assert gate.statistics() == IDLE
+
+
+async def test_small_ones_beyond_the_reserve_let_a_large_one_in_in_the_end(
+    nursery: trio.Nursery,
+) -> None:
+    """Catches small ones that fill all memory again and again, as long as they fit."""
+    gate = gate_of(100, reserve=20)
+    visitors = Visitors(nursery, gate)
+    for number in range(10):
+        await visitors.come(f"small {number}", 10)
+    await visitors.come("large", 80)
+    for number in range(10, 10 + MAX_PASSES + 1):
+        await visitors.come(f"small {number}", 10)
+        await visitors.go(f"small {number - 10}")
+    assert "large" not in visitors.entered
+    for name in [name for name in visitors.inside if name != "large"][2:]:
+        await visitors.go(name)
+    assert "large" in visitors.inside
+    await visitors.go(*visitors.inside)
 
 
 async def test_what_exceeds_the_budget_runs_alone(nursery: trio.Nursery) -> None:
     """Catches a picture that waits for room that there never is."""
-    gate = MemoryGate(100, 1000)
+    gate = gate_of(100)
     visitors = Visitors(nursery, gate)
     await visitors.come("giant", 10**9)
     await visitors.come("small", 1)
     assert visitors.inside == ["giant"]
-    await visitors.go("giant", "small")
+    await visitors.go("giant")
+    assert visitors.inside == ["small"]
+    await visitors.go("small")
     assert gate.statistics() == IDLE
 
 
@@ -109,7 +180,7 @@ async def test_a_job_that_leaves_the_head_of_the_queue_lets_the_next_in(
     nursery: trio.Nursery,
 ) -> None:
     """Catches a queue that only moves when something finishes."""
-    gate = MemoryGate(100, 1000)
+    gate = gate_of(100)
     visitors = Visitors(nursery, gate)
     await visitors.come("first", 60)
     large = await visitors.come("large", 100)
@@ -125,7 +196,7 @@ async def test_a_job_that_is_cancelled_as_it_is_admitted_leaves_no_room_taken(
     nursery: trio.Nursery,
 ) -> None:
     """Catches bytes that leak between the admission and the task that was to have them."""
-    gate = MemoryGate(100, 1000)
+    gate = gate_of(100)
     visitors = Visitors(nursery, gate)
     await visitors.come("first", 100)
     second = await visitors.come("second", 100)
@@ -144,7 +215,7 @@ async def test_a_job_that_is_cancelled_as_it_is_admitted_leaves_no_room_taken(
 
 async def test_a_full_waiting_room_is_busy_at_once(nursery: trio.Nursery) -> None:
     """Catches sources that pile up while they wait: they are memory as well."""
-    gate = MemoryGate(100, 50)
+    gate = gate_of(100, waiting_room=4 * 50)
     visitors = Visitors(nursery, gate)
     await visitors.come("first", 100)
     await visitors.come("waits", 10, bytes(30))
@@ -159,23 +230,23 @@ async def test_a_full_waiting_room_is_busy_at_once(nursery: trio.Nursery) -> Non
 
 async def test_presets_of_one_blob_wait_with_it_together(nursery: trio.Nursery) -> None:
     """Catches six sizes of one picture that are refused as six pictures."""
-    gate = MemoryGate(100, 50)
+    gate = gate_of(100, waiting_room=4 * 50)
     visitors = Visitors(nursery, gate)
     await visitors.come("first", 100)
     blob = bytes(40)
     scopes = [await visitors.come(f"preset {number}", 50, blob) for number in range(6)]
-    assert gate.statistics() == MemoryGateStatistics(1, 100, 6, 40)
+    assert gate.statistics() == GateStatistics(1, 100, 6, 40)
     for scope in scopes[:5]:
         scope.cancel()
     await trio.testing.wait_all_tasks_blocked()
-    assert gate.statistics() == MemoryGateStatistics(1, 100, 1, 40)
+    assert gate.statistics() == GateStatistics(1, 100, 1, 40)
     await visitors.go("first", "preset 5")
     assert gate.statistics() == IDLE
 
 
 async def test_a_job_that_asks_for_another_amount_keeps_its_place(nursery: trio.Nursery) -> None:
     """Catches a reservation that goes to the end of the queue, or is admitted for what it was."""
-    gate = MemoryGate(100, 1000)
+    gate = gate_of(100)
     visitors = Visitors(nursery, gate)
     await visitors.come("first", 80)
     await visitors.come("second", 10)
@@ -195,13 +266,126 @@ async def test_a_job_that_asks_for_another_amount_keeps_its_place(nursery: trio.
     await visitors.come("late", 1, reservation=late)
     assert gate.resize(late, 10**9)
     await visitors.go("first", "second", "third")
-    assert gate.statistics() == MemoryGateStatistics(1, 100, 0, 0)
+    assert gate.statistics() == GateStatistics(1, 100, 0, 0)
     await visitors.go("late")
     assert gate.statistics() == IDLE
 
 
+async def test_no_more_are_admitted_than_there_are_places(nursery: trio.Nursery) -> None:
+    """Catches a queue for threads behind the gate, where the order would be that of arrival."""
+    gate = gate_of(100, places=2)
+    visitors = Visitors(nursery, gate)
+    for name in ("first", "second", "third"):
+        await visitors.come(name, 1)
+    assert visitors.inside == ["first", "second"]
+    await visitors.go("second")
+    assert visitors.inside == ["first", "third"]
+    await visitors.go("first", "third")
+
+
+HOSTILE, HONEST = "hostile.example", "honest.example"
+
+
+async def flood(visitors: Visitors, name: str, count: int, owner: str = "did:web:one") -> None:
+    for number in range(count):
+        await visitors.come(f"{name} {number}", 1, b"%d" % number, origin=Origin(HOSTILE, owner))
+
+
+async def test_who_waits_with_many_gets_no_more_than_who_waits_with_one(
+    nursery: trio.Nursery,
+) -> None:
+    """Catches an order of arrival: who asks first for a hundred pictures delays all others."""
+    visitors = Visitors(nursery, gate_of(100, places=1))
+    await flood(visitors, "many", 6)
+    await visitors.come("one", 1, b"x", origin=Origin(HONEST, "did:web:two"))
+    await visitors.come("another of the host", 1, b"x", origin=Origin(HOSTILE, "did:web:three"))
+    for _ in range(8):
+        (running,) = visitors.inside
+        await visitors.go(running)
+    assert visitors.entered[:4] == ["many 0", "one", "another of the host", "many 1"]
+
+
+async def test_shares_are_of_time_and_not_of_jobs(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    """Catches turns by count: one that takes a hundred times as long gets 99% of the pool."""
+    visitors = Visitors(nursery, gate_of(100, places=1))
+    await flood(visitors, "slow", 4)
+    for number in range(12):
+        await visitors.come(f"quick {number}", 1, b"%d" % number, origin=Origin(HONEST, "did:x"))
+    while visitors.inside:
+        (running,) = visitors.inside
+        mock_clock.jump(5 if running.startswith("slow") else 1)
+        await visitors.go(running)
+    quick = [f"quick {number}" for number in range(12)]
+    assert visitors.entered == [
+        "slow 0", *quick[:5], "slow 1", *quick[5:10], "slow 2", *quick[10:], "slow 3",
+    ]  # fmt: skip
+
+
+async def test_a_host_leaves_half_of_the_places_to_others_that_wait(nursery: trio.Nursery) -> None:
+    """Catches jobs that are counted only when they end: meanwhile they have every place."""
+    visitors = Visitors(nursery, gate_of(100, places=4))
+    await flood(visitors, "many", 8)
+    assert len(visitors.inside) == 4, "alone it may have all"
+    for number in range(4):
+        await visitors.come(f"one {number}", 1, b"x", origin=Origin(HONEST, "did:web:two"))
+    await visitors.go("many 0", "many 1", "many 2")
+    assert sorted(visitors.inside) == ["many 3", "many 4", "one 0", "one 1"]
+    while visitors.inside:
+        await visitors.go(*visitors.inside)
+    assert len(visitors.entered) == 12
+
+
+async def test_a_host_and_an_owner_have_their_share_of_the_waiting_room(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a flood that fills the room: everybody else would be refused at once."""
+    monkeypatch.setattr(admission_gate, "MAX_WAITING", 8)
+    gate = gate_of(100, places=1)
+    visitors = Visitors(nursery, gate)
+    await flood(visitors, "many", 1 + 2)
+    with pytest.raises(Busy, match=r"hostile\.example/did:web:one"):
+        async with gate.hold(Reservation(1, b"y", Origin(HOSTILE, "did:web:one"))):
+            pass
+    await visitors.come("other 1", 1, b"x", origin=Origin(HOSTILE, "did:web:two"))
+    await visitors.come("other 2", 1, b"x", origin=Origin(HOSTILE, "did:web:three"))
+    with pytest.raises(Busy, match=r"hostile\.example,"):
+        async with gate.hold(Reservation(1, b"y", Origin(HOSTILE, "did:web:four"))):
+            pass
+    for number in range(4):
+        await visitors.come(
+            f"honest {number}", 1, b"x", origin=Origin(f"h{number}", "did:web:five")
+        )
+    assert gate.statistics().waiting == 8
+    with pytest.raises(Busy, match="9 jobs, of"):
+        async with gate.hold(Reservation(1, b"y", Origin("another", "did:web:six"))):
+            pass
+    while visitors.inside:
+        await visitors.go(*visitors.inside)
+    assert gate.statistics() == IDLE
+    assert not any((gate._waiting, gate._waiting_bytes, gate._sources))
+
+
+def test_what_was_used_while_nobody_waited_is_not_held_against_a_host() -> None:
+    """Catches a busy host that has to wait for a minute because another came."""
+    shares = FairShares(1)
+    busy, new = Origin("busy", "did:a"), Origin("new", "did:b")
+    for second in range(1000):
+        shares.begin(busy, second)
+        shares.end(busy, 1, second + 1)
+    shares.begin(busy, 1000)
+    shares.end(busy, 1, 1001)
+    # The new one is ahead by one job, and not by a thousand.
+    assert shares.rank(new, 1001) < shares.rank(busy, 1001)
+    shares.begin(new, 1001)
+    shares.end(new, 1.5, 1002)
+    assert shares.rank(busy, 1002) < shares.rank(new, 1002)
+    assert shares.rank(new, 1002 + FORGET_AFTER) == (False, 0.0, False, 0.0)
+
+
 async def test_an_error_in_the_block_gives_its_room_back() -> None:
-    gate = MemoryGate(100, 50)
+    gate = gate_of(100, waiting_room=4 * 50)
     with pytest.raises(ZeroDivisionError):
         async with gate.hold(Reservation(100, b"")):
             raise ZeroDivisionError

@@ -1,0 +1,91 @@
+"""Fair shares of the processing pool, for the hosts that pictures come from, and for their owners.
+
+Start-time fair queueing (P. Goyal, H. Vin, H. Cheng, 1996) on two levels: each host that has jobs
+waiting gets the same time of the pool, and within it each owner. Who waits alone gets everything,
+and pays nothing for it later.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from proxy.shared.expiring_map import ExpiringMap
+
+REMEMBERED = 10_000
+"""Hosts and owners whose use of the pool is remembered; about 4 MB."""
+
+FORGET_AFTER = 60.0
+"""Seconds after which the use of a host or owner without jobs is forgotten."""
+
+
+class Origin(NamedTuple):
+    """Where a picture comes from: the host of the PDS, and the DID of the owner."""
+
+    host: str
+    owner: str
+
+
+UNKNOWN = Origin("", "")
+"""The origin of a picture that nobody named: all of them share one share."""
+
+Party = tuple[str, ...]
+"""A host, or a host and an owner; () stands for all of them."""
+
+Rank = tuple[bool, float, bool, float]
+"""Whether the host has its share of running jobs, and its time; then the same of the owner."""
+
+
+class FairShares:
+    """The use of the pool by hosts and owners.
+
+    Args:
+        share: how many jobs of one host, or of one owner, run before those of others go first.
+    """
+
+    def __init__(self, share: int) -> None:
+        self._share = share
+        self._running: Counter[Party] = Counter()
+        # Seconds of the pool, from a start that ``_begin_times`` gives each party.
+        self._times: ExpiringMap[Party, float] = ExpiringMap(REMEMBERED)
+        # By host, and by () for all hosts: the time of the party whose job began last. Those that
+        # come later start there, neither before nor behind the others.
+        self._begin_times: ExpiringMap[Party, float] = ExpiringMap(REMEMBERED)
+
+    def rank(self, origin: Origin, now: float) -> Rank:
+        """Return the rank of a waiting job; the smallest is next, and among equals the oldest."""
+        host, owner = parties(origin)
+        return (
+            self._running[host] >= self._share,
+            self._time(host, now),
+            self._running[owner] >= self._share,
+            self._time(owner, now),
+        )
+
+    def begin(self, origin: Origin, now: float) -> None:
+        """Note that a job begins."""
+        for party in parties(origin):
+            time = self._time(party, now)
+            self._begin_times.put(party[:-1], time, now + FORGET_AFTER)
+            self._times.put(party, time, now + FORGET_AFTER)
+            self._running[party] += 1
+
+    def end(self, origin: Origin, seconds: float, now: float) -> None:
+        """Note that a job ended, which took ``seconds`` of the pool."""
+        for party in parties(origin):
+            time = self._times.get(party, now) or 0.0
+            self._times.put(party, time + seconds, now + FORGET_AFTER)
+            self._running[party] -= 1
+            if not self._running[party]:
+                del self._running[party]
+
+    def _time(self, party: Party, now: float) -> float:
+        begin_time = self._begin_times.get(party[:-1], now) or 0.0
+        return max(self._times.get(party, now) or 0.0, begin_time)
+
+
+def parties(origin: Origin) -> tuple[Party, Party]:
+    """Return the host and the owner."""
+    return (origin.host,), (origin.host, origin.owner)
