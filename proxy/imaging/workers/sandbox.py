@@ -103,9 +103,10 @@ def _limit_threads(limits: Limits) -> None:
         return
     if not has_count_by_namespace(os.uname().release):
         raise OSError(errno.EOPNOTSUPP, "Linux 5.14 is needed")
+    is_root = os.getuid() == 0  # in the namespace nobody is
     _libc_call("unshare", _NEW_USER_NAMESPACE)
     _lower(resource.RLIMIT_NPROC, 1 + limits.threads)
-    if os.getuid() == 0:
+    if is_root:
         raise OSError(errno.EPERM, "the kernel does not count root's threads")
 
 

@@ -189,6 +189,15 @@ def test_a_worker_has_no_more_threads_than_its_codecs_need() -> None:
     assert 0 < int(started) <= 4
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_a_worker_of_root_says_that_its_threads_have_no_limit() -> None:
+    """Catches a limit that is set, does not hold, and is not named as missing."""
+    started, missing = python(
+        "from tests.imaging.workers.hostile import count_threads; count_threads(as_root=True)"
+    ).splitlines()
+    assert ("thread limit" in missing) is (int(started) > 4)
+
+
 def test_the_first_thread_of_a_worker_comes_before_the_filter() -> None:
     """Catches a first HEIC that does not decode: libc prepares for threads with the first."""
     said = python("from tests.imaging.workers.hostile import first_thread; first_thread()")

@@ -224,7 +224,9 @@ async def test_the_sandbox_is_tried_in_a_real_worker_which_ends_with_it(
 ) -> None:
     missing, error = await sandbox_parts(Config())
     assert error is None
-    assert sys.platform != "linux" or missing == []
+    if sys.platform == "linux":
+        # Where HEIC is installed, threads have no limit if this is root.
+        assert {part.partition(" (")[0] for part in missing} <= {"thread limit"}
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     missing, error = await sandbox_parts(Config())
     assert error is not None
