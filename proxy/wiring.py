@@ -109,7 +109,7 @@ def parts_of(
     networks: tuple[Network, Network] | None,
 ) -> Parts:
     """Build the parts. ``cache`` and ``networks`` are as for ``open_service``."""
-    networks = networks or guarded_networks(config.fetch)
+    networks = networks or guarded_networks(config.fetch, fetch_channels.conduct.connects)
     metrics.tell_process()
     metrics.gauge("fetch_queue_depth", lambda: fetch_channels.statistics().waiting)
     store, coordination = moderation_store_of(config), coordination_of(config)

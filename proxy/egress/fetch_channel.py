@@ -4,8 +4,13 @@ Every request to the outside goes through a channel. There is one for each room,
 one kind of fetch takes nothing from the others: a flood of unknown DIDs fills the room of the
 directory, and blobs of accounts that are resolved already are fetched as before.
 
-The number of consumers per host is limited. A fetch beyond that limit is parked beside the channel
-until one of the host's own fetches ends, so that the other consumers stay free for other hosts.
+A fetch holds a consumer, and what it costs is the time for which it holds it. So shares are given
+by what hosts are known for (``proxy.egress.conduct``), and not to names alone, which cost nothing:
+
+- One host has at most ``per_host`` consumers. The others stay free for other hosts.
+- Hosts that are slow have a part of the consumers together, so that any number of trickling names
+  holds no more. Hosts that are not known have a larger part; the rest is for hosts that are prompt.
+- While others wait, a fetch that brings too little is given up (``proxy.egress.pressure``).
 """
 
 from __future__ import annotations
@@ -13,12 +18,16 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal, get_args
 
 import trio
 
+from proxy.egress.conduct import Conduct, Judgement, Standing
+from proxy.egress.endpoint import Origin
 from proxy.egress.errors import Saturated, TimedOut
 from proxy.egress.guarded_get import Response
+from proxy.egress.pressure import Progress
 
 Room = Literal["operator", "did_web", "handles", "blobs"]
 """Where a fetch waits:
@@ -32,12 +41,20 @@ Room = Literal["operator", "did_web", "handles", "blobs"]
 ROOMS: tuple[Room, ...] = get_args(Room)
 
 
+Work = Callable[[Callable[[int], object]], Awaitable[Response]]
+
+WATCH_SECONDS = 0.25
+"""How often the rates of fetches are looked at while others wait."""
+
+TRUSTED = Judgement(Standing.PROMPT, 0.0, ())
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelStatistics:
     """How full the channel is.
 
     Attributes:
-        waiting: fetches that have not begun, parked ones among them.
+        waiting: fetches that have not begun.
         running: fetches that a consumer is running.
     """
 
@@ -46,168 +63,295 @@ class ChannelStatistics:
 
 
 class _Fetch:
-    """A fetch under way, shared by the task that asked for it and the consumer that runs it."""
+    """A fetch under way, shared by the task that asked for it and the consumer that runs it.
 
-    def __init__(self, host: str, work: Callable[[], Awaitable[Response]]) -> None:
-        self.host = host
+    Attributes:
+        number: fetches are numbered in the order of their arrival.
+        groups: what its host counts for in the room; empty for a host that is prompt.
+    """
+
+    def __init__(self, origin: Origin, work: Work, number: int, groups: tuple[str, ...]) -> None:
+        self.origin = origin
+        self.host = origin.authority
         self.work = work
+        self.number = number
+        self.groups = groups
         self.scope = trio.CancelScope()
-        self.began = False
+        self.progress: Progress | None = None
         self.done = trio.Event()
         self.answer: Response | None = None
         self.error: Exception | None = None
 
 
+class _Held:
+    """Who holds the consumers of a channel, and whether one more fetch may have one."""
+
+    def __init__(self, consumers: int, per_host: int) -> None:
+        self._free = consumers
+        self._per_host = per_host
+        # Hosts that are slow have half of the consumers. With those that are not known they have
+        # three quarters, so that some are left for hosts that are known to be prompt. Those that
+        # are not known to be prompt share a quarter with their domain, and with their block.
+        self._free_of_slow = max(consumers // 2, 1)
+        self._free_of_others = max(consumers - consumers // 4, 1)
+        self._per_group = max(per_host, consumers // 4)
+        self._hosts: Counter[str] = Counter()
+        self._groups: Counter[str] = Counter()
+
+    def take(self, host: str, judgement: Judgement, consumers: int = 1) -> None:
+        """Note that a fetch of ``host`` has a consumer; with -1, that it has it no longer."""
+        self._free -= consumers
+        self._hosts[host] += consumers
+        if judgement.standing is Standing.PROMPT:
+            return
+        self._free_of_others -= consumers
+        if judgement.standing is Standing.SLOW:
+            self._free_of_slow -= consumers
+        for group in judgement.groups:
+            self._groups[group] += consumers
+
+    def allows(self, host: str, judgement: Judgement) -> bool:
+        """Whether a fetch of ``host`` may have a consumer."""
+        if self._free <= 0 or self._hosts[host] >= self._per_host:
+            return False
+        if judgement.standing is Standing.PROMPT:
+            return True
+        return (
+            self._free_of_others > 0
+            and (judgement.standing is not Standing.SLOW or self._free_of_slow > 0)
+            and all(self._groups[group] < self._per_group for group in judgement.groups)
+        )
+
+
 class FetchChannel:
-    """A bounded memory channel with a fixed number of consumers.
+    """A bounded channel with a fixed number of consumers.
+
+    Fetches of prompt hosts go first, then those of hosts that are not known, then those of slow
+    ones; within each of these in the order of arrival, slow ones in that of what they wasted.
 
     Args:
         queue_size: how many fetches may wait.
         consumers: how many fetches run at once.
         per_host: how many of them may run for one host.
+        conduct: how promptly hosts answered. If None, all fetches are for one server that the
+            operator configured: it may have the whole room, and is never given up for others.
     """
 
-    def __init__(self, *, queue_size: int, consumers: int, per_host: int) -> None:
-        self._send, self._receive = trio.open_memory_channel[_Fetch](queue_size)
+    def __init__(
+        self, *, queue_size: int, consumers: int, per_host: int, conduct: Conduct | None
+    ) -> None:
+        # Fetches wait outside of the channel, because it could not say which is to be next.
+        self._send, self._receive = trio.open_memory_channel[_Fetch](consumers)
         self._queue_size = queue_size
         self._consumers = consumers
         self._per_host = per_host
+        self._conduct = conduct
         # One host may have its share of the consumers, and fill half of the queue. So a host that
         # hangs leaves the other half to other hosts.
-        self._max_of_host = per_host + max(queue_size // 2, 1)
-        self._max_of_shared = per_host + queue_size
-        self._admitted: Counter[str] = Counter()
-        self._running: Counter[str] = Counter()
-        self._parked: dict[str, deque[_Fetch]] = {}
-        self._parked_count = 0
+        self._half = queue_size if conduct is None else max(queue_size // 2, 1)
+        self._numbers = count()
+        self._running: set[_Fetch] = set()
+        self._waiting: dict[str, deque[_Fetch]] = {}
+        self._waiting_count = 0
+        self._waiting_groups: Counter[str] = Counter()
+        self._somebody_waits = trio.Event()
 
     def statistics(self) -> ChannelStatistics:
         """A snapshot, for metrics and tests."""
-        queued = self._send.statistics().current_buffer_used
-        return ChannelStatistics(queued + self._parked_count, self._running.total())
+        return ChannelStatistics(self._waiting_count, len(self._running))
 
     async def run(self) -> None:
         """Run the consumers until cancelled."""
         async with trio.open_nursery() as nursery:
             for _ in range(self._consumers):
                 nursery.start_soon(self._consume, name="consumer")
+            if self._conduct is not None:
+                nursery.start_soon(self._watch, name="rate_watcher")
 
-    async def submit(
-        self,
-        host: str,
-        work: Callable[[], Awaitable[Response]],
-        *,
-        timeout: float,
-        is_shared: bool = False,
-    ) -> Response:
+    async def submit(self, origin: Origin, work: Work, *, timeout: float) -> Response:
         """Let a consumer run ``work``, and wait for its answer.
 
         Cancellation ends the work too, or takes it out of the queue.
 
         Args:
-            host: the work counts against this host's share of the consumers.
+            origin: the work counts against the shares of this host, of its registered domain, and
+                of its block of addresses.
+            work: called with a function that is to be told the size of what arrives.
             timeout: seconds from now, with the time spent waiting.
-            is_shared: all accounts need this host, so it may fill the whole queue.
 
         Raises:
-            Saturated: at once, when the queue or the host's share of it is full; or after
-                ``timeout``, when no consumer became free.
-            TimedOut: after ``timeout``, when the work had begun.
+            Saturated: at once, when the queue or a share of it is full; later, when the place was
+                given to a host that answers more promptly; or after ``timeout``, when no consumer
+                became free.
+            TimedOut: after ``timeout``, when the work had begun; or when it brought too little
+                while others waited.
             EgressError: ``work`` raised it.
         """
-        fetch = _Fetch(host, work)
-        self._admit(fetch, self._max_of_shared if is_shared else self._max_of_host)
+        fetch = self._admit(origin, work)
         try:
             with trio.move_on_after(timeout):
                 await fetch.done.wait()
         finally:
-            self._admitted[host] -= 1
-            if not self._admitted[host]:
-                del self._admitted[host]
             if not fetch.done.is_set():
-                self._abandon(fetch)
+                fetch.scope.cancel()
+                if fetch not in self._running:
+                    self._take_out(fetch)
         if fetch.error is not None:
             raise fetch.error
-        if not fetch.began:
-            raise Saturated(f"{host}: no consumer was free within {timeout:g} s")
+        if fetch.progress is None:
+            raise Saturated(f"{fetch.host}: no consumer was free within {timeout:g} s")
         if fetch.answer is None:
-            raise TimedOut(f"{host}: no complete answer within {timeout:g} s")
+            raise TimedOut(f"{fetch.host}: no complete answer within {timeout:g} s")
         # The consumer keeps the fetch until it takes the next one.
         answer, fetch.answer = fetch.answer, None
         return answer
 
-    def _admit(self, fetch: _Fetch, share: int) -> None:
-        # Count fetches here, and not when they are parked: a whole burst can arrive before any
-        # consumer runs.
-        if self._admitted[fetch.host] >= share:
-            raise Saturated(f"{fetch.host}: {share} fetches of this host wait or run")
-        if self.statistics().waiting >= self._queue_size:
-            raise Saturated(f"{self._queue_size} fetches wait")
-        try:
-            self._send.send_nowait(fetch)
-        except trio.WouldBlock:
-            raise Saturated(f"{self._queue_size} fetches wait") from None
-        self._admitted[fetch.host] += 1
+    def _admit(self, origin: Origin, work: Work) -> _Fetch:
+        judgement = self._judge(origin)
+        is_prompt = judgement.standing is Standing.PROMPT
+        groups = () if is_prompt else judgement.groups
+        fetch = _Fetch(origin, work, next(self._numbers), groups)
+        is_free = len(self._running) < self._consumers and fetch.host not in self._waiting
+        if is_free and self._held().allows(fetch.host, judgement):
+            self._start(fetch)
+            return fetch
+        if len(self._waiting.get(fetch.host, ())) >= self._half:
+            raise Saturated(f"{fetch.host}: {self._half} fetches of this host wait")
+        for group in groups:
+            if self._waiting_groups[group] >= self._half:
+                raise Saturated(f"{fetch.host}: {self._half} fetches of {group} wait")
+        if self._waiting_count >= self._queue_size:
+            self._make_place(judgement)
+        self._waiting.setdefault(fetch.host, deque()).append(fetch)
+        self._waiting_count += 1
+        self._waiting_groups.update(groups)
+        self._somebody_waits.set()
+        return fetch
 
-    def _abandon(self, fetch: _Fetch) -> None:
-        """Free the consumer or queue place of a fetch whose task no longer waits for it."""
-        fetch.scope.cancel()
-        parked = self._parked.get(fetch.host)
-        if parked is not None and fetch in parked:
-            parked.remove(fetch)
-            self._parked_count -= 1
-            self._forget_if_empty(fetch.host)
-            return
-        # Trio's channel cannot remove one item, so take out all of them and put the others back.
-        # Nothing here awaits, so no other task sees this.
-        waiting: list[_Fetch] = []
-        while True:
-            try:
-                waiting.append(self._receive.receive_nowait())
-            except trio.WouldBlock:
-                break
-        for other in waiting:
-            if other is not fetch:
-                self._send.send_nowait(other)
+    def _make_place(self, newcomer: Judgement) -> None:
+        """Refuse the fetch of the host that wasted most, unless the newcomer's is no better."""
+        if newcomer.standing is not Standing.SLOW:
+            judged = ((self._judge(fetches[-1].origin), fetches[-1])
+                      for fetches in self._waiting.values())  # fmt: skip
+            worst, fetch = max(judged, key=lambda each: (each[0].standing, each[0].wasted))
+            if worst.standing > newcomer.standing:
+                self._take_out(fetch)
+                fetch.error = Saturated(f"{fetch.host}: its place went to a host that is faster")
+                fetch.done.set()
+                return
+        raise Saturated(f"{self._queue_size} fetches wait")
+
+    def _take_out(self, fetch: _Fetch) -> None:
+        fetches = self._waiting[fetch.host]
+        fetches.remove(fetch)
+        if not fetches:
+            del self._waiting[fetch.host]
+        self._waiting_count -= 1
+        self._waiting_groups.subtract(fetch.groups)
+        for group in fetch.groups:
+            if not self._waiting_groups[group]:
+                del self._waiting_groups[group]
+
+    def _start(self, fetch: _Fetch) -> None:
+        self._running.add(fetch)
+        self._send.send_nowait(fetch)
+
+    def _start_next(self) -> None:
+        """Give free consumers to waiting fetches, as far as the shares allow."""
+        while self._waiting and len(self._running) < self._consumers:
+            held = self._held()
+            best: tuple[tuple[int, float, int], _Fetch] | None = None
+            for host, fetches in self._waiting.items():
+                fetch = fetches[0]
+                judgement = self._judge(fetch.origin)
+                is_slow = judgement.standing is Standing.SLOW
+                rank = judgement.standing, judgement.wasted if is_slow else 0.0, fetch.number
+                if (best is None or rank < best[0]) and held.allows(host, judgement):
+                    best = rank, fetch
+            if best is None:
+                return
+            self._take_out(best[1])
+            self._start(best[1])
+
+    def _held(self) -> _Held:
+        held = _Held(self._consumers, self._per_host)
+        for fetch in self._running:
+            held.take(fetch.host, self._judge(fetch.origin))
+        return held
+
+    def _judge(self, origin: Origin) -> Judgement:
+        if self._conduct is None:
+            return TRUSTED
+        return self._conduct.judge(origin, trio.current_time())
 
     async def _consume(self) -> None:
         async for fetch in self._receive:
-            if self._running[fetch.host] >= self._per_host:
-                self._parked.setdefault(fetch.host, deque()).append(fetch)
-                self._parked_count += 1
-                continue
-            next_of_host: _Fetch | None = fetch
-            while next_of_host is not None:
-                await self._run(next_of_host)
-                next_of_host = self._unpark(fetch.host)
+            await self._run(fetch)
 
     async def _run(self, fetch: _Fetch) -> None:
-        fetch.began = True
-        self._running[fetch.host] += 1
+        fetch.progress = Progress(trio.current_time())
         try:
             with fetch.scope:
-                fetch.answer = await fetch.work()
+                fetch.answer = await fetch.work(fetch.progress.add)
+                fetch.error = None
         except Exception as error:
             # The task that asked raises it again, and can tell a failure from a defect.
             fetch.error = error
         finally:
-            self._running[fetch.host] -= 1
-            if not self._running[fetch.host]:
-                del self._running[fetch.host]
+            self._note(fetch, fetch.progress)
+            self._running.remove(fetch)
             fetch.done.set()
+            self._start_next()
 
-    def _unpark(self, host: str) -> _Fetch | None:
-        parked = self._parked.get(host)
-        if not parked:
-            return None
-        fetch = parked.popleft()
-        self._parked_count -= 1
-        self._forget_if_empty(host)
-        return fetch
+    def _note(self, fetch: _Fetch, progress: Progress) -> None:
+        if self._conduct is None:
+            return
+        now = trio.current_time()
+        answered = fetch.answer is not None
+        seconds = now - progress.began
+        self._conduct.ended(fetch.origin, seconds, progress.received, answered, now)
 
-    def _forget_if_empty(self, host: str) -> None:
-        if not self._parked[host]:
-            del self._parked[host]
+    async def _watch(self) -> None:
+        """Look after the rates of fetches while others wait, until cancelled."""
+        while True:
+            await self._somebody_waits.wait()
+            await trio.sleep(WATCH_SECONDS)
+            if self._waiting:
+                self._give_up_slowest()
+            else:
+                self._somebody_waits = trio.Event()
+
+    def _give_up_slowest(self) -> None:
+        """End fetches that bring too little, slowest first: one for each that can begin then."""
+        now = trio.current_time()
+        fullness = min(self._waiting_count / self._queue_size, 1.0)
+        rates = {
+            fetch: rate
+            for fetch in self._running
+            if fetch.progress is not None
+            and (rate := fetch.progress.lag(now, fullness)) is not None
+        }
+        if not rates:
+            return
+        held = self._held()
+        left = {host: len(fetches) for host, fetches in self._waiting.items()}
+        judged = {host: self._judge(each[0].origin) for host, each in self._waiting.items()}
+        for fetch in sorted(rates, key=lambda fetch: (rates[fetch], fetch.number)):
+            judgement = self._judge(fetch.origin)
+            held.take(fetch.host, judgement, -1)
+            for host in left:
+                if left[host] and host != fetch.host and held.allows(host, judged[host]):
+                    left[host] -= 1
+                    held.take(host, judged[host])
+                    self._give_up(fetch, rates[fetch])
+                    break
+            else:
+                held.take(fetch.host, judgement)
+
+    def _give_up(self, fetch: _Fetch, rate: float) -> None:
+        if fetch.error is None:
+            fetch.error = TimedOut(f"{fetch.host}: {rate:.0f} bytes/s while other fetches wait")
+            fetch.scope.cancel()
 
 
 class FetchChannels:
@@ -215,10 +359,12 @@ class FetchChannels:
 
     Args:
         channels: by room; a gateway without a channel for a room sends no such fetches.
+        conduct: what the channels know of hosts; it is to be told of their addresses.
     """
 
-    def __init__(self, channels: Mapping[Room, FetchChannel]) -> None:
+    def __init__(self, channels: Mapping[Room, FetchChannel], conduct: Conduct) -> None:
         self._channels = channels
+        self.conduct = conduct
 
     def of(self, room: Room) -> FetchChannel:
         """The channel of ``room``."""

@@ -10,10 +10,11 @@ from typing import Protocol
 import trio
 
 from proxy.egress.circuit import Circuits, pause_asked
+from proxy.egress.conduct import Conduct
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
 from proxy.egress.fetch_channel import ROOMS, ChannelStatistics, FetchChannel, FetchChannels, Room
-from proxy.egress.guard import GuardedNetwork
+from proxy.egress.guard import GuardedNetwork, OnAddress
 from proxy.egress.guarded_get import NO_HEADERS, RequestRules, Response, guarded_get
 from proxy.egress.http_client import MAX_IDLE, HttpClient, Method
 from proxy.egress.httpx2_client import Httpx2Client
@@ -138,15 +139,12 @@ class Gateway:
             allow_private_hosts=self._fetch.allow_private_hosts,
             headers=headers,
         )
-        is_trusted = room == "operator"
-        first = self._directory if is_trusted else self._strangers
+        first = self._directory if room == "operator" else self._strangers
         work = partial(guarded_get, first, self._strangers, origin, target, rules, method=method)
         host = origin.authority
         is_probe = self._circuits.check(host, trio.current_time())
         try:
-            answer = await self._channels.of(room).submit(
-                origin.host, work, timeout=self._fetch.timeout, is_shared=is_trusted
-            )
+            answer = await self._channels.of(room).submit(origin, work, timeout=self._fetch.timeout)
         except (ConnectFailed, NoAnswer, TimedOut) as error:
             self._circuits.failed(host, error, trio.current_time())
             raise
@@ -162,16 +160,17 @@ class Gateway:
 
 def fetch_channels_of(fetch: FetchSettings, rooms: Sequence[Room] = ROOMS) -> FetchChannels:
     """The channels of the configuration. The caller runs them."""
-    return FetchChannels(
-        {
-            room: FetchChannel(
-                queue_size=fetch.queue_size,
-                consumers=consumers_of(fetch, room),
-                per_host=fetch.per_host,
-            )
-            for room in rooms
-        }
-    )
+    conduct = Conduct()
+    channels = {
+        room: FetchChannel(
+            queue_size=fetch.queue_size,
+            consumers=consumers_of(fetch, room),
+            per_host=fetch.per_host,
+            conduct=None if room == "operator" else conduct,
+        )
+        for room in rooms
+    }
+    return FetchChannels(channels, conduct)
 
 
 def consumers_of(fetch: FetchSettings, room: Room) -> int:
@@ -194,10 +193,15 @@ def standalone_gateway(
     return Gateway(fetch, network, directory_network, fetch_channels_of(fetch, rooms))
 
 
-def guarded_networks(fetch: FetchSettings) -> tuple[Network, Network]:
-    """The networks for strangers' hosts and for the operator's directory."""
+def guarded_networks(
+    fetch: FetchSettings, on_address: OnAddress = lambda host, address: None
+) -> tuple[Network, Network]:
+    """The networks for strangers' hosts and for the operator's directory.
+
+    ``on_address`` is told of strangers' hosts alone, as by ``GuardedNetwork``.
+    """
     return (
-        GuardedNetwork(allow_private_hosts=fetch.allow_private_hosts),
+        GuardedNetwork(allow_private_hosts=fetch.allow_private_hosts, on_address=on_address),
         GuardedNetwork(allow_private_hosts=True),
     )
 

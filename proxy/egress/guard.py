@@ -17,6 +17,7 @@ from proxy.egress.errors import ConnectFailed, Forbidden
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 Dial = Callable[[str, int], Awaitable[trio.abc.Stream]]
+OnAddress = Callable[[str, Address], object]
 
 # RFC 8305 section 5: the time between the start of one attempt and the start of the next.
 STAGGER_SECONDS = 0.25
@@ -41,6 +42,8 @@ class GuardedNetwork:
         dial: from ``(address, port)`` to a stream; raises OSError. On cancellation it leaves no
             socket open. If not specified, ``trio.open_tcp_stream``, which makes no look-up for an
             address literal.
+        on_address: called with a host and the address that is dialled first, and again with the
+            address that answered.
         ssl_context: if not specified, the system's trust store, with HTTP/1.1 by ALPN.
     """
 
@@ -50,12 +53,14 @@ class GuardedNetwork:
         allow_private_hosts: bool = False,
         lookup: Lookup | None = None,
         dial: Dial = trio.open_tcp_stream,
+        on_address: OnAddress = lambda host, address: None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._allow_private_hosts = allow_private_hosts
         self._lookup_limiter = trio.CapacityLimiter(MAX_LOOKUPS)
         self._lookup = lookup or self._system_lookup
         self._dial = dial
+        self._on_address = on_address
         self._ssl_context = ssl_context or _default_ssl_context()
 
     async def connect(self, host: str, port: int) -> trio.abc.Stream:
@@ -66,6 +71,7 @@ class GuardedNetwork:
         result is dropped.
         """
         addresses = self._checked(host, await self._resolve(host, port))
+        self._on_address(host, addresses[0])
         return await self._first_to_answer(host, addresses, port)
 
     async def start_tls(self, stream: trio.abc.Stream, host: str) -> trio.abc.Stream:
@@ -148,6 +154,7 @@ class GuardedNetwork:
                 await trio.aclose_forcefully(stream)
             else:
                 won.append(stream)
+                self._on_address(host, address)
                 nursery.cancel_scope.cancel()
 
         try:

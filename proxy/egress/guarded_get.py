@@ -4,7 +4,7 @@ arrives."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,6 +83,7 @@ async def guarded_get(
     origin: Origin,
     target: str,
     rules: RequestRules,
+    on_received: Callable[[int], object] = lambda size: None,
     *,
     method: Method = "GET",
 ) -> Response:
@@ -92,6 +93,7 @@ async def guarded_get(
         first: sends the first request. It differs from ``others`` only for the operator's own
             directory, which may have a private address.
         others: sends the requests that follow redirects.
+        on_received: called with the size of each piece of the body.
 
     Raises:
         Forbidden, ConnectFailed, BadAnswer, TooLarge, TimedOut: see ``proxy.egress.errors``.
@@ -100,7 +102,7 @@ async def guarded_get(
     for _hop in range(rules.max_redirects + 1):
         async with _opened(client, method, origin, target, more) as reply:
             if reply.status not in REDIRECTS:
-                return await _read(reply, method, rules.max_bytes)
+                return await _read(reply, method, rules.max_bytes, on_received)
             location = reply.headers.get("location")
         if location is None:
             raise BadAnswer(f"{origin}: status {reply.status} without a Location")
@@ -130,7 +132,12 @@ async def _opened(
         yield reply
 
 
-async def _read(reply: StreamingResponse, method: Method, max_bytes: int | None) -> Response:
+async def _read(
+    reply: StreamingResponse,
+    method: Method,
+    max_bytes: int | None,
+    on_received: Callable[[int], object],
+) -> Response:
     if method == "HEAD":
         # The answer has no body (RFC 9110, section 9.3.2). Reading to its end frees the connection.
         await first_bytes(reply.body, ERROR_BODY)
@@ -152,6 +159,7 @@ async def _read(reply: StreamingResponse, method: Method, max_bytes: int | None)
         async with aclosing(_at_least(MIN_BYTES_PER_SECOND, reply.body)) as chunks:
             async for chunk in chunks:
                 received += chunk
+                on_received(len(chunk))
                 if len(received) > max_bytes:
                     raise TooLarge(f"more than {max_bytes} bytes")
                 digest.update(chunk)

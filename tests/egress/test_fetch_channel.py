@@ -10,6 +10,8 @@ import pytest
 import trio
 import trio.testing
 
+from proxy.egress.conduct import Conduct
+from proxy.egress.endpoint import Origin
 from proxy.egress.errors import BadAnswer, EgressError, Saturated, TimedOut
 from proxy.egress.fetch_channel import ChannelStatistics, FetchChannel
 from proxy.egress.guarded_get import Response
@@ -18,6 +20,10 @@ from tests.fakes.steps import cancelled_at_every_step
 ANSWER = Response(200, {}, b"", b"")
 IDLE = ChannelStatistics(0, 0)
 LONG = 3600.0
+
+
+def origin_of(host: str) -> Origin:
+    return Origin("https", host, 443)
 
 
 class Asker:
@@ -40,7 +46,7 @@ class Asker:
         return scope
 
     async def _ask(self, host: str, name: str, timeout: float, scope: trio.CancelScope) -> None:
-        async def work() -> Response:
+        async def work(received: object) -> Response:
             self.began.append(name)
             self.running += 1
             self.most_running = max(self.most_running, self.running)
@@ -52,7 +58,7 @@ class Asker:
 
         try:
             with scope:
-                await self._channel.submit(host, work, timeout=timeout)
+                await self._channel.submit(origin_of(host), work, timeout=timeout)
                 self.answered.append(name)
         except Saturated:
             self.refused.append(name)
@@ -66,9 +72,16 @@ class Asker:
 
 @asynccontextmanager
 async def running(
-    nursery: trio.Nursery, *, queue_size: int = 4, consumers: int = 2, per_host: int = 2
+    nursery: trio.Nursery,
+    *,
+    queue_size: int = 4,
+    consumers: int = 2,
+    per_host: int = 2,
+    conduct: Conduct | None = None,
 ) -> AsyncIterator[tuple[FetchChannel, Asker]]:
-    channel = FetchChannel(queue_size=queue_size, consumers=consumers, per_host=per_host)
+    channel = FetchChannel(
+        queue_size=queue_size, consumers=consumers, per_host=per_host, conduct=conduct
+    )
     nursery.start_soon(channel.run)
     await trio.testing.wait_all_tasks_blocked()
     asker = Asker(nursery, channel)
@@ -134,7 +147,10 @@ async def test_one_host_leaves_room_in_the_queue_to_the_others(
     nursery: trio.Nursery, at_once: bool
 ) -> None:
     """Catches: one host takes the whole waiting room."""
-    async with running(nursery, queue_size=8, consumers=4, per_host=2) as (_, asker):
+    async with running(nursery, queue_size=8, consumers=4, per_host=2, conduct=Conduct()) as (
+        _,
+        asker,
+    ):
         for _ in range(50):
             asker.ask("hangs")
             if not at_once:
@@ -245,19 +261,19 @@ async def test_a_failure_reaches_its_caller_and_leaves_the_consumer(
 ) -> None:
     """Catches: a failure ends the consumer or reaches nobody."""
 
-    async def fail() -> Response:
+    async def fail(received: object) -> Response:
         await trio.lowlevel.checkpoint()
         raise error
 
     async with running(nursery, consumers=1, per_host=1) as (channel, _):
         for _ in range(3):
             with pytest.raises(type(error)):
-                await channel.submit("host", fail, timeout=LONG)
+                await channel.submit(origin_of("host"), fail, timeout=LONG)
 
-        async def succeed() -> Response:
+        async def succeed(received: object) -> Response:
             return ANSWER
 
-        assert await channel.submit("host", succeed, timeout=LONG) is ANSWER
+        assert await channel.submit(origin_of("host"), succeed, timeout=LONG) is ANSWER
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -265,10 +281,10 @@ async def test_a_cancellation_anywhere_leaves_no_consumer_and_no_place_taken(
     nursery: trio.Nursery, after: bool
 ) -> None:
     """Catches: a cancellation somewhere leaves a consumer or a place taken."""
-    channel = FetchChannel(queue_size=4, consumers=2, per_host=1)
+    channel = FetchChannel(queue_size=4, consumers=2, per_host=1, conduct=Conduct())
     nursery.start_soon(channel.run)
 
-    async def work() -> Response:
+    async def work(received: object) -> Response:
         for _ in range(3):
             await trio.lowlevel.checkpoint()
         return ANSWER
@@ -276,7 +292,7 @@ async def test_a_cancellation_anywhere_leaves_no_consumer_and_no_place_taken(
     async def attempt() -> None:
         async with trio.open_nursery() as askers:
             for host in ("a", "a", "b", "c"):
-                askers.start_soon(partial(channel.submit, host, work, timeout=LONG))
+                askers.start_soon(partial(channel.submit, origin_of(host), work, timeout=LONG))
 
     def check() -> None:
         assert channel.statistics() == IDLE

@@ -715,3 +715,23 @@ async def test_a_real_connection_with_tls_leaves_no_sockets_behind(
             assert stream.socket.fileno() == -1
         nursery.cancel_scope.cancel()
     assert open_sockets() == before
+
+
+async def test_it_is_told_which_address_a_host_is_dialled_at_and_which_one_answered() -> None:
+    """Catches a share by address that knows the first address alone, which may be a stranger's."""
+    told: list[tuple[str, str]] = []
+    first, second = PUBLIC_ADDRESSES[:2]
+
+    async def dial(address: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        if address == first:
+            raise OSError("refused")
+        return trio.testing.memory_stream_pair()[0]
+
+    network = GuardedNetwork(
+        lookup=resolving_to(first, second),
+        dial=dial,
+        on_address=lambda host, address: told.append((host, str(address))),
+    )
+    await (await network.connect("pds.example", 443)).aclose()
+    assert told == [("pds.example", first), ("pds.example", second)]

@@ -1,0 +1,46 @@
+"""What hosts have in common: the registered domain of a name, and the block of an address. Pure.
+
+One person can make any number of names below a domain, and usually has all addresses of a block.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+
+from publicsuffixlist import PublicSuffixList
+
+from proxy.egress.addresses import Address
+
+# With the private section: whoever has a name below fly.dev does not have the others. The list is
+# part of the package, and is read once, when this module is imported.
+_SUFFIXES = PublicSuffixList()
+
+
+def registered_domain(host: str) -> str:
+    """The part of a host name that somebody registered: ``example.co.uk`` of ``a.example.co.uk``.
+
+    The name itself if there is no such part: a public suffix, or a name of one label.
+    """
+    return _SUFFIXES.privatesuffix(host) or host
+
+
+def block_of(address: Address) -> str:
+    """The block of an address: a /24 of IPv4, a /48 of IPv6.
+
+    These are the longest prefixes that are routed by themselves, so the least that somebody has;
+    an IPv6 site gets a /48 (RFC 6177).
+    """
+    # As a number: a scope id names no other block.
+    if isinstance(address, IPv4Address):
+        return str(IPv4Network((int(address), 24), strict=False))
+    return str(IPv6Network((int(address), 48), strict=False))
+
+
+@lru_cache(maxsize=1024)
+def groups_by_name(host: str) -> tuple[str, ...]:
+    """The groups that the text of a host shows: its domain, or the block of an address literal."""
+    try:
+        return (block_of(ip_address(host)),)
+    except ValueError:
+        return (registered_domain(host),)
