@@ -171,13 +171,17 @@ WORKER = 192 * MIB
 """Bytes of a worker between two jobs: Python, the codecs, and remains of earlier jobs."""
 
 
+UNTAKEN = 128 * MIB
+"""Bytes of answers that clients have not taken: what ``proxy/web/slow_clients.py`` allows."""
+
+
 def ceiling(config: Config, cpus: int) -> int:
     """Return the limit of resident memory, in bytes, of the service and its workers.
 
     Args:
         cpus: how many CPUs this process may use: the number of workers if ``process.threads`` is 0.
 
-    Results on their way to slow clients or to a slow disk are not included.
+    Results on their way to a slow disk are not included.
     """
     workers = config.process.threads or cpus
     # When a body is complete, it is in memory twice: as received, and joined.
@@ -187,6 +191,7 @@ def ceiling(config: Config, cpus: int) -> int:
         + fetches
         + waiting_room(config)
         + int(config.cache.memory_mb * MIB)
+        + UNTAKEN
         + workers * WORKER
         + budget(config)
     )

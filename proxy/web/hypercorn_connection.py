@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib.metadata import version
 from pkgutil import resolve_name
 from types import CodeType
@@ -15,13 +15,14 @@ import hypercorn.protocol.h2
 import hypercorn.trio.run
 import structlog
 import trio
-from hypercorn.events import Event, RawData, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 
 from proxy.config import ConfigError
-from proxy.web.hypercorn_protocols import Http1, Http2, StreamBuffer
+from proxy.web.hypercorn_protocols import Http1, Http2, StreamBuffer, TookTooLittle
+from proxy.web.slow_clients import PIECE, TRANSFERS
 
 MAX_JOINED = 256 * 1024
 """Bytes of a body up to which joining it to the head costs less than a second write."""
@@ -80,8 +81,16 @@ class IdleTimer:
             await self._close()
 
 
+def _pieces(data: bytes) -> Iterator[bytes | memoryview]:
+    """Return ``data`` in pieces of ``PIECE`` bytes, without a copy."""
+    if len(data) <= PIECE:
+        return iter((data,))
+    view = memoryview(data)
+    return (view[start : start + PIECE] for start in range(0, len(data), PIECE))
+
+
 class Connection(TCPServer):
-    """Hypercorn's connection, with five differences.
+    """Hypercorn's connection, with six differences.
 
     1. An exception ends only this connection. In Hypercorn it ends the server.
 
@@ -97,10 +106,14 @@ class Connection(TCPServer):
     4. The idle timer is ``IdleTimer``. Hypercorn starts and cancels a task for every request, and
     the last task waits until the timeout after the client has disconnected.
 
-    5. The connection closes even if the application is cancelled during the close. Quart cancels
+    5. A client that takes less than ``PIECE`` bytes in ``SECONDS`` is disconnected. So is the one
+    that made no progress for the longest time, if all together leave more than ``UNTAKEN`` bytes.
+
+    6. The connection closes even if the application is cancelled during the close. Quart cancels
     the application when it learns that the connection closes.
     """
 
+    _has_given_up = False
     _expects_head = False
     _head = b""
 
@@ -112,6 +125,9 @@ class Connection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         """Send the output of Hypercorn's protocols, and handle their other events."""
+        if isinstance(event, TookTooLittle):
+            await self._give_up()
+            return
         if isinstance(event, Updated) and not event.idle:
             self._expects_head = True
         elif isinstance(event, RawData):
@@ -121,12 +137,35 @@ class Connection(TCPServer):
                 return
             head, self._head = self._head, b""
             if head and len(event.data) > MAX_JOINED:
-                await super().protocol_send(RawData(head))
-            elif not (head or event.data):
-                return
-            else:
-                event = RawData(head + event.data)
+                await self._send(head)
+                await self._send(event.data)
+            elif head or event.data:
+                await self._send(head + event.data if head else event.data)
+            return
         await super().protocol_send(event)
+
+    async def _send(self, data: bytes) -> None:
+        """Send ``data``, or close the connection if its client takes too little of it."""
+        async with self.send_lock:
+            try:
+                # Hypercorn shields its sends from cancellation too.
+                with TRANSFERS.begin(data, shield=True) as transfer:
+                    for piece in _pieces(data):
+                        await self.stream.send_all(piece)
+                        transfer.took(len(piece))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+        if transfer.scope.cancelled_caught:
+            await self._give_up()
+
+    async def _give_up(self) -> None:
+        """Close the connection of a client that takes too little."""
+        if self._has_given_up:
+            return
+        self._has_given_up = True
+        log.warning("connection failed", error="the client takes too little")
+        await trio.aclose_forcefully(self.stream)
+        await self.protocol.handle(Closed())
 
     def _is_before_body(self) -> bool:
         """Whether an HTTP/1 final response has begun."""
@@ -173,7 +212,13 @@ PARTS: Mapping[str, tuple[str, ...]] = {
         "protocol_send",
         "restart",
     ),
-    "hypercorn.trio.tcp_server.TCPServer.protocol_send": ("idle_task", "restart", "stop"),
+    "hypercorn.trio.tcp_server.TCPServer.protocol_send": (
+        "idle_task",
+        "protocol",
+        "restart",
+        "send_lock",
+        "stop",
+    ),
     "hypercorn.trio.tcp_server.TCPServer._read_data": ("handle", "receive_some"),
     "hypercorn.trio.tcp_server.TCPServer._close": ("aclose", "send_eof"),
     "hypercorn.trio.tcp_server.TCPServer._initiate_server_close": ("aclose", "handle"),

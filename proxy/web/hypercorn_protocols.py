@@ -20,6 +20,8 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import Event as IOEvent
 from hypercorn.typing import H11SendableEvent
 
+from proxy.web.slow_clients import TRANSFERS, Transfer
+
 MAX_HEADERS = 128
 """Header fields of a request. Browsers and CDNs send fewer than 60 together."""
 
@@ -126,6 +128,10 @@ class Http1(H11Protocol):
                 raise
 
 
+class TookTooLittle(Event):
+    """The client of this connection takes too little of an answer."""
+
+
 class StreamBuffer:
     """What an HTTP/2 stream has to send: a view of the answer, which all its clients share.
 
@@ -134,7 +140,12 @@ class StreamBuffer:
 
     Args:
         event_class: Hypercorn's kind of event.
+
+    Attributes:
+        transfer: is told what was taken.
     """
+
+    transfer: Transfer | None = None
 
     def __init__(self, event_class: type[IOEvent]) -> None:
         self._rest = memoryview(b"")
@@ -176,6 +187,8 @@ class StreamBuffer:
         """Take at most ``max_length`` bytes."""
         taken = bytes(self._rest[:max_length])
         self._rest = self._rest[max_length:]
+        if self.transfer is not None:
+            self.transfer.took(len(taken))
         if not self._rest:
             await self._is_empty.set()
         return taken
@@ -222,7 +235,18 @@ class Http2(H2Protocol):
             self._earn(CREDIT_FOR_ANSWER)
         elif isinstance(event, Body):
             self._earn(CREDIT_FOR_ANSWER * (len(event.data) // 4096))
+            await self._send_body(event)
+            return
         await super().stream_send(event)
+
+    async def _send_body(self, event: Body) -> None:
+        with TRANSFERS.begin(event.data) as transfer:
+            buffer: StreamBuffer | None = self.stream_buffers.get(event.stream_id)  # type: ignore[assignment]
+            if buffer is not None:
+                buffer.transfer = transfer
+            await super().stream_send(event)
+        if transfer.scope.cancelled_caught:
+            await self.send(TookTooLittle())
 
     def _earn(self, credit: int) -> None:
         self._credit = min(self._credit + credit, MAX_CREDIT)
