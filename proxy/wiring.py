@@ -37,6 +37,7 @@ from proxy.imaging.workers.pool import ProcessingPool, Processor
 from proxy.model.identifiers import Did, spellings
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
+from proxy.moderation.backups import keep_backed_up
 from proxy.moderation.blocks import Blocks
 from proxy.moderation.cdn.apis import api_of
 from proxy.moderation.cdn.queue import SCHEMA as CDN_SCHEMA
@@ -262,6 +263,9 @@ def chores_of(
         "keep_finishing": moderator.keep_finishing,
         "keep_checking": parts.cache_health.keep_checking,
         "keep_cleaning": partial(keep_cleaning, parts.cache, parts.cache_health, cleanup_seconds),
+        "keep_backed_up": partial(
+            keep_backed_up, parts.store.path, coordination_of(config).leadership("backup")
+        ),
     }
     if parts.disk is None:
         return chores
@@ -308,7 +312,8 @@ def coordination_of(config: Config) -> Coordination:
 
 def moderation_database_of(config: Config) -> Database:
     """The moderation database in the folder of the configured cache."""
-    return Database(config.cache.path / FILE_NAME, CDN_SCHEMA, synchronous="FULL")
+    path = config.cache.path / FILE_NAME
+    return Database(path, CDN_SCHEMA, synchronous="FULL", may_make=False)
 
 
 def cdn_sender_of(

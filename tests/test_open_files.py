@@ -44,7 +44,10 @@ def nothing_stays_open(connections: Connections) -> Iterator[None]:
 def config(tmp_path: Path) -> Config:
     """That of a folder which a server has made."""
     (tmp_path / "cache" / "images").mkdir(parents=True)
-    return Config.model_validate({"cache": {"path": tmp_path / "cache"}})
+    config = Config.model_validate({"cache": {"path": tmp_path / "cache"}})
+    with closing(moderation_store_of(config)) as store:
+        store.make()
+    return config
 
 
 async def test_a_service_closes_all_that_it_opened(world: World, connections: Connections) -> None:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
 
 import click
 
-from proxy.cli.common import Context, decide, in_folder, in_words, selection_of, user, with_config
+from proxy.cli.common import (
+    Context,
+    decide,
+    in_folder,
+    in_words,
+    refuse,
+    selection_of,
+    user,
+    with_cache,
+    with_config,
+)
 from proxy.errors import InvalidRequest
 from proxy.model.identifiers import parse_cid, parse_did
 from proxy.model.selection import Selection
+from proxy.moderation.backups import back_up, back_up_today
 from proxy.moderation.cdn.queue import CdnQueue, Pending
+from proxy.moderation.restore import CannotRestore, restore
 from proxy.moderation.store import Block, Decision
 from proxy.shared.printable import printable
-from proxy.wiring import moderation_database_of, moderation_store_of
+from proxy.wiring import coordination_of, moderation_database_of, moderation_store_of
 
 
 @click.group()
@@ -130,6 +144,68 @@ def blocks_audit(context: Context, limit: int) -> None:
             rows = map(_decision_row, store.audit(limit))
         header = "when  who  what  owner  blob  entries removed  why"
         _print_rows(header, rows, f"no decisions in {settings.cache.path}")
+
+
+@blocks.command("backup")
+@click.argument(
+    "target", metavar="[FILE]", type=click.Path(dir_okay=False, path_type=Path), required=False
+)
+@with_config
+def blocks_backup(context: Context, target: Path | None) -> None:
+    """Copy the blocks and their audit to FILE, while servers run.
+
+    Without FILE, make the copy of today in the cache folder, as servers do each day.
+    """
+    settings = context.load()
+    with in_folder(settings):
+        store = moderation_store_of(settings)
+        with closing(store):
+            count = sum(1 for _ in store.blocks())
+        if target is None:
+            target = back_up_today(store.path, time.time())
+        else:
+            back_up(store.path, target)
+    click.echo(f"{count} blocks of {settings.cache.path} backed up to {target}")
+
+
+@blocks.command("restore")
+@click.argument(
+    "source",
+    metavar="[FILE]",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=False,
+)
+@click.option("--empty", is_flag=True, help="Make a store without blocks: nothing was blocked.")
+@with_config
+def blocks_restore(context: Context, source: Path | None, empty: bool) -> None:
+    """Make the store of blocks anew where it is missing or damaged.
+
+    FILE is a copy of it, or the server's log in JSON, whose decisions are repeated. Cached entries
+    of what is blocked then are removed.
+    """
+    if (source is None) is not empty:
+        raise click.UsageError("give FILE, or --empty")
+    settings = context.load()
+    with in_folder(settings, may_be_new=True):
+        replicas = coordination_of(settings).replicas()
+        with closing(moderation_store_of(settings)) as store:
+            try:
+                unnamed = restore(store, replicas, source)
+            except CannotRestore as error:
+                refuse(str(error))
+            found = [Selection(each.did, each.cid) for each in store.blocks()]
+        removed = with_cache(settings, lambda cache: cache.purge(*found)) if found else 0
+    click.echo(
+        f"{len(found)} blocks restored in {settings.cache.path}; {removed} cached entries removed;"
+        " servers that run take them over within a second"
+    )
+    if unnamed:
+        click.echo(
+            f"warning: {unnamed} lines of the log tell of decisions without naming them: repeat"
+            " those from their lists (blocks add --file)",
+            err=True,
+        )
+        sys.exit(1)
 
 
 def _decision_row(each: Decision) -> str:

@@ -85,11 +85,15 @@ def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def in_folder(settings: Config) -> Iterator[None]:
-    """Guard work in a server's cache folder; report failures in the block with its path."""
+def in_folder(settings: Config, *, may_be_new: bool = False) -> Iterator[None]:
+    """Guard work in a server's cache folder; report failures in the block with its path.
+
+    Args:
+        may_be_new: work in a folder that no server has run on, too.
+    """
     folder = settings.cache.path
     try:
-        if not signs_in(folder):
+        if not may_be_new and not signs_in(folder):
             refuse(no_cache(settings))
         refuse_root(settings)
         yield

@@ -54,8 +54,12 @@ class Replicas:
 
     def serving(self) -> int:
         """The number of other running processes that have a version in force."""
+        return len(self.noted_versions())
+
+    def noted_versions(self) -> list[int]:
+        """The versions that other running processes have in force."""
         noted = (self._liveness.noted(token) for token in self.living() - {self.token})
-        return sum(number is not None and number != SERVES_NOTHING for number in noted)
+        return [number for number in noted if number is not None and number != SERVES_NOTHING]
 
     def late(self, version: int) -> frozenset[str]:
         """The tokens of the processes that have not noted that ``version`` is in force."""

@@ -24,6 +24,7 @@ from proxy.errors import BlobBlocked, ModerationUnreadable
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Covering, Everything, Selection, Selections
 from proxy.moderation.block_set import BlockSet
+from proxy.moderation.first_start import StoreMissing
 from proxy.moderation.store import Changes, ModerationStore
 from proxy.shared.sqlite import is_full
 
@@ -197,7 +198,7 @@ class Blocks:
         await self._in_thread(self._store.close)
         if not self._was_read:
             # Later a file that is missing is one that was lost, with the blocks in it.
-            await self._in_thread(self._store.make)
+            await self._in_thread(self._store.make_at_first_start)
         await self._in_thread(self._watch.open)
         # A million take seconds, for which nobody has to wait: nothing is served yet.
         snapshot = await self._in_thread(self._store.load)
@@ -263,12 +264,14 @@ class Blocks:
                 await self._close(error)
 
     def _can_be_none(self) -> bool:
-        """Whether there is no block here: no store, and nobody can make one."""
+        """Whether there is no block here: there never was a store, and none can be made."""
         if self._was_read:
             return False
         try:
             if not self._store.is_there():
-                self._store.make()
+                self._store.make_at_first_start()
+        except StoreMissing:
+            return False
         except (sqlite3.Error, OSError):
             with suppress(OSError):
                 return not self._store.is_there()
@@ -285,7 +288,8 @@ class Blocks:
         if reason != self._closed_because:
             named = getattr(error, "filename", None) or self._store.path.name
             path = str(self._store.path.parent / named)
-            log.error("blocks cannot be read: nothing is served", error=reason, path=path)
+            told = str(error) if isinstance(error, StoreMissing) else reason
+            log.error("blocks cannot be read: nothing is served", error=told, path=path)
         self._closed_because = reason
         # Where that fails the mark is gone, and nobody waits for this process.
         with suppress(OSError):

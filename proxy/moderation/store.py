@@ -21,6 +21,13 @@ from proxy.model.identifiers import Cid, Did, content_cid, spellings
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
 from proxy.moderation.block_set import BlockSet
+from proxy.moderation.first_start import (
+    StoreMissing,
+    has_content,
+    latest_backup,
+    leave_marker,
+    sign_in,
+)
 from proxy.shared.sqlite import Database
 
 FILE_NAME = "moderation.sqlite3"
@@ -194,15 +201,17 @@ class ModerationStore:
     """One file, and connections to it. Several threads may use it at once.
 
     Args:
-        path: the file; made when it is first used, but not by listings of what it has.
+        path: the file. ``make`` and ``make_at_first_start`` make it, and so does the first use
+            where there is a file of an older version.
 
     Every method raises ``sqlite3.Error`` or ``OSError`` where the file, or that of an older
-    version beside it, cannot be read or written; nothing has changed then.
+    version beside it, cannot be read or written; nothing has changed then. Where the file is
+    missing that is a ``StoreMissing``.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._database = Database(path, _SCHEMA, synchronous="FULL")
+        self._database = Database(path, _SCHEMA, synchronous="FULL", may_make=False)
         self._older = path.with_name(OLDER_NAME)
         self._looked_for_older = False
 
@@ -311,18 +320,30 @@ class ModerationStore:
 
     def is_there(self) -> bool:
         """Whether there is a file, this or that of an older version; OSError: nobody knows."""
-        for path in (self.path, self._older):
-            try:
-                path.stat()
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            return True
-        return False
+        return has_content(self.path) or has_content(self._older)
 
     def make(self) -> None:
-        """Make the file if there is none."""
-        with self._reading():
-            pass
+        """Make the file if there is none, whatever the folder has. For ``blocks restore``."""
+        self._database.make()
+        leave_marker(self.path.parent)
+
+    def make_at_first_start(self) -> None:
+        """Make the file if there is none and never was; note beside it that there is one.
+
+        Raises:
+            StoreMissing: there was one.
+        """
+        sign = None if has_content(self.path) else self._sign()
+        # Another process may have made the store, and so the sign, since the first look.
+        if sign is not None and not has_content(self.path):
+            raise self._missing(sign)
+        self.make()
+
+    def _sign(self) -> Path | None:
+        return sign_in(self.path.parent, has_older=self._older.exists())
+
+    def _missing(self, sign: Path | None) -> StoreMissing:
+        return StoreMissing(self.path, sign, latest_backup(self.path.parent))
 
     def load(self) -> BlocksSnapshot:
         """All blocks."""
@@ -368,8 +389,8 @@ class ModerationStore:
             after = page[-1].id
 
     def blocks_after(self, after: int) -> list[Block]:
-        """The next page of blocks; nothing is made where there is no file."""
-        if not self.is_there():
+        """The next page of blocks; there are none where there never was a file."""
+        if self._never_was():
             return []
         with self._reading() as connection:
             rows = connection.execute(
@@ -384,7 +405,7 @@ class ModerationStore:
 
     def audit(self, limit: int) -> list[Decision]:
         """The last decisions, oldest first."""
-        if not self.is_there():
+        if self._never_was():
             return []
         with self._reading() as connection:
             rows = connection.execute(
@@ -431,6 +452,9 @@ class ModerationStore:
                 connection.execute("DELETE FROM blocks WHERE cid = ?", (cid,))
                 log.info("a block has the CID of a blob now", cid=accepted, before=cid)
 
+    def _never_was(self) -> bool:
+        return not self.is_there() and self._sign() is None
+
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         self._take_over()
@@ -459,6 +483,11 @@ class ModerationStore:
 
         A process of that version that still runs goes on applying its file, so it is not moved.
         """
+        if not has_content(self.path):
+            sign = self._sign()
+            if sign is not None or not self._older.exists():
+                raise self._missing(sign)
+            self.make()
         if self._looked_for_older:
             return
         if self._older.exists():

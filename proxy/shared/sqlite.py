@@ -55,6 +55,8 @@ class Database:
             the end of a process; after a loss of power the file is not damaged, but the last
             commits may be missing.
         disposable: remove a damaged file after its error; the next use makes an empty one.
+        may_make: make the file when it is missing. If False, ``make`` alone makes it, and any
+            other use of a missing or empty file raises ``FileNotFoundError``.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Database:
         *,
         synchronous: Literal["NORMAL", "FULL"],
         disposable: bool = False,
+        may_make: bool = True,
     ) -> None:
         self.path = path
+        self._may_make = may_make
         self._disposable = disposable
         self._schema = schema
         self._synchronous = synchronous
@@ -123,6 +127,12 @@ class Database:
                     self._dispose(error, opened.inode)
                 raise
 
+    def make(self) -> None:
+        """Make the file, with its folder, if it is missing."""
+        opened = self._open(may_make=True)
+        with self._guard:
+            self._idle.append(opened)
+
     def close(self) -> None:
         """Close every connection. One that another thread reads from closes when it has finished.
 
@@ -150,18 +160,26 @@ class Database:
                 if self.path.stat().st_ino == opened.inode:
                     return opened
             opened.connection.close()
-        return self._open()
+        return self._open(may_make=self._may_make)
 
-    def _open(self) -> _Opened:
+    def _open(self, *, may_make: bool) -> _Opened:
         generation = self._generation
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._creating():
+        if may_make:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.creating():
+            # SQLite would make a database of an empty file, too.
+            if not may_make and self.path.stat().st_size == 0:
+                raise FileNotFoundError(errno.ENOENT, "the file is empty", str(self.path))
             if not self.path.exists():
                 # A log whose file is gone would be applied to the new file.
                 for suffix in ("-wal", "-shm"):
                     self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             connection = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                f"{self.path.absolute().as_uri()}?mode={'rwc' if may_make else 'rw'}",
+                uri=True,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
             )
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
@@ -180,12 +198,12 @@ class Database:
     def _dispose(self, error: sqlite3.Error, inode: int) -> None:
         """Remove a damaged file, but not a new one that another process put in its place."""
         if self._disposable and code_of(error) in _DAMAGED:
-            with self._creating(), suppress(FileNotFoundError):
+            with self.creating(), suppress(FileNotFoundError):
                 if self.path.stat().st_ino == inode:
                     self.path.unlink()
 
     @contextmanager
-    def _creating(self) -> Iterator[None]:
+    def creating(self) -> Iterator[None]:
         """Hold the lock to make or remove the file: one process at a time."""
         with self.path.with_name(f".{self.path.name}.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from proxy.cache.index import FILE_NAME as INDEX
 from proxy.cache.layout import IMAGES
+from proxy.moderation.first_start import BACKUPS, MARKER
 from proxy.moderation.store import FILE_NAME as STORE
 from proxy.moderation.store import OLDER_NAME as OLDER_STORE
 
-SIGNS = (STORE, OLDER_STORE, INDEX, IMAGES)
+SIGNS = (STORE, OLDER_STORE, INDEX, IMAGES, MARKER, BACKUPS)
 """A folder that contains any of these is the cache folder of a server."""
 
 

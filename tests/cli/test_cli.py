@@ -9,6 +9,7 @@ import getpass
 import os
 import pwd
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -70,7 +71,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def settings(run: Run, tmp_path: Path) -> Config:
     """The configuration of the commands that ``run`` runs, on a folder that a server has made."""
     (tmp_path / "cache" / "images").mkdir(parents=True)
-    return load_config()
+    settings = load_config()
+    with closing(moderation_store_of(settings)) as store:
+        store.make()
+    return settings
+
+
+def without_store(folder: Path) -> None:
+    """Have the folder of a server that could not keep anything."""
+    shutil.rmtree(folder)
+    (folder / "images").mkdir(parents=True)
 
 
 def rows(result: Result) -> list[list[str]]:
@@ -516,7 +526,6 @@ def test_what_the_cdn_has_yet_to_forget_is_listed_with_what_went_wrong(
 ) -> None:
     nothing = run("blocks", "list", "--pending-cdn")
     assert (nothing.exit_code, nothing.stdout, nothing.stderr) == (0, "", "nothing waits\n")
-    assert not (settings.cache.path / "moderation.sqlite3").exists()
     times = iter([1_800_000_000.0, 1_800_000_001.0, 1_800_000_062.0])
     database = moderation_database_of(settings)
     with closing(CdnQueue(database, clock=lambda: next(times))) as queue:
@@ -634,6 +643,7 @@ def test_a_list_says_what_its_columns_are_and_that_its_times_are_utc(
 def test_looking_makes_no_store(run: Run, settings: Config) -> None:
     """Catches an empty store that a running server would take for the one that was lost."""
     folder = settings.cache.path
+    without_store(folder)
     for command, told in (("list", "no blocks"), ("audit", "no decisions")):
         result = run("blocks", command)
         # Who reads the rows reads none; who looks at the terminal sees that it worked.
@@ -681,14 +691,16 @@ def test_nginx_is_told_of_a_folder_that_no_server_has_run_on_yet(run: Run, tmp_p
     assert str(tmp_path / "cache") in result.stderr
 
 
-@pytest.mark.parametrize("mark", ["moderation.sqlite3", "blocks.sqlite3", "index-1.sqlite3"])
-def test_any_file_of_a_server_makes_a_cache_folder(run: Run, tmp_path: Path, mark: str) -> None:
+@pytest.mark.parametrize("mark", ["moderation.sqlite3", "blocks.sqlite3"])
+def test_a_store_alone_makes_a_cache_folder(run: Run, tmp_path: Path, mark: str) -> None:
     """Catches a block that is refused because the pictures were deleted."""
     (tmp_path / "cache").mkdir()
-    with closing(sqlite3.connect(tmp_path / "cache" / mark)) as database:
-        database.execute("CREATE TABLE blocks (did, cid, reason, created_at)")
     if mark == "moderation.sqlite3":
-        (tmp_path / "cache" / mark).write_bytes(b"")
+        with closing(moderation_store_of(load_config())) as store:
+            store.make()
+    else:
+        with closing(sqlite3.connect(tmp_path / "cache" / mark)) as database:
+            database.execute("CREATE TABLE blocks (did, cid, reason, created_at)")
     added = run("blocks", "add", "--did", DID)
     assert added.exit_code == 0, added.stderr
 
@@ -710,15 +722,16 @@ def test_root_makes_no_files_in_the_folder_of_another_user(
     """Catches one command of root's after which the service may neither read nor write."""
     folder = settings.cache.path
     if os.geteuid() == 0:
-        for path in (folder, folder / "images"):
+        for path in (folder, *folder.iterdir()):
             os.chown(path, 65534, 65534)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: 0)
+    before = sorted(folder.rglob("*"))
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     user = pwd.getpwuid(folder.stat().st_uid).pw_name
     assert f"{folder} belongs to {user}" in result.stderr
-    assert [path.name for path in folder.iterdir()] == ["images"]
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_root_works_on_what_a_server_of_roots_made_in_somebody_elses_folder(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import textwrap
 import tomllib
 from contextlib import closing
@@ -192,10 +194,15 @@ def test_blocks_come_back_from_a_backup_by_the_lines_of_the_documents(tmp_path: 
             line = line.removeprefix("runuser -u imageproxy -- ")
             line = line.replace("/var/lib/imageproxy", str(folder))
             line = line.replace("/var/backups/imageproxy", str(backups))
+            line = line.replace("--config /etc/imageproxy/config.toml ", "")
+            if line.startswith("imageproxy "):
+                line = line.replace("imageproxy", f"{sys.executable} -m proxy", 1)
             if line.split()[0] not in ("install", "systemctl"):
-                subprocess.run(["sh", "-euc", line], check=True)
+                environment = {**os.environ, "IMAGE_PROXY_CACHE__PATH": str(folder)}
+                subprocess.run(["sh", "-euc", line], check=True, env=environment)
 
     store = ModerationStore(live / "moderation.sqlite3")
+    store.make()
     store.record("block", [(Selection(did=owner(1)), "")], by="test", owner="test")
     with closing(FeedStore(live / "feeds.sqlite3")) as feeds:
         feeds.follow(owner(9), "")

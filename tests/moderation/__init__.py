@@ -37,7 +37,9 @@ StoreIn = Callable[[Path], ModerationStore]
 
 def open_store(folder: Path) -> ModerationStore:
     """A store as another process would open it; to be closed."""
-    return ModerationStore(folder / "moderation.sqlite3")
+    store = ModerationStore(folder / "moderation.sqlite3")
+    store.make()
+    return store
 
 
 def followers_in(folder: Path) -> Replicas:
@@ -103,7 +105,7 @@ class Process:
 
     def __init__(self, folder: Path) -> None:
         self.replicas = CountingFollowers(folder / "followers")
-        self.blocks = Blocks(open_store(folder), self.replicas)
+        self.blocks = Blocks(ModerationStore(folder / "moderation.sqlite3"), self.replicas)
         self.forgotten: list[Covering] = []
         self.written = trio.Event()
         self.written.set()

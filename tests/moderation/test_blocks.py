@@ -300,7 +300,9 @@ async def test_a_store_that_cannot_be_read_at_the_start_serves_nothing_until_it_
     store_in: StoreIn,
 ) -> None:
     """Catches a start that fails for good, and one without the blocks that are there."""
-    path = store_in(tmp_path).path
+    store = store_in(tmp_path)
+    store.close()
+    path = store.path
     path.write_bytes(GARBAGE)
     process = Process(tmp_path)
     async with process.following():

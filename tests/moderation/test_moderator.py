@@ -222,6 +222,7 @@ async def test_a_process_that_lives_and_does_not_follow_makes_the_call_fail_loud
 
 async def test_what_cannot_be_kept_is_neither_purged_nor_claimed(here: Here) -> None:
     """Catches "blocked" told of a block that the next start forgets."""
+    here.store.close()
     here.store.path.write_bytes(b"this is no database" * 1000)
     async with here.running() as moderator:
         for work in (moderator.block, moderator.purge, moderator.lift, moderator.lift_any):

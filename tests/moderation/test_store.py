@@ -403,6 +403,7 @@ def test_an_older_file_that_cannot_be_read_fails_everything_and_is_named(
 def test_a_damaged_file_fails_everything(tmp_path: Path, content: bytes, store_in: StoreIn) -> None:
     """Catches an answer of "not blocked" from a file that cannot be read."""
     store = store_in(tmp_path)
+    store.close()
     store.path.write_bytes(content)
     for work in (
         store.load,

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -28,7 +28,7 @@ from proxy.model.identifiers import Cid, Did, parse_did
 from proxy.model.keys import ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 from proxy.urls import image_url
-from proxy.wiring import disk_cache_of
+from proxy.wiring import disk_cache_of, moderation_store_of
 from tests.cache import blob_cid, entry, owner
 from tests.fakes.sites import document, new_plc_did, pds_service
 from tests.fakes.world import tiny_jpeg
@@ -228,12 +228,16 @@ async def run_site(folder: Path, environment: Mapping[str, str]) -> AsyncIterato
 async def put(config: Config, each: ImageKey, made: Entry) -> None:
     async with aclosing(disk_cache_of(config)) as cache:
         await cache.put(each, made)
+    with closing(moderation_store_of(config)) as store:
+        store.make()
 
 
 async def put_all(config: Config) -> None:
     async with aclosing(disk_cache_of(config)) as cache:
         for size, (each, format_) in enumerate(CACHED.items(), 100):
             await cache.put(each, entry(size, format_))
+    with closing(moderation_store_of(config)) as store:
+        store.make()
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ async def test_a_cache_that_cannot_be_used_is_told_with_its_reason_until_it_can_
     did, cid = world.add_blob()
     world.cache_path.mkdir()
     folder = world.cache_path / "images"
-    folder.write_text("a file where a folder should be")
+    folder.touch()  # a file where a folder should be
     async with serving(world) as client:
         assert await readiness(client) == (503, "cache unusable: Not a directory\n")
         # Images are still served, and the path is nobody's business.

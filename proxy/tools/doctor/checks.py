@@ -80,15 +80,24 @@ def judge_owner(path: str, owner: str) -> Finding:
     return Finding("warn", "cache folder", text, f"run this as {owner}")
 
 
-def judge_blocks(path: str, error: str | None, *, is_there: bool) -> Finding:
+def judge_blocks(
+    path: str, error: str | None, *, is_there: bool, sign: str | None = None, backup: str = "FILE"
+) -> Finding:
     """Whether the blocks can be read and written: without them nothing is served.
 
     Args:
         error: why not, with the path of the file.
+        sign: the path of what shows that there was a file, if it is missing.
+        backup: the latest copy.
     """
+    restore = f"imageproxy blocks restore {backup}"
     if error is not None:
-        fix = "give it to the user that runs the service; where it is damaged, restore a backup"
+        fix = f"give it to the user that runs the service; where it is damaged: {restore}"
         return Finding("fail", "blocks", f"nothing is served: {error}", fix)
+    if not is_there and sign is not None:
+        text = f"nothing is served: {path} is missing, but {sign} is there"
+        fix = f"{restore}, or, if nothing was ever blocked here, imageproxy blocks restore --empty"
+        return Finding("fail", "blocks", text, fix)
     return Finding("ok", "blocks", f"{path} can be written" if is_there else "none were ever made")
 
 

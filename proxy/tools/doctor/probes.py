@@ -28,6 +28,7 @@ from proxy.imaging import memory_estimate as memory
 from proxy.imaging.workers.client import CannotStart, started
 from proxy.imaging.workers.pool import cpus_of_this_process
 from proxy.imaging.workers.sandbox import Limits
+from proxy.moderation.first_start import has_content, latest_backup, sign_in
 from proxy.moderation.store import FILE_NAME as STORE
 from proxy.moderation.store import OLDER_NAME as OLDER_STORE
 from proxy.tools.doctor.checks import (
@@ -99,10 +100,12 @@ async def _examine_folder(config: Config) -> AsyncGenerator[Finding, None]:
     kept = 0
     if not is_full:  # on a full disk SQLite cannot open files
         store, index = folder / STORE, folder / INDEX
-        has_store, broken = await trio.to_thread.run_sync(_look_at, store)
+        _, broken = await trio.to_thread.run_sync(_look_at, store)
+        has_store = broken is None and await trio.to_thread.run_sync(has_content, store)
         if broken is None:
             _, broken = await trio.to_thread.run_sync(_look_at, folder / OLDER_STORE)
-        yield judge_blocks(str(store), broken, is_there=has_store)
+        sign, backup = await trio.to_thread.run_sync(_signs_of_a_store, folder)
+        yield judge_blocks(str(store), broken, is_there=has_store, sign=sign, backup=backup)
         has_index, broken = await trio.to_thread.run_sync(_look_at, index)
         yield judge_index(str(index), broken, is_there=has_index)
         if has_index and broken is None:
@@ -152,6 +155,15 @@ def _ask_for_access(path: Path) -> None:
     enter = os.X_OK if stat.S_ISDIR(path.stat().st_mode) else 0
     if not os.access(path, os.R_OK | os.W_OK | enter):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _signs_of_a_store(folder: Path) -> tuple[str | None, str]:
+    """What shows that a folder had a store, or None; and the latest copy of it, or "FILE"."""
+    try:
+        sign = sign_in(folder, has_older=(folder / OLDER_STORE).exists())
+    except OSError:  # the folder's own finding reports it
+        sign = None
+    return (str(sign) if sign else None), str(latest_backup(folder) or "FILE")
 
 
 def _look_at(path: Path) -> tuple[bool, str | None]:
