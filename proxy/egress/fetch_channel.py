@@ -16,7 +16,7 @@ by what hosts are known for (``proxy.egress.conduct``), and not to names alone, 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal, get_args
@@ -67,15 +67,18 @@ class _Fetch:
 
     Attributes:
         number: fetches are numbered in the order of their arrival.
+        judgement: what is known of its host. It is renewed when a fetch of the host ends, and by
+            the watcher: for each of hundreds at every step it would cost too much.
         groups: what its host counts for in the room; empty for a host that is prompt.
     """
 
-    def __init__(self, origin: Origin, work: Work, number: int, groups: tuple[str, ...]) -> None:
+    def __init__(self, origin: Origin, work: Work, number: int, judgement: Judgement) -> None:
         self.origin = origin
         self.host = origin.authority
         self.work = work
         self.number = number
-        self.groups = groups
+        self.judgement = judgement
+        self.groups = () if judgement.standing is Standing.PROMPT else judgement.groups
         self.scope = trio.CancelScope()
         self.progress: Progress | None = None
         self.done = trio.Event()
@@ -98,10 +101,11 @@ class _Held:
         self._hosts: Counter[str] = Counter()
         self._groups: Counter[str] = Counter()
 
-    def take(self, host: str, judgement: Judgement, consumers: int = 1) -> None:
-        """Note that a fetch of ``host`` has a consumer; with -1, that it has it no longer."""
+    def take(self, fetch: _Fetch, consumers: int = 1) -> None:
+        """Note that ``fetch`` has a consumer; with -1, that it has it no longer."""
+        judgement = fetch.judgement
         self._free -= consumers
-        self._hosts[host] += consumers
+        self._hosts[fetch.host] += consumers
         if judgement.standing is Standing.PROMPT:
             return
         self._free_of_others -= consumers
@@ -110,9 +114,10 @@ class _Held:
         for group in judgement.groups:
             self._groups[group] += consumers
 
-    def allows(self, host: str, judgement: Judgement) -> bool:
-        """Whether a fetch of ``host`` may have a consumer."""
-        if self._free <= 0 or self._hosts[host] >= self._per_host:
+    def allows(self, fetch: _Fetch) -> bool:
+        """Whether ``fetch`` may have a consumer."""
+        judgement = fetch.judgement
+        if self._free <= 0 or self._hosts[fetch.host] >= self._per_host:
             return False
         if judgement.standing is Standing.PROMPT:
             return True
@@ -207,34 +212,30 @@ class FetchChannel:
         return answer
 
     def _admit(self, origin: Origin, work: Work) -> _Fetch:
-        judgement = self._judge(origin)
-        is_prompt = judgement.standing is Standing.PROMPT
-        groups = () if is_prompt else judgement.groups
-        fetch = _Fetch(origin, work, next(self._numbers), groups)
+        fetch = _Fetch(origin, work, next(self._numbers), self._judge(origin))
         is_free = len(self._running) < self._consumers and fetch.host not in self._waiting
-        if is_free and self._held().allows(fetch.host, judgement):
+        if is_free and self._held().allows(fetch):
             self._start(fetch)
             return fetch
         if len(self._waiting.get(fetch.host, ())) >= self._half:
             raise Saturated(f"{fetch.host}: {self._half} fetches of this host wait")
-        for group in groups:
+        for group in fetch.groups:
             if self._waiting_groups[group] >= self._half:
                 raise Saturated(f"{fetch.host}: {self._half} fetches of {group} wait")
         if self._waiting_count >= self._queue_size:
-            self._make_place(judgement)
+            self._make_place(fetch.judgement)
         self._waiting.setdefault(fetch.host, deque()).append(fetch)
         self._waiting_count += 1
-        self._waiting_groups.update(groups)
+        self._waiting_groups.update(fetch.groups)
         self._somebody_waits.set()
         return fetch
 
     def _make_place(self, newcomer: Judgement) -> None:
         """Refuse the fetch of the host that wasted most, unless the newcomer's is no better."""
         if newcomer.standing is not Standing.SLOW:
-            judged = ((self._judge(fetches[-1].origin), fetches[-1])
-                      for fetches in self._waiting.values())  # fmt: skip
-            worst, fetch = max(judged, key=lambda each: (each[0].standing, each[0].wasted))
-            if worst.standing > newcomer.standing:
+            last = (fetches[-1] for fetches in self._waiting.values())
+            fetch = max(last, key=lambda each: (each.judgement.standing, each.judgement.wasted))
+            if fetch.judgement.standing > newcomer.standing:
                 self._take_out(fetch)
                 fetch.error = Saturated(f"{fetch.host}: its place went to a host that is faster")
                 fetch.done.set()
@@ -261,12 +262,11 @@ class FetchChannel:
         while self._waiting and len(self._running) < self._consumers:
             held = self._held()
             best: tuple[tuple[int, float, int], _Fetch] | None = None
-            for host, fetches in self._waiting.items():
+            for fetches in self._waiting.values():
                 fetch = fetches[0]
-                judgement = self._judge(fetch.origin)
-                is_slow = judgement.standing is Standing.SLOW
-                rank = judgement.standing, judgement.wasted if is_slow else 0.0, fetch.number
-                if (best is None or rank < best[0]) and held.allows(host, judgement):
+                standing, wasted = fetch.judgement.standing, fetch.judgement.wasted
+                rank = standing, wasted if standing is Standing.SLOW else 0.0, fetch.number
+                if (best is None or rank < best[0]) and held.allows(fetch):
                     best = rank, fetch
             if best is None:
                 return
@@ -276,7 +276,7 @@ class FetchChannel:
     def _held(self) -> _Held:
         held = _Held(self._consumers, self._per_host)
         for fetch in self._running:
-            held.take(fetch.host, self._judge(fetch.origin))
+            held.take(fetch)
         return held
 
     def _judge(self, origin: Origin) -> Judgement:
@@ -310,6 +310,14 @@ class FetchChannel:
         answered = fetch.answer is not None
         seconds = now - progress.began
         self._conduct.ended(fetch.origin, seconds, progress.received, answered, now)
+        self._renew(self._waiting.get(fetch.host, ()))
+
+    def _renew(self, of_host: Iterable[_Fetch]) -> None:
+        """Judge the host of these fetches anew."""
+        judgement: Judgement | None = None
+        for fetch in of_host:
+            judgement = judgement or self._judge(fetch.origin)
+            fetch.judgement = judgement
 
     async def _watch(self) -> None:
         """Look after the rates of fetches while others wait, until cancelled."""
@@ -317,7 +325,12 @@ class FetchChannel:
             await self._somebody_waits.wait()
             await trio.sleep(WATCH_SECONDS)
             if self._waiting:
+                for fetches in self._waiting.values():
+                    self._renew(fetches)
+                for fetch in self._running:
+                    self._renew([fetch])
                 self._give_up_slowest()
+                self._start_next()
             else:
                 self._somebody_waits = trio.Event()
 
@@ -335,18 +348,16 @@ class FetchChannel:
             return
         held = self._held()
         left = {host: len(fetches) for host, fetches in self._waiting.items()}
-        judged = {host: self._judge(each[0].origin) for host, each in self._waiting.items()}
         for fetch in sorted(rates, key=lambda fetch: (rates[fetch], fetch.number)):
-            judgement = self._judge(fetch.origin)
-            held.take(fetch.host, judgement, -1)
-            for host in left:
-                if left[host] and host != fetch.host and held.allows(host, judged[host]):
+            held.take(fetch, -1)
+            for host, fetches in self._waiting.items():
+                if left[host] and host != fetch.host and held.allows(fetches[0]):
                     left[host] -= 1
-                    held.take(host, judged[host])
+                    held.take(fetches[0])
                     self._give_up(fetch, rates[fetch])
                     break
             else:
-                held.take(fetch.host, judgement)
+                held.take(fetch)
 
     def _give_up(self, fetch: _Fetch, rate: float) -> None:
         if fetch.error is None:

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from proxy.egress.conduct import Conduct
+from proxy.egress.conduct import Conduct, Judgement
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import Saturated, TimedOut
 from proxy.egress.fetch_channel import ChannelStatistics, FetchChannel
@@ -220,6 +220,26 @@ async def test_in_a_full_room_a_prompt_host_gets_the_place_of_a_slow_one(
     await bench.ask_all("slow0.example")
     assert len(bench.errors) == refused + 2
     assert "slow0" in str(bench.errors[-1]) or "fetches wait" in str(bench.errors[-1])
+
+
+async def test_a_refusal_in_a_full_room_judges_one_host_and_not_all(
+    bench: Bench, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a flood that costs the processor more with every fetch that waits."""
+    bench.make_prompt(*many("known", 2 * QUEUE))
+    await bench.ask_all(*many("known", CONSUMERS + QUEUE))
+    judged = 0
+    judge = bench.conduct.judge
+
+    def counted(origin: Origin, now: float) -> Judgement:
+        nonlocal judged
+        judged += 1
+        return judge(origin, now)
+
+    monkeypatch.setattr(bench.conduct, "judge", counted)
+    await bench.ask_all(*many("new", 100))
+    assert len(bench.errors) == 100
+    assert judged == 100
 
 
 # Who is given up.
