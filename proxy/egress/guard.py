@@ -14,6 +14,7 @@ import trio
 
 from proxy.egress.addresses import Address, forbidden
 from proxy.egress.errors import ConnectFailed, Forbidden
+from proxy.shared.expiring_map import ExpiringMap
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 Dial = Callable[[str, int], Awaitable[trio.abc.Stream]]
@@ -28,8 +29,12 @@ MAX_ATTEMPTS = 6
 # have four thousand, and to check them takes 24 ms.
 MAX_ADDRESSES = 64
 # Threads that wait for the system's resolver, separate from Trio's own 40. An abandoned look-up
-# keeps its thread until the resolver gives up; other work must not wait for such a thread.
-MAX_LOOKUPS = 128
+# keeps its thread until the resolver gives up; other work must not wait for such a thread. Nor must
+# names that resolved before wait for those of strangers whose DNS servers do not answer.
+MAX_LOOKUPS = 96
+MAX_LOOKUPS_OF_KNOWN = 32
+# Bytes of names that resolved before, with 256 for what the map needs for each of them.
+KNOWN_BYTES = 4 * 1024**2
 
 
 class GuardedNetwork:
@@ -57,7 +62,11 @@ class GuardedNetwork:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._allow_private_hosts = allow_private_hosts
-        self._lookup_limiter = trio.CapacityLimiter(MAX_LOOKUPS)
+        self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
+        self._lookups_of_known = trio.CapacityLimiter(MAX_LOOKUPS_OF_KNOWN)
+        self._known: ExpiringMap[str, bool] = ExpiringMap(
+            KNOWN_BYTES, cost=lambda host, _: 256 + len(host)
+        )
         self._lookup = lookup or self._system_lookup
         self._dial = dial
         self._on_address = on_address
@@ -109,12 +118,16 @@ class GuardedNetwork:
         return answers
 
     async def _system_lookup(self, host: str, port: int) -> Sequence[str]:
+        known = self._known.get(host, trio.current_time())
+        # Until this look-up ends well: a name may resolve once, and then hang.
+        self._known.remove(host)
         # Pass bytes, so that Python does not apply an IDNA mapping of its own.
         found = await trio.to_thread.run_sync(
             lambda: getaddrinfo(host.encode("ascii"), port, type=SOCK_STREAM),
             abandon_on_cancel=True,
-            limiter=self._lookup_limiter,
+            limiter=self._lookups_of_known if known else self._lookups,
         )
+        self._known.put(host, True)
         # (address, port) or (address, port, flow, scope): the address text has no scope id.
         ends: list[tuple[Any, ...]] = [entry[4] for entry in found[:MAX_ADDRESSES]]
         return [f"{end[0]}%{end[3]}" if len(end) == 4 and end[3] else end[0] for end in ends]

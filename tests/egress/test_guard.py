@@ -24,7 +24,7 @@ from proxy.egress import guard
 from proxy.egress.addresses import Address
 from proxy.egress.endpoint import parse_origin
 from proxy.egress.errors import ConnectFailed, Forbidden
-from proxy.egress.guard import MAX_ADDRESSES, MAX_ATTEMPTS, GuardedNetwork, Lookup
+from proxy.egress.guard import MAX_ADDRESSES, MAX_ATTEMPTS, MAX_LOOKUPS, GuardedNetwork, Lookup
 from tests.egress.destinations import (
     DESTINATIONS,
     PUBLIC,
@@ -735,3 +735,41 @@ async def test_it_is_told_which_address_a_host_is_dialled_at_and_which_one_answe
     )
     await (await network.connect("pds.example", 443)).aclose()
     assert told == [("pds.example", first), ("pds.example", second)]
+
+
+async def test_names_that_resolved_before_do_not_wait_for_strangers_whose_dns_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches one limiter for all look-ups: an abandoned one keeps its thread for seconds."""
+    release = threading.Event()
+
+    def lookup(host: bytes, port: int, *, type: int) -> list[tuple[object, ...]]:
+        if host != b"pds.example":
+            release.wait()
+        return [(0, 0, 0, "", (PUBLIC_ADDRESSES[0], port))]
+
+    async def dial(address: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return trio.testing.memory_stream_pair()[0]
+
+    monkeypatch.setattr(guard, "getaddrinfo", lookup)
+    network = GuardedNetwork(dial=dial)
+    await (await network.connect("pds.example", 443)).aclose()
+    try:
+        async with trio.open_nursery() as nursery:
+            for number in range(MAX_LOOKUPS + 1):
+                nursery.start_soon(network.connect, f"{number}.evil.example", 443)
+            while network._lookups.borrowed_tokens < MAX_LOOKUPS:
+                await trio.lowlevel.checkpoint()
+            for _ in range(2):
+                with trio.fail_after(5):
+                    await (await network.connect("pds.example", 443)).aclose()
+            # The threads of look-ups that nobody waits for any more are still taken.
+            nursery.cancel_scope.cancel()
+        assert network._lookups.borrowed_tokens == MAX_LOOKUPS
+        with trio.fail_after(5):
+            await (await network.connect("pds.example", 443)).aclose()
+    finally:
+        release.set()
+        while network._lookups.borrowed_tokens:
+            await trio.lowlevel.checkpoint()
