@@ -175,6 +175,13 @@ UNTAKEN = 128 * MIB
 """Bytes of answers that clients have not taken: what ``proxy/web/slow_clients.py`` allows."""
 
 
+MAX_CONNECTIONS = 2048
+"""Open connections of clients: what ``proxy/web/open_connections.py`` allows."""
+
+CONNECTION = 48 * 1024
+"""Bytes of a connection whose request has a head of 16 KiB. An idle one takes 18 KiB."""
+
+
 def ceiling(config: Config, cpus: int) -> int:
     """Return the limit of resident memory, in bytes, of the service and its workers.
 
@@ -192,6 +199,7 @@ def ceiling(config: Config, cpus: int) -> int:
         + waiting_room(config)
         + int(config.cache.memory_mb * MIB)
         + UNTAKEN
+        + MAX_CONNECTIONS * CONNECTION
         + workers * WORKER
         + budget(config)
     )

@@ -22,6 +22,7 @@ from hypercorn.trio.tcp_server import TCPServer
 
 from proxy.config import ConfigError
 from proxy.web.hypercorn_protocols import Http1, Http2, StreamBuffer, TookTooLittle
+from proxy.web.open_connections import CONNECTIONS
 from proxy.web.slow_clients import PIECE, TRANSFERS
 
 MAX_JOINED = 256 * 1024
@@ -90,7 +91,7 @@ def _pieces(data: bytes) -> Iterator[bytes | memoryview]:
 
 
 class Connection(TCPServer):
-    """Hypercorn's connection, with six differences.
+    """Hypercorn's connection, with seven differences.
 
     1. An exception ends only this connection. In Hypercorn it ends the server.
 
@@ -109,7 +110,9 @@ class Connection(TCPServer):
     5. A client that takes less than ``PIECE`` bytes in ``SECONDS`` is disconnected. So is the one
     that made no progress for the longest time, if all together leave more than ``UNTAKEN`` bytes.
 
-    6. The connection closes even if the application is cancelled during the close. Quart cancels
+    6. If more than ``MAX_CONNECTIONS`` are open, the one that was idle for the longest time ends.
+
+    7. The connection closes even if the application is cancelled during the close. Quart cancels
     the application when it learns that the connection closes.
     """
 
@@ -122,14 +125,16 @@ class Connection(TCPServer):
         seconds, terminated = self.config.keep_alive_timeout, self.context.terminated
         self._idle_timer = IdleTimer(seconds, terminated, self._initiate_server_close)
         self.idle_task = self._idle_timer  # type: ignore[assignment]
+        self._life = trio.CancelScope()
 
     async def protocol_send(self, event: Event) -> None:
         """Send the output of Hypercorn's protocols, and handle their other events."""
         if isinstance(event, TookTooLittle):
             await self._give_up()
             return
-        if isinstance(event, Updated) and not event.idle:
-            self._expects_head = True
+        if isinstance(event, Updated):
+            CONNECTIONS.mark(self, is_idle=event.idle)
+            self._expects_head = self._expects_head or not event.idle
         elif isinstance(event, RawData):
             if self._expects_head and self._is_before_body():
                 self._expects_head = False
@@ -174,13 +179,21 @@ class Connection(TCPServer):
 
     async def run(self) -> None:
         """Serve one client until its connection ends."""
+        CONNECTIONS.add(self)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._close_when_cancelled)
-                await super().run()
-                nursery.cancel_scope.cancel()
+            with self._life:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._close_when_cancelled)
+                    await super().run()
+                    nursery.cancel_scope.cancel()
         except* Exception as group:
             log.warning("connection failed", error=repr(group.exceptions)[:500])
+        finally:
+            CONNECTIONS.remove(self)
+
+    def close_soon(self) -> None:
+        """End the connection. Does not wait."""
+        self._life.cancel()
 
     async def _read_data(self) -> None:
         try:
