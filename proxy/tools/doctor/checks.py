@@ -35,9 +35,6 @@ MAX_SKEW, WARN_SKEW = 300.0, 30.0
 """Seconds. Peers refuse certificates and signatures dated minutes in the future; an error of
 seconds only makes ages inexact."""
 
-CLIENTS = 1024
-"""Client connections for which a worker should have descriptors: the listener's backlog."""
-
 OWN_FILES = 64
 """Descriptors of a worker besides its connections: libraries, databases, files being read."""
 
@@ -217,8 +214,8 @@ def judge_files(limit: int, needed: int) -> Finding:
         limit: the soft RLIMIT_NOFILE.
         needed: see ``files_needed``.
     """
-    wanted = needed + CLIENTS
-    text = f"{limit} may be open, {wanted} are needed with {CLIENTS} clients"
+    wanted = needed + memory.MAX_CONNECTIONS
+    text = f"{limit} may be open, {wanted} are needed with {memory.MAX_CONNECTIONS} clients"
     fix = f"LimitNOFILE={2 * wanted} in the systemd unit, or ulimit -n {2 * wanted}"
     if limit < needed + OWN_FILES:
         return Finding("fail", "open files", text, fix)

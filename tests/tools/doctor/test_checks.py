@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from proxy.config import Config
-from proxy.imaging.memory_estimate import ceiling
+from proxy.imaging.memory_estimate import MAX_CONNECTIONS, ceiling
 from proxy.tools.doctor.checks import (
-    CLIENTS,
     GIB,
     AccessTimes,
     Finding,
@@ -171,8 +170,8 @@ def test_files_are_judged_by_the_configuration_and_not_by_a_constant() -> None:
     assert many - few == 3 * 999
     # By processor where the configuration leaves it to the machine.
     assert files_needed(config(), 64) - files_needed(config(), 1) == 2 * 63
-    assert told(judge_files(many + CLIENTS, many)) == "ok"
-    assert told(judge_files(many + CLIENTS - 1, many)) == "warn"
+    assert told(judge_files(many + MAX_CONNECTIONS, many)) == "ok"
+    assert told(judge_files(many + MAX_CONNECTIONS - 1, many)) == "warn"
     assert told(judge_files(many, many)) == "fail"
 
 
