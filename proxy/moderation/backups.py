@@ -26,6 +26,9 @@ KEPT = 7
 DAY = 86400.0
 """Seconds between two copies."""
 
+FIRST_LOOK_SECONDS = 60.0
+"""Seconds after the start of a service until the first check. A command is over by then."""
+
 LOOK_SECONDS = 600.0
 """How often it is checked whether a copy is due; after a failure, when it is tried again."""
 
@@ -115,6 +118,7 @@ async def keep_backed_up(
 
 async def _keep_backed_up(store: Path, clock: Callable[[], float]) -> None:
     limiter = trio.CapacityLimiter(1)
+    await trio.sleep(FIRST_LOOK_SECONDS)
     while True:
         work = partial(_back_up_if_due, store, clock())
         try:

@@ -367,6 +367,7 @@ async def test_one_process_makes_the_copy_of_a_day(
     tmp_path: Path, store_in: StoreIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a copy for each worker process, and none."""
+    monkeypatch.setattr(backups, "FIRST_LOOK_SECONDS", 0)
     store = store_in(tmp_path)
     decide(store, OWNER)
     with logged_by(backups, monkeypatch) as logs:
@@ -383,8 +384,9 @@ async def test_one_process_makes_the_copy_of_a_day(
     assert logs[0]["path"] == str(copy)
 
 
-async def test_a_service_makes_copies(world: World) -> None:
+async def test_a_service_makes_copies(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a chore that nobody starts."""
+    monkeypatch.setattr(backups, "FIRST_LOOK_SECONDS", 0)
     async with world.service() as service:
         await until(lambda: bool(list(world.cache_path.glob(f"{BACKUPS}/*"))))
         assert service.blocks.problem is None
