@@ -24,6 +24,13 @@ MAX_HEAD = 16 * 1024
 MAX_FIELDS = 128
 """Lines of all heads and trailers of one answer; a PDS sends about twenty."""
 
+MAX_BLANKS = 256
+"""Spaces and tabs before the value of a field. The time that h11 takes to refuse a field grows with
+their square: 440 ms for 16 KiB of them."""
+
+MAX_CHUNK_HEADER = 256
+"""Bytes of a chunk's header, for the same reason. Without extensions it has a few."""
+
 MAX_INTERIM = 8
 """Interim answers (1xx) before the final one; real servers send one or two."""
 
@@ -121,6 +128,8 @@ class AnswerMeter:
                 raise BadAnswer(f"more than {MAX_HEAD} bytes of headers")
         else:
             self._spend(len(piece))
+            if len(self._line) + len(piece) > MAX_CHUNK_HEADER:
+                raise BadAnswer(f"a chunk's header has more than {MAX_CHUNK_HEADER} bytes")
         self._line += piece
         if not is_line_end:
             return
@@ -130,6 +139,9 @@ class AnswerMeter:
             self._lines += 1
             if self._lines > MAX_FIELDS:
                 raise BadAnswer(f"more than {MAX_FIELDS} lines of headers")
+            value = line.partition(b":")[2]
+            if len(value) - len(value.lstrip(b" \t")) > MAX_BLANKS:
+                raise BadAnswer(f"more than {MAX_BLANKS} blanks before a header field's value")
         self._end_line(line)
 
     def _end_line(self, line: bytes) -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from proxy.egress.answer_meter import (
     ALLOWANCE,
     EVENT,
+    MAX_BLANKS,
+    MAX_CHUNK_HEADER,
     MAX_FIELDS,
     MAX_HEAD,
     MAX_INTERIM,
@@ -154,7 +156,21 @@ def test_reads_of_a_few_bytes_are_cut() -> None:
 
 def test_chunk_extensions_are_framing() -> None:
     """Catches: bytes that count for no limit, because they are neither head nor body."""
-    assert is_cut(CHUNKED + b"1;%s" % (b"a" * (ALLOWANCE + 1)))
+    extended = b"1;%s\r\nx\r\n" % (b"a" * (MAX_CHUNK_HEADER - 4))
+    assert not is_cut(CHUNKED + extended + b"0\r\n\r\n")
+    assert is_cut(CHUNKED + extended * (ALLOWANCE // MAX_CHUNK_HEADER + 1))
+    assert is_cut(CHUNKED + b"a" + extended)
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\t", b" \t"])
+@pytest.mark.parametrize("part", ["head", "trailer"])
+def test_no_field_reaches_the_parser_that_it_takes_long_to_refuse(part: str, blank: bytes) -> None:
+    """Catches: 16 KB of blanks before a value with a NUL, in which h11 searches for 440 ms."""
+    before = OK if part == "head" else CHUNKED + b"0\r\n"
+    blanks = (blank * MAX_BLANKS)[:MAX_BLANKS]
+    assert not is_cut(before + b"a:" + blanks + b"\0\r\n")
+    assert is_cut(before + b"a:" + blanks + b" \0\r\n")
+    assert not is_cut(before + b"a: b" + blanks * 2 + b"c\r\n")
 
 
 # Whatever a stranger sends.
