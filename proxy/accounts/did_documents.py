@@ -35,8 +35,12 @@ MAX_NAMES = 64
 """The most entries of ``alsoKnownAs`` that are tried as a handle; real documents have one or
 two."""
 
-MAX_REMEMBERED = 100_000
-"""Documents remembered; about 40 MB when full."""
+MAX_BYTES = 48 * 1024**2
+"""Bytes of answers remembered: room for about 70,000 accounts."""
+
+MAX_ENDPOINT = 268
+"""Characters of ``https://``, a host name of 253 (RFC 1035, section 2.3.4), a port and a slash.
+atproto, DID specification: an endpoint has no more than these."""
 
 MIGRATION_AGE = 60.0
 """Seconds; when a PDS does not have a blob, a DID document older than this is asked for again."""
@@ -114,7 +118,8 @@ def pds_of(did: Did, document: bytes) -> str:
 
     Raises:
         DidUnresolvable: it is not a document of this DID.
-        NoPdsEndpoint: it has no such service, or the service's endpoint is not a string.
+        NoPdsEndpoint: it has no such service, or the service's endpoint is not a string of at most
+            ``MAX_ENDPOINT`` characters.
     """
     parsed = parse_document(did, document)
     endpoint = service_endpoint(did, parsed, "#atproto_pds", "AtprotoPersonalDataServer")
@@ -127,11 +132,13 @@ def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> 
     """The endpoint of a service, or None: pure, total.
 
     atproto, DID specification: this is the first service with the id (such as ``#atproto_pds``) and
-    the type.
+    the type. One longer than ``MAX_ENDPOINT`` counts as absent.
     """
     for service in entries(did, document, "service", id):
         endpoint = service.get("serviceEndpoint")
-        if service.get("type") == type and isinstance(endpoint, str) and endpoint:
+        if service.get("type") != type or not isinstance(endpoint, str):
+            continue
+        if 0 < len(endpoint) <= MAX_ENDPOINT:
             return endpoint
     return None
 
@@ -180,7 +187,7 @@ class DidResolver:
             self._ask,
             times_of(config),
             settled=(DidNotFound, NoPdsEndpoint),
-            max_entries=MAX_REMEMBERED,
+            max_bytes=MAX_BYTES,
             clock=clock,
         )
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import trio
 
-from proxy.accounts.did_documents import MAX_REMEMBERED, MIGRATION_AGE, Identity, times_of
+from proxy.accounts.did_documents import MAX_BYTES, MIGRATION_AGE, Identity, times_of
 from proxy.config import Config
 from proxy.egress.endpoint import parse_origin
 from proxy.egress.errors import EgressError, Saturated, TimedOut, TooLarge
@@ -95,7 +95,7 @@ class HandleResolver:
             self._ask,
             times_of(config),
             settled=(BlobNotFound, AmbiguousHandle, NoPdsEndpoint),
-            max_entries=MAX_REMEMBERED,
+            max_bytes=MAX_BYTES,
             clock=clock,
         )
 

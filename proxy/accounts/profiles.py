@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from proxy.accounts.did_documents import MAX_BYTES
 from proxy.accounts.handles import HandleResolver
 from proxy.accounts.records import Picture, Records, picture_cid, pictures_in
 from proxy.config import Config
@@ -15,9 +16,6 @@ from proxy.model.identifiers import Cid, Did, Handle
 from proxy.model.keys import KINDS, BlobKey, Kind
 from proxy.model.references import parse_actor, parse_reference
 from proxy.shared.lookup_cache import Lifetimes, LookupCache
-
-MAX_PROFILES = 100_000
-"""Profiles remembered; about 40 MB when full."""
 
 PROFILE_KEY = "self"
 
@@ -71,7 +69,7 @@ class Profiles:
             self._read_profile,
             Lifetimes(config.actors.ttl, identity.stale_ttl, identity.negative_ttl),
             settled=(BlobNotFound, NoPdsEndpoint),
-            max_entries=MAX_PROFILES,
+            max_bytes=MAX_BYTES,
             clock=clock,
         )
 

@@ -35,6 +35,13 @@ MAX_VALUES = 2048
 MAX_PICTURES = 64
 """The most pictures looked for in one record; a post has at most four, a gallery a few dozen."""
 
+MAX_NAME = 64
+"""Characters of a field's name that are kept; Lexicons have short ones."""
+
+MAX_ALT = 4000
+"""Characters of a description that are kept. The Lexicon has no limit; Bluesky's own client allows
+2000 graphemes."""
+
 PAGE = 500
 """CIDs in one page of ``com.atproto.sync.listBlobs``; this is the method's default."""
 
@@ -83,7 +90,7 @@ def pictures_in(record: object) -> list[Picture]:
     for name, alt, value in islice(_values("", "", record), MAX_VALUES):
         cid = picture_cid(value)
         if cid is not None:
-            found.setdefault(cid, Picture(cid, name, alt))
+            found.setdefault(cid, Picture(cid, name[:MAX_NAME], alt[:MAX_ALT]))
             if len(found) == MAX_PICTURES:
                 break
     return list(found.values())

@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 
 from proxy.egress.errors import AskedToWait, EgressError
 from proxy.shared.expiring_map import ExpiringMap
+from proxy.shared.memory_cost import cost_of
 
 FAILURES_TO_OPEN = 5
 """A host counts as down after this many connect failures and time-outs in a row."""
@@ -23,8 +24,11 @@ MAX_RETRY_AFTER = 300.0
 LEAST_EPOCH = 1e9
 """A ``RateLimit-Reset`` of at least this number is not a delay, but a time after 2001."""
 
-MAX_HOSTS = 10_000
-"""The number of hosts remembered; only hosts that fail are remembered."""
+MAX_BYTES = 8 * 1024**2
+"""Bytes of circuits remembered: room for 10,000 hosts. Only hosts that fail are remembered."""
+
+KEPT_SECONDS = 3600.0
+"""How long a host is remembered after its last failure or pause."""
 
 
 class Circuits:
@@ -39,7 +43,7 @@ class Circuits:
     """
 
     def __init__(self) -> None:
-        self._circuits: ExpiringMap[str, _Circuit] = ExpiringMap(MAX_HOSTS)
+        self._circuits: ExpiringMap[str, _Circuit] = ExpiringMap(MAX_BYTES, cost=cost_of)
 
     def __len__(self) -> int:
         return len(self._circuits)
@@ -72,13 +76,13 @@ class Circuits:
         circuit = self._circuits.get(host, now)
         self._circuits.remove(host)
         if circuit is not None and now < circuit.held_until:
-            self._circuits.put(host, _held(circuit.held_until))
+            self._circuits.put(host, _held(circuit.held_until), now + KEPT_SECONDS)
 
     def hold(self, host: str, seconds: float, now: float) -> None:
         """Note that ``host`` asked to be left alone for ``seconds`` (``Retry-After``)."""
         circuit = self._circuits.get(host, now)
         longest = 0.0 if circuit is None else circuit.held_until
-        self._circuits.put(host, _held(max(now + seconds, longest)))
+        self._circuits.put(host, _held(max(now + seconds, longest)), now + KEPT_SECONDS)
 
     def failed(self, host: str, error: EgressError, now: float) -> None:
         """Note that ``host`` did not accept a connection, or took too long."""
@@ -89,7 +93,7 @@ class Circuits:
             # A copy: the traceback of ``error`` keeps all bytes that the fetch has received.
             circuit.error = type(error)(str(error))
             circuit.open_until = now + OPEN_SECONDS
-        self._circuits.put(host, circuit)
+        self._circuits.put(host, circuit, now + KEPT_SECONDS)
 
     def gave_up(self, host: str, now: float) -> None:
         """Note that a probe ended without a result; another fetch may probe ``host``."""
@@ -100,6 +104,8 @@ class Circuits:
 
 class _Circuit:
     """The state of one host. The circuit is closed while ``error`` is None."""
+
+    __slots__ = ("error", "failures", "held_until", "is_probed", "open_until")
 
     def __init__(self, error: EgressError | None = None, failures: int = 0) -> None:
         self.error = error

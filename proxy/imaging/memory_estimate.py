@@ -167,6 +167,12 @@ def waiting_room(config: Config) -> int:
 SERVICE = 160 * MIB
 """Bytes of the service itself under load: Python, its libraries, connections."""
 
+TABLES = 261 * MIB
+"""Bytes of what strangers make the service remember: the sum of the bounds of those tables."""
+
+VERDICT = 640
+"""Bytes of one verdict of the policy service that is remembered."""
+
 WORKER = 192 * MIB
 """Bytes of a worker between two jobs: Python, the codecs, and remains of earlier jobs."""
 
@@ -195,6 +201,8 @@ def ceiling(config: Config, cpus: int) -> int:
     fetches = 2 * config.fetch.workers * config.fetch.max_source_bytes
     return (
         SERVICE
+        + TABLES
+        + (config.policy.max_entries * VERDICT if config.policy.url else 0)
         + fetches
         + waiting_room(config)
         + int(config.cache.memory_mb * MIB)

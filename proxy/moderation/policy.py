@@ -22,10 +22,14 @@ from proxy.egress.network import Network
 from proxy.errors import PolicyUnavailable, TakenDown
 from proxy.model.keys import BlobKey
 from proxy.shared.expiring_map import ExpiringMap
+from proxy.shared.memory_cost import cost_of
 from proxy.shared.single_flight import Flight, SingleFlight
 
 MAX_ANSWER = 64 * 1024
 """Bytes of an answer that are read past: only its status counts."""
+
+VERDICT = 640
+"""Bytes that a verdict takes, its blob included; the longest (a did:web) takes twice as many."""
 
 log = structlog.get_logger(__name__)
 
@@ -47,12 +51,15 @@ class Verdicts:
 
     Args:
         ttl: seconds that an answer counts.
-        max_entries: answers remembered, the latest; about 400 bytes each.
+        max_entries: answers remembered, the latest, of ``VERDICT`` bytes each. Fewer if many blobs
+            have longer names.
     """
 
     def __init__(self, *, ttl: float, max_entries: int) -> None:
         self._ttl = ttl
-        self._answers: ExpiringMap[BlobKey, Verdict] = ExpiringMap(max_entries)
+        self._answers: ExpiringMap[BlobKey, Verdict] = ExpiringMap(
+            max_entries * VERDICT, cost=_cost
+        )
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -64,6 +71,10 @@ class Verdicts:
     def put(self, blob: BlobKey, verdict: Verdict, now: float) -> None:
         """Remember an answer."""
         self._answers.put(blob, verdict, now + self._ttl)
+
+
+def _cost(blob: BlobKey, verdict: Verdict) -> int:
+    return max(cost_of(blob, verdict), VERDICT)
 
 
 class Policy:

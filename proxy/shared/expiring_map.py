@@ -13,9 +13,18 @@ from proxy.shared.tag_index import TagIndex
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
+GRAIN = 60.0
+"""Seconds; expired entries leave in groups of those that expire within the same time."""
+
+SWEPT = 4
+"""The most expired entries that leave when a key is looked for in vain."""
+
 
 class ExpiringMap(Generic[K, V]):
     """A bounded map in which each entry may expire. Not thread-safe.
+
+    Expired entries leave even if no one looks for them: each look-up that finds nothing, such as
+    that before a new entry, removes up to ``SWEPT`` of those that expired a minute ago or earlier.
 
     Args:
         capacity: the largest sum of the costs of all entries. Above it the least recently used
@@ -38,6 +47,9 @@ class ExpiringMap(Generic[K, V]):
         self._index = None if tags is None else TagIndex(tags)
         # The least recently used first. Each has its value, the time when it expires, and its cost.
         self._entries: OrderedDict[K, tuple[V, float, int]] = OrderedDict()
+        # The keys of each group of entries that expire together, and the earliest group.
+        self._groups: dict[int, dict[K, None]] = {}
+        self._earliest: float = math.inf
         self.cost = 0
 
     def __len__(self) -> int:
@@ -48,6 +60,7 @@ class ExpiringMap(Generic[K, V]):
         """The value of ``key``, or None if it is absent or has expired. Counts as a use."""
         found = self._entries.get(key)
         if found is None:
+            self._sweep(now)
             return None
         value, expires, _cost = found
         if expires <= now:
@@ -67,6 +80,10 @@ class ExpiringMap(Generic[K, V]):
             return
         self._entries[key] = (value, expires, cost)
         self.cost += cost
+        if expires != math.inf:
+            group = int(expires // GRAIN)
+            self._groups.setdefault(group, {})[key] = None
+            self._earliest = min(self._earliest, group)
         if self._index is not None:
             self._index.add(key)
         while self.cost > self._capacity:
@@ -77,7 +94,7 @@ class ExpiringMap(Generic[K, V]):
         found = self._entries.pop(key, None)
         if found is None:
             return
-        self.cost -= found[2]
+        self._forget(key, found)
         if self._index is not None:
             self._index.discard((key,))
 
@@ -99,9 +116,31 @@ class ExpiringMap(Generic[K, V]):
         if len(selected) == len(self._entries):
             self._entries.clear()
             self._index.clear()
+            self._groups.clear()
+            self._earliest = math.inf
             self.cost = 0
             return len(selected)
         for key in selected:
-            self.cost -= self._entries.pop(key)[2]
+            self._forget(key, self._entries.pop(key))
         self._index.discard(selected)
         return len(selected)
+
+    def _forget(self, key: K, entry: tuple[V, float, int]) -> None:
+        """Take a removed entry out of the sum of costs, and out of its group."""
+        _value, expires, cost = entry
+        self.cost -= cost
+        if expires == math.inf:
+            return
+        group = int(expires // GRAIN)
+        del self._groups[group][key]
+        if not self._groups[group]:
+            del self._groups[group]
+            if group == self._earliest:
+                self._earliest = min(self._groups, default=math.inf)
+
+    def _sweep(self, now: float) -> None:
+        for _ in range(SWEPT):
+            if (self._earliest + 1) * GRAIN > now:
+                return
+            # Any key of the group: taking the first would cost more the more have gone before.
+            self.remove(next(reversed(self._groups[int(self._earliest)])))

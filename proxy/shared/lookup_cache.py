@@ -13,6 +13,7 @@ import trio
 
 from proxy.errors import ImageProxyError
 from proxy.shared.expiring_map import ExpiringMap
+from proxy.shared.memory_cost import cost_of
 from proxy.shared.single_flight import Flight, SingleFlight
 
 K = TypeVar("K", bound=Hashable)
@@ -53,7 +54,7 @@ class LookupCache(Generic[K, V]):
         ask: asks the source.
         settled: the errors that mean that there is no answer. They replace a remembered answer.
             Any other ``ImageProxyError`` is a failure of the source.
-        max_entries: above this number the least recently used entries are removed.
+        max_bytes: when the remembered answers take more, the least recently used ones are removed.
         clock: returns seconds; Trio's clock by default.
     """
 
@@ -64,14 +65,14 @@ class LookupCache(Generic[K, V]):
         times: Lifetimes,
         *,
         settled: tuple[type[ImageProxyError], ...],
-        max_entries: int,
+        max_bytes: int,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._source = ask
         self._times = times
         self._settled = settled
         self._clock = clock
-        self._kept: ExpiringMap[K, _Kept[V]] = ExpiringMap(max_entries)
+        self._kept: ExpiringMap[K, _Kept[V]] = ExpiringMap(max_bytes, cost=cost_of)
         self._flights: SingleFlight[K, V] = SingleFlight(nursery)
 
     async def get(self, key: K, *, max_age: float | None = None) -> V:

@@ -18,9 +18,10 @@ from proxy.errors import (
 from proxy.model.keys import BlobKey, ImageKey, Tag
 from proxy.model.selection import Covering
 from proxy.shared.expiring_map import ExpiringMap
+from proxy.shared.memory_cost import TAG, cost_of
 
-MAX_ENTRIES = 100_000
-"""The number of failures remembered; about 110 MB when full, with their messages."""
+MAX_BYTES = 48 * 1024**2
+"""Bytes of failures remembered: room for about 35,000, with their messages."""
 
 SETTLED = (BlobNotFound, CidMismatch, ImageTooLarge, UnsupportedImage, UndecodableImage)
 """Failures whose cause is the blob or its owner: another fetch soon after fails in the same way."""
@@ -62,7 +63,7 @@ class NegativeCache:
         self._longest = max(ttl, longest)
         self._grows = longest > ttl > 0
         self._failures: ExpiringMap[BlobKey | ImageKey, _Failure] = ExpiringMap(
-            MAX_ENTRIES, tags=_tags_of
+            MAX_BYTES, cost=_cost, tags=_tags_of
         )
 
     def __len__(self) -> int:
@@ -100,3 +101,7 @@ def _tags_of(key: BlobKey | ImageKey) -> tuple[Tag, ...]:
         return key.blob.tags
     # The map uses each key as a tag of itself, so the tag that is the blob itself is left out.
     return tuple(tag for tag in key.tags if tag != key)
+
+
+def _cost(key: BlobKey | ImageKey, failure: _Failure) -> int:
+    return cost_of(key, failure) + len(_tags_of(key)) * TAG

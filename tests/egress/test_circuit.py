@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.egress.circuit import (
     FAILURES_TO_OPEN,
-    MAX_HOSTS,
+    KEPT_SECONDS,
     MAX_RETRY_AFTER,
     OPEN_SECONDS,
     Circuits,
@@ -170,9 +170,16 @@ def test_an_open_circuit_keeps_nothing_of_the_fetch_that_failed() -> None:
 def test_only_so_many_hosts_are_remembered() -> None:
     """Catches memory that strangers can fill with names."""
     circuits = Circuits()
-    for number in range(MAX_HOSTS + 100):
+    for number in range(20_000):
         circuits.failed(f"{number}.example", ConnectFailed("refused"), 0)
-    assert len(circuits) == MAX_HOSTS
+    assert 5_000 < len(circuits) < 20_000
+
+
+def test_a_host_that_failed_long_ago_is_forgotten() -> None:
+    """Catches memory for each host that ever failed."""
+    circuits = opened()
+    assert not circuits.check(HOST, KEPT_SECONDS)
+    assert len(circuits) == 0
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ import pyvips
 import trio
 from PIL import Image
 
+from proxy.accounts import did_documents
 from proxy.config import Config, load_config
+from proxy.egress import circuit
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.pipeline import Recipe, Rendered, render_each
 from proxy.imaging.workers.batch import Job
@@ -25,6 +27,8 @@ from proxy.imaging.workers.client import ImageWorker
 from proxy.imaging.workers.sandbox import Limits
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.presets import Preset
+from proxy.moderation import policy
+from proxy.shared import negative_cache
 from tests.imaging import sources
 from tests.processes import SERVE, serve, upstream
 
@@ -176,6 +180,16 @@ def test_the_ceiling_is_the_documented_one() -> None:
     for figures in (memory.SOURCE_BYTES, memory.RESULT_BYTES):
         for format_, figure in figures.items():
             assert re.search(rf"\| {format_.name} \| {figure} \|", text, re.IGNORECASE), format_
+
+
+def test_the_ceiling_counts_the_tables() -> None:
+    """Catches a table whose bound was raised, and the ceiling was not."""
+    tables = 3 * did_documents.MAX_BYTES + 2 * negative_cache.MAX_BYTES + circuit.MAX_BYTES
+    assert tables < memory.TABLES < tables + 16 * MIB, "the rest is for the caches of paths"
+    assert memory.VERDICT == policy.VERDICT
+    asks = Config(policy={"url": "https://policy.example"})
+    verdicts = asks.policy.max_entries * policy.VERDICT
+    assert memory.ceiling(asks, cpus=4) == memory.ceiling(Config(), cpus=4) + verdicts
 
 
 class Peak:

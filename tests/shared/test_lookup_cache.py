@@ -7,7 +7,8 @@ import trio
 from trio.testing import MockClock
 
 from proxy.errors import DidNotFound, DidUnresolvable, ImageProxyError
-from proxy.shared.lookup_cache import Lifetimes, LookupCache
+from proxy.shared.lookup_cache import Lifetimes, LookupCache, _Kept
+from proxy.shared.memory_cost import cost_of
 
 TIMES = Lifetimes(ttl=100, stale_ttl=1000, negative_ttl=10)
 
@@ -37,8 +38,12 @@ async def source() -> Source:
     return Source()
 
 
-def cache_of(nursery: trio.Nursery, source: Source, max_entries: int) -> LookupCache[str, str]:
-    return LookupCache(nursery, source, TIMES, settled=(DidNotFound,), max_entries=max_entries)
+def cache_of(nursery: trio.Nursery, source: Source, answers: int) -> LookupCache[str, str]:
+    """A cache with room for so many answers."""
+    one = cost_of("each", _Kept(1.5, "each"))
+    return LookupCache(
+        nursery, source, TIMES, settled=(DidNotFound,), max_bytes=answers * one + one // 2
+    )
 
 
 async def test_the_answer_that_was_not_used_for_longest_goes_first(
