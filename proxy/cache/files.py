@@ -41,6 +41,7 @@ from proxy.coordination.liveness import Liveness
 from proxy.model.formats import sniff
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection, Selections
+from proxy.shared.regular_file import NotRegular, is_regular, open_regular
 from proxy.shared.sqlite import TRIES_WITH_ROOM, is_full
 
 TOUCH_AFTER = 60.0
@@ -143,15 +144,17 @@ class CacheFolder:
         now = self._clock()
         if now - status.st_atime > TOUCH_AFTER:
             with suppress(OSError):  # a use that cannot be recorded is still a hit
-                os.utime(self._images / file.path, (now, status.st_mtime))
+                os.utime(self._images / file.path, (now, status.st_mtime), follow_symlinks=False)
         return data
 
     def _load(self, file: File) -> tuple[bytes, os.stat_result] | None:
+        """The content and status of a file; None if there is none, or it is not a regular one."""
         try:
-            with (self._images / file.path).open("rb") as opened:
-                return opened.read(), os.fstat(opened.fileno())
-        except (FileNotFoundError, NotADirectoryError):
+            descriptor = open_regular(self._images / file.path, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError, NotRegular):
             return None
+        with open(descriptor, "rb") as opened:
+            return opened.read(), os.fstat(opened.fileno())
 
     def _judge(self, rows: Rows, file: File) -> bytes | None:
         """Return the content of a file and complete its row; None if the content is not valid."""
@@ -339,7 +342,7 @@ class CacheFolder:
     def _last_use(self, record: IndexEntry) -> float:
         """Return when an entry was last read, by its access time; never a time in the future."""
         try:
-            accessed = (self._images / record.file.path).stat().st_atime
+            accessed = (self._images / record.file.path).lstat().st_atime
         except (FileNotFoundError, NotADirectoryError):
             return record.used
         return min(accessed, self._clock())
@@ -416,7 +419,7 @@ class CacheFolder:
         entries = filter(_is_entry, self._files(self._images))
         for file in itertools.islice(entries, MOST_WEIGHED):
             with suppress(FileNotFoundError, NotADirectoryError):
-                status = (self._images / file.path).stat()
+                status = (self._images / file.path).lstat()
                 found.append((status.st_atime, status.st_size, file))
         given_up: list[File] = []
         freed = 0
@@ -515,7 +518,7 @@ class CacheFolder:
 
     def shards(self) -> list[Path]:
         """Return the folders, each of which is indexed and verified as a unit."""
-        return sorted(self._images.glob("*/*/"))
+        return sorted(path for path in self._images.glob("*/*/") if not path.is_symlink())
 
     def known_shards(self) -> list[Path]:
         """Return ``shards``, and those that only the index has."""
@@ -560,8 +563,8 @@ class CacheFolder:
         with suppress(FileNotFoundError):
             if file.name.endswith(".tmp"):
                 path.unlink()
-            elif _is_entry(file) and rows.find(file) is None:
-                rows.add(_record_of(file, path.stat(), None))
+            elif _is_entry(file) and is_regular(path) and rows.find(file) is None:
+                rows.add(_record_of(file, path.lstat(), None))
                 return True
         return False
 
@@ -570,7 +573,7 @@ class CacheFolder:
 
         ``damaged``: the content is not as written. ``missing``: in the index, but no file exists.
         ``unknown``: the file exists, but is not in the index. ``foreign``: the name is not that of
-        an entry.
+        an entry, or it is not a regular file.
         """
         files = set(self._files(shard))
         found = []
@@ -589,7 +592,7 @@ class CacheFolder:
         return found
 
     def _wrong_with(self, file: File, record: IndexEntry | None) -> str | None:
-        if not _is_entry(file):
+        if not _is_entry(file) or self._is_special(file):
             return "foreign"
         found = self._load(file)
         if found is None:
@@ -600,6 +603,13 @@ class CacheFolder:
         if record is None:
             return "unknown"
         return None if record.digest is None or _is_of(record, data) else "damaged"
+
+    def _is_special(self, file: File) -> bool:
+        """Whether there is something that is not a regular file."""
+        try:
+            return not is_regular(self._images / file.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _repair(self, file: File, wrong: str) -> None:
         if wrong == "unknown":

@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from proxy.model.keys import ImageKey
+from proxy.shared.regular_file import open_regular
 
 FIRST_POLL_SECONDS = 0.01
 """The first pause before a lock that another process holds is tried again. A try is one system
@@ -93,7 +94,7 @@ class BuildLocks:
 
     def _open_file(self) -> int:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return open_regular(self._path, os.O_RDWR | os.O_CREAT)
 
     def _try(self, byte: int) -> bool:
         if byte in self._held:  # a write of this process is still going on

@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from proxy.shared.regular_file import open_regular
+
 
 def try_lock(file: Path, flags: int = 0) -> int | None:
     """A descriptor that holds the lock of ``file`` until it is closed; None: it is already locked.
@@ -14,9 +16,9 @@ def try_lock(file: Path, flags: int = 0) -> int | None:
         flags: flags for open(2), in addition to those for reading and writing.
 
     Raises:
-        OSError: the file cannot be opened or locked.
+        OSError: the file cannot be opened or locked, or is not a regular one.
     """
-    descriptor = os.open(file, flags | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    descriptor = open_regular(file, flags | os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

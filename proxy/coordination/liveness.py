@@ -112,7 +112,8 @@ class Liveness:
 
     def _marks(self) -> Iterable[str]:
         try:
-            names = os.listdir(self._folder)
+            with os.scandir(self._folder) as entries:
+                names = [each.name for each in entries if each.is_file(follow_symlinks=False)]
         except FileNotFoundError:
             return ()
         return (name for name in names if not name.endswith(_NEW))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from proxy.shared.regular_file import NotRegular, is_regular, open_regular
 
 BUSY_SECONDS = 10.0
 """How long a write waits for writes of other processes; each of them takes milliseconds."""
@@ -167,6 +170,7 @@ class Database:
         if may_make:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.creating():
+            self._refuse_special_files()
             # SQLite would make a database of an empty file, too.
             if not may_make and self.path.stat().st_size == 0:
                 raise FileNotFoundError(errno.ENOENT, "the file is empty", str(self.path))
@@ -195,6 +199,20 @@ class Database:
                 connection.close()
                 raise
 
+    def _refuse_special_files(self) -> None:
+        """Remove what is not a regular file in the place of a disposable one; or raise."""
+        for suffix in ("", "-wal", "-shm"):
+            path = self.path.with_name(self.path.name + suffix)
+            try:
+                if is_regular(path):
+                    continue
+            except FileNotFoundError:
+                continue
+            if self._disposable:
+                path.unlink()
+            elif not path.is_file():  # an operator may have put it elsewhere, and linked it
+                raise NotRegular(path)
+
     def _dispose(self, error: sqlite3.Error, inode: int) -> None:
         """Remove a damaged file, but not a new one that another process put in its place."""
         if self._disposable and code_of(error) in _DAMAGED:
@@ -205,6 +223,7 @@ class Database:
     @contextmanager
     def creating(self) -> Iterator[None]:
         """Hold the lock to make or remove the file: one process at a time."""
-        with self.path.with_name(f".{self.path.name}.lock").open("wb") as lock:
+        path = self.path.with_name(f".{self.path.name}.lock")
+        with open(open_regular(path, os.O_CREAT | os.O_WRONLY), "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
