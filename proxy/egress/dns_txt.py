@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from socket import SOCK_STREAM
 from typing import Any
@@ -20,6 +21,7 @@ import dns.version
 import trio
 
 from proxy.egress.errors import ConnectFailed, Saturated, TimedOut
+from proxy.egress.neighbours import registered_domain
 
 LOOKUP_SECONDS = 5.0
 """For one name, with the time spent waiting. A recursive server that has to ask others needs one
@@ -32,6 +34,12 @@ MAX_AT_ONCE = 32
 """Questions under way, each with a socket of its own."""
 
 MAX_WAITING = 256
+
+MAX_OF_DOMAIN = 8
+"""Questions under way for names below one registered domain. Its DNS servers may keep silent, and
+then each question takes its five seconds."""
+
+MAX_WAITING_OF_DOMAIN = 64
 
 MAX_ANSWER = 2048
 """The limit for an answer over TCP, in bytes. Parsing takes up to 23 microseconds for each of its
@@ -64,6 +72,9 @@ class TxtRecords:
         self._nameservers = nameservers
         self._resolver: dns.asyncresolver.Resolver | None = None
         self._turns = trio.CapacityLimiter(MAX_AT_ONCE)
+        # By registered domain; only of domains that have questions at the moment.
+        self._turns_of: dict[str, trio.CapacityLimiter] = {}
+        self._unanswered = 0
 
     async def lookup(self, name: str) -> list[bytes]:
         """The TXT values of a host name, each with its strings joined; empty if it has none.
@@ -72,18 +83,34 @@ class TxtRecords:
 
         Raises:
             TimedOut, ConnectFailed: no server answered, or no server gave a usable answer.
-            Saturated: too many questions are waiting.
+            Saturated: too many questions are waiting, of all names or of this domain.
         """
         try:
             absolute = dns.name.from_text(name, dns.name.root)
         except dns.name.NameTooLong:
             return []
-        if self._turns.statistics().tasks_waiting >= MAX_WAITING:
+        if self._unanswered >= MAX_AT_ONCE + MAX_WAITING:
             raise Saturated(f"{MAX_WAITING} DNS questions wait")
         with trio.move_on_after(LOOKUP_SECONDS):
-            async with self._turns:
+            async with self._turn(registered_domain(name)):
                 return await self._ask(absolute)
         raise TimedOut(f"{name}: no DNS answer within {LOOKUP_SECONDS:g} s")
+
+    @asynccontextmanager
+    async def _turn(self, domain: str) -> AsyncIterator[None]:
+        """Wait for a turn of the domain, and then for one of all."""
+        turns = self._turns_of.setdefault(domain, trio.CapacityLimiter(MAX_OF_DOMAIN))
+        if turns.statistics().tasks_waiting >= MAX_WAITING_OF_DOMAIN:
+            raise Saturated(f"{MAX_WAITING_OF_DOMAIN} DNS questions for {domain} wait")
+        self._unanswered += 1
+        try:
+            async with turns, self._turns:
+                yield
+        finally:
+            self._unanswered -= 1
+            used = turns.statistics()
+            if not used.borrowed_tokens and not used.tasks_waiting:
+                self._turns_of.pop(domain, None)
 
     async def _ask(self, name: dns.name.Name) -> list[bytes]:
         try:

@@ -142,6 +142,34 @@ async def test_only_so_many_questions_are_asked_and_wait(
     assert len(set(server.asked)) == 2
 
 
+async def test_names_below_one_silent_domain_leave_turns_to_others(server: FakeDns) -> None:
+    """Catches a thousand handles below a domain whose DNS servers keep silent: they would have
+    every turn, five seconds each, and no other handle would be resolved."""
+    server.is_silent = True
+    records = records_of(server)
+    refused: list[str] = []
+
+    async def ask(name: str) -> None:
+        try:
+            await records.lookup(name)
+        except Saturated:
+            refused.append(name)
+
+    asked = txt.MAX_OF_DOMAIN + txt.MAX_WAITING_OF_DOMAIN + 10
+    async with trio.open_nursery() as nursery:
+        for number in range(asked):
+            nursery.start_soon(ask, f"_atproto.h{number}.evil.com")
+        with trio.fail_after(20):
+            while len(set(server.asked)) < txt.MAX_OF_DOMAIN or len(refused) < 10:
+                await trio.lowlevel.checkpoint()
+            server.is_silent = False
+            server.records[NAME] = ["did=one"]
+            assert await records.lookup(NAME) == [b"did=one"]
+        nursery.cancel_scope.cancel()
+    assert len(refused) == 10
+    assert records._turns_of == {}
+
+
 WITHOUT_BACKEND = """
 import sys
 sys.modules["dns._trio_backend"] = None
