@@ -1,7 +1,7 @@
 """An attacker, as a process of its own, so that its work is not that of the honest clients.
 
-It writes the port of its directory as one line to standard output, begins when a ``Target`` comes
-as a line of standard input, ends when that ends, and then writes its ``Report``.
+It writes the port of its directory and name server as one line to standard output, begins when a
+``Target`` comes as a line of standard input, ends when that ends, and then writes its ``Report``.
 """
 
 from __future__ import annotations
@@ -51,15 +51,25 @@ async def _lines() -> AsyncIterator[bytes]:
 
 
 async def _main(name: str, honest_port: int) -> None:
+    udp = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+    with udp:
+        ground = await _attack(name, honest_port, udp)
+    report = Report(ground.uplink.sent, dict(ground.asked), dict(ground.wrong))
+    print(json.dumps(asdict(report)), flush=True)
+
+
+async def _attack(name: str, honest_port: int, udp: trio.socket.SocketType) -> Ground:
     async with trio.open_nursery() as nursery:
         ground = Ground(nursery, honest_port)
-        print(await ground.listen(ground.answer_for_directory, LOOPBACK), flush=True)
+        port = await ground.listen(ground.answer_for_directory, LOOPBACK)
+        await udp.bind((LOOPBACK, port))
+        nursery.start_soon(ground.answer_dns, udp)
+        print(port, flush=True)
         async for line in _lines():
             ground.target = Target(**json.loads(line))
             nursery.start_soon(BY_NAME[name].run, ground)
         nursery.cancel_scope.cancel()
-    report = Report(ground.uplink.sent, dict(ground.asked), dict(ground.wrong))
-    print(json.dumps(asdict(report)), flush=True)
+    return ground
 
 
 if __name__ == "__main__":

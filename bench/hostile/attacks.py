@@ -41,12 +41,15 @@ class Attack:
         what: a line for the table.
         run: attacks until it is cancelled.
         environment: settings that it needs, beside the default configuration.
+        is_timed: whether honest clients may expect anything of the server meanwhile; if not, only
+            its memory and its answers are judged.
     """
 
     name: str
     what: str
     run: Callable[[Ground], Awaitable[None]]
     environment: Mapping[str, str] = field(default_factory=dict)
+    is_timed: bool = True
 
 
 def _blob_length(ground: Ground) -> int:
@@ -245,8 +248,13 @@ async def _many_scans(ground: Ground) -> None:
     await _pictures(ground, make, "/img/content_preview/plain/{did}/{cid}", clients=3)
 
 
+async def _most_scans(ground: Ground) -> None:
+    make = partial(blobs.scans_jpeg, 7000, 7000, 2600)
+    await _pictures(ground, make, "/img/content_preview/plain/{did}/{cid}", clients=3)
+
+
 async def _tall_picture(ground: Ground) -> None:
-    make = partial(blobs.scans_jpeg, 1600, 31_250, 45_000)
+    make = partial(blobs.scans_jpeg, 1600, 31_250, 200)
     await _pictures(ground, make, "/img/content_full/plain/{did}/{cid}@avif", clients=1)
 
 
@@ -263,6 +271,11 @@ async def _directory_flood(ground: Ground) -> None:
         await ground.ask(_image(did, cid_of(did.encode())))
 
     await ground.clients(280, ask)
+
+
+async def _handle_flood(ground: Ground) -> None:
+    ground.directory_delay = 0.1
+    await ground.clients(280, lambda: ground.ask(f"/avatar/h{ground.number()}.hostile.test"))
 
 
 async def _trickling_hosts(ground: Ground) -> None:
@@ -315,7 +328,7 @@ async def _upgrades(ground: Ground) -> None:
         if answer.startswith(b"HTTP/1.1 101"):
             ground.wrong["an upgrade to h2c was accepted"] += 1
         answer = await _raw(ground, blobs.PREFACE + blobs.SETTINGS)
-        if answer and not answer.startswith(b"HTTP/1.1 4"):
+        if answer and not answer.startswith(b"HTTP/1.1 "):
             ground.wrong["HTTP/2 was spoken without TLS"] += 1
         answer = await _raw(ground, _WEBSOCKET)
         if answer and not answer.startswith(b"HTTP/1.1 4"):
@@ -413,7 +426,7 @@ ESCAPE = "\x1b]0;hostile"
 
 async def _escapes(ground: Ground) -> None:
     async def ask() -> None:
-        await ground.ask("/img/%1b%5d0;hostile%07/plain/%1b%5d0;hostile%07/%0a%1b[2J")
+        await ground.ask("/img/%1b%5d0;hostile%07/plain/%1b%5d0;hostile%07/%1b%5b2J")
         raw = f"GET /{ESCAPE} HTTP/1.1\r\nHost: {ESCAPE}\r\nUser-Agent: {ESCAPE}\r\n\r\n"
         await _raw(ground, raw.encode())
 
@@ -445,10 +458,12 @@ ATTACKS = (
     Attack("large-documents", "DID documents with an endpoint of 250 KB", _large_documents),
     Attack("h2-slow-readers", "300 streams of HTTP/2 that read nothing", _h2_slow_readers),
     Attack("slow-readers", "200 connections that read a byte in 5 s", _slow_readers),
-    Attack("many-scans", "3 clients: 49 megapixels in 800 scans of nothing", _many_scans),
+    Attack("many-scans", "3 clients: 49 megapixels in 590 scans of nothing", _many_scans),
+    Attack("most-scans", "3 clients: the same in as many scans as are read", _most_scans),
     Attack("tall-picture", "1 client: 1600 x 31,250, as AVIF", _tall_picture),
     Attack("many-profiles", "3 clients: a PNG with 2,300 colour profiles", _many_profiles),
     Attack("directory-flood", "280 clients: accounts that do not exist", _directory_flood),
+    Attack("handle-flood", "280 clients: handles of accounts that do not exist", _handle_flood),
     Attack("trickling-hosts", "40 PDSes that send 1.2 KB/s", _trickling_hosts),
     Attack("upgrades", "h2c by upgrade and by prior knowledge; WebSocket", _upgrades),
     Attack("both-lengths", "Content-Length and Transfer-Encoding", _both_lengths),
@@ -465,7 +480,9 @@ async def _together(ground: Ground) -> None:
             nursery.start_soon(attack.run, ground)
 
 
-TOGETHER = Attack("together", "all of these at once", _together, {**_ADMIN, **_CONSOLE})
+TOGETHER = Attack(
+    "together", "all of these at once", _together, {**_ADMIN, **_CONSOLE}, is_timed=False
+)
 
 ALL = (*ATTACKS, TOGETHER)
 BY_NAME = {attack.name: attack for attack in ALL}

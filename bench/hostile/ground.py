@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import dns.message
+import dns.rrset
 import h11
 import trio
 
@@ -28,8 +32,12 @@ _PIECE = 16 * 1024
 _PAUSE = 0.05
 """Seconds before a client comes again whose connection was closed."""
 
-_REQUEST = 200
-"""Bytes that a request is counted as."""
+_REQUEST = 520
+"""Bytes that a request is counted as: the client's packets of a connection of its own."""
+
+_ROUND_TRIP = 0.05
+"""Seconds on average between an answer and the next request of a client: the network that is not
+here."""
 
 _HONEST_LATENCY = 0.02
 """Seconds before the directory answers for an honest account."""
@@ -91,7 +99,8 @@ class Ground:
     Attributes:
         target: what is attacked; known when the attack begins.
         documents: of hostile accounts by DID, made when they are asked for.
-        directory_delay: seconds before the directory answers for a hostile account.
+        directory_delay: seconds before the directory and the name server answer for a hostile
+            account.
         asked: answers to hostile requests, by status or error.
         wrong: answers that no attacker may get.
     """
@@ -136,6 +145,21 @@ class Ground:
         body = make()
         await self.uplink.send(stream, head(len(body)) + body)
 
+    async def answer_dns(self, socket: trio.socket.SocketType) -> None:
+        """The name server: each handle is one of a hostile account."""
+        while True:
+            data, peer = await socket.recvfrom(4096)
+            self.nursery.start_soon(self._answer_dns, socket, data, peer)
+
+    async def _answer_dns(self, socket: trio.socket.SocketType, data: bytes, peer: Any) -> None:
+        await trio.sleep(self.directory_delay)
+        question = dns.message.from_wire(data)
+        answer = dns.message.make_response(question)
+        name = question.question[0].name
+        text = f'"did={self.hostile_did()}"'
+        answer.answer.append(dns.rrset.from_text(name, 60, "IN", "TXT", text))
+        await socket.sendto(answer.to_wire(), peer)
+
     async def pds(self, respond: Respond, host: str = "127.1.1.1") -> str:
         """Start a PDS; the URL of it."""
         return f"http://{host}:{await self.listen(respond, host)}"
@@ -159,6 +183,7 @@ class Ground:
 
     async def ask(self, path: str) -> Answer | None:
         """GET ``path`` from the proxy over a connection of its own; None if there is no answer."""
+        await trio.sleep(random.uniform(0, 2 * _ROUND_TRIP))
         await self.uplink.turn(_REQUEST)
         try:
             answer = await get(self.target.port, path)
@@ -187,12 +212,13 @@ class Ground:
         socket = trio.socket.socket()
         if receive_buffer:
             socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_buffer)
+        await trio.sleep(random.uniform(0, 2 * _ROUND_TRIP))
         try:
             with socket:
                 await socket.connect((LOOPBACK, self.target.port))
                 yield trio.SocketStream(socket)
-        except GONE as error:
-            self.asked[type(error).__name__] += 1
+        except* GONE:  # also from a nursery within the block
+            self.asked["connection ended"] += 1
             await trio.sleep(_PAUSE)
 
 
