@@ -79,7 +79,7 @@ class RefusingParser(h11.Connection):
 def refusal(request: h11.Request) -> int | None:
     """Return the status that refuses an HTTP/1 request because of its head, or None. Pure.
 
-    - 505: another major version, for example the preface of HTTP/2 (RFC 9113, section 3.4).
+    - 400: another major version, for example the preface of HTTP/2 (RFC 9113, section 3.4).
     - 431: too many header fields (RFC 6585, section 5).
     - 400: an upgrade to a WebSocket (RFC 6455, section 4.2.1). Other upgrades are ignored (RFC
       9110, section 7.8).
@@ -87,7 +87,7 @@ def refusal(request: h11.Request) -> int | None:
       may see the end of the body elsewhere (RFC 9112, section 6.1).
     """
     if not request.http_version.startswith(b"1."):
-        return 505
+        return 400
     if len(request.headers) > MAX_HEADERS:
         return 431
     is_chunked = has_length = False

@@ -24,6 +24,7 @@ from proxy.web.responses import (
     image_response,
     not_modified,
 )
+from proxy.web.slow_clients import TRANSFERS
 
 PARSED = 4096
 """Size of the LRU cache of parsed paths: about 1 KB each, only valid paths."""
@@ -216,6 +217,8 @@ async def _get_image(
 
 
 async def _get_blob(service: Service, key: BlobKey) -> tuple[HttpResponse, str, Timings]:
+    if TRANSFERS.is_half_full:
+        raise Busy("clients leave too much untaken")
     return blob_response(key, await service.get_blob(key)), "none", NO_TIMINGS
 
 

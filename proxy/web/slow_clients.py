@@ -56,6 +56,11 @@ class Transfers:
         self._transfers: OrderedDict[Transfer, None] = OrderedDict()
         self._holders: Counter[int] = Counter()
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether no original should be fetched now: its client might leave it untaken too."""
+        return self.bytes > self.limit // 2
+
     @contextmanager
     def begin(self, data: bytes, *, shield: bool = False) -> Iterator[Transfer]:
         """Run a block in the scope of a new transfer, which ends with the block.

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import proxy.web.responder
 from proxy.model.selection import Selection
+from proxy.web.slow_clients import Transfers
 from tests.fakes.faults import with_body
 from tests.fakes.sites import cid_of
 from tests.fakes.world import World, tiny_jpeg, tiny_png
@@ -117,6 +119,23 @@ async def test_a_matching_etag_is_a_304_without_a_fetch_unless_the_blob_is_block
         await client.service.moderator.block(Selection(None, cid), by="a test")
         reply = await client.get(f"/blob/{did}/{cid}", ("If-None-Match", f'"{cid}"'))
         assert (reply.status, "etag" in reply.headers) == (404, False)
+
+
+async def test_an_original_is_not_fetched_while_clients_leave_too_many_untaken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches slow clients that are cut, ask again, and have 10 MB fetched each time."""
+    transfers = Transfers(100)
+    monkeypatch.setattr(proxy.web.responder, "TRANSFERS", transfers)
+    did, cid = world.add_blob()
+    async with serving(world) as client:
+        with transfers.begin(bytes(51)):
+            reply = await client.get(f"/blob/{did}/{cid}")
+            assert (reply.status, reply.headers["retry-after"]) == (503, "2")
+            assert world.pds.blob_requests == 0
+            assert (await client.get(img(did, cid))).status == 200
+        with transfers.begin(bytes(50)):
+            assert (await client.get(f"/blob/{did}/{cid}")).status == 200
 
 
 async def test_the_etag_of_an_original_is_not_that_of_a_picture_made_from_it(

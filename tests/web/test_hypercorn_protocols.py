@@ -60,8 +60,8 @@ WEBSOCKET = (
 )
 
 REFUSED = {
-    "HTTP/2 by prior knowledge": (PREFACE + bytes(9), 505),
-    "a later HTTP": (get(version="2.0"), 505),
+    "HTTP/2 by prior knowledge": (PREFACE + bytes(9), 400),
+    "a later HTTP": (get(version="2.0"), 400),
     "a WebSocket": (get("Connection: Upgrade", "Upgrade: websocket", *WEBSOCKET), 400),
     "a WebSocket in other words": (
         get("Connection: keep-alive, upgrade", "Upgrade: foo/1, WebSocket", *WEBSOCKET),
