@@ -15,7 +15,7 @@ import trio
 
 from proxy.coordination.file_lock import try_lock
 
-TURN_SECONDS = 5.0
+RETRY_SECONDS = 5.0
 """How often a process tries to become the leader."""
 
 log = structlog.get_logger(__name__)
@@ -66,5 +66,5 @@ async def _take(leadership: Leadership) -> None:
             if await trio.to_thread.run_sync(leadership.take):
                 return
         except OSError as error:
-            log.error("a chore's turn cannot be taken", error=str(error))
-        await trio.sleep(TURN_SECONDS)
+            log.error("no process can become the leader of a chore", error=str(error))
+        await trio.sleep(RETRY_SECONDS)

@@ -1,6 +1,6 @@
-"""The set of blocked owners, blobs and pairs. A million take 20 MB; a check takes a microsecond.
+"""The set of blocked owners, blobs and pairs. A million need 20 MB; a check takes a microsecond.
 
-Pure. Strings in a set would cost ten times that, in every process.
+A set of strings would need ten times as much, in every process. Pure.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from proxy.model.identifiers import Cid, content_cid
 from proxy.model.keys import BlobKey
 
 DIGEST = 16
-"""Bytes of a block's digest: that two of 2 ** 40 are alike has a chance of 2 ** -49."""
+"""Bytes of a block's digest. Two of 2 ** 40 digests are equal with a probability of 2 ** -49."""
 
 BUCKETS = 2**14
-"""A million blocks are 61 digests in each, a kilobyte to search."""
+"""The number of buckets. With a million blocks each has 61 digests: a kilobyte to search."""
 
 FILTER_BYTES = 2**21
-"""Bits enough that of a million blocks 6 % of what is not blocked is looked up further."""
+"""The size of the filter. With a million blocks, it lets 6 % of the unblocked blobs through."""
 
 
 _FILTER_MASK = FILTER_BYTES * 8 - 1
 
 
 class BlockSet:
-    """A set of pairs (DID, CID); ``""`` in place of one stands for every one."""
+    """A set of pairs (DID, CID), where ``""`` means every DID or every CID.
+
+    A CID stands for its digest.
+    """
 
     def __init__(self) -> None:
-        # Of this set alone: nobody can choose identifiers that crowd one bucket.
+        # Each set has its own salt, so that nobody can choose identifiers that fill one bucket.
         self._salt = secrets.token_bytes(blake2b.SALT_SIZE)
         self._filter = bytearray(FILTER_BYTES)
         self._buckets = [b""] * BUCKETS
@@ -43,7 +46,7 @@ class BlockSet:
             return False
         bits = self._filter
         did, cid = blob.did, content_cid(blob.cid)
-        # Before every hit, so without a call for each: most pairs end at the filter.
+        # This runs before every hit, so it avoids function calls: the filter ends most look-ups.
         for pair in ((did, ""), ("", cid), (did, cid)):
             place = hash(pair) & _FILTER_MASK
             if bits[place >> 3] >> (place & 7) & 1 and self._holds(pair):
@@ -51,7 +54,7 @@ class BlockSet:
         return False
 
     def add(self, did: str, cid: str) -> None:
-        """Put a pair in; nothing happens where it is."""
+        """Add a pair. Idempotent."""
         cid = content_cid(Cid(cid))
         digest, number = self._digest(did, cid)
         if _position(self._buckets[number], digest) is None:
@@ -61,8 +64,8 @@ class BlockSet:
             self._filter[place >> 3] |= 1 << (place & 7)
 
     def discard(self, did: str, cid: str) -> None:
-        """Take a pair out; nothing happens where it is not."""
-        # Its bit in the filter stays: it may be another's too, and costs a look-up at most.
+        """Remove a pair. Idempotent."""
+        # Its bit in the filter stays: another pair may share it, and it costs only a look-up.
         digest, number = self._digest(did, content_cid(Cid(cid)))
         bucket = self._buckets[number]
         position = _position(bucket, digest)
@@ -75,15 +78,15 @@ class BlockSet:
         return _position(self._buckets[number], digest) is not None
 
     def _digest(self, did: str, cid: str) -> tuple[bytes, int]:
-        """The digest of a pair, and the number of the bucket it belongs in."""
-        # Neither holds a space, so no two pairs make one text.
+        """The digest of a pair, and the number of its bucket."""
+        # DIDs and CIDs contain no space, so different pairs give different texts.
         text = f"{did} {cid}".encode()
         digest = blake2b(text, digest_size=DIGEST, salt=self._salt).digest()
         return digest, (digest[0] << 8 | digest[1]) % BUCKETS
 
 
 def _position(bucket: bytes, digest: bytes) -> int | None:
-    """Where ``digest`` begins; a match across two others is none."""
+    """Where ``digest`` begins, or None. A match that spans two digests does not count."""
     position = bucket.find(digest)
     while position % DIGEST and position >= 0:
         position = bucket.find(digest, position + 1)

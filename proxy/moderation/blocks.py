@@ -1,5 +1,5 @@
-"""The blocks that this process has in memory. It follows changes of the store. In
-doubt, nothing is served.
+"""The blocks in the memory of this process. It follows the changes of the store. In doubt,
+nothing is served.
 
 A change is read in a thread and comes into force on the event loop, between two steps of any
 request. So a request that begins after the change is always checked against it.
@@ -29,16 +29,16 @@ from proxy.moderation.store import Changes, ModerationStore
 from proxy.shared.sqlite import is_full
 
 POLL_SECONDS = 0.05
-"""How often other processes' changes are looked for; a look costs a thread some microseconds."""
+"""How often this process looks for changes; a look takes a thread some microseconds."""
 
 RETRY_SECONDS = 0.5
-"""How often a store that cannot be read is tried again."""
+"""Seconds until a store that cannot be read is tried again."""
 
 PATIENCE_SECONDS = 5.0
-"""A read takes milliseconds; one that takes so long says that the disk hangs."""
+"""A read that takes longer than this shows that the disk hangs; usual reads take milliseconds."""
 
 AT_ONCE = 2000
-"""Decisions that come into force in one step of the event loop: some milliseconds of it."""
+"""Decisions that are put in force in one step of the event loop, which takes milliseconds."""
 
 T = TypeVar("T")
 
@@ -46,12 +46,12 @@ log = structlog.get_logger(__name__)
 
 
 class Blocks:
-    """Follows one store.
+    """Follows a moderation store.
 
-    Until ``follow`` has begun, and while the store cannot be read, every check raises.
+    Before ``follow`` runs, and while the store cannot be read, every check raises.
 
     Args:
-        make_room: called where the disk is too full for what following needs, before the next try.
+        make_room: called before the next try if the disk is full.
     """
 
     def __init__(
@@ -80,32 +80,32 @@ class Blocks:
         self._nudged = trio.Event()
 
     def __len__(self) -> int:
-        """How many owners, blobs and pairs are blocked."""
+        """The number of blocked owners, blobs and pairs."""
         return len(self._blocked)
 
     @property
     def purges_pending(self) -> int:
-        """Purges of any process that are not finished."""
+        """The number of unfinished purges of all processes."""
         return len(self._unfinished)
 
     @property
     def problem(self) -> str | None:
-        """Why nothing may be served at the moment, or None."""
+        """Why nothing may be served at the moment; None: there is no problem."""
         since = self._reading_since
         if since is not None and time.monotonic() - since > PATIENCE_SECONDS:
             return "the disk does not answer"
         return self._closed_because
 
     def is_blocked(self, blob: BlobKey) -> bool:
-        """Whether a blob may not be served: it is blocked, or that cannot be told."""
+        """Whether a blob may not be served: it is blocked, or the blocks are not known."""
         return self.problem is not None or self._blocked.covers(blob)
 
     def check(self, blob: BlobKey) -> None:
-        """Return if ``blob`` may be served. Takes microseconds; asks memory.
+        """Return if ``blob`` may be served. Reads only memory, in microseconds.
 
         Raises:
             BlobBlocked: the owner, the blob or the pair is blocked.
-            ModerationUnreadable: that cannot be told.
+            ModerationUnreadable: the blocks are not known.
         """
         problem = self.problem
         if problem is not None:
@@ -114,7 +114,7 @@ class Blocks:
             raise BlobBlocked(f"{blob.did} {blob.cid} is blocked")
 
     def nudge(self) -> None:
-        """Make this process follow its own change at once."""
+        """Look for changes now: this process has just made one."""
         self._nudged.set()
 
     async def follow(
@@ -123,16 +123,16 @@ class Blocks:
         written: Callable[[], Awaitable[None]],
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Take over what is decided, by whatever process, until cancelled.
+        """Put the decisions of all processes in force, until cancelled.
 
-        Started once the store was read for the first time, or could not be. When it ends,
-        nothing may be served any more.
+        Reports its start after the first attempt to read the store. When it ends, nothing may be
+        served any more.
 
         Args:
-            forget: called, with what was blocked or purged, in the step in which that comes
-                into force: nothing of it may stay in memory or wait to be written.
-            written: awaited before this process says that it follows: a write of a forgotten
-                result that has begun must have ended.
+            forget: called with what was blocked or purged, in the step of the event loop in which
+                that comes into force. It removes all of it from memory and from waiting writes.
+            written: awaited before this process confirms a version: writes of forgotten results
+                that had begun must have ended.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -184,7 +184,7 @@ class Blocks:
         if before is None or self._stamp.file != before.file:
             raise FileNotFoundError(errno.ENOENT, "the file was replaced by another")
         if self._stamp.content != before.content:
-            # A checkpoint, or damage, which a connection that has read before may not see.
+            # A checkpoint, or damage that a connection may not see if it has read before.
             self._must_reopen = True
         return self._stamp != before or self._stamp.commits is None
 
@@ -197,15 +197,15 @@ class Blocks:
         await self._in_thread(self._replicas.enter)
         await self._in_thread(self._store.close)
         if not self._was_read:
-            # Later a file that is missing is one that was lost, with the blocks in it.
+            # After the first read, a missing file means that the blocks were lost.
             await self._in_thread(self._store.make_at_first_start)
         await self._in_thread(self._watch.open)
-        # A million take seconds, for which nobody has to wait: nothing is served yet.
+        # A million blocks take seconds. No decision waits for this: nothing is served yet.
         snapshot = await self._in_thread(self._store.load)
         self._blocked = snapshot.blocks
         self._last = snapshot.last
         self._unfinished, self._purges = snapshot.purges, {}
-        # From here on others wait for this process; what they decided before is read now.
+        # From now on, other processes wait for this one. Their earlier decisions are read now.
         self._noted = snapshot.version
         await self._in_thread(partial(self._replicas.note, snapshot.version))
         self._stamp = await self._in_thread(self._watch.stamp)
@@ -238,7 +238,8 @@ class Blocks:
                 again = self._purges.setdefault(change.purge, [])
                 if change.is_purge:
                     again.append(change.selection)
-        # What is only purged is still served, and may have come back from a disk not yet purged.
+        # What is only purged is still served. It may have come back from the disk before the purge
+        # was finished there, so it is forgotten again.
         finished = (self._unfinished | self._purges.keys()) - changes.purges
         is_told = True
         for purge in finished:
@@ -247,15 +248,15 @@ class Blocks:
             meant += found or []
         self._version, self._last = changes.version, changes.last
         self._unfinished = changes.purges
-        if not is_told:  # that purge is older than what this process followed
+        if not is_told:  # the purge began before this process followed the store
             forget(Everything())
         elif meant:
             forget(Selections(meant))
 
     async def _acknowledge(self, version: int, written: Callable[[], Awaitable[None]]) -> None:
         await written()
-        # Since then it may have closed, or said more. What is noted later than this waits for the
-        # thread behind it, so that the last word stays the last.
+        # Meanwhile this process may have closed, or confirmed a later version. Notes are written by
+        # one thread in order, so the last one stays.
         if self._is_open and version > self._noted:
             self._noted = version
             try:
@@ -278,7 +279,7 @@ class Blocks:
         return False
 
     def _serve_without(self, error: Exception) -> None:
-        """A cache folder that cannot be used keeps no picture from its PDS."""
+        """Serve without blocks: the cache folder never had a store, and cannot be used."""
         if self._closed_because is not None:
             log.error("blocks cannot be kept: there are none", error=str(error))
         self._closed_because = None
@@ -291,7 +292,7 @@ class Blocks:
             told = str(error) if isinstance(error, StoreMissing) else reason
             log.error("blocks cannot be read: nothing is served", error=told, path=path)
         self._closed_because = reason
-        # Where that fails the mark is gone, and nobody waits for this process.
+        # If this fails, the mark is gone, and no decision waits for this process.
         with suppress(OSError):
             await self._in_thread(partial(self._replicas.note, SERVES_NOTHING))
 
@@ -301,7 +302,7 @@ class Blocks:
         self._store.close()
 
     async def _read(self, work: Callable[[], T]) -> T:
-        """Do ``work`` in the thread; while that takes too long, ``problem`` says so."""
+        """Run ``work`` in the thread. While it takes too long, ``problem`` says so."""
         self._reading_since = time.monotonic()
         try:
             return await self._in_thread(work)

@@ -1,7 +1,7 @@
-"""The file that stores moderation: blocks, the audit of decisions, purges, and cursors.
+"""The moderation store: one SQLite file with blocks, the audit of decisions, purges and cursors.
 
-Every decision is a row of ``audit``, and other processes follow these rows. A row names the owner,
-blob or pair that changed; ``blocks`` has its current state. All calls block; they are for threads.
+Every decision is a row of ``audit``, and all processes follow these rows. A row names the owner,
+blob or pair that changed; ``blocks`` has its current state. All calls block: call them in threads.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ OLDER_NAME = "blocks.sqlite3"
 Action = Literal["block", "lift", "purge"]
 
 ADMIN = "admin"
-"""The name that blocks of older versions belong to: those versions had only its token."""
+"""The name of the decider of all blocks of older versions: those had a single token."""
 
 PAGE = 1000
-"""Rows that a listing reads at once: no reader of it, however slow, holds a transaction open."""
+"""Rows that a listing reads in one transaction. So a slow reader keeps no transaction open."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blocks (
-    id INTEGER PRIMARY KEY,   -- in the order they came
+    id INTEGER PRIMARY KEY,   -- in the order of arrival
     did TEXT NOT NULL,        -- '': every owner
-    cid TEXT NOT NULL,        -- '': every blob; as it was typed, and any CID of its digest is meant
+    cid TEXT NOT NULL,        -- '': every blob; as it was typed; it stands for its digest
     who TEXT NOT NULL,
     reason TEXT NOT NULL,
     created_at REAL NOT NULL,
@@ -61,12 +61,12 @@ CREATE TABLE IF NOT EXISTS audit (
     did TEXT NOT NULL,
     cid TEXT NOT NULL,
     reason TEXT NOT NULL,
-    purge INTEGER             -- its row in purges, which those of one bulk share
+    purge INTEGER             -- its row in purges; the decisions of one bulk share a row
 );
 CREATE INDEX IF NOT EXISTS audit_of_purge ON audit (purge) WHERE purge IS NOT NULL;
 CREATE TABLE IF NOT EXISTS purges (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    owner TEXT NOT NULL,      -- the token of the process at it
+    owner TEXT NOT NULL,      -- the token of the process that works on it
     removed INTEGER           -- NULL: not finished
 );
 CREATE INDEX IF NOT EXISTS purges_pending ON purges (id) WHERE removed IS NULL;
@@ -76,8 +76,8 @@ CREATE TABLE IF NOT EXISTS cursors (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS state (
     one INTEGER PRIMARY KEY CHECK (one = 1),
-    version INTEGER NOT NULL,   -- raised by all that processes follow
-    has_older INTEGER NOT NULL  -- whether the file of an older version was taken over
+    version INTEGER NOT NULL,   -- grows with every change that processes follow
+    has_older INTEGER NOT NULL  -- whether the blocks of an older version were copied
 );
 """
 
@@ -91,7 +91,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block, as it is listed.
+    """A block, as lists show it.
 
     Attributes:
         id: later blocks have larger ones.
@@ -112,8 +112,8 @@ class Decision:
 
     Attributes:
         at: seconds since the epoch.
-        removed: entries that its purge removed, of a bulk the whole bulk's; None: it has none,
-            or it is not finished.
+        removed: the number of entries that its purge removed (in a bulk, by all decisions
+            together). None: it has no purge, or the purge is not finished.
     """
 
     at: float
@@ -127,11 +127,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What was kept.
+    """The result of recording decisions.
 
     Attributes:
-        version: a process that has seen it follows the decision.
-        purge: the number of the purge that is due, 0 for none.
+        version: a process that has read this version applies the decisions.
+        purge: the number of the purge that must follow; 0: none.
     """
 
     version: int
@@ -140,7 +140,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class BlocksSnapshot:
-    """All that is in force at one moment.
+    """Everything that is in force at one moment.
 
     Attributes:
         version, last: see ``Changes``.
@@ -155,12 +155,12 @@ class BlocksSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A decision as it is followed.
+    """A decision, as processes follow it.
 
     Attributes:
         is_blocked: whether exactly this owner, blob or pair is blocked now, by anybody, and by any
             CID of the blob's digest.
-        is_purge: whether it was decided to purge and no more.
+        is_purge: whether the decision was only a purge.
         purge: the number of its purge, if it has one.
     """
 
@@ -172,13 +172,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What came after a snapshot, or after other changes.
+    """The changes after a snapshot, or after earlier changes.
 
     Attributes:
-        version: of the store.
-        last: where to go on.
-        decided: in order.
-        is_all: whether nothing comes after it.
+        version: the version of the store.
+        last: the number of the last decision; the next changes come after it.
+        decided: the decisions, in order.
+        is_all: whether there are no further changes.
         purges: the purges that are not finished.
     """
 
@@ -198,7 +198,7 @@ class Purge:
 
 
 class ModerationStore:
-    """One file, and connections to it. Several threads may use it at once.
+    """The store file, and connections to it. Several threads may use it at the same time.
 
     Args:
         path: the file. ``make`` and ``make_at_first_start`` make it, and so does the first use
@@ -216,7 +216,7 @@ class ModerationStore:
         self._looked_for_older = False
 
     def close(self) -> None:
-        """Close every connection; what is used next opens the file anew."""
+        """Close every connection. The next use opens the file again."""
         self._database.close()
 
     def record(
@@ -228,11 +228,11 @@ class ModerationStore:
         owner: str,
         purge: int = 0,
     ) -> Recorded:
-        """Keep decisions, each with its reason, in one transaction, and that a purge is due.
+        """Record decisions, each with its reason, and a purge of them, in one transaction.
 
         Args:
             owner: the token of the process that will purge.
-            purge: the number of a purge that these join, 0 for one of their own.
+            purge: the number of an earlier purge that these decisions join; 0: a new purge.
         """
         now = time.time()
         rows = [(each.did or "", each.cid or "", reason) for each, reason in entries]
@@ -252,9 +252,13 @@ class ModerationStore:
     def lift(
         self, selection: Selection, *, by: str, reason: str, whoever: bool
     ) -> tuple[bool, int]:
-        """Lift the block of exactly ``selection`` that ``by`` asked for, or ``whoever`` did.
+        """Lift the block of exactly ``selection`` that ``by`` decided.
 
-        Returns whether there was one, and the version to follow.
+        Args:
+            whoever: lift the blocks of all deciders.
+
+        Returns:
+            Whether there was a block, and the version that has the change.
         """
         did, cid = selection.did or "", selection.cid or ""
         where, values = _of_content(did, cid)
@@ -269,13 +273,13 @@ class ModerationStore:
             return True, _raise_version(connection)
 
     def finish(self, purge: int, removed: int) -> int:
-        """Note that a purge is finished; the version to follow."""
+        """Record that a purge is finished; return the version that has this change."""
         with self._writing() as connection:
             connection.execute("UPDATE purges SET removed = ? WHERE id = ?", (removed, purge))
             return _raise_version(connection)
 
     def unfinished(self) -> list[Purge]:
-        """The purges that are not finished, oldest first."""
+        """Return the unfinished purges, oldest first."""
         with self._reading() as connection:
             rows = connection.execute(
                 "SELECT id, owner FROM purges WHERE removed IS NULL ORDER BY id"
@@ -283,7 +287,7 @@ class ModerationStore:
         return [Purge(*row) for row in rows]
 
     def claim(self, purge: Purge, owner: str) -> bool:
-        """Give an unfinished purge to ``owner``; False if another process was faster."""
+        """Give an unfinished purge to ``owner``. Return False if another process took it first."""
         with self._writing() as connection:
             claimed = connection.execute(
                 "UPDATE purges SET owner = ? WHERE id = ? AND owner = ? AND removed IS NULL",
@@ -292,7 +296,7 @@ class ModerationStore:
         return claimed > 0
 
     def decisions_of(self, purge: Purge) -> tuple[list[Selection], int]:
-        """What an unfinished purge is to remove, and the version that has it all."""
+        """Return the selections of an unfinished purge, and a version that has all of them."""
         with self._snapshot() as connection:
             rows = connection.execute(
                 "SELECT did, cid FROM audit WHERE purge = ? ORDER BY id", (purge.id,)
@@ -306,12 +310,10 @@ class ModerationStore:
             return any(_has_block(connection, *each) for each in ((did, ""), ("", cid), (did, cid)))
 
     def may_keep(self, key: ImageKey) -> bool:
-        """Whether a result may appear in the cache: its blob is not blocked, by ``blocks_now``.
-
-        As committed: a purge that follows a block is not waited for.
+        """Whether a result may be stored in the cache: ``blocks_now`` says that it is not blocked.
 
         Raises:
-            OSError: that cannot be read.
+            OSError: the store cannot be read.
         """
         try:
             return not self.blocks_now(key.blob)
@@ -319,7 +321,11 @@ class ModerationStore:
             raise OSError(errno.EIO, f"blocks cannot be read: {error}") from error
 
     def is_there(self) -> bool:
-        """Whether there is a file, this or that of an older version; OSError: nobody knows."""
+        """Whether the store or the file of an older version exists.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
         return has_content(self.path) or has_content(self._older)
 
     def make(self) -> None:
@@ -346,7 +352,7 @@ class ModerationStore:
         return StoreMissing(self.path, sign, latest_backup(self.path.parent))
 
     def load(self) -> BlocksSnapshot:
-        """All blocks."""
+        """Return all blocks."""
         self._rewrite_refused_cids()
         blocks = BlockSet()
         with self._snapshot() as connection:
@@ -357,10 +363,10 @@ class ModerationStore:
             )
 
     def changes(self, after: int, limit: int) -> Changes:
-        """Up to ``limit`` decisions after the one with the number ``after``.
+        """Return up to ``limit`` decisions after the decision with the number ``after``.
 
         Raises:
-            sqlite3.Error: also where the file has fewer than that: it is not the one it was.
+            sqlite3.Error: also if the file does not have that decision: it was replaced.
         """
         with self._snapshot() as connection:
             last = _last(connection)
@@ -382,14 +388,14 @@ class ModerationStore:
             )
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks, oldest first, read in pages."""
+        """Yield all blocks, oldest first, read in pages."""
         after = 0
         while page := self.blocks_after(after):
             yield from page
             after = page[-1].id
 
     def blocks_after(self, after: int) -> list[Block]:
-        """The next page of blocks; there are none where there never was a file."""
+        """Return the next page of blocks; none if the folder never had a store."""
         if self._never_was():
             return []
         with self._reading() as connection:
@@ -404,7 +410,7 @@ class ModerationStore:
         ]
 
     def audit(self, limit: int) -> list[Decision]:
-        """The last decisions, oldest first."""
+        """Return the last decisions, oldest first."""
         if self._never_was():
             return []
         with self._reading() as connection:
@@ -463,7 +469,7 @@ class ModerationStore:
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A connection to which the file is as it was at the first statement."""
+        """A connection that sees the file as it was at its first statement."""
         with self._reading() as connection:
             connection.execute("BEGIN")
             try:
@@ -479,9 +485,9 @@ class ModerationStore:
             yield connection
 
     def _take_over(self) -> None:
-        """Bring in the blocks of an older version, once; its file stays where it is.
+        """Copy the blocks of an older version once. Raise ``StoreMissing`` if the store was lost.
 
-        A process of that version that still runs goes on applying its file, so it is not moved.
+        The older file is not moved: a running process of that version goes on using it.
         """
         if not has_content(self.path):
             sign = self._sign()

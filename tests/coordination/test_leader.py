@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.coordination.leader import TURN_SECONDS, Leadership, as_leader
+from proxy.coordination.leader import RETRY_SECONDS, Leadership, as_leader
 from tests.fakes.steps import cancelled_at_every_step
 
 HOLD = """
@@ -83,12 +83,12 @@ async def test_a_chore_runs_in_one_process_and_then_in_the_next(
     nursery.start_soon(first)
     await began["first"].wait()
     nursery.start_soon(as_leader, Leadership(tmp_path / "chore"), partial(chore, "second"))
-    mock_clock.jump(TURN_SECONDS)
+    mock_clock.jump(RETRY_SECONDS)
     await trio.testing.wait_all_tasks_blocked()
     assert events == ["first"]
     scope.cancel()
     while not began["second"].is_set():
-        mock_clock.jump(TURN_SECONDS)
+        mock_clock.jump(RETRY_SECONDS)
         await trio.testing.wait_all_tasks_blocked(0.001)
     assert events == ["first", "second"]
     nursery.cancel_scope.cancel()
@@ -111,7 +111,7 @@ async def test_a_folder_that_cannot_be_written_does_not_end_the_service(
     (tmp_path / "turns").unlink()
     with trio.fail_after(1000):
         while not began.is_set():
-            mock_clock.jump(TURN_SECONDS)
+            mock_clock.jump(RETRY_SECONDS)
             await trio.testing.wait_all_tasks_blocked(0.001)
 
 

@@ -1,6 +1,6 @@
-"""The blobs whose URLs the CDN has yet to forget, in SQLite: kept until it has done so.
+"""A queue in SQLite of the blobs whose URLs the CDN must purge; they stay until it has done so.
 
-Blobs and not URLs: an owner's ten thousand pictures are as many rows, and not half a million.
+It contains blobs instead of URLs: ten thousand pictures are ten thousand rows, not half a million.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS cdn_queue (
     did TEXT NOT NULL,
     cid TEXT NOT NULL,
-    queued_at REAL NOT NULL,    -- seconds since the epoch, as all times here
-    request INTEGER NOT NULL,   -- counts the requests to purge it
+    queued_at REAL NOT NULL,    -- seconds since the epoch, like all times here
+    request INTEGER NOT NULL,   -- how often its purge was asked for again
     failures INTEGER NOT NULL,
     failed_at REAL NOT NULL,    -- 0: never
-    error TEXT NOT NULL,        -- why, the last time
+    error TEXT NOT NULL,        -- the reason of the last failure
     PRIMARY KEY (did, cid)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS cdn_queue_by_turn ON cdn_queue (failures, queued_at);
@@ -33,12 +33,12 @@ _COLUMNS = "did, cid, queued_at, request, failures, failed_at, error"
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A blob that waits.
+    """A blob in the queue.
 
     Attributes:
-        queued_at, failed_at: seconds since the epoch; ``failed_at`` is 0 before a failure.
-        request: tells apart what was asked for again meanwhile.
-        error: why it was not purged the last time.
+        queued_at, failed_at: seconds since the epoch; ``failed_at`` is 0 before the first failure.
+        request: differs if the blob was queued again meanwhile.
+        error: the reason of the last failure.
     """
 
     blob: BlobKey
@@ -50,12 +50,12 @@ class Pending:
 
 
 class CdnQueue:
-    """The queue of one cache folder, shared by the processes on it. Blocks; for threads.
+    """The queue of a cache folder, shared by its processes. Blocks: call in threads.
 
-    Every method may raise ``sqlite3.Error`` or ``OSError``: not done.
+    Every method may raise ``sqlite3.Error`` or ``OSError``; then it has done nothing.
 
     Args:
-        database: with ``SCHEMA`` among its own.
+        database: its schema contains ``SCHEMA``.
         clock: seconds since the epoch.
     """
 
@@ -64,10 +64,10 @@ class CdnQueue:
         self._clock = clock
 
     def add(self, blobs: Iterable[BlobKey], connection: sqlite3.Connection | None = None) -> None:
-        """Queue ``blobs``; what waits already is purged once more if that is under way.
+        """Queue ``blobs``. A blob that is being purged at this moment is purged once more.
 
         Args:
-            connection: of a transaction of the caller's, which it then is part of.
+            connection: the connection of a transaction of the caller; None: a new transaction.
         """
         now = self._clock()
         rows = [(blob.did, blob.cid, now) for blob in blobs]
@@ -78,21 +78,21 @@ class CdnQueue:
                 _add(own, rows)
 
     def first(self, limit: int) -> list[Pending]:
-        """Whose turn it is: what never failed before what did, the oldest first."""
+        """Return the next blobs: those with the fewest failures first, then the oldest first."""
         return self._select("ORDER BY failures, queued_at LIMIT ?", (limit,))
 
     def all(self) -> list[Pending]:
-        """Everything that waits, oldest first."""
+        """Return all blobs in the queue, oldest first."""
         return self._select("ORDER BY queued_at")
 
     def count(self) -> int:
-        """How many blobs wait."""
+        """Return the number of blobs in the queue."""
         with self._database.reading() as connection:
             (count,) = connection.execute("SELECT count(*) FROM cdn_queue").fetchone()
         return int(count)
 
     def purged(self, done: Sequence[Pending]) -> None:
-        """Take out what is purged, but for what was asked for again after it was read."""
+        """Remove purged blobs, except those that were queued again since they were read."""
         with self._database.writing() as connection:
             connection.executemany(
                 "DELETE FROM cdn_queue WHERE did = ? AND cid = ? AND request = ?",
@@ -100,7 +100,7 @@ class CdnQueue:
             )
 
     def failed(self, pending: Sequence[Pending], error: str) -> None:
-        """Note a failure; they stay."""
+        """Record a failure; the blobs stay in the queue."""
         now = self._clock()
         with self._database.writing() as connection:
             connection.executemany(
@@ -110,7 +110,7 @@ class CdnQueue:
             )
 
     def close(self) -> None:
-        """Close its file; what is called next opens it anew."""
+        """Close the file. The next call opens it again."""
         self._database.close()
 
     def _select(self, rest: str, values: tuple[int, ...] = ()) -> list[Pending]:

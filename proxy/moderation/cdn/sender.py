@@ -1,4 +1,4 @@
-"""Works through the queue: sends each blob's public URLs to the CDN until it has taken them."""
+"""Sends the public URLs of the queued blobs to the CDN until it has purged them."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from proxy.urls import public_urls
 T = TypeVar("T")
 
 POLL_SECONDS = 1.0
-"""How often new blobs are looked for; other processes queue them too."""
+"""Seconds between looks for new blobs; other processes queue blobs too."""
 
 GROUP = 50
-"""Blobs that are sent together. One that has failed is sent alone: it may be what is refused."""
+"""Blobs that are sent together. A blob that failed is sent alone: it may be the cause."""
 
 DEADLINE = 30.0
-"""Seconds for one answer."""
+"""Seconds that one answer may take."""
 
 MAX_ANSWER = 64 * 1024
-"""Bytes that are read of one."""
+"""Bytes of an answer that are read."""
 
 FIRST_PAUSE, MAX_PAUSE = 1.0, 300.0
-"""Seconds before a failed request is repeated: doubled each time, up to the second."""
+"""Seconds until a failed request is repeated: the first pause, and the longest; each is doubled."""
 
 log = structlog.get_logger(__name__)
 
 
 def pause_after(failures: int, wait: float, chance: float) -> float:
-    """Seconds to wait after so many failures in a row. Pure.
+    """Seconds to wait after a number of consecutive failures. Pure.
 
     Args:
-        wait: what the CDN asks for at least.
-        chance: 0 to 1; spreads processes that failed together.
+        wait: the least number of seconds that the CDN asks for.
+        chance: a random number from 0 to 1; it spreads processes that failed at the same time.
     """
     backoff = min(FIRST_PAUSE * 2.0 ** min(failures - 1, 30), MAX_PAUSE)
     return max(wait, backoff * (0.5 + chance / 2))
@@ -59,13 +59,13 @@ class CdnSender:
 
     Args:
         config: its presets and public URLs.
-        api: the CDN; None: there is none, and nothing is queued.
-        network: what the CDN is reached over.
-        turn: the right to send, which one process at a time has.
+        api: the API of the CDN; None: no CDN is configured, and nothing is queued.
+        network: the network for requests to the CDN.
+        leadership: one process at a time sends.
         on_request: called with ``"ok"`` or ``"failed"`` for each request to the CDN.
 
     Attributes:
-        pending: blobs that waited when this process last looked; 0 while another process sends.
+        pending: the number of queued blobs at the last look; 0 while another process sends.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CdnSender:
         queue: CdnQueue,
         api: CdnApi | None,
         network: Network,
-        turn: Leadership,
+        leadership: Leadership,
         *,
         on_request: Callable[[str], None] = lambda outcome: None,
     ) -> None:
@@ -83,16 +83,16 @@ class CdnSender:
         self._queue = queue
         self._api = api
         self._client = Httpx2Client(network, max_idle=1, idle_seconds=30)
-        self._turn = turn
+        self._leadership = leadership
         self._on_request = on_request
         self._limiter = trio.CapacityLimiter(1)
         self.pending = 0
 
     async def invalidate(self, blobs: Sequence[BlobKey]) -> None:
-        """Queue the URLs of ``blobs``: at return they are kept, and sent soon after.
+        """Queue the URLs of ``blobs`` durably; they are sent soon after.
 
         Raises:
-            sqlite3.Error, OSError: they could not be kept.
+            sqlite3.Error, OSError: they could not be queued.
         """
         if self._api is not None and blobs:
             await self._in_thread(partial(self._queue.add, blobs))
@@ -106,13 +106,13 @@ class CdnSender:
             return
         api = self._api
         try:
-            await as_leader(self._turn, partial(self._keep_sending, api))
+            await as_leader(self._leadership, partial(self._keep_sending, api))
         finally:
             with trio.CancelScope(shield=True):
                 await self._client.aclose()
 
     async def aclose(self) -> None:
-        """Close the queue, also when cancelled. What is called next opens it anew."""
+        """Close the queue, also when cancelled. The next call opens it again."""
         with trio.CancelScope(shield=True):
             await self._in_thread(self._queue.close)
 
@@ -142,9 +142,10 @@ class CdnSender:
         return [pending for pending in group if not pending.failures]
 
     async def _send(self, api: CdnApi, group: Sequence[Pending]) -> bool:
-        """Whether the CDN took them all; what it refuses goes behind the others.
+        """Return whether the CDN purged all URLs of the group.
 
-        What would meet any other URL as well is tried again here, for as long as it takes.
+        A group that the CDN refuses goes to the end of the queue. A failure that any other URL
+        would have too is tried again here, without an end.
         """
         urls = [
             url for pending in group for url in public_urls(self._presets, pending.blob, self._base)
@@ -183,7 +184,7 @@ class CdnSender:
         return api.failure(ApiResponse(reply.status, reply.headers, body), time.time())
 
     async def _pause_unless_there_are_others(self, seconds: float) -> None:
-        """A refusal concerns one blob alone: what is queued meanwhile need not wait for it."""
+        """Wait, but not while there are blobs that have not failed: a refusal is of one blob."""
         with trio.move_on_after(seconds):
             while True:
                 await trio.sleep(POLL_SECONDS)
