@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -25,6 +26,14 @@ from proxy.web.slow_clients import TRANSFERS, Transfer
 MAX_HEADERS = 128
 """Header fields of a request. Browsers and CDNs send fewer than 60 together."""
 
+MAX_HEAD = 16 * 1024
+"""Bytes of the head or the trailers of a request: Hypercorn's limit, which it does not apply to a
+head that arrives in one read."""
+
+MAX_BLANKS = 256
+"""Spaces and tabs in a row. The time that h11 takes to refuse a header field grows with their
+square: six seconds for 60 KiB of them."""
+
 MAX_BODY = 64 * 1024
 """Bytes of a request body. The admin routes alone read one, of a few hundred bytes."""
 
@@ -42,6 +51,10 @@ CREDIT_FOR_ANSWER = 8
 
 log = structlog.get_logger(__name__)
 
+_BLANKS = b" " * (MAX_BLANKS + 1)
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+_LAST_CHUNK = re.compile(rb"(?:\r\n)?0+(?:;[^\n]*)?\r\n")
+
 
 class RefusingParser(h11.Connection):
     """h11's parser of requests, which also refuses what RFC 9112 leaves to the server.
@@ -54,14 +67,19 @@ class RefusingParser(h11.Connection):
     """
 
     has_refused = False
+    _is_chunked = _is_trailer = False
     _pieces = 0
     _bytes = 0
 
     def next_event(self) -> Any:
         """Return the next event, like ``h11.Connection.next_event``."""
+        if (status := self._costly()) is not None:
+            self._refuse(status)
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._pieces = self._bytes = 0
+            self._is_chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
+            self._is_trailer = False
             if (status := refusal(event)) is not None:
                 self._refuse(status)
         elif isinstance(event, h11.Data):
@@ -71,9 +89,43 @@ class RefusingParser(h11.Connection):
                 self._refuse(413)
         return event
 
+    def _costly(self) -> int | None:
+        """Judge what has arrived and is not parsed yet; see ``costly``."""
+        is_body = self.their_state is h11.SEND_BODY and self._is_chunked
+        if not is_body and self.their_state is not h11.IDLE:
+            return None
+        data: bytes = self.trailing_data[0]
+        if is_body and not self._is_trailer:
+            last = _LAST_CHUNK.match(data)
+            if last is None:
+                return 400 if _has_long_blanks(data) else None
+            self._is_trailer = True
+            data = data[last.end() :]
+        return costly(data)
+
     def _refuse(self, status: int) -> NoReturn:
         self.has_refused = True
         raise h11.RemoteProtocolError("refused", error_status_hint=status)
+
+
+def costly(data: bytes) -> int | None:
+    """Return the status that refuses a head that h11 would take long to parse, or None. Pure.
+
+    - 431: more than ``MAX_HEAD`` bytes, or more lines than ``MAX_HEADERS`` fields need.
+    - 400: more than ``MAX_BLANKS`` blanks in a row.
+
+    Args:
+        data: the head or the trailers, as far as they have arrived, and perhaps what follows.
+    """
+    end = _END_OF_HEAD.search(data)
+    head = data[: end.end()] if end else data
+    if len(head) > MAX_HEAD or head.count(b"\n") > MAX_HEADERS + 2:
+        return 431
+    return 400 if _has_long_blanks(head) else None
+
+
+def _has_long_blanks(data: bytes) -> bool:
+    return _BLANKS in data.replace(b"\t", b" ")
 
 
 def refusal(request: h11.Request) -> int | None:

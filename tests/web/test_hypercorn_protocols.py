@@ -22,11 +22,14 @@ import trio
 import trio.testing
 
 from proxy.web.hypercorn_protocols import (
+    MAX_BLANKS,
     MAX_BODY,
     MAX_BODY_PIECES,
     MAX_CREDIT,
+    MAX_HEAD,
     MAX_HEADERS,
     PIECE,
+    RefusingParser,
     refusal,
 )
 from tests.web import PATIENCE
@@ -82,6 +85,9 @@ REFUSED = {
     ),
     "chunks in HTTP/1.0": (get("Transfer-Encoding: chunked", version="1.0") + b"0\r\n\r\n", 400),
     "too many headers": (get(*(f"a{n}:" for n in range(MAX_HEADERS))), 431),
+    "too many headers without an end": (GET[:-2] + b"a:\n" * (MAX_HEADERS + 1), 431),
+    "a head of 60 KB in one read": (get("a: " + "b" * 60_000), 431),
+    "blanks before a value": (get("a:" + " \t" * 500 + "\0"), 400),
 }
 
 
@@ -96,6 +102,54 @@ async def test_what_must_not_pass_gets_its_status_and_closes_the_connection(name
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [str(status).encode()]
     assert b"connection: close" in received.lower()
     assert lines == []
+
+
+BODY = get("Transfer-Encoding: chunked") + b"1\r\nx\r\n"
+COSTLY = {
+    "blanks in a chunk's header": (BODY + b"1;" + b" " * 10_000 + b"\n\r\n", 400),
+    "blanks in a trailer": (BODY + b"0\r\na:" + b" " * 10_000 + b"\0\r\n\r\n", 400),
+    "too many trailers": (BODY + b"0\r\n" + b"a:\n" * 5000 + b"\r\n", 431),
+} | {name: of for name, of in REFUSED.items() if name.startswith(("too many", "a head", "blanks"))}
+
+
+def parse(data: bytes, *, at_once: int) -> None:
+    """Give ``data`` to the parser of a connection, in pieces."""
+    parser = RefusingParser(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+    for start in range(0, len(data), at_once):
+        parser.receive_data(data[start : start + at_once])
+        while parser.next_event() is not h11.NEED_DATA:
+            pass
+
+
+@pytest.mark.parametrize("at_once", [100, 60_000])
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_h11_takes_long_to_parse_does_not_reach_it(
+    name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a head that is judged when h11 has parsed it: 60 KB of blanks take it six seconds."""
+    data, status = COSTLY[name]
+    lines: list[bytes] = []
+    readers: Any = h11._readers
+    validate = readers.validate
+
+    def validated(pattern: Any, line: bytes, *arguments: Any) -> Any:
+        lines.append(bytes(line))
+        return validate(pattern, line, *arguments)
+
+    monkeypatch.setattr(readers, "validate", validated)
+    with pytest.raises(h11.RemoteProtocolError) as caught:
+        parse(data, at_once=at_once)
+    assert caught.value.error_status_hint == status
+    assert len(lines) <= MAX_HEADERS + 3
+    assert all(len(line) <= MAX_HEAD for line in lines)
+    assert not any(b" " * (MAX_BLANKS + 1) in line.replace(b"\t", b" ") for line in lines)
+
+
+def test_a_body_may_have_many_lines_and_blanks() -> None:
+    """Catches bounds of a head that are held against a body."""
+    body = b"\n" * 1000 + b" " * 1000
+    parse(get(f"Content-Length: {len(body)}")[:-2] + b"\r\n" + body, at_once=60_000)
+    parse(BODY + chunked([b"\n" * 1000]) + b"0\r\nA: b\r\n\r\n", at_once=60_000)
 
 
 @pytest.mark.parametrize("token", ["h2c", "H2C", "h2c, h2", "foo/2"])
