@@ -1,4 +1,4 @@
-"""Decides what may be served: the only place that asks the blocks and the policy service."""
+"""Decides which blobs may be served. No other module asks the blocks or the policy service."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from proxy.moderation.policy import Policy, Verdict
 
 
 class Blocked(Protocol):
-    """Tells what the operator blocked, from memory: ``moderation.blocks`` does."""
+    """The blocks in memory; ``moderation.blocks`` implements it."""
 
     def check(self, blob: BlobKey) -> None:
-        """Raise ``BlobBlocked`` for what is blocked."""
+        """Raise ``BlobBlocked`` if ``blob`` is blocked."""
         ...
 
     def is_blocked(self, blob: BlobKey) -> bool:
@@ -23,10 +23,10 @@ class Blocked(Protocol):
 
 
 class Gate:
-    """Blocks first; what they leave, the policy service decides, where there is one.
+    """Checks a blob against the blocks, and then against the policy service if there is one.
 
     Args:
-        on_refused: called for each request that is refused as blocked or taken down.
+        on_refused: called for each request for a blob that is blocked or taken down.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Gate:
         self._on_refused = on_refused
 
     def check(self, blob: BlobKey) -> bool:
-        """Raise for what is known to be refused. Microseconds; asks memory.
+        """Check ``blob`` by what this process knows. Reads only memory, in microseconds.
 
         Returns:
-            Whether it may be served; False: nobody knows, ``permit`` asks.
+            True: it may be served. False: the policy service must be asked; see ``permit``.
 
         Raises:
-            BlobBlocked, TakenDown: it may not.
+            BlobBlocked, TakenDown: it may not be served.
         """
         try:
             self._blocks.check(blob)
@@ -58,11 +58,11 @@ class Gate:
         return verdict is not None
 
     async def permit(self, blob: BlobKey) -> None:
-        """Return once ``blob`` may be served, at once where that is known.
+        """Return when it is known that ``blob`` may be served.
 
         Raises:
-            BlobBlocked, TakenDown: it may not.
-            PolicyUnavailable: the policy service does not say, and must.
+            BlobBlocked, TakenDown: it may not be served.
+            PolicyUnavailable: the policy service did not answer, and its answer is needed.
         """
         if self.check(blob) or self._policy is None:
             return
@@ -71,11 +71,11 @@ class Gate:
         except TakenDown:
             self._on_refused()
             raise
-        # It may have been blocked while the service was asked.
+        # It may have been blocked while the service answered.
         self.check(blob)
 
     def refuses(self, blob: BlobKey) -> bool:
-        """Whether ``blob`` is known to be refused: such a result is not kept either."""
+        """Whether ``blob`` is known to be refused. Results of such blobs are not stored either."""
         return self._blocks.is_blocked(blob) or (
             self._policy is not None and self._policy.known(blob) is Verdict.TAKEN_DOWN
         )

@@ -11,42 +11,46 @@ from proxy.model.selection import Selection
 
 
 class NotInForce(TimeoutError):
-    """A decision was kept, and a process that lives has not said that it follows it.
+    """A decision was stored, but a running process has not confirmed that it applies it.
 
-    It goes on being carried out: the process follows as soon as it can, and the purge is tried
-    again until then.
+    The process applies it as soon as it can, and the purge is tried again until then.
     """
 
 
 class Decisions(Protocol):
-    """Carries decisions out. Every method may raise ``sqlite3.Error`` or ``OSError``: not done.
+    """Carries decisions out. Every method may raise ``sqlite3.Error`` or ``OSError``.
 
-    ``NotInForce`` is one of the latter: kept, and not yet in force in every process.
+    After these errors the decision was not stored, except after ``NotInForce`` (an ``OSError``):
+    then it was stored, and is not yet in force in every process.
 
-    ``by`` names who decides, as the audit shows it and as blocks are told apart by it: a block
-    that a labeler asked for and one of the operator's stand beside each other.
+    ``by`` is the name of the decider in the audit. Blocks of different deciders are separate: the
+    same selection may be blocked by a labeler and by the operator.
     """
 
     async def block(self, selection: Selection, *, by: str, reason: str = "") -> int:
-        """Block, and purge; at return no byte of it is served. How many entries were purged."""
+        """Block and purge. After the return nothing of it is served.
+
+        Returns:
+            The number of purged entries.
+        """
         ...
 
     async def lift(self, selection: Selection, *, by: str, reason: str = "") -> bool:
-        """Lift the block that ``by`` asked for; whether there was one."""
+        """Lift the block that ``by`` decided; return whether there was one."""
         ...
 
     async def purge(self, selection: Selection, *, by: str, reason: str = "") -> int:
-        """Remove what is cached; how many entries there were."""
+        """Remove the cached entries, and return their number."""
         ...
 
 
 class Cursors(Protocol):
-    """How far streams of events were followed; survives a restart."""
+    """Positions up to which streams of events were followed; they survive a restart."""
 
     async def cursor(self, stream: str) -> int | None:
-        """Where to go on with ``stream``, or None where nothing of it was followed yet."""
+        """The position in ``stream``, or None if it was not followed yet."""
         ...
 
     async def set_cursor(self, stream: str, cursor: int) -> None:
-        """Note that everything of ``stream`` up to ``cursor`` was carried out."""
+        """Record that all events of ``stream`` up to ``cursor`` were carried out."""
         ...

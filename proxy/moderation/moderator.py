@@ -1,7 +1,7 @@
-"""The order of a decision: kept, in force in every process, purged, answered.
+"""Carries decisions out in this order: stored, in force in every process, purged, answered.
 
-The purge is kept with the decision, before anything is removed. What a crash, a cancellation or a
-failing disk interrupts is finished later, by this process or by another.
+The purge is stored together with the decision, before anything is removed. If a crash, a
+cancellation or a failing disk interrupts it, this process or another one finishes it later.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from proxy.moderation.store import Action, ModerationStore, Purge
 from proxy.shared.sqlite import TRIES_WITH_ROOM, is_full
 
 PATIENCE_SECONDS = 5.0
-"""How long processes may take to follow; they look 20 times a second."""
+"""Seconds that processes may take to apply a decision; they look for changes 20 times a second."""
 
 LOOK_SECONDS = 0.005
+"""Seconds between looks whether all processes have applied a decision."""
 
 FINISH_SECONDS = 5.0
-"""How often abandoned purges are looked for."""
+"""Seconds between looks for purges that no process works on."""
 
 AT_ONCE = 2000
-"""Decisions of a bulk in one transaction, and that other processes follow in one step."""
+"""Decisions of a bulk in one transaction; other processes apply them in one step."""
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 class Remove(Protocol):
-    """Removes what is selected from the cache; how many entries there were."""
+    """Removes the selected entries from the cache, and returns their number."""
 
     async def __call__(self, *selections: Selection) -> int:
         """See ``Cache.purge``."""
@@ -51,21 +52,20 @@ class Remove(Protocol):
 
 
 class Moderator:
-    """Carries decisions out; a ``Decisions``, and ``Cursors``.
+    """Carries decisions out; implements ``Decisions`` and ``Cursors``.
+
+    A cancelled decision is either not stored, or stored and carried out in the end.
 
     Args:
-        store: what is decided is kept there.
-        replicas: who must follow it; this process is among them before the first decision.
+        store: the store of the decisions.
+        replicas: the processes that must apply them; this process has joined before the first one.
         remove: purges the cache.
-        invalidate: called before that, while the cache still knows which blobs of an owner it
-            has: notes what a CDN is to be told. Called again for a purge that is tried again.
-        is_pending: whether, as far as this process knows, any purge is not finished; asked before
-            the store is.
-        nudge: called when a change was kept, for this process to follow it at once.
-        on_decision: called with what was decided, and how often, once it was kept.
-        make_room: called where the disk is too full for a record; whether it is worth trying again.
-
-    Cancelling a decision leaves it undone or kept; one that is kept is carried out in the end.
+        invalidate: queues the selected blobs for the CDN. Called before ``remove``, while the cache
+            still knows which blobs an owner has, and again for a purge that is tried again.
+        is_pending: whether this process knows of an unfinished purge; asked before the store.
+        nudge: called after a change was stored, so that this process applies it at once.
+        on_decision: called with the action and the number of decisions after they were stored.
+        make_room: called if the disk is too full for a record. Returns whether to try again.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class Moderator:
         """See ``Decisions``.
 
         Raises:
-            sqlite3.Error, OSError: it was not kept.
-            NotInForce: it was, but not every process has said that it follows.
+            sqlite3.Error, OSError: it was not stored.
+            NotInForce: it was stored, but a process has not confirmed it.
         """
         return await self._decide("block", [(selection, reason)], by)
 
@@ -107,10 +107,10 @@ class Moderator:
         by: str,
         on_kept: Callable[[int], None] = lambda count: None,
     ) -> int:
-        """Block many, each with its reason, and purge them in one pass; otherwise as ``block``.
+        """Block many selections, each with its reason, and purge them together. See ``block``.
 
         Args:
-            on_kept: called with how many more were kept.
+            on_kept: called with the number of decisions that were stored since the last call.
         """
         return await self._decide("block", entries, by, on_kept)
 
@@ -123,11 +123,15 @@ class Moderator:
         return await self._lift(selection, by, reason, whoever=False)
 
     async def lift_any(self, selection: Selection, *, by: str, reason: str = "") -> bool:
-        """Lift the blocks of exactly ``selection``, whoever asked for them: the operator's word."""
+        """Lift the blocks of exactly ``selection`` of all deciders, as an operator may."""
         return await self._lift(selection, by, reason, whoever=True)
 
     async def serving(self) -> int:
-        """How many other processes serve what is not blocked. Raises ``OSError``: nobody knows."""
+        """Return the number of other processes that serve.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
         return await self._in_thread(self._replicas.serving)
 
     async def cursor(self, stream: str) -> int | None:
@@ -139,11 +143,11 @@ class Moderator:
         await self._in_thread(partial(self.store.set_cursor, stream, cursor))
 
     async def keep_finishing(self) -> None:
-        """Finish abandoned purges, now and from time to time, until cancelled."""
+        """Finish purges that no process works on, periodically, until cancelled."""
         async with aclosing(periodic(FINISH_SECONDS)) as ticks:
             async for _ in ticks:
                 if self._is_pending():
-                    # A store that cannot be read is told by those who follow it.
+                    # A store that cannot be read is reported by ``Blocks``.
                     with suppress(sqlite3.Error, OSError):
                         await self._finish_abandoned()
 
@@ -200,12 +204,16 @@ class Moderator:
     async def _carry_out(
         self, purge: int, meant: Sequence[Selection], version: int, *, waits: bool = False
     ) -> int:
-        """Purge what was kept, once it is in force; ``waits`` until all know that it is done."""
+        """Purge the stored selections when they are in force.
+
+        Args:
+            waits: wait afterwards until all processes know that the purge is finished.
+        """
         late = await self._late(version)
         if self._invalidate is not None:
             await self._invalidate(meant)
         removed = await self._remove(*meant)
-        _raise_for(late)  # and the purge is tried again: what is late may bring something back
+        _raise_for(late)  # and the purge is tried again: a late process may bring an entry back
         finished = await self._in_thread(partial(self.store.finish, purge, removed))
         self._nudge()
         log.info("purged", decisions=len(meant), removed=removed)
@@ -214,7 +222,7 @@ class Moderator:
         return removed
 
     async def _late(self, version: int) -> frozenset[str]:
-        """Wait for every process to follow; those that have not when patience ends."""
+        """Wait until every process applies a version; return those that do not in time."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             late = await self._in_thread(partial(self._replicas.late, version))

@@ -26,7 +26,7 @@ from proxy.shared.memory_cost import cost_of
 from proxy.shared.single_flight import Flight, SingleFlight
 
 MAX_ANSWER = 64 * 1024
-"""Bytes of an answer that are read past: only its status counts."""
+"""Bytes of an answer that are read and ignored: only the status counts."""
 
 VERDICT = 640
 """Bytes that a verdict takes, its blob included; the longest (a did:web) takes twice as many."""
@@ -35,14 +35,14 @@ log = structlog.get_logger(__name__)
 
 
 class Verdict(StrEnum):
-    """What the policy service says of a blob."""
+    """The answer of the policy service about a blob."""
 
     PERMITTED = "permitted"
     TAKEN_DOWN = "taken_down"
 
 
 def verdict_of(status: int) -> Verdict | None:
-    """What an HTTP status says, or None: no answer. Pure, total."""
+    """The verdict that an HTTP status means; None: it is not an answer. Pure, total."""
     return {200: Verdict.PERMITTED, 410: Verdict.TAKEN_DOWN}.get(status)
 
 
@@ -65,7 +65,7 @@ class Verdicts:
         return len(self._answers)
 
     def get(self, blob: BlobKey, now: float) -> Verdict | None:
-        """The answer on ``blob``, while it counts."""
+        """The remembered answer about ``blob``, or None."""
         return self._answers.get(blob, now)
 
     def put(self, blob: BlobKey, verdict: Verdict, now: float) -> None:
@@ -84,7 +84,7 @@ class Policy:
         config: its ``policy`` section has the URL.
         strangers, trusted: networks; the service itself is on the second, what it redirects to
             on the first.
-        on_answer: called with each verdict, and with ``"failure"`` where there is none.
+        on_answer: called with each verdict, or with ``"failure"`` if there is no answer.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class Policy:
         purge_cached: Callable[[BlobKey], Awaitable[object]],
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Answer ``permit`` until cancelled; before and afterwards it raises ``PolicyUnavailable``.
+        """Make ``permit`` work until cancelled; before and after, it raises ``PolicyUnavailable``.
 
         Args:
-            purge_cached: called with each blob that an answer takes down, after the verdict counts,
-                so that nothing new is cached. The question waits for it. It may raise
+            purge_cached: called with each blob that an answer takes down, after the verdict is in
+                force, so that nothing new is cached. ``permit`` waits for it. It may raise
                 ``sqlite3.Error`` or ``OSError``.
         """
         self._purge_cached = purge_cached
@@ -127,17 +127,17 @@ class Policy:
             await trio.sleep_forever()
 
     def known(self, blob: BlobKey) -> Verdict | None:
-        """The verdict where it is known, or None: it has to be asked for. Microseconds."""
+        """The remembered verdict; None: the service must be asked. Takes microseconds."""
         return self._verdicts.get(blob.content, trio.current_time())
 
     async def permit(self, blob: BlobKey) -> None:
-        """Return once ``blob`` is known to be permitted, or nobody says so and that is enough.
+        """Return if ``blob`` is permitted, or if there is no answer and ``policy.fail_open`` is on.
 
-        Cancellation leaves the question to others who wait for it, or ends it.
+        Cancellation ends the question, unless other callers wait for the same answer.
 
         Raises:
             TakenDown: the service takes it down.
-            PolicyUnavailable: no answer, and ``policy.fail_open`` is off.
+            PolicyUnavailable: there is no answer, and ``policy.fail_open`` is off.
         """
         verdict = self.known(blob) or await self._ask(blob)
         if verdict is Verdict.TAKEN_DOWN:

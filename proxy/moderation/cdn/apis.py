@@ -1,4 +1,4 @@
-"""The CDNs' APIs: which request purges which URLs, and what an answer means. Pure.
+"""The APIs of CDNs: the requests that purge URLs, and the meaning of the answers. Pure.
 
 Cloudflare: https://developers.cloudflare.com/api/resources/cache/methods/purge/
 bunny.net: https://docs.bunny.net/reference/purgepublic_indexpost
@@ -19,15 +19,15 @@ from proxy.egress.circuit import retry_after
 from proxy.egress.endpoint import Origin
 
 MAX_REASON = 300
-"""Characters kept of what a CDN says."""
+"""Characters of a CDN's message that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """A POST.
+    """A POST request.
 
     Attributes:
-        headers: with the token; in no ``repr``.
+        headers: they contain the token, so ``repr`` does not show them.
     """
 
     target: str
@@ -37,11 +37,11 @@ class ApiRequest:
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """The answer to one.
+    """The answer to an ``ApiRequest``.
 
     Attributes:
         headers: by lower-case name.
-        body: its first bytes.
+        body: the first bytes of the body.
     """
 
     status: int
@@ -51,12 +51,12 @@ class ApiResponse:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """URLs that were not purged.
+    """A request that purged nothing.
 
     Attributes:
-        reason: for the operator; without the token.
-        is_refusal: other URLs may well be accepted.
-        wait: seconds that the CDN asks to wait; 0: it does not say.
+        reason: a text for the operator, without the token.
+        is_refusal: the CDN refused these URLs; it may accept others.
+        wait: seconds that the CDN asks to wait; 0: it does not ask.
     """
 
     reason: str
@@ -65,22 +65,22 @@ class Failure:
 
 
 class CdnApi(Protocol):
-    """What one CDN understands.
+    """The API of one CDN.
 
     Attributes:
-        origin: where it is asked.
-        batch: URLs in one request.
+        origin: the origin of the API.
+        batch: the largest number of URLs in one request.
     """
 
     origin: Origin
     batch: int
 
     def post(self, urls: Sequence[str]) -> ApiRequest:
-        """The request that purges ``urls``, at most ``batch``."""
+        """Return the request that purges ``urls``: at most ``batch`` of them."""
         ...
 
     def failure(self, reply: ApiResponse, wall_clock: float) -> Failure | None:
-        """What an answer means; None: they are purged. Total: any answer will do."""
+        """Return the failure that an answer reports; None: the URLs are purged. Total."""
         ...
 
 
@@ -104,7 +104,7 @@ class Cloudflare:
         return ApiRequest(f"/client/v4/zones/{self._zone}/purge_cache", headers, body)
 
     def failure(self, reply: ApiResponse, wall_clock: float) -> Failure | None:
-        """See ``CdnApi.failure``. A 200 says in its envelope whether it was one."""
+        """See ``CdnApi.failure``. The body of a 200 says whether the purge succeeded."""
         envelope = _object(reply.body)
         if reply.status == 200 and envelope.get("success") is True:
             return None
@@ -112,7 +112,7 @@ class Cloudflare:
 
 
 class Bunny:
-    """``POST /purge?url=``, a URL at a time."""
+    """``POST /purge?url=``, with one URL in each request."""
 
     origin = Origin("https", "api.bunny.net", 443)
     batch = 1
@@ -121,7 +121,7 @@ class Bunny:
         self._token = token
 
     def post(self, urls: Sequence[str]) -> ApiRequest:
-        """See ``CdnApi.post``. Answered when the purge is done, not when it is begun."""
+        """See ``CdnApi.post``. The answer comes when the purge is finished."""
         (url,) = urls
         headers = {"AccessKey": self._token.get_secret_value()}
         return ApiRequest(f"/purge?{urlencode({'url': url, 'async': 'false'})}", headers, b"")
@@ -134,7 +134,7 @@ class Bunny:
 
 
 def api_of(config: Config) -> CdnApi | None:
-    """The configured CDN, or None."""
+    """Return the API of the configured CDN, or None."""
     match config.cdn.kind:
         case "cloudflare":
             return Cloudflare(config.cdn.zone, config.cdn.token)
@@ -146,9 +146,9 @@ def api_of(config: Config) -> CdnApi | None:
 
 def _failure(reply: ApiResponse, message: str, token: SecretStr, wall_clock: float) -> Failure:
     reason = f"status {reply.status}: {message}" if message else f"status {reply.status}"
-    # A CDN that repeats what it was sent must not have the token kept or logged.
+    # If a CDN repeats the request in its answer, the token must not be stored or logged.
     reason = reason.replace(token.get_secret_value(), "***")
-    # Too many requests, a token that is not accepted, a proxy between: that would meet any URL.
+    # Too many requests, a refused token, a failing proxy: any other URL would fail too.
     concerns_all = reply.status in (401, 403, 407, 408, 429) or not 400 <= reply.status < 500
     wait = retry_after(reply.headers.get("retry-after"), wall_clock)
     return Failure(ascii(reason)[1:-1][:MAX_REASON], is_refusal=not concerns_all, wait=wait)
@@ -163,7 +163,7 @@ def _object(body: bytes) -> dict[str, object]:
 
 
 def _errors(envelope: Mapping[str, object]) -> str:
-    """Codes and messages of Cloudflare's envelope."""
+    """The codes and messages in the body of an answer of Cloudflare."""
     errors = envelope.get("errors")
     return "; ".join(
         f"{error.get('code')} {error.get('message')}"
