@@ -31,7 +31,7 @@ CONNECTIONS = 2
 """For hits: so few that even a short graph asks for more than Hypercorn answers over each."""
 
 CLIENTS = 8
-"""Who ask for misses at once."""
+"""Clients that ask for misses at once."""
 
 
 async def hits(server: Server, internet: Upstream, ends: float) -> None:

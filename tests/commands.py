@@ -31,7 +31,7 @@ def assert_is_command(arguments: list[str]) -> None:
 
 
 def check_line(line: str) -> bool:
-    """Fail for a command of ours that is none; whether it was one of ours."""
+    """Return whether it is a command of ours. Fail if it is ours and does not exist."""
     words = shlex.split(line.partition(" | ")[0].partition(" > ")[0], comments=True)
     # Names in capitals stand for something; a file has to be one that can be opened.
     words = [STANDS_FOR.get(word, word) for word in words]

@@ -252,7 +252,7 @@ async def started(
 
 @asynccontextmanager
 async def listening(command: Sequence[str], port: int) -> AsyncIterator[Server]:
-    """A server that is none of ours, once it listens on ``port``."""
+    """A server that is not ours, once it listens on ``port``."""
     async with _opened(command, {}, Server) as server:
         server.port = port
         await until_accepted(port)

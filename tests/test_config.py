@@ -812,7 +812,7 @@ SHARED = "s3cret-of-sixteen"
     ],
 )
 def test_one_token_of_two_names_stops_the_start(server: Layer) -> None:
-    """Catches an audit that names whoever comes first."""
+    """Catches an audit that names the first of several."""
     with pytest.raises(ConfigError) as caught:
         load(overrides={"server": server})
     (message,) = caught.value.mistakes
@@ -981,7 +981,7 @@ def test_a_value_where_a_table_belongs_is_a_mistake(toml: str, tmp_path: Path) -
 
 
 def test_what_a_worker_process_is_given_makes_the_same_configuration() -> None:
-    """Catches a command line that only the first process obeys."""
+    """Catches options of the command line that hold in the first process alone."""
     overrides: Layer = {
         "server": {"bind": "0.0.0.0:9000", "workers": 3, "enabled": False},
         "fetch": {"timeout": 1.5, "allow_http": True},

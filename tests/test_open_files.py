@@ -1,4 +1,4 @@
-"""Who opens a file closes it: what this process has open is the same before and after."""
+"""The code that opens a file also closes it: the open files are the same before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service: who asks whom how often, what a failure costs, and in which order things stop."""
+"""The service: how often each part is asked, what a failure costs, the order of a stop."""
 
 from __future__ import annotations
 

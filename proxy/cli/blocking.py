@@ -106,17 +106,19 @@ def blocks_add(
     folder = settings.cache.path
     if file_list is None:
         selection = selection_of(did, cid)
-        removed, obeyed = decide(settings, lambda it: it.block(selection, by=user(), reason=reason))
-        click.echo(f"blocked in {folder}; {removed} cached entries removed; {obeyed}")
+        removed, in_force = decide(
+            settings, lambda it: it.block(selection, by=user(), reason=reason)
+        )
+        click.echo(f"blocked in {folder}; {removed} cached entries removed; {in_force}")
         return
     if did is not None or cid is not None:
         raise click.UsageError("give --file, or --did and --cid")
     entries = list(_read_blocks(file_list, reason))
     with click.progressbar(length=len(entries), label="blocking", file=sys.stderr) as bar:
-        removed, obeyed = decide(
+        removed, in_force = decide(
             settings, lambda it: it.block_all(entries, by=user(), on_kept=bar.update)
         )
-    click.echo(f"{len(entries)} blocked in {folder}; {removed} cached entries removed; {obeyed}")
+    click.echo(f"{len(entries)} blocked in {folder}; {removed} cached entries removed; {in_force}")
 
 
 @blocks.command("remove")
@@ -127,8 +129,8 @@ def blocks_add(
 def blocks_remove(context: Context, did: str | None, cid: str | None, reason: str) -> None:
     """Lift a block, no matter who asked for it."""
     settings, selection = context.load(), selection_of(did, cid)
-    lifted, obeyed = decide(settings, lambda it: it.lift_any(selection, by=user(), reason=reason))
-    what = f"lifted in {settings.cache.path}; {obeyed}"
+    lifted, in_force = decide(settings, lambda it: it.lift_any(selection, by=user(), reason=reason))
+    what = f"lifted in {settings.cache.path}; {in_force}"
     click.echo(what if lifted else f"there was no such block in {settings.cache.path}")
     sys.exit(0 if lifted else 1)
 

@@ -54,8 +54,8 @@ def bar(amount: int, most: int, columns: int) -> str:
 def cache_purge(context: Context, did: str | None, cid: str | None, reason: str) -> None:
     """Remove the entries of an owner, a blob, or a pair, also from running servers."""
     settings, selection = context.load(), selection_of(did, cid)
-    removed, obeyed = decide(settings, lambda it: it.purge(selection, by=user(), reason=reason))
-    click.echo(f"{removed} removed from {settings.cache.path}; {obeyed}")
+    removed, in_force = decide(settings, lambda it: it.purge(selection, by=user(), reason=reason))
+    click.echo(f"{removed} removed from {settings.cache.path}; {in_force}")
 
 
 @cache.command("cleanup")

@@ -86,8 +86,8 @@ class _Fetch:
         self.error: Exception | None = None
 
 
-class _Held:
-    """Who holds the consumers of a channel, and whether one more fetch may have one."""
+class _Occupancy:
+    """Which fetches have the consumers of a channel, and whether one more may have one."""
 
     def __init__(self, consumers: int, per_host: int) -> None:
         self._free = consumers
@@ -214,7 +214,7 @@ class FetchChannel:
     def _admit(self, origin: Origin, work: Work) -> _Fetch:
         fetch = _Fetch(origin, work, next(self._numbers), self._judge(origin))
         is_free = len(self._running) < self._consumers and fetch.host not in self._waiting
-        if is_free and self._held().allows(fetch):
+        if is_free and self._occupancy().allows(fetch):
             self._start(fetch)
             return fetch
         if len(self._waiting.get(fetch.host, ())) >= self._half:
@@ -260,24 +260,24 @@ class FetchChannel:
     def _start_next(self) -> None:
         """Give free consumers to waiting fetches, as far as the shares allow."""
         while self._waiting and len(self._running) < self._consumers:
-            held = self._held()
+            occupancy = self._occupancy()
             best: tuple[tuple[int, float, int], _Fetch] | None = None
             for fetches in self._waiting.values():
                 fetch = fetches[0]
                 standing, wasted = fetch.judgement.standing, fetch.judgement.wasted
                 rank = standing, wasted if standing is Standing.SLOW else 0.0, fetch.number
-                if (best is None or rank < best[0]) and held.allows(fetch):
+                if (best is None or rank < best[0]) and occupancy.allows(fetch):
                     best = rank, fetch
             if best is None:
                 return
             self._take_out(best[1])
             self._start(best[1])
 
-    def _held(self) -> _Held:
-        held = _Held(self._consumers, self._per_host)
+    def _occupancy(self) -> _Occupancy:
+        occupancy = _Occupancy(self._consumers, self._per_host)
         for fetch in self._running:
-            held.take(fetch)
-        return held
+            occupancy.take(fetch)
+        return occupancy
 
     def _judge(self, origin: Origin) -> Judgement:
         if self._conduct is None:
@@ -346,18 +346,18 @@ class FetchChannel:
         }
         if not rates:
             return
-        held = self._held()
+        occupancy = self._occupancy()
         left = {host: len(fetches) for host, fetches in self._waiting.items()}
         for fetch in sorted(rates, key=lambda fetch: (rates[fetch], fetch.number)):
-            held.take(fetch, -1)
+            occupancy.take(fetch, -1)
             for host, fetches in self._waiting.items():
-                if left[host] and host != fetch.host and held.allows(fetches[0]):
+                if left[host] and host != fetch.host and occupancy.allows(fetches[0]):
                     left[host] -= 1
-                    held.take(fetches[0])
+                    occupancy.take(fetches[0])
                     self._give_up(fetch, rates[fetch])
                     break
             else:
-                held.take(fetch)
+                occupancy.take(fetch)
 
     def _give_up(self, fetch: _Fetch, rate: float) -> None:
         if fetch.error is None:

@@ -12,7 +12,7 @@ from publicsuffixlist import PublicSuffixList
 
 from proxy.egress.addresses import Address
 
-# With the private section: whoever has a name below fly.dev does not have the others. The list is
+# With the private section: names below fly.dev belong to many people. The list is
 # part of the package, and is read once, when this module is imported.
 _SUFFIXES = PublicSuffixList()
 

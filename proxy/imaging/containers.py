@@ -362,7 +362,7 @@ class GifHead(NamedTuple):
     Attributes:
         palette_end: the offset after the global palette.
         control: the last graphic control extension: it names the transparent colour.
-        frame: the offset of the first frame; of whatever is there, if it is none.
+        frame: the offset of the first frame, or of what stands there instead.
         blocks: data blocks of all extensions; ``MAX_PARTS`` if reading stopped for that.
     """
 

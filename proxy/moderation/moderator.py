@@ -120,11 +120,11 @@ class Moderator:
 
     async def lift(self, selection: Selection, *, by: str, reason: str = "") -> bool:
         """See ``Decisions``. Raises as ``block`` does."""
-        return await self._lift(selection, by, reason, whoever=False)
+        return await self._lift(selection, by, reason, of_all=False)
 
     async def lift_any(self, selection: Selection, *, by: str, reason: str = "") -> bool:
         """Lift the blocks of exactly ``selection`` of all deciders, as an operator may."""
-        return await self._lift(selection, by, reason, whoever=True)
+        return await self._lift(selection, by, reason, of_all=True)
 
     async def serving(self) -> int:
         """Return the number of other processes that serve.
@@ -183,8 +183,8 @@ class Moderator:
         finally:
             self._under_way.discard(purge)
 
-    async def _lift(self, selection: Selection, by: str, reason: str, *, whoever: bool) -> bool:
-        work = partial(self.store.lift, selection, by=by, reason=reason, whoever=whoever)
+    async def _lift(self, selection: Selection, by: str, reason: str, *, of_all: bool) -> bool:
+        work = partial(self.store.lift, selection, by=by, reason=reason, of_all=of_all)
         lifted, version = await self._in_thread(work)
         if lifted:
             self._kept("lift", [(selection, reason)], by)

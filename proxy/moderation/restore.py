@@ -151,8 +151,8 @@ def _replay(store: ModerationStore, decisions: Iterable[LoggedDecision]) -> None
             store.record("block", [(each.selection, each.reason)], by=each.by, owner="restored")
         else:
             # An operator lifts anybody's block, a labeler only its own.
-            whoever = not each.by.startswith("labeler:")
-            store.lift(each.selection, by=each.by, reason=each.reason, whoever=whoever)
+            of_all = not each.by.startswith("labeler:")
+            store.lift(each.selection, by=each.by, reason=each.reason, of_all=of_all)
 
 
 def _raise_version(new: Path, replicas: Replicas) -> None:

@@ -249,13 +249,11 @@ class ModerationStore:
             _audit(connection, now, by, action, rows, purge)
             return Recorded(_raise_version(connection), purge)
 
-    def lift(
-        self, selection: Selection, *, by: str, reason: str, whoever: bool
-    ) -> tuple[bool, int]:
+    def lift(self, selection: Selection, *, by: str, reason: str, of_all: bool) -> tuple[bool, int]:
         """Lift the block of exactly ``selection`` that ``by`` decided.
 
         Args:
-            whoever: lift the blocks of all deciders.
+            of_all: lift the blocks of all deciders.
 
         Returns:
             Whether there was a block, and the version that has the change.
@@ -265,7 +263,7 @@ class ModerationStore:
         with self._writing() as connection:
             lifted = connection.execute(
                 f"DELETE FROM blocks WHERE {where} AND (? OR who = ?)",  # noqa: S608
-                (*values, whoever, by),
+                (*values, of_all, by),
             ).rowcount
             if not lifted:
                 return False, 0

@@ -147,7 +147,7 @@ def _context_adder(
 def _make_printable(
     _logger: object, _level: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Escape what a terminal would obey, for example in a path. ``repr`` escapes other values."""
+    """Escape what a terminal acts on, for example in a path. ``repr`` escapes other values."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = printable(value)
@@ -171,7 +171,7 @@ def _as_json(_logger: object, level: str, event: structlog.typing.EventDict) -> 
     event["timestamp"] = datetime.now(UTC)
     try:
         line = orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
-        # JSON requires escapes below U+0020 alone; terminals obey some characters above it.
+        # JSON requires escapes below U+0020 alone; terminals act on some characters above it.
         if line.isprintable():
             return line
         return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line)

@@ -1,4 +1,4 @@
-"""Escapes what a terminal would obey or not show. Pure, total."""
+"""Escapes characters that a terminal acts on or does not show. Pure, total."""
 
 from __future__ import annotations
 

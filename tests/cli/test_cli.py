@@ -311,7 +311,7 @@ def test_an_option_that_is_wrong_is_told_with_what_would_be_right(
 def test_a_line_of_no_form_is_told_with_the_forms(
     run: Run, command: tuple[str, ...], right: str
 ) -> None:
-    """Catches "invalid request" about a file, which is none."""
+    """Catches "invalid request" about a file."""
     assert right in run(*command, input="a b c d e f").stderr
 
 
@@ -646,7 +646,7 @@ def test_looking_makes_no_store(run: Run, settings: Config) -> None:
     without_store(folder)
     for command, told in (("list", "no blocks"), ("audit", "no decisions")):
         result = run("blocks", command)
-        # Who reads the rows reads none; who looks at the terminal sees that it worked.
+        # A program that reads the rows gets none; a person at the terminal sees that it worked.
         assert (result.exit_code, result.stdout) == (0, "")
         assert result.stderr == f"{told} in {folder}\n"
     assert [path.name for path in folder.iterdir()] == ["images"]
@@ -749,7 +749,7 @@ def test_root_works_on_what_a_server_of_roots_made_in_somebody_elses_folder(
 
 @pytest.fixture
 def _unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks a directory here has a test fail, and no packet leaves."""
+    """A test that asks a directory here fails, and no packet leaves."""
     monkeypatch.setenv("IMAGE_PROXY_IDENTITY__PLC_URL", "http://127.0.0.1:9")
 
 

@@ -1,4 +1,4 @@
-"""Marks in a shared folder: who lives, who is gone, and that nobody is buried twice or alive."""
+"""Marks in a shared folder: which processes live, and that none is buried twice or alive."""
 
 from __future__ import annotations
 

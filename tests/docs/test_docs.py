@@ -227,11 +227,11 @@ RUN_BY = {
     "curl": "tests/deployed/readme.py",
     "pip": "tests/package.py",
 }
-"""Who runs the commands of documents that no virtual machine does: whole, or by the program."""
+"""What runs the commands of documents that no virtual machine does: whole, or by the program."""
 
 
 def test_every_command_in_the_documents_is_run_somewhere() -> None:
-    """Catches one that is parsed, and fails for whoever types it."""
+    """Catches one that is parsed, and fails for everybody who types it."""
     for document in DOCUMENTS:
         if document.removeprefix("docs/") in guest.DOCUMENTS:
             continue

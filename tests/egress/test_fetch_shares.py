@@ -61,7 +61,7 @@ trickle = partial(at_rate, rate=1.2 * MIN_BYTES_PER_SECOND)
 
 @dataclass
 class Bench:
-    """A channel of the default size, and who asks it."""
+    """A channel of the default size, and the tasks that ask it."""
 
     nursery: trio.Nursery
     conduct: Conduct = field(default_factory=Conduct)
@@ -242,13 +242,13 @@ async def test_a_refusal_in_a_full_room_judges_one_host_and_not_all(
     assert judged == 100
 
 
-# Who is given up.
+# Which fetch is given up.
 
 
 async def test_a_trickle_is_given_up_when_others_wait(
     bench: Bench, autojump_clock: MockClock
 ) -> None:
-    """Catches a trickle that keeps its consumer until ``fetch.timeout``, whoever waits for it."""
+    """Catches a trickle that keeps its consumer until ``fetch.timeout`` while others wait."""
     bench.make_prompt(*many("turned", CONSUMERS))
     await bench.ask_all(*many("turned", CONSUMERS), work=trickle)
     assert bench.now.running == CONSUMERS

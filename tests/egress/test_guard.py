@@ -85,7 +85,7 @@ class Wire(trio.abc.Stream):
         await self.inner.aclose()
 
 
-# The matrix: who is refused, and that nobody arrives.
+# The matrix: which destinations are refused, and that no packet arrives.
 
 
 def test_the_matrix_is_as_large_as_it_was() -> None:

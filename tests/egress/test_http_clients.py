@@ -481,7 +481,7 @@ async def test_a_redirect_leads_where_it_says(
 async def test_a_redirect_takes_no_header_of_the_caller_along(
     client_world: World, site: Site, location: str
 ) -> None:
-    """Catches a rate limit's bypass key, or a token, told to whoever a PDS redirects to."""
+    """Catches a rate limit's bypass key, or a token, told to the server that a PDS redirects to."""
     other = Site("other.example")
     client_world.network.add(other)
     for each in (site, other):

@@ -23,7 +23,7 @@ class FakeDns:
     Attributes:
         port: on 127.0.0.1.
         records: values by name, in lower case.
-        rcode: of every answer that is none of ``records``.
+        rcode: of every answer that is not in ``records``.
         is_silent: takes questions, and answers none.
         asked: the names of all questions, in order.
         by_tcp: how many came over TCP.

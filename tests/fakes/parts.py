@@ -21,7 +21,7 @@ from proxy.model.selection import Selection, Selections
 
 
 class Gate:
-    """Open by default; closed, it holds whoever passes."""
+    """Open by default; closed, it holds all that pass."""
 
     def __init__(self) -> None:
         self._open = trio.Event()

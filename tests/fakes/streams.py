@@ -94,7 +94,7 @@ class Stream(Site):
         await trio.sleep_forever()
 
     def changed(self) -> None:
-        """Wake whoever waits in ``until``."""
+        """Wake all that wait in ``until``."""
         self._changed.set()
         self._changed = trio.Event()
 

@@ -101,7 +101,7 @@ def test_a_camera_picture_survives_every_preset(name: str) -> None:
 
 @pytest.mark.usefixtures("path")
 def test_truncated_and_corrupt_data_do_not_decode() -> None:
-    """Catches a grey lower half, and an error that is none of the table."""
+    """Catches a grey lower half, and an error that is not in the table."""
     source = sources.jpeg(sources.photo(640, 480))
     for length in (len(source) * 3 // 4, len(source) // 3, 700):
         with pytest.raises(UndecodableImage):

@@ -55,7 +55,7 @@ def decide(store: ModerationStore, *selections: Selection, by: str = "a test") -
 
 def lift(store: ModerationStore, selection: Selection, by: str = "a test") -> bool:
     """Lift the block that ``by`` asked for; whether there was one."""
-    return store.lift(selection, by=by, reason="", whoever=False)[0]
+    return store.lift(selection, by=by, reason="", of_all=False)[0]
 
 
 def plant_older(folder: Path, *rows: tuple[str, str, str, float]) -> Path:

@@ -73,7 +73,7 @@ async def race_rounds(internet: Upstream, port: int, admin_port: int) -> None:
 
 
 async def test_after_the_call_has_answered_no_request_gets_a_byte(tmp_path: Path) -> None:
-    """Catches an answer before every worker obeys, and a hit between its check and its end."""
+    """Catches an answer before all workers know, and a hit between its check and its end."""
     async with upstream() as internet:
         environment = internet.environment(tmp_path, SERVER__ADMIN_TOKEN=TOKEN)
         async with serve(WORKERS, environment, workers=2) as server:
@@ -93,7 +93,9 @@ async def test_nor_through_nginx_which_serves_hits_from_disk(tmp_path: Path) -> 
                 await race_rounds(internet, front.port, server.port)
 
 
-async def test_the_command_line_is_obeyed_by_every_worker_when_it_returns(tmp_path: Path) -> None:
+async def test_a_block_by_a_command_is_in_force_in_every_worker_when_it_returns(
+    tmp_path: Path,
+) -> None:
     """Catches a command that writes a file and leaves the rest to luck."""
     async with upstream() as internet:
         did, cid = internet.add_blob(tiny_jpeg())

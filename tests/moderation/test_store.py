@@ -166,7 +166,7 @@ def test_the_operator_lifts_what_all_others_asked_for(tmp_path: Path, store_in: 
     decide(store, OWNER, by="labeler")
     decide(store, OWNER, by="alice")
     decide(store, PAIR, by="labeler")
-    assert store.lift(OWNER, by="bob", reason="", whoever=True)[0]
+    assert store.lift(OWNER, by="bob", reason="", of_all=True)[0]
     assert blocked(tmp_path) == [A1]
 
 
@@ -215,7 +215,7 @@ def test_the_audit_has_every_decision_and_the_removals_of_its_purge(
     store.record("block", [(PAIR, "three")], by="a", owner="", purge=bulk.purge)
     purge = store.record("purge", [(OWNER, "four")], by="b", owner="")
     store.finish(bulk.purge, 7)
-    store.lift(OWNER, by="a", reason="five", whoever=False)
+    store.lift(OWNER, by="a", reason="five", of_all=False)
     expected = [
         Decision(5.0, "a", "block", owner(1), None, "one", 7),
         Decision(5.0, "a", "block", None, blob_cid(1), "two", 7),
@@ -349,7 +349,7 @@ def test_they_are_taken_over_once_and_what_is_lifted_stays_lifted(
 ) -> None:
     """Catches a file that is brought in again with every start."""
     plant_older(tmp_path, *OLDER)
-    assert store_in(tmp_path).lift(Selection(owner(2)), by="x", reason="", whoever=True)[0]
+    assert store_in(tmp_path).lift(Selection(owner(2)), by="x", reason="", of_all=True)[0]
     again = store_in(tmp_path)
     assert len(again.load().blocks) == 2
     assert not again.blocks_now(BlobKey(owner(2), blob_cid(7)))

@@ -27,7 +27,7 @@ from proxy.observability import request_id
 from proxy.observability.log import ACCEPT, ACCEPT_SECONDS, configure_logging, server_log
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, serve, upstream
-from tests.shared.test_printable import OBEYED
+from tests.shared.test_printable import CONTROLS
 
 
 class Lines:
@@ -131,8 +131,8 @@ def test_the_form_is_as_configured_whatever_standard_error_is(
 
 
 @pytest.mark.parametrize("format", ["console", "json"])
-@pytest.mark.parametrize("text", OBEYED, ids=ascii)
-def test_what_a_terminal_obeys_does_not_reach_it_from_any_value(
+@pytest.mark.parametrize("text", CONTROLS, ids=ascii)
+def test_no_value_brings_a_terminal_a_character_that_it_acts_on(
     text: str, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a path of a request that moves the cursor, or writes a line of its own."""

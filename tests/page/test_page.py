@@ -499,7 +499,7 @@ def test_thumbnails_have_pixels_enough_for_a_dense_screen(site: PageSite, look: 
 def test_an_accounts_current_picture_can_be_copied_in_every_preset(
     site: PageSite, look: Look
 ) -> None:
-    """Catches URLs that show yesterday's avatar, and a name for what is no profile's picture."""
+    """Catches URLs that show yesterday's avatar, and a name for a picture of no profile."""
 
     def check(page: Page) -> None:
         submit(page, f"@{HANDLE}", format="webp")

@@ -57,7 +57,7 @@ COMMANDS = {
 }
 
 GARBAGE_AFTER_A_JPEG_MARK = b"\xff\xd8\xff" + bytes(16 * 1024 * 1024)
-"""More than the socket buffers of both ends hold, so that whoever sends it must wait."""
+"""More than the socket buffers of both ends hold, so that the sender must wait."""
 
 
 def img(did: str, cid: str, preset: str = "avatar_thumbnail") -> str:
@@ -282,7 +282,7 @@ async def test_a_client_that_does_not_read_holds_no_worker_and_does_not_block_th
             tmp_path,
             SERVER__SHUTDOWN_TIMEOUT="0.5",
             FETCH__MAX_SOURCE_MB="32",
-            # One of each: whoever held one would hold the last.
+            # One of each: a request that held one would hold the last.
             FETCH__WORKERS="1",
             FETCH__PER_HOST="1",
             PROCESS__THREADS="1",

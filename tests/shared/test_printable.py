@@ -1,4 +1,4 @@
-"""What a terminal would obey must not reach it."""
+"""Characters that a terminal acts on must not reach it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy.shared.printable import printable
 from tests.examples import examples
 
-OBEYED = [
+CONTROLS = [
     "\x1b[2J",  # ESC: clears the screen
     "\x1b]0;title\x07",
     "\x9b31m",  # the same in one character, which some terminals take
@@ -23,8 +23,8 @@ OBEYED = [
 ]
 
 
-@pytest.mark.parametrize("text", OBEYED, ids=ascii)
-def test_what_a_terminal_obeys_is_an_escape_of_python(text: str) -> None:
+@pytest.mark.parametrize("text", CONTROLS, ids=ascii)
+def test_a_character_that_a_terminal_acts_on_becomes_an_escape_of_python(text: str) -> None:
     escaped = printable(text)
     assert escaped.isprintable()
     assert ast.literal_eval(f'"{escaped}"') == text

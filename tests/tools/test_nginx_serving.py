@@ -1,4 +1,4 @@
-"""A real nginx before a real proxy: whoever asks it must not be able to tell.
+"""A real nginx before a real proxy: a client must not be able to tell.
 
 Skipped where there is no nginx, unless ``tests.required`` says that there must be.
 """

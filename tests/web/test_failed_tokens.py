@@ -1,4 +1,4 @@
-"""Whoever guesses tokens waits; nobody else does."""
+"""An address that guesses tokens waits; no other does."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ VALUES = {
 
 
 def values_of(name: str, label: str) -> set[str] | None:
-    """What a label of a metric may be; None: it is none of ours."""
+    """What a label of a metric may be; None: it is not ours."""
     known = metrics_reference.VALUES.get(name.removeprefix("imageproxy_"), {}).get(label)
     return VALUES.get(label) if isinstance(known, str) or known is None else set(known)
 

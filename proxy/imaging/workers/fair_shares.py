@@ -1,8 +1,8 @@
 """Fair shares of the processing pool, for the hosts that pictures come from, and for their owners.
 
 Start-time fair queueing (P. Goyal, H. Vin, H. Cheng, 1996) on two levels: each host that has jobs
-waiting gets the same time of the pool, and within it each owner. Who waits alone gets everything,
-and pays nothing for it later.
+waiting gets the same time of the pool, and within it each owner. A host that waits alone gets
+everything, and pays nothing for it later.
 
 Pure.
 """

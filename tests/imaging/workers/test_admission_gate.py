@@ -291,10 +291,10 @@ async def flood(visitors: Visitors, name: str, count: int, owner: str = "did:web
         await visitors.come(f"{name} {number}", 1, b"%d" % number, origin=Origin(HOSTILE, owner))
 
 
-async def test_who_waits_with_many_gets_no_more_than_who_waits_with_one(
+async def test_an_owner_of_many_waiting_jobs_gets_no_more_time_than_an_owner_of_one(
     nursery: trio.Nursery,
 ) -> None:
-    """Catches an order of arrival: who asks first for a hundred pictures delays all others."""
+    """Catches an order of arrival: the first to ask for a hundred pictures delays all others."""
     visitors = Visitors(nursery, gate_of(100, places=1))
     await flood(visitors, "many", 6)
     await visitors.come("one", 1, b"x", origin=Origin(HONEST, "did:web:two"))

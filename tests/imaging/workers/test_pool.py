@@ -487,7 +487,7 @@ async def test_a_job_that_was_admitted_grows_within_the_budget_until_it_begins()
         assert gate.statistics().admitted_bytes == 95
         assert not batch.take(call(BLOB, 50))
         assert gate.statistics().admitted_bytes == 95
-        # Who began may not be joined, however much room there is.
+        # A job that has begun may not be joined, however much memory is free.
         batch.begin()
         assert not batch.take(call(BLOB, 1))
     assert gate.statistics().admitted_bytes == 0

@@ -93,7 +93,7 @@ class Told:
             raise self.failures.pop(0)
 
     def _wake(self) -> None:
-        # Whoever waits looks once this step is over.
+        # The tasks that wait look once this step is over.
         self._changed.set()
         self._changed = trio.Event()
 

@@ -1,4 +1,4 @@
-"""Account events that are followed: what is cached of who is gone goes, too."""
+"""Account events that are followed: what is cached of accounts that are gone is purged."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_field_that_the_specification_does_not_have_is_ignored(case: dict[str,
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_the_second_signature_that_mathematics_allows_does_not_hold(case: dict[str, Any]) -> None:
-    """Whoever has (r, s) has (r, n - s) too; the specification allows the lower s alone.
+    """From (r, s) anybody can make (r, n - s); the specification allows the lower s alone.
 
     Catches: the second signature that mathematics allows holds.
     """

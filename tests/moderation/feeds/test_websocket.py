@@ -301,7 +301,7 @@ GARBAGE = [
     b"\x83\x01a",  # an opcode that is reserved
     b"\xc2\x01a",  # compressed, though that was not agreed on
     b"\x82\x81\x00\x00\x00\x00a",  # masked, by a server
-    b"\x81\x02\xff\xfe",  # text that is none
+    b"\x81\x02\xff\xfe",  # text that is not UTF-8
     b"\x89\x7e\x01\x00" + bytes(256),  # a ping that is too long
     b"\x00\x01a",  # a continuation of nothing
     b"\x88\x01a",  # a close code of one byte
