@@ -18,7 +18,7 @@ from proxy.model.selection import Selection
 
 Scope = Literal["owner", "everywhere"]
 
-# The fields that the specification has; no other is part of what is signed.
+# The fields of the specification. The signature covers these fields alone.
 _SIGNED = ("ver", "src", "uri", "cid", "val", "neg", "cts", "exp")
 
 MAX_VALUE = 128
@@ -32,23 +32,23 @@ _NSID = re.compile(r"[a-zA-Z][a-zA-Z0-9-]*(?:\.[a-zA-Z0-9-]+)+")
 _RECORD_KEY = re.compile(r"[A-Za-z0-9._:~-]{1,512}")
 
 _DAG_CBOR = 0x71
-"""The codec of a record's CID. A blob's is raw (0x55), so a CID tells which of both it names."""
+"""The codec of a record's CID. A blob's codec is raw (0x55), so a CID shows which it names."""
 
 
 class BadLabel(Exception):
-    """Not a label of version 1, or about something that has no pictures."""
+    """It is not a label of version 1, or its subject has no pictures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label as it came, its signature not yet checked.
+    """A label as it was received; its signature is not checked yet.
 
     Attributes:
-        uri: whom it is about, as it was written.
-        cid: the version of a record, or the blob, that it is about alone; "" for none.
-        cts: when it was made, in seconds since the epoch, as its source says.
-        exp: when it ends to apply, likewise, or None.
-        signed: the bytes that ``sig`` has to be over.
+        uri: its subject, as it was written.
+        cid: the version of the record, or the blob, that it is limited to; "": no limit.
+        cts: when it was made, in seconds since the epoch, by the clock of its source.
+        exp: when it expires, in seconds since the epoch, or None.
+        signed: the bytes that ``sig`` must sign.
     """
 
     src: str
@@ -67,7 +67,7 @@ class LabelledRecord:
     """A record whose blobs a label is about.
 
     Attributes:
-        cid: the version of it, or None for any.
+        cid: the version of the record; None: any version.
     """
 
     did: Did
@@ -81,10 +81,10 @@ class LabelledRecord:
 
 
 def parse_label(raw: object) -> Label:
-    """A label out of a message.
+    """Read a label of a message.
 
     Raises:
-        BadLabel: a field is missing or of another type, or it is of another version.
+        BadLabel: a field is missing or has another type, or the label has another version.
     """
     if not isinstance(raw, dict) or type(raw.get("ver")) is not int or raw["ver"] != 1:
         raise BadLabel("not a label of version 1")
@@ -110,17 +110,17 @@ def parse_label(raw: object) -> Label:
 
 
 def subject_of(label: Label, scope: Scope = "owner") -> Selection | LabelledRecord:
-    """What is to be blocked, or the record that has to be asked for its blobs.
+    """Return the selection to block, or the record whose blobs are to be blocked.
 
-    A DID is an account; with the CID of a blob, that blob of it. An at:// URI is a record, with
-    the CID of a record that version of it; with the CID of a blob, that blob of its owner. The
-    specification has no form for blobs; their CIDs cannot be taken for those of records.
+    A DID means the account; with the CID of a blob, that blob of the account. An at:// URI means a
+    record; with the CID of a record, that version of it; with the CID of a blob, that blob of the
+    record's owner. The specification has no form for blobs, but the codecs of their CIDs differ.
 
     Args:
-        scope: whether a blob is blocked of its owner or of everybody.
+        scope: whether a blob is blocked for its owner only, or for every owner.
 
     Raises:
-        BadLabel: about something else, or in a spelling that is not canonical.
+        BadLabel: the subject is something else, or its spelling is not canonical.
     """
     if label.uri.startswith("at://"):
         authority, slash, path = label.uri.removeprefix("at://").partition("/")
@@ -144,16 +144,17 @@ def subject_of(label: Label, scope: Scope = "owner") -> Selection | LabelledReco
 
 
 def selection_of(did: Did, cid: Cid, scope: Scope) -> Selection:
-    """A blob of its owner, or of everybody."""
-    # One selection for one content: it stays blocked until the last label on it is gone.
+    """Return the selection of a blob, for its owner only or for every owner."""
+    # The same content always has the same selection, so it stays blocked until the last label on
+    # it is gone.
     cid = content_cid(cid)
     return Selection(did=did, cid=cid) if scope == "owner" else Selection(cid=cid)
 
 
 def blobs_of(record: object) -> frozenset[Cid]:
-    """The blobs that a record refers to, in JSON (atproto, Data Model, "Blob Type").
+    """The blobs that a record in JSON refers to (atproto, Data Model, "Blob Type").
 
-    Other values are skipped, and so are references to blobs that cannot be asked for here.
+    References to blobs that this service does not serve are skipped.
     """
     found: set[Cid] = set()
     left: list[object] = [record]
@@ -174,7 +175,7 @@ def _referred(value: dict[str, Any]) -> Cid | None:
         link = value.get("ref")
         text = link.get("$link") if isinstance(link, dict) else None
     elif isinstance(value.get("mimeType"), str):
-        # The form that records had before May 2023; they are still there.
+        # The form before May 2023; such records still exist.
         text = value.get("cid")
     else:
         return None

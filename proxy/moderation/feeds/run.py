@@ -20,6 +20,7 @@ from proxy.model.identifiers import Did
 from proxy.moderation.feeds.label_enforcer import LabelEnforcer
 from proxy.moderation.feeds.label_records import RecordReader
 from proxy.moderation.feeds.label_store import FeedStore
+from proxy.moderation.first_start import FEEDS
 from proxy.moderation.interface import Cursors, Decisions
 from proxy.observability.metrics import Metrics
 
@@ -57,7 +58,7 @@ async def run_feeds(
         leadership: one process at a time follows.
         clock: seconds since the epoch.
     """
-    store = FeedStore(config.cache.path / "feeds.sqlite3")
+    store = FeedStore(config.cache.path / FEEDS)
     labels, origin = config.labels, config.accounts.origin
     limiter = trio.CapacityLimiter(1)
     has_labels = bool(labels.subscribe) or await trio.to_thread.run_sync(
