@@ -148,10 +148,17 @@ class DiskCache:
             await self._index()
 
     async def keep_indexed(self) -> None:
-        """Call ``make_indexed`` every ``INDEX_CHECK_SECONDS``, until cancelled."""
+        """Call ``make_indexed`` every ``INDEX_CHECK_SECONDS``, until cancelled.
+
+        After the first time, remove what an earlier release left; see ``remove_refused``.
+        """
+        is_first = True
         while True:
             try:
                 await self.make_indexed()
+                if is_first:
+                    await self._with_room(self._chores, self._folder.remove_refused)
+                    is_first = False
             except OSError as error:
                 log.warning("the index of the cache cannot be made", error=str(error))
             await trio.sleep(INDEX_CHECK_SECONDS)

@@ -315,6 +315,21 @@ class CacheFolder:
             expired += len(old)
             for_size += room
 
+    def remove_refused(self) -> int:
+        """Remove what earlier releases kept under other CIDs of blocked blobs, or of no blob.
+
+        nginx would serve it. Those releases blocked the CID that was named, and no other CID of the
+        same bytes. Returns the number of removed entries.
+        """
+        with self._index.reading() as rows:
+            files = rows.with_other_cids()
+        return self._remove(file for file in files if not self._may_stay(file))
+
+    def _may_stay(self, file: File) -> bool:
+        blob = blob_of(file.folder, file.name)
+        preset, _, fingerprint = file.folder.rpartition("/")[2].rpartition("-")
+        return blob is not None and self._may_keep(ImageKey(preset, blob, None, fingerprint))
+
     def _expired(self, rows: Rows) -> list[IndexEntry]:
         return rows.written_until(self._clock() - self._ttl, BATCH) if self._ttl else []
 

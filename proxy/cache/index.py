@@ -175,6 +175,13 @@ class Rows:
         """Return the shards that have entries: two folders each, as ``plc/ab``."""
         return sorted({"/".join(folder.split("/")[:2]) for folder, _, _ in self.shelves()})
 
+    def with_other_cids(self) -> list[File]:
+        """Return the files whose CID is not a raw CIDv1; see ``identifiers.content_cid``."""
+        rows = self._connection.execute(
+            "SELECT folder, name FROM entries WHERE cid < 'bafkrei' OR cid >= 'bafkrej'"
+        )
+        return [File(folder, name) for folder, name in rows.fetchall()]
+
     def after(self, number: int, limit: int) -> list[tuple[int, File]]:
         """Return entries with row numbers above ``number``, in order. The numbers are temporary."""
         rows = self._connection.execute(

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import trio
 from hypothesis import given
+from libipld import encode_cid
 from trio.testing import wait_all_tasks_blocked
 
 from proxy.cache.disk import DiskCache
@@ -32,8 +33,8 @@ from proxy.cache.layout import entry_folder, entry_name
 from proxy.coordination.liveness import Liveness
 from proxy.errors import InvalidCid, InvalidDid, InvalidPreset
 from proxy.model.formats import OUTPUTS, Format
-from proxy.model.identifiers import Cid, Did, parse_did, spellings
-from proxy.model.keys import ImageKey, image_key
+from proxy.model.identifiers import Cid, Did, cid_digest, parse_did, spellings
+from proxy.model.keys import BlobKey, ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS
 from proxy.model.selection import Selection
 from tests.cache import SIGNATURES, blob_cid, entry, key, owner
@@ -1388,3 +1389,26 @@ async def test_a_purge_by_one_cid_ends_a_write_of_another_that_is_under_way(
     monkeypatch.setattr(Rows, "begin_arrival", begin_and_purge)
     await cache.put(key(did=owner(1), cid=version_0), entry())
     assert await cache.get(key(did=owner(1), cid=version_0)) is None
+
+
+async def test_what_an_earlier_release_left_under_other_cids_of_blocked_blobs_is_removed(
+    make: MakeCache, root: Path
+) -> None:
+    """Catches a blocked picture that nginx goes on serving under its CIDv0."""
+    raw, dag_pb, version_0 = spellings(blob_cid(1))
+    record = Cid(encode_cid(b"\x01\x71\x12\x20" + cid_digest(raw)))
+    is_blocked = {owner(1)}
+    cache = make(may_keep=lambda wanted: wanted.blob.did not in is_blocked)
+    is_blocked.clear()
+    blobs = [BlobKey(owner(each), cid) for each in (1, 2) for cid in (dag_pb, version_0, record)]
+    keys = [key()._replace(blob=blob) for blob in blobs]
+    for each in keys:
+        await cache.put(each, entry())
+    is_blocked.add(owner(1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cache.keep_indexed)
+        await until(lambda: cache.statistics().entries <= 2)
+        nursery.cancel_scope.cancel()
+    left = {path.name.partition("@")[0] for path in files_below(root)}
+    assert left == {dag_pb, version_0}
+    assert [await cache.get(each) is not None for each in keys[3:5]] == [True, True]
