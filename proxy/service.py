@@ -40,7 +40,7 @@ from proxy.errors import (
     UnsupportedImage,
     UpstreamTimeout,
 )
-from proxy.imaging.workers.fair_shares import Origin
+from proxy.imaging.workers.fair_shares import Publisher
 from proxy.imaging.workers.pool import Processed, Processor
 from proxy.model.formats import Format, content_type_of
 from proxy.model.keys import BlobKey, ImageKey, image_key
@@ -88,7 +88,7 @@ class FetchedBlob:
     """A verified blob, where it came from, and how long resolving and fetching took."""
 
     data: bytes
-    origin: Origin
+    publisher: Publisher
     timings: Mapping[str, float]
 
 
@@ -313,7 +313,7 @@ class Service:
     ) -> Processed:
         try:
             processed = await self._processor.process(
-                source.data, preset, key.format, origin=source.origin, on_start=flight.commit
+                source.data, preset, key.format, publisher=source.publisher, on_start=flight.commit
             )
             self._image_failures.succeeded(key)
             return processed
@@ -378,7 +378,7 @@ class Service:
                 data = await self._fetcher.fetch(current, blob)
                 pds = current
         timings = {"resolve": resolved - began, "fetch": trio.current_time() - resolved}
-        return FetchedBlob(data, Origin(urlsplit(pds).hostname or pds, blob.did), timings)
+        return FetchedBlob(data, Publisher(urlsplit(pds).hostname or pds, blob.did), timings)
 
 
 OUTCOMES: dict[type[ImageProxyError], str] = {

@@ -40,7 +40,7 @@ from proxy.errors import (
     UpstreamTimeout,
 )
 from proxy.imaging.decode import Decoded, Original
-from proxy.imaging.workers.fair_shares import UNKNOWN, Origin
+from proxy.imaging.workers.fair_shares import UNKNOWN, Publisher
 from proxy.imaging.workers.pool import Processed
 from proxy.lifecycle import open_moderator, open_service
 from proxy.model.formats import Format
@@ -959,12 +959,12 @@ async def test_a_processing_pool_without_a_free_place_is_busy_after_its_time(
             preset: Preset,
             output: Format | None,
             *,
-            origin: Origin = UNKNOWN,
+            publisher: Publisher = UNKNOWN,
             on_start: Callable[[], None] = lambda: None,
         ) -> Processed:
             with trio.move_on_after(5):
                 return await super().process(
-                    source, preset, output, origin=origin, on_start=on_start
+                    source, preset, output, publisher=publisher, on_start=on_start
                 )
             raise Busy("no turn")
 
@@ -1070,12 +1070,12 @@ async def test_a_result_too_large_for_one_format_is_served_in_the_others(
 async def test_the_share_of_a_transform_is_that_of_the_host_and_the_owner_of_its_source(
     world: World, parts: Parts
 ) -> None:
-    """Catches: transforms without an origin share one share, or a port makes a host of its own."""
+    """Catches transforms that name no publisher, and a port that makes a host of its own."""
     parts.resolver.pds[parts.did] = "https://PDS.example:8443"
     parts.fetcher.blobs[parts.resolver.pds[parts.did], BlobKey(parts.did, parts.cid)] = b"picture"
     async with world.service(**parts.all) as service:
         await service.get_image("avatar", parts.did, parts.cid)
-    assert parts.processor.origins == [Origin("pds.example", parts.did)]
+    assert parts.processor.publishers == [Publisher("pds.example", parts.did)]
 
 
 async def test_a_costly_result_is_left_alone_for_longer_each_time_and_the_others_are_served(

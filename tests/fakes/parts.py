@@ -11,7 +11,7 @@ from collections.abc import Callable
 import trio
 
 from proxy.cache.interface import Entry
-from proxy.imaging.workers.fair_shares import UNKNOWN, Origin
+from proxy.imaging.workers.fair_shares import UNKNOWN, Publisher
 from proxy.imaging.workers.pool import Processed
 from proxy.model.formats import Format
 from proxy.model.identifiers import Did
@@ -105,7 +105,7 @@ class FakeProcessor:
 
     Attributes:
         calls: sources and presets that a transform was begun for, in order.
-        origins: of the sources that were asked for, in order.
+        publishers: of the sources that were asked for, in order.
         queue: holds transforms that wait for their turn.
         gate: holds transforms under way.
         error: raised by every transform.
@@ -113,7 +113,7 @@ class FakeProcessor:
 
     def __init__(self) -> None:
         self.calls: list[tuple[bytes, Preset]] = []
-        self.origins: list[Origin] = []
+        self.publishers: list[Publisher] = []
         self.queue = Gate()
         self.gate = Gate()
         self.error: Exception | None = None
@@ -124,11 +124,11 @@ class FakeProcessor:
         preset: Preset,
         output: Format | None,
         *,
-        origin: Origin = UNKNOWN,
+        publisher: Publisher = UNKNOWN,
         on_start: Callable[[], None] = lambda: None,
     ) -> Processed:
         """See ``Processor.process``."""
-        self.origins.append(origin)
+        self.publishers.append(publisher)
         await self.queue.passed()
         on_start()
         self.calls.append((source, preset))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import trio
 
 from proxy.errors import Busy
-from proxy.imaging.workers.fair_shares import UNKNOWN, FairShares, Origin, Party, parties
+from proxy.imaging.workers.fair_shares import UNKNOWN, FairShares, Party, Publisher, parties
 
 MAX_PASSES = 16
 """How often jobs that fit may pass one for which there is no memory; then memory is kept free."""
@@ -41,12 +41,12 @@ class Reservation:
         amount: bytes that the job may use; cut to the most that one job may have.
         source: the source that it holds while it waits; several jobs with the same object count it
             once.
-        origin: where the source comes from.
+        publisher: whose share the job counts against.
     """
 
     amount: int
     source: bytes
-    origin: Origin = UNKNOWN
+    publisher: Publisher = UNKNOWN
     _admitted: trio.Event = field(default_factory=trio.Event)
     _began: float = 0.0
     _passes: int = 0
@@ -87,7 +87,7 @@ class AdmissionGate:
         # In the order of arrival.
         self._waiters: list[Reservation] = []
         # The number of waiting jobs for each source: several presets of one blob share it.
-        self._sources: Counter[tuple[Origin, int]] = Counter()
+        self._sources: Counter[tuple[Publisher, int]] = Counter()
         self._admitted = 0
         self._small_bytes = 0
         self._large_bytes = 0
@@ -170,13 +170,13 @@ class AdmissionGate:
         self._count_waiting(reservation, -1)
 
     def _count_waiting(self, reservation: Reservation, sign: int) -> None:
-        source, origin = reservation.source, reservation.origin
-        key = origin, id(source)
+        source, publisher = reservation.source, reservation.publisher
+        key = publisher, id(source)
         others = self._sources[key] - (sign < 0)
         self._sources[key] += sign
         if not self._sources[key]:
             del self._sources[key]
-        for party in ((), *parties(origin)):
+        for party in ((), *parties(publisher)):
             self._waiting[party] += sign
             self._waiting_bytes[party] += 0 if others else sign * len(source)
             if not self._waiting[party]:
@@ -184,7 +184,7 @@ class AdmissionGate:
 
     def _check_waiting_room(self, reservation: Reservation) -> None:
         """Raise Busy, and leave the queue, if the room is too full with ``reservation``."""
-        for party in ((), *parties(reservation.origin)):
+        for party in ((), *parties(reservation.publisher)):
             part = 2 ** len(party)
             jobs, held = self._waiting[party], self._waiting_bytes[party]
             if jobs > MAX_WAITING // part or held > self.limits.waiting_room // part:
@@ -204,12 +204,12 @@ class AdmissionGate:
         """Return the first waiting job in the order of shares for which there is memory."""
         now = trio.current_time()
         ranks = {
-            origin: self._shares.rank(origin, now)
-            for origin in {waiter.origin for waiter in self._waiters}
+            publisher: self._shares.rank(publisher, now)
+            for publisher in {waiter.publisher for waiter in self._waiters}
         }
         passed: list[Reservation] = []
         is_kept_free = False
-        for waiter in sorted(self._waiters, key=lambda waiter: ranks[waiter.origin]):
+        for waiter in sorted(self._waiters, key=lambda waiter: ranks[waiter.publisher]):
             if self._fits(waiter.amount, in_reserve=is_kept_free):
                 for each in passed:
                     each._passes += 1
@@ -235,14 +235,14 @@ class AdmissionGate:
 
     def _admit(self, reservation: Reservation) -> None:
         reservation._began = trio.current_time()
-        self._shares.begin(reservation.origin, reservation._began)
+        self._shares.begin(reservation.publisher, reservation._began)
         self._admitted += 1
         self._occupy(reservation.amount)
         reservation._admitted.set()
 
     def _release(self, reservation: Reservation) -> None:
         now = trio.current_time()
-        self._shares.end(reservation.origin, now - reservation._began, now)
+        self._shares.end(reservation.publisher, now - reservation._began, now)
         self._admitted -= 1
         self._occupy(reservation.amount, -1)
         self._admit_waiters()

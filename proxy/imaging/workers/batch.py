@@ -14,7 +14,7 @@ from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
 from proxy.imaging.pipeline import Outcome, Recipe
 from proxy.imaging.workers.admission_gate import AdmissionGate, Reservation
-from proxy.imaging.workers.fair_shares import Origin
+from proxy.imaging.workers.fair_shares import Publisher
 from proxy.imaging.workers.ipc import MOST_RECIPES
 
 
@@ -51,7 +51,7 @@ class Call:
     """
 
     source: bytes
-    origin: Origin
+    publisher: Publisher
     recipe: Recipe
     estimate: Estimate
     on_start: Callable[[], None]
@@ -98,7 +98,7 @@ class Batch:
     """
 
     def __init__(self, call: Call, gate: AdmissionGate, queue_wait: float) -> None:
-        self.reservation = Reservation(call.estimate.memory, call.source, call.origin)
+        self.reservation = Reservation(call.estimate.memory, call.source, call.publisher)
         self.scope = trio.CancelScope()
         self._calls = deque([call])
         self._gate = gate

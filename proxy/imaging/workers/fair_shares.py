@@ -21,15 +21,15 @@ FORGET_AFTER = 60.0
 """Seconds after which the use of a host or owner without jobs is forgotten."""
 
 
-class Origin(NamedTuple):
-    """Where a picture comes from: the host of the PDS, and the DID of the owner."""
+class Publisher(NamedTuple):
+    """The host of the PDS that a picture comes from, and the DID of its owner."""
 
     host: str
     owner: str
 
 
-UNKNOWN = Origin("", "")
-"""The origin of a picture that nobody named: all of them share one share."""
+UNKNOWN = Publisher("", "")
+"""For pictures whose publisher is not given: all of them share one share."""
 
 Party = tuple[str, ...]
 """A host, or a host and an owner; () stands for all of them."""
@@ -54,9 +54,9 @@ class FairShares:
         # come later start there, neither before nor behind the others.
         self._begin_times: ExpiringMap[Party, float] = ExpiringMap(REMEMBERED)
 
-    def rank(self, origin: Origin, now: float) -> Rank:
+    def rank(self, publisher: Publisher, now: float) -> Rank:
         """Return the rank of a waiting job; the smallest is next, and among equals the oldest."""
-        host, owner = parties(origin)
+        host, owner = parties(publisher)
         return (
             self._running[host] >= self._share,
             self._time(host, now),
@@ -64,17 +64,17 @@ class FairShares:
             self._time(owner, now),
         )
 
-    def begin(self, origin: Origin, now: float) -> None:
+    def begin(self, publisher: Publisher, now: float) -> None:
         """Note that a job begins."""
-        for party in parties(origin):
+        for party in parties(publisher):
             time = self._time(party, now)
             self._begin_times.put(party[:-1], time, now + FORGET_AFTER)
             self._times.put(party, time, now + FORGET_AFTER)
             self._running[party] += 1
 
-    def end(self, origin: Origin, seconds: float, now: float) -> None:
+    def end(self, publisher: Publisher, seconds: float, now: float) -> None:
         """Note that a job ended, which took ``seconds`` of the pool."""
-        for party in parties(origin):
+        for party in parties(publisher):
             time = self._times.get(party, now) or 0.0
             self._times.put(party, time + seconds, now + FORGET_AFTER)
             self._running[party] -= 1
@@ -86,6 +86,6 @@ class FairShares:
         return max(self._times.get(party, now) or 0.0, begin_time)
 
 
-def parties(origin: Origin) -> tuple[Party, Party]:
+def parties(publisher: Publisher) -> tuple[Party, Party]:
     """Return the host and the owner."""
-    return (origin.host,), (origin.host, origin.owner)
+    return (publisher.host,), (publisher.host, publisher.owner)

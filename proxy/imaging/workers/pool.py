@@ -24,7 +24,7 @@ from proxy.imaging.pipeline import Outcome, Recipe, render_each
 from proxy.imaging.workers.admission_gate import AdmissionGate, GateLimits
 from proxy.imaging.workers.batch import Batch, Call, Interrupted, Job
 from proxy.imaging.workers.client import BUSY_SECONDS, HELD, TIME_LIMIT, DeathReason, ImageWorkers
-from proxy.imaging.workers.fair_shares import UNKNOWN, Origin
+from proxy.imaging.workers.fair_shares import UNKNOWN, Publisher
 from proxy.imaging.workers.ipc import MOST_RECIPES
 from proxy.imaging.workers.sandbox import Limits
 from proxy.model.formats import Format
@@ -70,12 +70,12 @@ class Processor(Protocol):
         preset: Preset,
         output: Format | None,
         *,
-        origin: Origin = ...,
+        publisher: Publisher = ...,
         on_start: Callable[[], None] = ...,
     ) -> Processed:
         """Transform ``source`` by ``preset``.
 
-        Where jobs have to wait, each origin gets a fair share.
+        Where jobs have to wait, each publisher gets a fair share.
 
         Cancellation while waiting leaves nothing behind. Once ``on_start`` was called,
         cancellation is ignored: the transform runs to its end and its result is returned.
@@ -172,7 +172,7 @@ class ProcessingPool:
         preset: Preset,
         output: Format | None,
         *,
-        origin: Origin = UNKNOWN,
+        publisher: Publisher = UNKNOWN,
         on_start: Callable[[], None] = lambda: None,
     ) -> Processed:
         """See ``Processor.process``."""
@@ -180,7 +180,7 @@ class ProcessingPool:
         estimate = partial(memory.estimate, source, preset, output, max_pixels=self._max_pixels)
         found = estimate()
         recipe = Recipe(preset=preset, output=output)
-        ask = partial(self._ask, source, origin, recipe, on_start, came)
+        ask = partial(self._ask, source, publisher, recipe, on_start, came)
         try:
             return await ask(found)
         except ResultTooLarge:
@@ -195,14 +195,14 @@ class ProcessingPool:
     async def _ask(
         self,
         source: bytes,
-        origin: Origin,
+        publisher: Publisher,
         recipe: Recipe,
         on_start: Callable[[], None],
         came: float,
         estimate: Estimate,
     ) -> Processed:
         while True:
-            call = Call(source, origin, recipe, estimate, on_start)
+            call = Call(source, publisher, recipe, estimate, on_start)
             with call.patience:
                 outcome = await call.outcome(self._batch_for(call))
                 if isinstance(outcome, Interrupted):

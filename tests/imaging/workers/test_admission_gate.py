@@ -23,7 +23,7 @@ from proxy.imaging.workers.admission_gate import (
     GateStatistics,
     Reservation,
 )
-from proxy.imaging.workers.fair_shares import FORGET_AFTER, UNKNOWN, FairShares, Origin
+from proxy.imaging.workers.fair_shares import FORGET_AFTER, UNKNOWN, FairShares, Publisher
 from proxy.imaging.workers.pool import ProcessingPool
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.presets import DEFAULT_PRESETS, Preset, Size
@@ -56,12 +56,12 @@ class Visitors:
         source: bytes = b"",
         *,
         reservation: Reservation | None = None,
-        origin: Origin = UNKNOWN,
+        publisher: Publisher = UNKNOWN,
     ) -> trio.CancelScope:
         scope = trio.CancelScope()
         self._leave[name] = trio.Event()
         self._nursery.start_soon(
-            self._visit, name, reservation or Reservation(amount, source, origin), scope
+            self._visit, name, reservation or Reservation(amount, source, publisher), scope
         )
         await trio.testing.wait_all_tasks_blocked()
         return scope
@@ -288,7 +288,9 @@ HOSTILE, HONEST = "hostile.example", "honest.example"
 
 async def flood(visitors: Visitors, name: str, count: int, owner: str = "did:web:one") -> None:
     for number in range(count):
-        await visitors.come(f"{name} {number}", 1, b"%d" % number, origin=Origin(HOSTILE, owner))
+        await visitors.come(
+            f"{name} {number}", 1, b"%d" % number, publisher=Publisher(HOSTILE, owner)
+        )
 
 
 async def test_an_owner_of_many_waiting_jobs_gets_no_more_time_than_an_owner_of_one(
@@ -297,8 +299,10 @@ async def test_an_owner_of_many_waiting_jobs_gets_no_more_time_than_an_owner_of_
     """Catches an order of arrival: the first to ask for a hundred pictures delays all others."""
     visitors = Visitors(nursery, gate_of(100, places=1))
     await flood(visitors, "many", 6)
-    await visitors.come("one", 1, b"x", origin=Origin(HONEST, "did:web:two"))
-    await visitors.come("another of the host", 1, b"x", origin=Origin(HOSTILE, "did:web:three"))
+    await visitors.come("one", 1, b"x", publisher=Publisher(HONEST, "did:web:two"))
+    await visitors.come(
+        "another of the host", 1, b"x", publisher=Publisher(HOSTILE, "did:web:three")
+    )
     for _ in range(8):
         (running,) = visitors.inside
         await visitors.go(running)
@@ -312,7 +316,9 @@ async def test_shares_are_of_time_and_not_of_jobs(
     visitors = Visitors(nursery, gate_of(100, places=1))
     await flood(visitors, "slow", 4)
     for number in range(12):
-        await visitors.come(f"quick {number}", 1, b"%d" % number, origin=Origin(HONEST, "did:x"))
+        await visitors.come(
+            f"quick {number}", 1, b"%d" % number, publisher=Publisher(HONEST, "did:x")
+        )
     while visitors.inside:
         (running,) = visitors.inside
         mock_clock.jump(5 if running.startswith("slow") else 1)
@@ -329,7 +335,7 @@ async def test_a_host_leaves_half_of_the_places_to_others_that_wait(nursery: tri
     await flood(visitors, "many", 8)
     assert len(visitors.inside) == 4, "alone it may have all"
     for number in range(4):
-        await visitors.come(f"one {number}", 1, b"x", origin=Origin(HONEST, "did:web:two"))
+        await visitors.come(f"one {number}", 1, b"x", publisher=Publisher(HONEST, "did:web:two"))
     await visitors.go("many 0", "many 1", "many 2")
     assert sorted(visitors.inside) == ["many 3", "many 4", "one 0", "one 1"]
     while visitors.inside:
@@ -346,20 +352,20 @@ async def test_a_host_and_an_owner_have_their_share_of_the_waiting_room(
     visitors = Visitors(nursery, gate)
     await flood(visitors, "many", 1 + 2)
     with pytest.raises(Busy, match=r"hostile\.example/did:web:one"):
-        async with gate.hold(Reservation(1, b"y", Origin(HOSTILE, "did:web:one"))):
+        async with gate.hold(Reservation(1, b"y", Publisher(HOSTILE, "did:web:one"))):
             pass
-    await visitors.come("other 1", 1, b"x", origin=Origin(HOSTILE, "did:web:two"))
-    await visitors.come("other 2", 1, b"x", origin=Origin(HOSTILE, "did:web:three"))
+    await visitors.come("other 1", 1, b"x", publisher=Publisher(HOSTILE, "did:web:two"))
+    await visitors.come("other 2", 1, b"x", publisher=Publisher(HOSTILE, "did:web:three"))
     with pytest.raises(Busy, match=r"hostile\.example,"):
-        async with gate.hold(Reservation(1, b"y", Origin(HOSTILE, "did:web:four"))):
+        async with gate.hold(Reservation(1, b"y", Publisher(HOSTILE, "did:web:four"))):
             pass
     for number in range(4):
         await visitors.come(
-            f"honest {number}", 1, b"x", origin=Origin(f"h{number}", "did:web:five")
+            f"honest {number}", 1, b"x", publisher=Publisher(f"h{number}", "did:web:five")
         )
     assert gate.statistics().waiting == 8
     with pytest.raises(Busy, match="9 jobs, of"):
-        async with gate.hold(Reservation(1, b"y", Origin("another", "did:web:six"))):
+        async with gate.hold(Reservation(1, b"y", Publisher("another", "did:web:six"))):
             pass
     while visitors.inside:
         await visitors.go(*visitors.inside)
@@ -370,7 +376,7 @@ async def test_a_host_and_an_owner_have_their_share_of_the_waiting_room(
 def test_what_was_used_while_nobody_waited_is_not_held_against_a_host() -> None:
     """Catches a busy host that has to wait for a minute because another came."""
     shares = FairShares(1)
-    busy, new = Origin("busy", "did:a"), Origin("new", "did:b")
+    busy, new = Publisher("busy", "did:a"), Publisher("new", "did:b")
     for second in range(1000):
         shares.begin(busy, second)
         shares.end(busy, 1, second + 1)
