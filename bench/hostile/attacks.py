@@ -347,6 +347,24 @@ async def _both_lengths(ground: Ground) -> None:
     await ground.clients(8, ask)
 
 
+_BLANKS = b"GET / HTTP/1.1\r\nHost: proxy.test\r\na:" + b" " * 60_000 + b"\0\r\n\r\n"
+
+
+async def _blanks(ground: Ground) -> None:
+    async def ask() -> None:
+        answer = await _raw(ground, _BLANKS)
+        ground.asked[answer[9:12].decode("latin-1")] += 1
+
+    await ground.clients(8, ask)
+
+
+async def _blanks_of_pdses(ground: Ground) -> None:
+    async def respond(stream: trio.SocketStream, _target: str) -> None:
+        await ground.uplink.send(stream, b"HTTP/1.1 200 OK\r\na:" + b" " * 60_000 + b"\0\r\n\r\n")
+
+    await _ask_hosts(ground, respond, _image)
+
+
 async def _any_tag(ground: Ground) -> None:
     did = ground.account_at(await ground.pds(_not_there))
 
@@ -443,6 +461,7 @@ ATTACKS = (
     Attack("tiny-chunks", "PDSes that answer in chunks of one byte", _tiny_chunks),
     Attack("interim-answers", "PDSes that answer 103 without end", _interim_answers),
     Attack("many-headers", "PDSes that answer 24,000 headers", _many_headers),
+    Attack("blanks-of-pdses", "PDSes that answer 60 KB of blanks and a NUL", _blanks_of_pdses),
     Attack("json-documents", "DID documents of 250 KB of JSON", _json_documents),
     Attack("json-records", "profiles of 250 KB of JSON", _json_records),
     Attack(
@@ -467,6 +486,7 @@ ATTACKS = (
     Attack("trickling-hosts", "40 PDSes that send 1.2 KB/s", _trickling_hosts),
     Attack("upgrades", "h2c by upgrade and by prior knowledge; WebSocket", _upgrades),
     Attack("both-lengths", "Content-Length and Transfer-Encoding", _both_lengths),
+    Attack("blanks", "requests of 60 KB of blanks and a NUL", _blanks),
     Attack("any-tag", "If-None-Match: * for what does not exist", _any_tag),
     Attack("spellings", "other CIDs of a blocked blob", _spellings, _ADMIN),
     Attack("guesses", "wrong admin tokens", _guesses, _ADMIN),
