@@ -226,6 +226,25 @@ async def test_a_body_of_too_many_bytes_or_pieces_is_a_413_and_the_rest_is_not_r
     assert sum(sizes) <= MAX_BODY
 
 
+async def test_an_application_that_answers_a_refused_request_is_no_defect() -> None:
+    """Catches a traceback for a client's mistake: the application cannot know of it yet."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await app_of(b"late")(scope, receive, send)
+
+    with structlog.testing.capture_logs() as lines:
+        async with talking(app) as talk:
+            body = chunked([b"x"] * (MAX_BODY_PIECES + 1))
+            await talk.client.send_all(get("Transfer-Encoding: chunked") + body)
+            received = await everything(talk)
+            with trio.fail_after(PATIENCE):
+                await talk.ended.wait()
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert lines == []
+
+
 # HTTP/2
 
 
