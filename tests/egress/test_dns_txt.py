@@ -162,9 +162,11 @@ async def test_names_below_one_silent_domain_leave_turns_to_others(server: FakeD
         with trio.fail_after(20):
             while len(set(server.asked)) < txt.MAX_OF_DOMAIN or len(refused) < 10:
                 await trio.lowlevel.checkpoint()
-            server.is_silent = False
-            server.records[NAME] = ["did=one"]
-            assert await records.lookup(NAME) == [b"did=one"]
+            nursery.start_soon(ask, NAME)
+            while NAME not in server.asked:
+                await trio.lowlevel.checkpoint()
+        # Asked beside all turns of the domain, and not after one of them ended.
+        assert records._turns.borrowed_tokens == txt.MAX_OF_DOMAIN + 1
         nursery.cancel_scope.cancel()
     assert len(refused) == 10
     assert records._turns_of == {}
