@@ -16,9 +16,15 @@ from proxy.shared.expiring_map import ExpiringMap
 HALF_LIFE = 300.0
 """Seconds after which what a host did counts for half."""
 
-PROMPT_SECONDS = 1.0
+PROMPT_SECONDS = 2.0
 """An answer may take this long, and the time of its bytes at ``ORDINARY_RATE``. Time beyond that is
 wasted."""
+
+FAILING_SECONDS = 0.5
+"""The same for a fetch without an answer: a connection that is refused, far away."""
+
+COST_CLASS = 0.25
+"""Seconds. Answers of prompt hosts that take as long, up to this, cost the same."""
 
 ORDINARY_RATE = 64 * 1024
 """Bytes a second. A home connection with a slow uplink has twice as many."""
@@ -53,34 +59,46 @@ class Judgement:
     """What is known about a host.
 
     Attributes:
-        wasted: seconds for each prompt answer.
+        cost: what its fetches cost, to be compared with hosts of the same standing: of prompt ones
+            the ``COST_CLASS`` of their answers, of slow ones what they wasted for each answer.
         groups: its registered domain, and its address block if it was connected to.
     """
 
     standing: Standing
-    wasted: float
+    cost: float
     groups: tuple[str, ...]
+
+    @property
+    def rank(self) -> tuple[Standing, float]:
+        """The least is served first."""
+        return self.standing, self.cost
 
 
 class _Record:
-    """Prompt answers and wasted seconds, as they counted at a time."""
+    """Prompt answers, the seconds that they took, and wasted seconds, as they counted at a time."""
 
-    __slots__ = ("answers", "at", "wasted")
+    __slots__ = ("answers", "at", "taken", "wasted")
 
     def __init__(self, at: float) -> None:
         self.answers = 0.0
+        self.taken = 0.0
         self.wasted = 0.0
         self.at = at
 
     def age(self, now: float) -> None:
         factor = 0.5 ** ((now - self.at) / HALF_LIFE)
         self.answers *= factor
+        self.taken *= factor
         self.wasted *= factor
         self.at = now
 
     @property
     def burden(self) -> float:
         return self.wasted / (1 + self.answers)
+
+    @property
+    def cost_class(self) -> float:
+        return float(self.taken / self.answers // COST_CLASS)
 
 
 class Conduct:
@@ -110,11 +128,12 @@ class Conduct:
         if own is not None and own.burden >= SLOW_SECONDS:
             return Judgement(Standing.SLOW, own.burden, groups)
         if own is not None and own.answers >= KNOWN_ANSWERS:
-            return Judgement(Standing.PROMPT, own.burden, groups)
+            return Judgement(Standing.PROMPT, own.cost_class, groups)
         burdens = [record.burden for each in groups if (record := self._record(each, now))]
         burden = max(burdens, default=0.0)
-        standing = Standing.SLOW if burden >= SLOW_SECONDS else Standing.UNKNOWN
-        return Judgement(standing, burden, groups)
+        if burden >= SLOW_SECONDS:
+            return Judgement(Standing.SLOW, burden, groups)
+        return Judgement(Standing.UNKNOWN, 0.0, groups)
 
     def ended(
         self, origin: Origin, seconds: float, received: int, answered: bool, now: float
@@ -126,16 +145,20 @@ class Conduct:
             received: the bytes of its body.
             answered: whether it had its answer.
         """
-        wasted = max(seconds - PROMPT_SECONDS - received / ORDINARY_RATE, 0.0)
+        taken = max(seconds - received / ORDINARY_RATE, 0.0)
+        wasted = max(taken - (PROMPT_SECONDS if answered else FAILING_SECONDS), 0.0)
         if not wasted and not answered:
             return  # it failed at once, which costs nobody anything
         host = f"host {origin.authority}"
         for key in (host, *self._groups_of(origin, now)):
             record = self._record(key, now) or _Record(now)
             record.wasted += wasted
-            record.answers += not wasted
-            if key == host:
-                record.answers = min(record.answers, MAX_ANSWERS)
+            if not wasted:
+                record.answers += 1
+                record.taken += taken
+            if key == host and record.answers > MAX_ANSWERS:
+                record.taken *= MAX_ANSWERS / record.answers
+                record.answers = MAX_ANSWERS
             self._records.put(key, record)
 
     def _groups_of(self, origin: Origin, now: float) -> tuple[str, ...]:

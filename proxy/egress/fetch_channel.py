@@ -132,7 +132,7 @@ class FetchChannel:
     """A bounded channel with a fixed number of consumers.
 
     Fetches of prompt hosts go first, then those of hosts that are not known, then those of slow
-    ones; within each of these in the order of arrival, slow ones in that of what they wasted.
+    ones; within each of these those that cost less, and then in the order of arrival.
 
     Args:
         queue_size: how many fetches may wait.
@@ -231,16 +231,14 @@ class FetchChannel:
         return fetch
 
     def _make_place(self, newcomer: Judgement) -> None:
-        """Refuse the fetch of the host that wasted most, unless the newcomer's is no better."""
-        if newcomer.standing is not Standing.SLOW:
-            last = (fetches[-1] for fetches in self._waiting.values())
-            fetch = max(last, key=lambda each: (each.judgement.standing, each.judgement.wasted))
-            if fetch.judgement.standing > newcomer.standing:
-                self._take_out(fetch)
-                fetch.error = Saturated(f"{fetch.host}: its place went to a host that is faster")
-                fetch.done.set()
-                return
-        raise Saturated(f"{self._queue_size} fetches wait")
+        """Refuse the fetch of the host that costs most, unless the newcomer's costs as much."""
+        last = (fetches[-1] for fetches in self._waiting.values())
+        fetch = max(last, key=lambda each: each.judgement.rank)
+        if fetch.judgement.rank <= newcomer.rank:
+            raise Saturated(f"{self._queue_size} fetches wait")
+        self._take_out(fetch)
+        fetch.error = Saturated(f"{fetch.host}: its place went to a host that is faster")
+        fetch.done.set()
 
     def _take_out(self, fetch: _Fetch) -> None:
         fetches = self._waiting[fetch.host]
@@ -261,11 +259,10 @@ class FetchChannel:
         """Give free consumers to waiting fetches, as far as the shares allow."""
         while self._waiting and len(self._running) < self._consumers:
             occupancy = self._occupancy()
-            best: tuple[tuple[int, float, int], _Fetch] | None = None
+            best: tuple[tuple[tuple[Standing, float], int], _Fetch] | None = None
             for fetches in self._waiting.values():
                 fetch = fetches[0]
-                standing, wasted = fetch.judgement.standing, fetch.judgement.wasted
-                rank = standing, wasted if standing is Standing.SLOW else 0.0, fetch.number
+                rank = fetch.judgement.rank, fetch.number
                 if (best is None or rank < best[0]) and occupancy.allows(fetch):
                     best = rank, fetch
             if best is None:

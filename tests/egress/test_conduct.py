@@ -117,6 +117,25 @@ def test_a_large_blob_at_an_ordinary_rate_wastes_nothing() -> None:
     assert conduct.judge(BSKY[0], 0).standing is PROMPT
 
 
+def test_of_prompt_hosts_those_that_answer_sooner_go_first() -> None:
+    """Catches hosts of a stranger that take as long as prompt ones may, before all others."""
+    conduct = Conduct()
+    answers(conduct, BSKY[0], seconds=0.1)
+    answers(conduct, BSKY[1], seconds=0.2)
+    answers(conduct, EVIL[0], seconds=PROMPT_SECONDS - 0.1)
+    ranks = [conduct.judge(each, 0).rank for each in (BSKY[0], BSKY[1], EVIL[0])]
+    assert ranks[0] == ranks[1] < ranks[2]
+    assert ranks[2][0] is PROMPT
+
+
+def test_a_failure_that_took_its_time_is_time_wasted() -> None:
+    """Catches hosts that hold a consumer as long as a prompt answer may, and then fail."""
+    conduct = Conduct()
+    for _ in range(2):
+        conduct.ended(EVIL[0], PROMPT_SECONDS - 0.1, 0, False, 0)
+    assert conduct.judge(EVIL[0], 0).standing is SLOW
+
+
 def test_a_failure_at_once_says_nothing() -> None:
     """Catches hosts that become known, or slow, by refusing connections."""
     conduct = Conduct()

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from proxy.egress.conduct import Conduct, Judgement
+from proxy.egress.conduct import PROMPT_SECONDS, Conduct, Judgement
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import Saturated, TimedOut
 from proxy.egress.fetch_channel import ChannelStatistics, FetchChannel
@@ -377,6 +377,39 @@ async def test_forty_trickling_hosts_cost_honest_misses_next_to_nothing(
         clients.cancel_scope.cancel()
     assert refused <= 12
     assert median(took) < 1.2 * HONEST_SECONDS
+
+
+async def test_hosts_that_take_as_long_as_prompt_ones_may_cost_the_others_a_turn(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    """Catches hosts of a stranger that earn a good name, and use it to hold every consumer.
+
+    Forty of them answer just before their time would count as wasted, as fast as they are asked.
+    """
+    bench.make_prompt("pds.test")
+
+    async def late(received: object) -> Response:
+        await trio.sleep(PROMPT_SECONDS - 0.1)
+        return ANSWER
+
+    async def attack(number: int) -> None:
+        while True:
+            await bench.ask(many("late")[number % 40], late)
+            await trio.sleep(0.1)
+
+    async with trio.open_nursery() as clients:
+        for number in range(400):
+            clients.start_soon(attack, number)
+        # Until all of them have their good name.
+        await trio.sleep(30)
+        assert bench.now == ChannelStatistics(waiting=QUEUE, running=CONSUMERS)
+        bench.make_prompt("pds.test")
+        for _ in range(60):
+            began = trio.current_time()
+            await bench.channel.submit(origin("pds.test"), honest, timeout=TIMEOUT)
+            # There is no consumer that none of them holds: one has to end.
+            assert trio.current_time() - began <= PROMPT_SECONDS + HONEST_SECONDS
+        clients.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("fullness", [0.0, 0.5, 1.0])
