@@ -57,7 +57,7 @@ VALUES: Mapping[str, Mapping[str, str | Iterable[str]]] = {
         "preset": PRESET,
         "format": (*(each.value for each in OUTPUTS), Format.GIF.value),
     },
-    "rejected_total": {"stage": ("fetch", "process")},
+    "rejected_total": {"stage": ("fetch", "process", "send")},
     "cache_evictions_total": {"reason": ("ttl", "size")},
     "worker_deaths_total": {"reason": get_args(DeathReason)},
     "decisions_total": {"action": get_args(Action)},

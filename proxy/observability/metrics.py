@@ -131,7 +131,7 @@ class Metrics:
 
         # Start at 0, not absent: otherwise a query does not see the first event as an increase.
         for metric, values in (
-            (self.rejected, ("fetch", "process")),
+            (self.rejected, ("fetch", "process", "send")),
             (self.evictions, ("ttl", "size")),
             (self.worker_deaths, ("crash", "hang", "protocol")),
             (self.decisions, ("block", "lift", "purge")),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pkgutil import resolve_name
 from types import CodeType
@@ -126,6 +128,11 @@ class Connection(TCPServer):
         self._idle_timer = IdleTimer(seconds, terminated, self._initiate_server_close)
         self.idle_task = self._idle_timer  # type: ignore[assignment]
         self._life = trio.CancelScope()
+        # Otherwise the system tells of progress when a third of its buffer is free: megabytes.
+        with suppress(AttributeError, OSError):
+            getattr(self.stream, "transport_stream", self.stream).socket.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, PIECE
+            )
 
     async def protocol_send(self, event: Event) -> None:
         """Send the output of Hypercorn's protocols, and handle their other events."""

@@ -21,7 +21,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import Event as IOEvent
 from hypercorn.typing import H11SendableEvent
 
-from proxy.web.slow_clients import TRANSFERS, Transfer
+from proxy.web.slow_clients import TRANSFERS, Link, Transfer
 
 MAX_HEADERS = 128
 """Header fields of a request. Browsers and CDNs send fewer than 60 together."""
@@ -267,6 +267,7 @@ class Http2(H2Protocol):
         del self.connection.local_settings[h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL]
         self.connection.decoder.max_header_list_size = self.config.h2_max_header_list_size
         self._credit = MAX_CREDIT
+        self._link = Link()
 
     async def handle(self, event: Event) -> None:
         """Handle what the connection has read, and its end."""
@@ -292,7 +293,7 @@ class Http2(H2Protocol):
         await super().stream_send(event)
 
     async def _send_body(self, event: Body) -> None:
-        with TRANSFERS.begin(event.data) as transfer:
+        with TRANSFERS.begin(event.data, self._link) as transfer:
             buffer: StreamBuffer | None = self.stream_buffers.get(event.stream_id)  # type: ignore[assignment]
             if buffer is not None:
                 buffer.transfer = transfer

@@ -24,7 +24,7 @@ from proxy.web.responses import (
     image_response,
     not_modified,
 )
-from proxy.web.slow_clients import TRANSFERS
+from proxy.web.slow_clients import LARGE, PIECE, TRANSFERS
 
 PARSED = 4096
 """Size of the LRU cache of parsed paths: about 1 KB each, only valid paths."""
@@ -133,6 +133,8 @@ class Responder:
         self, asked: _Asked, work: Callable[[], Awaitable[tuple[HttpResponse, str, Timings]]]
     ) -> HttpResponse:
         try:
+            # Before anything is fetched or made for an answer that could not be sent.
+            self._check_room(PIECE if asked.preset is not None else LARGE + 1)
             return self._answered(asked, *await work())
         except Exception as failure:
             return self._failed(asked, failure)
@@ -149,6 +151,8 @@ class Responder:
         state: str = "none",
         timings: Timings = NO_TIMINGS,
     ) -> HttpResponse:
+        if answer.body:
+            self._check_room(len(answer.body), answer.body)
         ms = self._count(asked, answer, state)
         more = {}
         if timings:
@@ -163,6 +167,15 @@ class Responder:
             **more,
         )
         return answer
+
+    def _check_room(self, length: int, body: bytes | None = None) -> None:
+        """Raise ``Busy`` if slow clients leave no room for an answer."""
+        try:
+            TRANSFERS.check(length, body)
+        except Busy:
+            if self.service is not None:
+                self.service.metrics.rejected.labels("send").inc()
+            raise
 
     def _failed(self, asked: _Asked, failure: Exception) -> HttpResponse:
         error = as_ours(failure)
@@ -217,8 +230,6 @@ async def _get_image(
 
 
 async def _get_blob(service: Service, key: BlobKey) -> tuple[HttpResponse, str, Timings]:
-    if TRANSFERS.is_half_full:
-        raise Busy("clients leave too much untaken")
     return blob_response(key, await service.get_blob(key)), "none", NO_TIMINGS
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import proxy.web.responder
 from proxy.model.selection import Selection
-from proxy.web.slow_clients import Transfers
+from proxy.web.slow_clients import LARGE, Transfers
 from tests.fakes.faults import with_body
 from tests.fakes.sites import cid_of
 from tests.fakes.world import World, tiny_jpeg, tiny_png
@@ -125,16 +125,16 @@ async def test_an_original_is_not_fetched_while_clients_leave_too_many_untaken(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches slow clients that are cut, ask again, and have 10 MB fetched each time."""
-    transfers = Transfers(100)
+    transfers = Transfers(4 * LARGE)
     monkeypatch.setattr(proxy.web.responder, "TRANSFERS", transfers)
     did, cid = world.add_blob()
     async with serving(world) as client:
-        with transfers.begin(bytes(51)):
+        with transfers.begin(bytes(2 * LARGE + 1)):
             reply = await client.get(f"/blob/{did}/{cid}")
             assert (reply.status, reply.headers["retry-after"]) == (503, "2")
             assert world.pds.blob_requests == 0
             assert (await client.get(img(did, cid))).status == 200
-        with transfers.begin(bytes(50)):
+        with transfers.begin(bytes(2 * LARGE)):
             assert (await client.get(f"/blob/{did}/{cid}")).status == 200
 
 

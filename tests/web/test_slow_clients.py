@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Any
 
+import h2.events
 import h2.settings
 import pytest
 import trio
@@ -13,9 +15,12 @@ import trio.testing
 
 import proxy.web.hypercorn_connection
 import proxy.web.hypercorn_protocols
+import proxy.web.responder
+from proxy.errors import Busy
 from proxy.imaging.memory_estimate import UNTAKEN
-from proxy.web.slow_clients import PIECE, SECONDS, TRANSFERS, Transfers
-from tests.web import PATIENCE
+from proxy.web.slow_clients import FAST, LARGE, PIECE, SECONDS, TRANSFERS, YOUNG, Transfers
+from tests.fakes.world import World
+from tests.web import PATIENCE, img, serving
 from tests.web.connections import GET, Noted, Secured, Talk, app_of, talking
 from tests.web.test_hypercorn_protocols import Http2Client
 
@@ -156,3 +161,97 @@ async def test_an_answer_larger_than_the_limit_is_sent_where_it_is_alone() -> No
     transfers = Transfers(3)
     with transfers.begin(b"1234") as transfer:
         assert not transfer.scope.cancel_called
+
+
+async def test_streams_that_share_a_slow_link_make_progress_together(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """Catches a page of pictures on a slow link that is cut: each of them has a small share."""
+    streams, size = 20, 2 * PIECE
+    async with asked(Secured, bytes(size)) as (talk, (client, first)):
+        others = [await client.request() for _ in range(streams - 1)]
+        for stream in others:
+            assert await client.status(stream) == "200"
+        client.connection.increment_flow_control_window(streams * size)
+        share = PIECE // streams + 1
+        taken = 0
+        for step in range(1, size // share + 1):
+            await settled(0.01)
+            mock_clock.jump(SECONDS * 0.9)
+            for stream in (first, *others):
+                client.connection.increment_flow_control_window(share, stream)
+            await client.flush()
+            while taken < step * share * streams:
+                data = await talk.client.receive_some(PIECE)
+                assert data, "the server closed the connection"
+                taken += len(data)
+
+
+def filled(transfers: Transfers, stack: ExitStack, size: int) -> int:
+    """Begin transfers of ``size`` bytes until one is refused; return their number."""
+    for count in range(1000):
+        data = bytes(bytearray(size))
+        try:
+            transfers.check(size, data)
+        except Busy:
+            return count
+        stack.enter_context(transfers.begin(data))
+    raise AssertionError("there is always room")
+
+
+async def test_large_answers_leave_half_of_the_room_to_small_ones() -> None:
+    """Catches ten originals that shut out thumbnails, and room that is given twice."""
+    transfers = Transfers(16 * LARGE)
+    with ExitStack() as stack:
+        assert filled(transfers, stack, 2 * LARGE) == 5
+        assert filled(transfers, stack, LARGE // 4) == 24
+        assert transfers.bytes == transfers.limit
+        transfers.check(0)
+    assert transfers.bytes == 0
+    transfers.check(100 * LARGE)  # the only one is sent
+
+
+async def test_who_is_slow_makes_room_when_there_is_none(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """Catches a room that a few trickling clients keep full for as long as they like."""
+    transfers = Transfers(4 * LARGE)
+    with ExitStack() as stack:
+        slow = stack.enter_context(transfers.begin(bytes(LARGE)))
+        fast = stack.enter_context(transfers.begin(bytes(LARGE)))
+        mock_clock.jump(YOUNG)
+        slow.took(PIECE)
+        fast.took(int(FAST * YOUNG))
+        young = stack.enter_context(transfers.begin(bytes(2 * LARGE)))
+        with pytest.raises(Busy):
+            transfers.check(1)
+        assert slow.scope.cancel_called
+        assert not fast.scope.cancel_called
+        assert not young.scope.cancel_called
+
+
+async def test_without_room_an_answer_is_busy_and_nothing_is_fetched_for_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches 10 MB that are fetched for an answer without room, and a 503 that nobody counts."""
+    transfers = Transfers(4 * LARGE)
+    monkeypatch.setattr(proxy.web.responder, "TRANSFERS", transfers)
+    did, cid = world.add_blob()
+    targets = (img(did, cid), f"/blob/{did}/{cid}")
+    async with serving(world) as client:
+        with transfers.begin(bytes(4 * LARGE)):
+            for target in targets:
+                reply = await client.get(target)
+                assert (reply.status, reply.headers["retry-after"]) == (503, "2")
+        assert world.pds.blob_requests == 0
+        assert await client.metric('imageproxy_rejected_total{stage="send"}') == 2
+        for target in targets:
+            assert (await client.get(target)).status == 200
+
+
+async def test_the_system_keeps_little_that_was_not_sent() -> None:
+    """Catches progress that shows only after megabytes: slow clients would seem to make none."""
+    async with talking(app_of(b"")) as talk:
+        await settled(0.01)
+        option = (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        assert talk.server.socket.getsockopt(*option) == PIECE
