@@ -22,6 +22,7 @@ from proxy.cache.memory import MemoryCache
 from proxy.cache.writer import CacheWriter
 from proxy.config import Config
 from proxy.coordination.build_locks import BuildLocks
+from proxy.egress.neighbours import groups_by_name
 from proxy.errors import (
     BlobNotFound,
     Busy,
@@ -378,7 +379,8 @@ class Service:
                 data = await self._fetcher.fetch(current, blob)
                 pds = current
         timings = {"resolve": resolved - began, "fetch": trio.current_time() - resolved}
-        return FetchedBlob(data, Publisher(urlsplit(pds).hostname or pds, blob.did), timings)
+        domain, *_ = groups_by_name(urlsplit(pds).hostname or pds)
+        return FetchedBlob(data, Publisher(domain, blob.did), timings)
 
 
 OUTCOMES: dict[type[ImageProxyError], str] = {

@@ -1067,11 +1067,11 @@ async def test_a_result_too_large_for_one_format_is_served_in_the_others(
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 
-async def test_the_share_of_a_transform_is_that_of_the_host_and_the_owner_of_its_source(
+async def test_the_share_of_a_transform_is_that_of_the_domain_and_the_owner_of_its_source(
     world: World, parts: Parts
 ) -> None:
-    """Catches transforms that name no publisher, and a port that makes a host of its own."""
-    parts.resolver.pds[parts.did] = "https://PDS.example:8443"
+    """Catches transforms that name no publisher, and a name or port that has its own share."""
+    parts.resolver.pds[parts.did] = "https://one-of-many.PDS.example:8443"
     parts.fetcher.blobs[parts.resolver.pds[parts.did], BlobKey(parts.did, parts.cid)] = b"picture"
     async with world.service(**parts.all) as service:
         await service.get_image("avatar", parts.did, parts.cid)

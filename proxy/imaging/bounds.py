@@ -54,12 +54,12 @@ def _check_jpeg(data: bytes) -> None:
         if marker == EOI:
             return
         if marker != SOS:
-            # The decoder may find scans after damage, or walk through it byte by byte.
+            # The decoder stops at an invalid segment, but walks through fill bytes one by one.
             _check_fill(len(data) - at)
-            _check_scans(scans + data.count(bytes([0xFF, SOS]), at))
             return
         scans += 1
-        _check_scans(scans)
+        if scans > MAX_SCANS:
+            raise UndecodableImage(f"more than {MAX_SCANS} scans")
         after = _AFTER_SCAN.search(data, at)
         at = len(data) if after is None else after.start()
 
@@ -80,11 +80,6 @@ def _check_count(parts: Iterable[object]) -> None:
 def _check_parts(parts: int) -> None:
     if parts >= MAX_PARTS:
         raise UndecodableImage(f"more than {MAX_PARTS - 1} parts")
-
-
-def _check_scans(scans: int) -> None:
-    if scans > MAX_SCANS:
-        raise UndecodableImage(f"more than {MAX_SCANS} scans")
 
 
 def _check_fill(length: int) -> None:

@@ -182,7 +182,8 @@ def test_encoders_stay_far_below_the_bounds() -> None:
         sources.jpeg(sources.grey(64, 48), progressive=True),
     ]
     for source in progressive:
-        assert source.count(b"\xff\xda") <= bounds.MAX_SCANS * 2 // 3
+        # And a bound that says nothing: each scan of 49 megapixels takes 84 ms.
+        assert source.count(b"\xff\xda") * 3 // 2 <= bounds.MAX_SCANS <= 40
     # libpng's chunks of 8 KiB, in the largest file that is fetched.
     assert containers.MAX_PARTS > 20 * (MEGABYTES // 8192)
 

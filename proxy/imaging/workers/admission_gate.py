@@ -59,7 +59,7 @@ class GateLimits(NamedTuple):
         places: jobs that may be admitted at once.
         budget: bytes that all admitted jobs may use together.
         reserve: bytes of the budget for small jobs alone; a job of at most so many is small.
-        waiting_room: bytes of sources that all waiting jobs may hold together; those of one host
+        waiting_room: bytes of sources that all waiting jobs may hold together; those of one domain
             may hold half of it, and those of one owner a quarter.
     """
 
@@ -91,7 +91,7 @@ class AdmissionGate:
         self._admitted = 0
         self._small_bytes = 0
         self._large_bytes = 0
-        # Of each host, and of each owner.
+        # Of each domain, and of each owner.
         self._waiting: Counter[Party] = Counter()
         self._waiting_bytes: Counter[Party] = Counter()
 
@@ -117,7 +117,7 @@ class AdmissionGate:
             on_wait: called if the job has to wait.
 
         Raises:
-            Busy: the waiting room is full, or the share of the host or owner in it.
+            Busy: the waiting room is full, or the share of the domain or owner in it.
         """
         reservation.amount = min(reservation.amount, self.limits.most)
         self._enqueue(reservation)

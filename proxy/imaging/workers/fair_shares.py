@@ -1,7 +1,7 @@
-"""Fair shares of the processing pool, for the hosts that pictures come from, and for their owners.
+"""Fair shares of the processing pool, for the domains that pictures come from, and their owners.
 
-Start-time fair queueing (P. Goyal, H. Vin, H. Cheng, 1996) on two levels: each host that has jobs
-waiting gets the same time of the pool, and within it each owner. A host that waits alone gets
+Start-time fair queueing (P. Goyal, H. Vin, H. Cheng, 1996) on two levels: each domain that has jobs
+waiting gets the same time of the pool, and within it each owner. A domain that waits alone gets
 everything, and pays nothing for it later.
 
 Pure.
@@ -15,16 +15,21 @@ from typing import NamedTuple
 from proxy.shared.expiring_map import ExpiringMap
 
 REMEMBERED = 10_000
-"""Hosts and owners whose use of the pool is remembered; about 4 MB."""
+"""Domains and owners whose use of the pool is remembered; about 4 MB."""
 
 FORGET_AFTER = 60.0
-"""Seconds after which the use of a host or owner without jobs is forgotten."""
+"""Seconds after which the use of a domain or owner without jobs is forgotten."""
 
 
 class Publisher(NamedTuple):
-    """The host of the PDS that a picture comes from, and the DID of its owner."""
+    """Where a picture comes from.
 
-    host: str
+    Attributes:
+        domain: the registered domain of the PDS, or the block of its address.
+        owner: a DID.
+    """
+
+    domain: str
     owner: str
 
 
@@ -32,17 +37,17 @@ UNKNOWN = Publisher("", "")
 """For pictures whose publisher is not given: all of them share one share."""
 
 Party = tuple[str, ...]
-"""A host, or a host and an owner; () stands for all of them."""
+"""A domain, or a domain and an owner; () stands for all of them."""
 
 Rank = tuple[bool, float, bool, float]
-"""Whether the host has its share of running jobs, and its time; then the same of the owner."""
+"""Whether the domain has its share of running jobs, and its time; then the same of the owner."""
 
 
 class FairShares:
-    """The use of the pool by hosts and owners.
+    """The use of the pool by domains and owners.
 
     Args:
-        share: how many jobs of one host, or of one owner, run before those of others go first.
+        share: how many jobs of one domain, or of one owner, run before those of others go first.
     """
 
     def __init__(self, share: int) -> None:
@@ -50,16 +55,16 @@ class FairShares:
         self._running: Counter[Party] = Counter()
         # Seconds of the pool, from a start that ``_begin_times`` gives each party.
         self._times: ExpiringMap[Party, float] = ExpiringMap(REMEMBERED)
-        # By host, and by () for all hosts: the time of the party whose job began last. Those that
-        # come later start there, neither before nor behind the others.
+        # By domain, and by () for all domains: the time of the party whose job began last. Parties
+        # that come later start there, neither before nor behind the others.
         self._begin_times: ExpiringMap[Party, float] = ExpiringMap(REMEMBERED)
 
     def rank(self, publisher: Publisher, now: float) -> Rank:
         """Return the rank of a waiting job; the smallest is next, and among equals the oldest."""
-        host, owner = parties(publisher)
+        domain, owner = parties(publisher)
         return (
-            self._running[host] >= self._share,
-            self._time(host, now),
+            self._running[domain] >= self._share,
+            self._time(domain, now),
             self._running[owner] >= self._share,
             self._time(owner, now),
         )
@@ -87,5 +92,5 @@ class FairShares:
 
 
 def parties(publisher: Publisher) -> tuple[Party, Party]:
-    """Return the host and the owner."""
-    return (publisher.host,), (publisher.host, publisher.owner)
+    """Return the domain and the owner."""
+    return (publisher.domain,), (publisher.domain, publisher.owner)

@@ -140,7 +140,11 @@ async def test_small_ones_have_a_reserve_beside_any_large_one(nursery: trio.Nurs
         await visitors.go(f"small {number}")
     await visitors.go("large")
     assert visitors.inside == ["large too"]
-    await visitors.go("large too")
+    await visitors.come("large as well", 60)
+    await visitors.come("small", 15)
+    assert visitors.inside == ["large too", "small"], "two of them would take the reserve"
+    await visitors.go("large too", "small")
+    await visitors.go("large as well")
     assert gate.statistics() == IDLE
 
 
@@ -301,12 +305,12 @@ async def test_an_owner_of_many_waiting_jobs_gets_no_more_time_than_an_owner_of_
     await flood(visitors, "many", 6)
     await visitors.come("one", 1, b"x", publisher=Publisher(HONEST, "did:web:two"))
     await visitors.come(
-        "another of the host", 1, b"x", publisher=Publisher(HOSTILE, "did:web:three")
+        "another of the domain", 1, b"x", publisher=Publisher(HOSTILE, "did:web:three")
     )
     for _ in range(8):
         (running,) = visitors.inside
         await visitors.go(running)
-    assert visitors.entered[:4] == ["many 0", "one", "another of the host", "many 1"]
+    assert visitors.entered[:4] == ["many 0", "one", "another of the domain", "many 1"]
 
 
 async def test_shares_are_of_time_and_not_of_jobs(
@@ -329,7 +333,9 @@ async def test_shares_are_of_time_and_not_of_jobs(
     ]  # fmt: skip
 
 
-async def test_a_host_leaves_half_of_the_places_to_others_that_wait(nursery: trio.Nursery) -> None:
+async def test_a_domain_leaves_half_of_the_places_to_others_that_wait(
+    nursery: trio.Nursery,
+) -> None:
     """Catches jobs that are counted only when they end: meanwhile they have every place."""
     visitors = Visitors(nursery, gate_of(100, places=4))
     await flood(visitors, "many", 8)
@@ -343,7 +349,7 @@ async def test_a_host_leaves_half_of_the_places_to_others_that_wait(nursery: tri
     assert len(visitors.entered) == 12
 
 
-async def test_a_host_and_an_owner_have_their_share_of_the_waiting_room(
+async def test_a_domain_and_an_owner_have_their_share_of_the_waiting_room(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a flood that fills the room: everybody else would be refused at once."""
@@ -373,8 +379,8 @@ async def test_a_host_and_an_owner_have_their_share_of_the_waiting_room(
     assert not any((gate._waiting, gate._waiting_bytes, gate._sources))
 
 
-def test_what_was_used_while_nobody_waited_is_not_held_against_a_host() -> None:
-    """Catches a busy host that has to wait for a minute because another came."""
+def test_what_was_used_while_nobody_waited_is_not_held_against_a_domain() -> None:
+    """Catches a busy domain that has to wait for a minute because another came."""
     shares = FairShares(1)
     busy, new = Publisher("busy", "did:a"), Publisher("new", "did:b")
     for second in range(1000):
