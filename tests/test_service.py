@@ -943,7 +943,7 @@ async def test_a_flood_of_unknown_dids_refuses_no_account_that_is_resolved(
         for blob in others:
             assert (await service.get_image("avatar", *blob)).cache == "miss"
         assert len(flood.images) == 0
-        assert {type(error) for error in flood.errors} == {Busy}, "the room must be full"
+        assert {type(error) for error in flood.errors} == {Busy}, "the lane must be full"
         nursery.cancel_scope.cancel()
 
 

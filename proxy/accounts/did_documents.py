@@ -244,7 +244,7 @@ class DidResolver:
             allow_private_hosts=self._fetch.allow_private_hosts,
         )
         return await self._gateway.get(
-            origin, "/.well-known/did.json", max_bytes=MAX_DOCUMENT, room="did_web"
+            origin, "/.well-known/did.json", max_bytes=MAX_DOCUMENT, lane="did_web"
         )
 
     async def _ask_directory(self, did: Did) -> Response:
@@ -252,7 +252,7 @@ class DidResolver:
         outcome = "failed"
         try:
             answer = await self._gateway.get(
-                self._directory, target, max_bytes=MAX_DOCUMENT, room="operator"
+                self._directory, target, max_bytes=MAX_DOCUMENT, lane="operator"
             )
             if answer.status in (200, *GONE):
                 outcome = "ok"

@@ -153,7 +153,7 @@ class HandleResolver:
                 allow_private_hosts=self._fetch.allow_private_hosts,
             )
             answer = await self._gateway.get(
-                origin, "/.well-known/atproto-did", max_bytes=MAX_ANSWER, room="handles"
+                origin, "/.well-known/atproto-did", max_bytes=MAX_ANSWER, lane="handles"
             )
         except TooLarge as error:
             raise HandleNotFound(f"{handle}: {error}") from error

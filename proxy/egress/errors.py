@@ -55,4 +55,4 @@ class TimedOut(EgressError):
 
 
 class Saturated(EgressError):
-    """The fetch channel has no room; nothing was sent."""
+    """The fetch channel is full; nothing was sent."""

@@ -1,8 +1,8 @@
 """The bounded channel of fetches, and the consumers that take fetches off it.
 
-Every request to the outside goes through a channel. There is one for each room, so that a flood of
-one kind of fetch takes nothing from the others: a flood of unknown DIDs fills the room of the
-directory, and blobs of accounts that are resolved already are fetched as before.
+Every request to the outside goes through a channel. Each kind of fetch has a channel of its own,
+its lane, so that a flood of one kind takes nothing from the others: a flood of unknown DIDs fills
+the lane of the directory, and blobs of accounts that are resolved already are fetched as before.
 
 A fetch holds a consumer, and what it costs is the time for which it holds it. So shares are given
 by what hosts are known for (``proxy.egress.conduct``), and not to names alone, which cost nothing:
@@ -29,8 +29,8 @@ from proxy.egress.errors import Saturated, TimedOut
 from proxy.egress.guarded_get import Response
 from proxy.egress.pressure import Progress
 
-Room = Literal["operator", "did_web", "handles", "blobs"]
-"""Where a fetch waits:
+Lane = Literal["operator", "did_web", "handles", "blobs"]
+"""The kinds of fetches, each with a channel of its own:
 
 - ``operator``: for a server that the operator configured, such as the directory.
 - ``did_web``: for the document of a did:web.
@@ -38,8 +38,7 @@ Room = Literal["operator", "did_web", "handles", "blobs"]
 - ``blobs``: for what a PDS has: blobs and records.
 """
 
-ROOMS: tuple[Room, ...] = get_args(Room)
-
+LANES: tuple[Lane, ...] = get_args(Lane)
 
 Work = Callable[[Callable[[int], object]], Awaitable[Response]]
 
@@ -69,7 +68,7 @@ class _Fetch:
         number: fetches are numbered in the order of their arrival.
         judgement: what is known of its host. It is renewed when a fetch of the host ends, and by
             the watcher: for each of hundreds at every step it would cost too much.
-        groups: what its host counts for in the room; empty for a host that is prompt.
+        groups: what its host counts for in the lane; empty for a host that is prompt.
     """
 
     def __init__(self, origin: Origin, work: Work, number: int, judgement: Judgement) -> None:
@@ -139,7 +138,7 @@ class FetchChannel:
         consumers: how many fetches run at once.
         per_host: how many of them may run for one host.
         conduct: how promptly hosts answered. If None, all fetches are for one server that the
-            operator configured: it may have the whole room, and is never given up for others.
+            operator configured: it may have the whole lane, and is never given up for others.
     """
 
     def __init__(
@@ -363,28 +362,28 @@ class FetchChannel:
 
 
 class FetchChannels:
-    """The channels of the rooms.
+    """The channels of the lanes.
 
     Args:
-        channels: by room; a gateway without a channel for a room sends no such fetches.
+        channels: by lane; a gateway without a channel for a lane sends no such fetches.
         conduct: what the channels know of hosts; it is to be told of their addresses.
     """
 
-    def __init__(self, channels: Mapping[Room, FetchChannel], conduct: Conduct) -> None:
+    def __init__(self, channels: Mapping[Lane, FetchChannel], conduct: Conduct) -> None:
         self._channels = channels
         self.conduct = conduct
 
-    def of(self, room: Room) -> FetchChannel:
-        """The channel of ``room``."""
-        return self._channels[room]
+    def of(self, lane: Lane) -> FetchChannel:
+        """The channel of ``lane``."""
+        return self._channels[lane]
 
     def statistics(self) -> ChannelStatistics:
-        """The sums over all rooms."""
+        """The sums over all lanes."""
         each = [channel.statistics() for channel in self._channels.values()]
         return ChannelStatistics(sum(of.waiting for of in each), sum(of.running for of in each))
 
     async def run(self) -> None:
         """Run all channels until cancelled."""
         async with trio.open_nursery() as nursery:
-            for room, channel in self._channels.items():
-                nursery.start_soon(channel.run, name=room)
+            for lane, channel in self._channels.items():
+                nursery.start_soon(channel.run, name=lane)

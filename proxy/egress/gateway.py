@@ -13,7 +13,7 @@ from proxy.egress.circuit import Circuits, pause_asked
 from proxy.egress.conduct import Conduct
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
-from proxy.egress.fetch_channel import ROOMS, ChannelStatistics, FetchChannel, FetchChannels, Room
+from proxy.egress.fetch_channel import LANES, ChannelStatistics, FetchChannel, FetchChannels, Lane
 from proxy.egress.guard import GuardedNetwork, OnAddress
 from proxy.egress.guarded_get import NO_HEADERS, RequestRules, Response, guarded_get
 from proxy.egress.http_client import MAX_IDLE, HttpClient, Method
@@ -96,7 +96,7 @@ class Gateway:
         target: str,
         *,
         max_bytes: int,
-        room: Room = "blobs",
+        lane: Lane = "blobs",
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Response:
         """GET ``target`` from ``origin`` within ``fetch.timeout``, with the time spent waiting.
@@ -105,14 +105,14 @@ class Gateway:
 
         Args:
             max_bytes: the limit for the body.
-            room: where the fetch waits. With ``operator`` the origin is trusted, and may have a
+            lane: where the fetch waits. With ``operator`` the origin is trusted, and may have a
                 private address; redirects from it are not trusted.
             headers: further request headers, only for this origin.
 
         Raises:
             EgressError: see ``proxy.egress.errors``.
         """
-        return await self._ask("GET", origin, target, max_bytes, room, headers)
+        return await self._ask("GET", origin, target, max_bytes, lane, headers)
 
     async def head(self, origin: Origin, target: str, *, method: Method = "HEAD") -> Response:
         """Ask only for the head of an answer; otherwise like ``get``.
@@ -129,7 +129,7 @@ class Gateway:
         origin: Origin,
         target: str,
         max_bytes: int | None,
-        room: Room,
+        lane: Lane,
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Response:
         rules = RequestRules(
@@ -139,12 +139,12 @@ class Gateway:
             allow_private_hosts=self._fetch.allow_private_hosts,
             headers=headers,
         )
-        first = self._directory if room == "operator" else self._strangers
+        first = self._directory if lane == "operator" else self._strangers
         work = partial(guarded_get, first, self._strangers, origin, target, rules, method=method)
         host = origin.authority
         is_probe = self._circuits.check(host, trio.current_time())
         try:
-            answer = await self._channels.of(room).submit(origin, work, timeout=self._fetch.timeout)
+            answer = await self._channels.of(lane).submit(origin, work, timeout=self._fetch.timeout)
         except (ConnectFailed, NoAnswer, TimedOut) as error:
             self._circuits.failed(host, error, trio.current_time())
             raise
@@ -158,39 +158,39 @@ class Gateway:
         return answer
 
 
-def fetch_channels_of(fetch: FetchSettings, rooms: Sequence[Room] = ROOMS) -> FetchChannels:
+def fetch_channels_of(fetch: FetchSettings, lanes: Sequence[Lane] = LANES) -> FetchChannels:
     """The channels of the configuration. The caller runs them."""
     conduct = Conduct()
     channels = {
-        room: FetchChannel(
+        lane: FetchChannel(
             queue_size=fetch.queue_size,
-            consumers=consumers_of(fetch, room),
+            consumers=consumers_of(fetch, lane),
             per_host=fetch.per_host,
-            conduct=None if room == "operator" else conduct,
+            conduct=None if lane == "operator" else conduct,
         )
-        for room in rooms
+        for lane in lanes
     }
     return FetchChannels(channels, conduct)
 
 
-def consumers_of(fetch: FetchSettings, room: Room) -> int:
-    """How many fetches of ``room`` run at once. The operator's server is a single host."""
-    return min(fetch.per_host, fetch.workers) if room == "operator" else fetch.workers
+def consumers_of(fetch: FetchSettings, lane: Lane) -> int:
+    """How many fetches of ``lane`` run at once. The operator's server is a single host."""
+    return min(fetch.per_host, fetch.workers) if lane == "operator" else fetch.workers
 
 
 def fetches_at_once(fetch: FetchSettings) -> int:
-    """How many fetches run at once, over all rooms: each has a socket."""
-    return sum(consumers_of(fetch, room) for room in ROOMS)
+    """How many fetches run at once, over all lanes: each has a socket."""
+    return sum(consumers_of(fetch, lane) for lane in LANES)
 
 
 def standalone_gateway(
     fetch: FetchSettings,
     network: Network,
     directory_network: Network,
-    rooms: Sequence[Room] = ROOMS,
+    lanes: Sequence[Lane] = LANES,
 ) -> Gateway:
     """A gateway with channels of its own. Its ``run`` runs all of it."""
-    return Gateway(fetch, network, directory_network, fetch_channels_of(fetch, rooms))
+    return Gateway(fetch, network, directory_network, fetch_channels_of(fetch, lanes))
 
 
 def guarded_networks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from proxy.egress.guarded_get import MIN_BYTES_PER_SECOND
 
 RATES = (4 * MIN_BYTES_PER_SECOND, 8 * MIN_BYTES_PER_SECOND)
-"""Bytes a second, where one fetch waits and where the room is full. A home connection of
+"""Bytes a second, where one fetch waits and where the lane is full. A home connection of
 1 Mbit/s brings twice the latter to each of eight fetches."""
 
 WINDOWS = (3.0, 2.0)
@@ -17,7 +17,7 @@ def least_rate(fullness: float) -> float:
     """Bytes a second that a fetch must bring.
 
     Args:
-        fullness: how much of the room is taken, from 0 to 1.
+        fullness: how much of the lane is taken, from 0 to 1.
     """
     return RATES[0] + (RATES[1] - RATES[0]) * fullness
 

@@ -160,7 +160,7 @@ class Policy:
         verdict = None
         try:
             answer = await self._gateway.get(
-                self._origin, target, max_bytes=MAX_ANSWER, room="operator"
+                self._origin, target, max_bytes=MAX_ANSWER, lane="operator"
             )
             verdict = verdict_of(answer.status)
             problem = f"status {answer.status}"

@@ -146,7 +146,7 @@ async def test_one_host_leaves_consumers_to_the_others(nursery: trio.Nursery) ->
 async def test_one_host_leaves_room_in_the_queue_to_the_others(
     nursery: trio.Nursery, at_once: bool
 ) -> None:
-    """Catches: one host takes the whole waiting room."""
+    """Catches: one host takes the whole queue."""
     async with running(nursery, queue_size=8, consumers=4, per_host=2, conduct=Conduct()) as (
         _,
         asker,

@@ -170,7 +170,7 @@ async def test_servers_of_one_operator_that_are_prompt_may_hold_every_consumer(
 async def test_one_domain_leaves_half_of_the_places_to_others(
     bench: Bench, autojump_clock: MockClock
 ) -> None:
-    """Catches a wildcard that fills the room."""
+    """Catches a wildcard that fills the lane."""
     await bench.ask_all(*[f"{number}.evil.example" for number in range(500)])
     assert bench.now.waiting == QUEUE // 2
 
@@ -202,10 +202,10 @@ async def test_prompt_hosts_go_before_unknown_ones_and_these_before_slow_ones(
     assert began == ["prompt.test", "unknown.test", "slow.test"]
 
 
-async def test_in_a_full_room_a_prompt_host_gets_the_place_of_a_slow_one(
+async def test_in_a_full_lane_a_prompt_host_gets_the_place_of_a_slow_one(
     bench: Bench, autojump_clock: MockClock
 ) -> None:
-    """Catches a flood of trickling names that fills the room, so that all others are refused."""
+    """Catches a flood of trickling names that fills the lane, so that all others are refused."""
     bench.make_prompt(*many("busy", CONSUMERS), "pds.test")
     bench.make_slow(*many("slow"))
     await bench.ask_all(*many("busy", CONSUMERS))
@@ -222,7 +222,7 @@ async def test_in_a_full_room_a_prompt_host_gets_the_place_of_a_slow_one(
     assert "slow0" in str(bench.errors[-1]) or "fetches wait" in str(bench.errors[-1])
 
 
-async def test_a_refusal_in_a_full_room_judges_one_host_and_not_all(
+async def test_a_refusal_in_a_full_lane_judges_one_host_and_not_all(
     bench: Bench, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a flood that costs the processor more with every fetch that waits."""
@@ -308,7 +308,7 @@ async def test_a_pds_of_ordinary_speed_is_never_given_up(
 ) -> None:
     """Catches a rate that rises until honest servers are cut.
 
-    A home connection of 1 Mbit/s brings eight blobs at once, while the room is full.
+    A home connection of 1 Mbit/s brings eight blobs at once, while the lane is full.
     """
     await bench.ask_all(
         *["home.test"] * PER_HOST, work=partial(at_rate, rate=2**17 / 8, seconds=25)
@@ -414,6 +414,6 @@ async def test_hosts_that_take_as_long_as_prompt_ones_may_cost_the_others_a_turn
 
 @pytest.mark.parametrize("fullness", [0.0, 0.5, 1.0])
 def test_the_rate_rises_and_the_window_shrinks_with_pressure(fullness: float) -> None:
-    """Catches a minimum that is the same in an empty room and in a full one."""
+    """Catches a minimum that is the same in an empty lane and in a full one."""
     assert MIN_BYTES_PER_SECOND < least_rate(0) <= least_rate(fullness) <= RATES[1]
     assert WINDOWS[1] <= window(fullness) <= window(0)

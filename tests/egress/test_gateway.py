@@ -12,7 +12,7 @@ import trio.testing
 from proxy.egress.circuit import FAILURES_TO_OPEN, OPEN_SECONDS
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import AskedToWait, ConnectFailed, Saturated
-from proxy.egress.fetch_channel import ROOMS, Room
+from proxy.egress.fetch_channel import LANES, Lane
 from proxy.egress.gateway import IDLE_SECONDS, Gateway, standalone_gateway
 from proxy.egress.guarded_get import Response as Answer
 from proxy.egress.httpx2_client import Httpx2Client
@@ -144,15 +144,15 @@ async def test_only_the_probe_itself_can_give_up_its_place(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("flooded", ROOMS)
-async def test_a_flood_in_one_room_takes_nothing_from_the_others(
+@pytest.mark.parametrize("flooded", LANES)
+async def test_a_flood_in_one_lane_takes_nothing_from_the_others(
     world: World,
     gateway: Gateway,
     nursery: trio.Nursery,
-    flooded: Room,
+    flooded: Lane,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Catches rooms that share a consumer or a place: a flood of unknown DIDs that refuses blobs,
+    """Catches lanes that share a consumer or a place: a flood of unknown DIDs that refuses blobs,
     or one of blobs that leaves no DID resolved."""
     fetch = world.config().fetch
     hanging = [Site(f"flood{number}.example") for number in range(fetch.workers)]
@@ -167,18 +167,18 @@ async def test_a_flood_in_one_room_takes_nothing_from_the_others(
     async def flood(host: str) -> None:
         nonlocal refused
         try:
-            await gateway.get(Origin("https", host, 443), "/", max_bytes=100, room=flooded)
+            await gateway.get(Origin("https", host, 443), "/", max_bytes=100, lane=flooded)
         except Saturated:
             refused += 1
 
     for number in range(2 * (fetch.queue_size + fetch.workers)):
         nursery.start_soon(flood, hanging[number % len(hanging)].host)
     await trio.testing.wait_all_tasks_blocked()
-    assert refused > 0, "the room must be full"
+    assert refused > 0, "the lane must be full"
     origin = Origin("https", healthy.host, 443)
-    for room in ROOMS:
-        if room != flooded:
-            assert (await gateway.get(origin, "/", max_bytes=100, room=room)).body == b"here"
+    for lane in LANES:
+        if lane != flooded:
+            assert (await gateway.get(origin, "/", max_bytes=100, lane=lane)).body == b"here"
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -675,15 +675,15 @@ async def test_the_directory_has_its_own_network_and_its_redirects_that_of_stran
     plc.pages["/a"] = Response(200, b"from the directory")
     async with running_gateway(client_world) as gateway:
         origin = Origin(plc.scheme, plc.host, plc.port)
-        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, room="operator")
+        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, lane="operator")
         assert answer.body == b"from the directory"
         with pytest.raises(ConnectFailed):
             await gateway.get(origin, "/a", max_bytes=MAX_BYTES)
         plc.faults = [faults.redirects("/a")]
         with pytest.raises(ConnectFailed):
-            await gateway.get(origin, "/a", max_bytes=MAX_BYTES, room="operator")
+            await gateway.get(origin, "/a", max_bytes=MAX_BYTES, lane="operator")
         plc.faults = [faults.redirects(f"{site.url}/a")]
-        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, room="operator")
+        answer = await gateway.get(origin, "/a", max_bytes=MAX_BYTES, lane="operator")
         assert answer.body == BODY
 
 

@@ -236,7 +236,7 @@ async def ask_directory(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gateway.run)
         try:
-            answer = await gateway.get(origin, path + HEALTH, max_bytes=MAX_HEALTH, room="operator")
+            answer = await gateway.get(origin, path + HEALTH, max_bytes=MAX_HEALTH, lane="operator")
             return answer, ""
         except EgressError as error:
             return None, str(error)
