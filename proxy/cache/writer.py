@@ -18,6 +18,9 @@ from proxy.shared.tag_index import TagIndex
 RETRY_PAUSE = 1.0
 """Seconds before a failed write is tried its second and last time."""
 
+MAX_BYTES = 64 * 1024**2
+"""Bytes of results that may wait; a larger one waits only if it is alone."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -57,6 +60,7 @@ class CacheWriter:
         self._writing = trio.Lock()
         self._queue_size = queue_size
         self._waiting: AsyncValue[int] = AsyncValue(0)
+        self._bytes = 0
         self._refuses = refuses
         self._on_written = on_written
         self._on_error = on_error
@@ -67,13 +71,18 @@ class CacheWriter:
     ) -> None:
         """Queue ``entry`` for writing. Never waits: a full channel drops and counts the write.
 
+        The channel is full too if what waits has more than ``MAX_BYTES``.
+
         Args:
             on_settled: called once, when the entry was written or will never be written.
         """
         if key in self._pending:
             on_settled()
             return
+        length = len(entry.data)
         try:
+            if self._pending and self._bytes + length > MAX_BYTES:
+                raise trio.WouldBlock
             self._send.send_nowait(key)
         except (trio.WouldBlock, trio.ClosedResourceError):
             self._on_dropped()
@@ -81,6 +90,7 @@ class CacheWriter:
             on_settled()
             return
         self._pending[key] = _Write(entry, on_settled)
+        self._bytes += length
         self._by_tag.add(key)
         self._waiting.value += 1
 
@@ -151,4 +161,6 @@ class CacheWriter:
 
     def _settle(self, key: ImageKey) -> None:
         self._by_tag.discard((key,))
-        self._pending.pop(key).on_settled()
+        write = self._pending.pop(key)
+        self._bytes -= len(write.entry.data)
+        write.on_settled()

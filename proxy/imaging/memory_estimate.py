@@ -177,6 +177,9 @@ WORKER = 192 * MIB
 """Bytes of a worker between two jobs: Python, the codecs, and remains of earlier jobs."""
 
 
+UNWRITTEN = 64 * MIB
+"""Bytes of results that wait for the disk: what ``proxy/cache/writer.py`` allows."""
+
 UNTAKEN = 128 * MIB
 """Bytes of answers that clients have not taken: what ``proxy/web/slow_clients.py`` allows."""
 
@@ -193,8 +196,6 @@ def ceiling(config: Config, cpus: int) -> int:
 
     Args:
         cpus: how many CPUs this process may use: the number of workers if ``process.threads`` is 0.
-
-    Results on their way to a slow disk are not included.
     """
     workers = config.process.threads or cpus
     # When a body is complete, it is in memory twice: as received, and joined.
@@ -207,6 +208,7 @@ def ceiling(config: Config, cpus: int) -> int:
         + waiting_room(config)
         + int(config.cache.memory_mb * MIB)
         + UNTAKEN
+        + UNWRITTEN
         + MAX_CONNECTIONS * CONNECTION
         + workers * WORKER
         + budget(config)

@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from proxy.cache import writer
 from proxy.cache.interface import Cache, Entry
 from proxy.cache.writer import RETRY_PAUSE, CacheWriter
 from proxy.model.keys import BlobKey, ImageKey
@@ -133,6 +134,27 @@ async def test_a_full_channel_drops_the_write_and_counts_it() -> None:
         assert rig.writer.pending(key(4)) is None, "what was dropped is not pending for ever"
     assert list(rig.cache.kept) == [key(number) for number in range(4)]
     assert rig.written == 4
+
+
+async def test_results_that_wait_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a bound by number: 256 results of 10 MB, and room that is never given back."""
+    monkeypatch.setattr(writer, "MAX_BYTES", 1000)
+    rig = Rig()
+    rig.cache.hang()
+    async with rig.running():
+        rig.writer.offer(key(0), entry(2000))
+        rig.writer.offer(key(1), entry(100))
+        assert rig.dropped == 1, "one larger than the bound waits alone"
+        rig.writer.discard(Selection(key(0).blob.did))
+        for number in range(2, 5):
+            rig.writer.offer(key(number), entry(400))
+        assert rig.dropped == 2
+    assert list(rig.cache.kept) == [key(2), key(3)]
+    rig = Rig()
+    for number in range(2):
+        rig.writer.offer(key(number), entry(500))
+    rig.writer.offer(key(2), entry(100))
+    assert rig.dropped == 1
 
 
 async def test_one_key_offered_twice_is_written_once() -> None:

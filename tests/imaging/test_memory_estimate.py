@@ -18,6 +18,7 @@ import trio
 from PIL import Image
 
 from proxy.accounts import did_documents
+from proxy.cache import writer
 from proxy.config import Config, load_config
 from proxy.egress import circuit
 from proxy.imaging import memory_estimate as memory
@@ -187,6 +188,7 @@ def test_the_ceiling_counts_the_tables() -> None:
     tables = 3 * did_documents.MAX_BYTES + 2 * negative_cache.MAX_BYTES + circuit.MAX_BYTES
     assert tables < memory.TABLES < tables + 16 * MIB, "the rest is for the caches of paths"
     assert memory.VERDICT == policy.VERDICT
+    assert memory.UNWRITTEN == writer.MAX_BYTES
     asks = Config(policy={"url": "https://policy.example"})
     verdicts = asks.policy.max_entries * policy.VERDICT
     assert memory.ceiling(asks, cpus=4) == memory.ceiling(Config(), cpus=4) + verdicts
