@@ -48,8 +48,8 @@ def blocks_list(context: Context, pending_cdn: bool) -> None:
     with in_folder(settings):
         if pending_cdn:
             with closing(CdnQueue(moderation_database_of(settings))) as queue:
-                is_there = moderation_store_of(settings).path.exists()
-                waiting = map(_pending_row, queue.all() if is_there else ())
+                is_made = moderation_store_of(settings).is_made()
+                waiting = map(_pending_row, queue.all() if is_made else ())
                 _print_rows("queued  owner  blob  state", waiting, "nothing waits")
         else:
             with closing(moderation_store_of(settings)) as store:

@@ -326,6 +326,19 @@ class ModerationStore:
         """
         return has_content(self.path) or has_content(self._older)
 
+    def is_made(self) -> bool:
+        """Whether there is a store; False: the folder never had one.
+
+        Raises:
+            StoreMissing: it had one.
+        """
+        if self.is_there():
+            return True
+        sign = self._sign()
+        if sign is not None:
+            raise self._missing(sign)
+        return False
+
     def make(self) -> None:
         """Make the file if there is none, whatever the folder has. For ``blocks restore``."""
         self._database.make()
@@ -394,7 +407,7 @@ class ModerationStore:
 
     def blocks_after(self, after: int) -> list[Block]:
         """Return the next page of blocks; none if the folder never had a store."""
-        if self._never_was():
+        if not self.is_made():
             return []
         with self._reading() as connection:
             rows = connection.execute(
@@ -409,7 +422,7 @@ class ModerationStore:
 
     def audit(self, limit: int) -> list[Decision]:
         """Return the last decisions, oldest first."""
-        if self._never_was():
+        if not self.is_made():
             return []
         with self._reading() as connection:
             rows = connection.execute(
@@ -455,9 +468,6 @@ class ModerationStore:
                 )
                 connection.execute("DELETE FROM blocks WHERE cid = ?", (cid,))
                 log.info("a block has the CID of a blob now", cid=accepted, before=cid)
-
-    def _never_was(self) -> bool:
-        return not self.is_there() and self._sign() is None
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

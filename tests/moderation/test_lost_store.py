@@ -97,6 +97,7 @@ async def test_a_lost_store_stops_the_service_until_it_is_restored(
             ("blocks", "add", "--did", did),
             ("blocks", "remove", "--did", did),
             ("blocks", "list"),
+            ("blocks", "list", "--pending-cdn"),
             ("blocks", "audit"),
             ("blocks", "backup"),
             ("cache", "purge", "--did", did),
