@@ -13,9 +13,10 @@ from collections import Counter
 from typing import NamedTuple
 
 from proxy.shared.expiring_map import ExpiringMap
+from proxy.shared.memory_cost import cost_of
 
-REMEMBERED = 10_000
-"""Domains and owners whose use of the pool is remembered; about 4 MB."""
+MAX_BYTES = 8 * 1024**2
+"""Bytes of domains and owners whose use of the pool is remembered: room for about 8,000."""
 
 FORGET_AFTER = 60.0
 """Seconds after which the use of a domain or owner without jobs is forgotten."""
@@ -54,10 +55,10 @@ class FairShares:
         self._share = share
         self._running: Counter[Party] = Counter()
         # Seconds of the pool, from a start that ``_begin_times`` gives each party.
-        self._times: ExpiringMap[Party, float] = ExpiringMap(REMEMBERED)
+        self._times: ExpiringMap[Party, float] = ExpiringMap(MAX_BYTES // 2, cost=cost_of)
         # By domain, and by () for all domains: the time of the party whose job began last. Parties
         # that come later start there, neither before nor behind the others.
-        self._begin_times: ExpiringMap[Party, float] = ExpiringMap(REMEMBERED)
+        self._begin_times: ExpiringMap[Party, float] = ExpiringMap(MAX_BYTES // 2, cost=cost_of)
 
     def rank(self, publisher: Publisher, now: float) -> Rank:
         """Return the rank of a waiting job; the smallest is next, and among equals the oldest."""
