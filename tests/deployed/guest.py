@@ -149,6 +149,8 @@ if __name__ == "__main__":
         trio.run(main)
     except BaseException:
         print(FAILED, flush=True)
+        log = ["journalctl", "--unit=imageproxy", "--lines=30", "--output=cat", "--no-pager"]
+        subprocess.run(log, check=False)
         raise
     print(PASSED, flush=True)
     sys.exit(0)
