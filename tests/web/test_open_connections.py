@@ -50,8 +50,10 @@ async def test_a_busy_connection_is_not_ended_for_a_new_one(
 ) -> None:
     """Catches an answer under way that a stranger's connection cuts."""
     go_on = trio.Event()
+    began, begins = trio.open_memory_channel[None](3)
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        began.send_nowait(None)
         await go_on.wait()
         await app_of(b"late")(scope, receive, send)
 
@@ -59,7 +61,7 @@ async def test_a_busy_connection_is_not_ended_for_a_new_one(
         busy = [await stack.enter_async_context(talking(app)) for _ in range(3)]
         for talk in busy:
             await talk.client.send_all(GET)
-        await settled(0.01)
+            await begins.receive()
         async with talking(app) as new:
             with trio.fail_after(PATIENCE):
                 await new.ended.wait()
@@ -67,6 +69,7 @@ async def test_a_busy_connection_is_not_ended_for_a_new_one(
         go_on.set()
         for talk in busy:
             assert await talk.answer() == b"late"
+        await settled(0.01)  # each is marked as idle after its answer
         # Idle again, and the first to go.
         async with talking(app_of(b"body")) as new:
             with trio.fail_after(PATIENCE):
