@@ -105,6 +105,28 @@ async def test_every_documented_way_to_start_serves_and_ends_with_0(
             assert "Traceback" not in server.text
 
 
+WALKED = """
+import gc, os, signal
+from proxy.config import load_config
+from proxy.serving.serve import run
+
+def on_serving():
+    print("walked:", len(gc.get_objects()), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+run(load_config(), "127.0.0.1:0", on_serving=on_serving)
+"""
+
+
+async def test_a_full_collection_does_not_walk_what_the_start_has_made(tmp_path: Path) -> None:
+    """Catches full collections that stop the loop for the 90,000 objects of modules and classes."""
+    environment = {"IMAGE_PROXY_CACHE__PATH": str(tmp_path)}
+    async with run(["-c", WALKED], environment) as process:
+        found = await process.line_with(r"walked: (\d+)")
+        assert int(found[1]) < 10_000
+        assert await process.exit_code() == 0
+
+
 async def test_each_request_has_one_line_with_the_same_fields_whatever_way_it_went(
     tmp_path: Path,
 ) -> None:
