@@ -22,7 +22,7 @@ from proxy.moderation.moderator import Moderator
 from proxy.observability.metrics import Metrics
 from proxy.service import FetchedBlob, MadeImage, Service
 from proxy.shared.single_flight import SingleFlight
-from proxy.shared.supervision import outlasting, supervise
+from proxy.shared.supervision import outlasting, run_each, supervise
 from proxy.wiring import (
     accounts_of,
     cache_writer_of,
@@ -36,7 +36,6 @@ from proxy.wiring import (
     parts_of,
     processing_pool_of,
     purge_taken_down,
-    run_chores,
     service_of,
 )
 
@@ -119,7 +118,7 @@ async def open_service(
             follow = partial(parts.blocks.follow, service.forget, cache_writer.begun)
             await following.start(follow, name="blocks_follower")
             chores = chores_of(config, parts, moderator, accounts)
-            nursery.start_soon(run_chores, chores, name="chores")
+            nursery.start_soon(run_each, chores, name="chores")
             await parts.cache_health.check()
             try:
                 yield service

@@ -288,13 +288,6 @@ def chores_of(
     return chores
 
 
-async def run_chores(chores: dict[str, Callable[[], Awaitable[None]]]) -> None:
-    """Run each chore in a task with its name, until cancelled."""
-    async with trio.open_nursery() as nursery:
-        for name, chore in chores.items():
-            nursery.start_soon(chore, name=name)
-
-
 async def purge_taken_down(moderator: Moderator, blob: BlobKey) -> int:
     """Purge a blob that the policy service took down."""
     return await moderator.purge(Selection(blob.did, blob.cid), by="policy")

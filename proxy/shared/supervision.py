@@ -1,9 +1,9 @@
-"""Tasks that must not end early: they start again after a crash, or outlast a cancellation."""
+"""Tasks by name; tasks that start again after a crash, or outlast a cancellation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -26,6 +26,13 @@ async def supervise(work: Callable[[], Awaitable[None]]) -> None:
             task = trio.lowlevel.current_task().name
             log.exception("a task crashed; it starts again", task=task)
         await trio.sleep(RESTART_PAUSE)
+
+
+async def run_each(works: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
+    """Run each of ``works`` in a task with its name, until all have returned."""
+    async with trio.open_nursery() as nursery:
+        for name, work in works.items():
+            nursery.start_soon(work, name=name)
 
 
 class ShieldedTasks:
