@@ -40,7 +40,7 @@ MAX_BODY = 64 * 1024
 MAX_BODY_PIECES = 256
 """Pieces (chunks, or what one read brings) in which an HTTP/1 body may come."""
 
-PIECE = 1024
+PARSED_AT_ONCE = 1024
 """Bytes of HTTP/2 that are parsed before other tasks run: at most 114 frames, under 1 ms."""
 
 MAX_CREDIT = 1000
@@ -255,7 +255,7 @@ class Http2(H2Protocol):
     2. Each frame costs credit, and each answer brings some. A connection that sends frames which
     ask for nothing (window updates, settings, pings, priorities, resets) is closed.
 
-    3. Other tasks run after each ``PIECE`` bytes of a read.
+    3. Other tasks run after each ``PARSED_AT_ONCE`` bytes of a read.
 
     4. When the connection ends, answers that it had no room for end too. In Hypercorn they wait
     forever.
@@ -276,10 +276,10 @@ class Http2(H2Protocol):
             for buffer in self.stream_buffers.values():
                 await buffer.close()
             return
-        for start in range(0, len(event.data), PIECE):
+        for start in range(0, len(event.data), PARSED_AT_ONCE):
             if self.closed:
                 return
-            await super().handle(RawData(event.data[start : start + PIECE]))
+            await super().handle(RawData(event.data[start : start + PARSED_AT_ONCE]))
             await trio.lowlevel.checkpoint()
 
     async def stream_send(self, event: StreamEvent) -> None:

@@ -28,7 +28,7 @@ from proxy.web.hypercorn_protocols import (
     MAX_CREDIT,
     MAX_HEAD,
     MAX_HEADERS,
-    PIECE,
+    PARSED_AT_ONCE,
     RefusingParser,
     refusal,
 )
@@ -450,7 +450,7 @@ async def test_frames_that_ask_for_nothing_end_their_connection(
             for _ in range(4):
                 await client.flush(flood)
         await client.closed()
-    assert sum(parsed) <= 2 * len(flood) + 2 * PIECE
+    assert sum(parsed) <= 2 * len(flood) + 2 * PARSED_AT_ONCE
 
 
 async def test_requests_that_are_taken_back_end_their_connection() -> None:
@@ -520,5 +520,5 @@ async def test_a_long_read_of_http2_is_parsed_in_pieces_and_other_tasks_run_betw
         await client.until(h2.events.PingAckReceived)
     trio.lowlevel.remove_instrument(steps)
     assert sum(parsed) > 900 * 13
-    assert max(parsed) <= PIECE
+    assert max(parsed) <= PARSED_AT_ONCE
     assert steps.most == 1

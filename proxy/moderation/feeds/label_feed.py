@@ -99,7 +99,7 @@ class LabelerFeed:
         *,
         network: Network,
         documents: DocumentSource,
-        keeper: LabelEnforcer,
+        enforcer: LabelEnforcer,
         metrics: Metrics,
     ) -> None:
         self.stream = stream
@@ -108,7 +108,7 @@ class LabelerFeed:
         self._values = frozenset(config.labels.values)
         self._network = network
         self._documents = documents
-        self._keeper = keeper
+        self._enforcer = enforcer
         self._metrics = metrics
         self._key: PublicKey | None = None
         self._key_at = -math.inf
@@ -155,7 +155,7 @@ class LabelerFeed:
             self._refuse("bad signature", f"{label.val} on {label.uri[:200]!a}")
             return
         try:
-            await self._keeper.put(label)
+            await self._enforcer.put(label)
         except BadLabel as error:
             self._refuse("not served", str(error))
 

@@ -67,7 +67,7 @@ async def run_feeds(
     if not has_labels and origin is None:
         return
     strangers, own = networks
-    keeper = LabelEnforcer(
+    enforcer = LabelEnforcer(
         labels,
         store=store,
         decisions=decisions,
@@ -75,7 +75,7 @@ async def run_feeds(
         metrics=metrics,
         clock=clock,
     )
-    metrics.gauge("labels_waiting", lambda: keeper.waiting)
+    metrics.gauge("labels_waiting", lambda: enforcer.waiting)
 
     async def follow_labeler(did: Did) -> None:
         # Imported late: what it needs is an extra.
@@ -90,7 +90,7 @@ async def run_feeds(
             config,
             network=strangers,
             documents=resolver,
-            keeper=keeper,
+            enforcer=enforcer,
             metrics=metrics,
         )
         await follow(feed, cursors, metrics)
@@ -117,9 +117,9 @@ async def run_feeds(
     async def follow_all() -> None:
         async with trio.open_nursery() as one_process:
             if labels.subscribe:
-                one_process.start_soon(_steadily, keeper.run)
+                one_process.start_soon(_steadily, enforcer.run)
             elif has_labels:
-                one_process.start_soon(_steadily, keeper.drop_unwanted)
+                one_process.start_soon(_steadily, enforcer.drop_unwanted)
             for did in dict.fromkeys(labels.subscribe):
                 one_process.start_soon(_steadily, partial(follow_labeler, did))
             if origin is not None:

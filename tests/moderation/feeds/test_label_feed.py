@@ -14,7 +14,7 @@ import trio.testing
 
 from proxy.model.identifiers import Cid, Did
 from proxy.model.selection import Selection
-from proxy.moderation.feeds import label_enforcer as keeper
+from proxy.moderation.feeds import label_enforcer
 from proxy.moderation.feeds.follower import SAVE_SECONDS
 from proxy.moderation.feeds.label_records import blobs_in
 from tests.fakes import faults
@@ -173,7 +173,7 @@ async def test_a_label_waits_for_a_pds_that_is_down_and_holds_up_no_other(
     labeler.label(uri, EPOCH)
     async with following(world, told, labels=labels(labeler)) as found:
         await after_all(labeler, told)
-        await trio.sleep(keeper.FIRST_RETRY * 40)
+        await trio.sleep(label_enforcer.FIRST_RETRY * 40)
         assert found.count("feed_events_total", feed="labels", outcome="unknown") == 6
         assert Selection(did=did, cid=cid) not in told.blocked
         assert found.count("labels_waiting") == 1
@@ -187,17 +187,17 @@ async def test_records_of_many_are_asked_for_a_few_at_a_time(
     """Catches: records of many are asked for all at once."""
     gate = trio.Event()
     world.pds.fault = faults.gated(gate)
-    for number in range(3 * keeper.MAX_ASKED):
+    for number in range(3 * label_enforcer.MAX_ASKED):
         _did, uri, _cids = posted(world, str(number).encode())
         labeler.label(uri, EPOCH)
     async with following(world, told, labels=labels(labeler)):
         await after_all(labeler, told)
-        while len(world.pds.requests) < keeper.MAX_ASKED:
+        while len(world.pds.requests) < label_enforcer.MAX_ASKED:
             await trio.testing.wait_all_tasks_blocked()
         await after_all(labeler, told)
-        assert len(world.pds.requests) == keeper.MAX_ASKED
+        assert len(world.pds.requests) == label_enforcer.MAX_ASKED
         gate.set()
-        await told.until(lambda: len(told.standing) == 3 * keeper.MAX_ASKED + 2)
+        await told.until(lambda: len(told.standing) == 3 * label_enforcer.MAX_ASKED + 2)
 
 
 # The end of a label.
