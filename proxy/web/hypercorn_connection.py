@@ -109,8 +109,8 @@ class Connection(TCPServer):
     4. The idle timer is ``IdleTimer``. Hypercorn starts and cancels a task for every request, and
     the last task waits until the timeout after the client has disconnected.
 
-    5. A client that takes less than ``PIECE`` bytes in ``SECONDS`` is disconnected. So is the one
-    that made no progress for the longest time, if all together leave more than ``UNTAKEN`` bytes.
+    5. A client that takes less than ``PIECE`` bytes in ``SECONDS`` is disconnected. If all
+    clients together leave more than ``UNTAKEN`` bytes, slow ones are disconnected too.
 
     6. If more than ``MAX_CONNECTIONS`` are open, the one that was idle for the longest time ends.
 
