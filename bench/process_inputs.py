@@ -22,7 +22,7 @@ from bench.processes import BenchError
 from tests.processes import cache_folder
 
 SHARP = Path(__file__).resolve().parent / "sharp"
-IMAGING = Path(__file__).resolve().parent / "imaging/worker.go"
+IMAGING = Path(__file__).resolve().parent / "process_worker.go"
 PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers")
 MATE = "usr/share/backgrounds/mate/nature/{}.jpg"
 PLASMA = "usr/share/wallpapers/{}/contents/images/2560x1600.jpg"
