@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
 from proxy.cache.disk import DiskCache
+from proxy.moderation.store import ModerationStore
 from tests.cache import entry, key, owner
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, Server, Upstream, imageproxy, run, serve, until, upstream
@@ -151,6 +152,8 @@ async def fill_cache(folder: Path, number: int, size: int) -> None:
         await cache.put(key(each), entry(size))
     await cache.make_indexed()
     await cache.aclose()
+    with closing(ModerationStore(folder / "moderation.sqlite3")) as store:
+        store.make()
 
 
 def files(disk: Path) -> list[Path]:
