@@ -98,6 +98,7 @@ class _Record:
 
     @property
     def cost_class(self) -> float:
+        """How many times ``COST_CLASS`` an answer took, rounded down. There must be answers."""
         return float(self.taken / self.answers // COST_CLASS)
 
 
