@@ -147,6 +147,7 @@ class Bench:
     async def hits(self) -> None:
         """Hits at a proxy without blocks and at one with them, and their memory."""
         with closing(moderation_store_of(self._config(MANY))) as store:
+            store.make()
             await trio.to_thread.run_sync(fill, store, self._plan.blocks, self._bar)
         paths = [
             f"/img/{PRESET}/plain/{account(number)}/{self._manifest.cids[number]}"

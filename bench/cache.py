@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -42,6 +42,8 @@ from proxy.model.identifiers import Cid, Did
 from proxy.model.keys import ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS
 from proxy.model.selection import Selection
+from proxy.moderation.store import FILE_NAME as STORE
+from proxy.moderation.store import ModerationStore
 from proxy.urls import image_url
 
 PER_OWNER = 10
@@ -281,6 +283,9 @@ async def measure_server(stock: Stock, log: Path) -> None:
         "IMAGE_PROXY_CACHE__MAX_GB": "1000",
     }
     paths = [image_url(key) for key in stock.some(20)]
+    # Beside results, a server makes none.
+    with closing(ModerationStore(stock.path / STORE)) as store:
+        store.make()
     began = time.perf_counter()
     async with running("proxy", "serve", log=log, environment=environment) as process:
         server = Server(process, port, log)
