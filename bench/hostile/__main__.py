@@ -42,8 +42,8 @@ from bench.processes import (
 )
 from bench.upstream import LOOPBACK, Manifest
 from proxy.config import Config
-from proxy.imaging import memory_estimate as memory
 from proxy.imaging.workers.pool import cpus_of_this_process
+from proxy.tools.doctor.memory_ceiling import ceiling
 
 RATIO = 3.0
 P99 = 0.05
@@ -116,7 +116,7 @@ class Row:
         found = [f"{what} ({count} times)" for what, count in self.report.wrong.items()]
         if self.attack.is_timed:
             found += self._missed_by_clients(plan)
-        if self.peak > (most := memory.ceiling(Config(), cpus_of_this_process())):
+        if self.peak > (most := ceiling(Config(), cpus_of_this_process())):
             found.append(f"over the ceiling of {most // MIB} MiB")
         if "Traceback" in self.log:
             found.append("a traceback in the log")

@@ -164,57 +164,6 @@ def waiting_room(config: Config) -> int:
     return config.fetch.workers * config.fetch.max_source_bytes
 
 
-SERVICE = 160 * MIB
-"""Bytes of the service itself under load: Python, its libraries, connections."""
-
-TABLES = 284 * MIB
-"""Bytes of what strangers make the service remember: the sum of the bounds of those tables."""
-
-VERDICT = 640
-"""Bytes of one verdict of the policy service that is remembered."""
-
-WORKER = 192 * MIB
-"""Bytes of a worker between two jobs: Python, the codecs, and remains of earlier jobs."""
-
-
-UNWRITTEN = 64 * MIB
-"""Bytes of results that wait for the disk: what ``proxy/cache/writer.py`` allows."""
-
-UNTAKEN = 128 * MIB
-"""Bytes of answers that clients have not taken: what ``proxy/web/slow_clients.py`` allows."""
-
-
-MAX_CONNECTIONS = 2048
-"""Open connections of clients: what ``proxy/web/open_connections.py`` allows."""
-
-CONNECTION = 48 * 1024
-"""Bytes of a connection whose request has a head of 16 KiB. An idle one takes 18 KiB."""
-
-
-def ceiling(config: Config, cpus: int) -> int:
-    """Return the limit of resident memory, in bytes, of the service and its workers.
-
-    Args:
-        cpus: how many CPUs this process may use: the number of workers if ``process.threads`` is 0.
-    """
-    workers = config.process.threads or cpus
-    # When a body is complete, it is in memory twice: as received, and joined.
-    fetches = 2 * config.fetch.workers * config.fetch.max_source_bytes
-    return (
-        SERVICE
-        + TABLES
-        + (config.policy.max_entries * VERDICT if config.policy.url else 0)
-        + fetches
-        + waiting_room(config)
-        + int(config.cache.memory_mb * MIB)
-        + UNTAKEN
-        + UNWRITTEN
-        + MAX_CONNECTIONS * CONNECTION
-        + workers * WORKER
-        + budget(config)
-    )
-
-
 def _of_pixels(source: Format, target: Format, pixels: int, result: int) -> int:
     """The larger of two phases: the decoded source is freed before the encoder starts."""
     decoding = SOURCE_BYTES[source] * pixels + SCALED_BYTES * result

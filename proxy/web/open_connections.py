@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Protocol
 
-from proxy.imaging.memory_estimate import MAX_CONNECTIONS
+MAX_CONNECTIONS = 2048
+"""Open connections of clients of one process."""
 
 
 class Closable(Protocol):

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 import trio
 
 from proxy.errors import Busy
-from proxy.imaging.memory_estimate import UNTAKEN
+
+UNTAKEN = 128 * 1024**2
+"""Bytes of answers that all clients together may leave untaken."""
 
 PIECE = 64 * 1024
 """Bytes that a client must take within ``SECONDS``; where fewer are left, those."""

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from proxy.config import Config, load_config
-from proxy.imaging.memory_estimate import ceiling
+from proxy.tools.doctor.memory_ceiling import ceiling
 from proxy.tools.nginx import server_block
 from proxy.wiring import disk_cache_of
 from tests.commands import assert_is_command

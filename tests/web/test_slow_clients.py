@@ -17,8 +17,7 @@ import proxy.web.hypercorn_connection
 import proxy.web.hypercorn_protocols
 import proxy.web.responder
 from proxy.errors import Busy
-from proxy.imaging.memory_estimate import UNTAKEN
-from proxy.web.slow_clients import FAST, LARGE, PIECE, SECONDS, TRANSFERS, YOUNG, Transfers
+from proxy.web.slow_clients import FAST, LARGE, PIECE, SECONDS, TRANSFERS, UNTAKEN, YOUNG, Transfers
 from tests.fakes.world import World
 from tests.web import PATIENCE, img, serving
 from tests.web.connections import GET, Noted, Secured, Talk, app_of, talking

@@ -11,7 +11,9 @@ from typing import Literal
 from proxy.config import Config
 from proxy.egress.gateway import fetches_at_once
 from proxy.egress.http_client import MAX_IDLE
-from proxy.imaging import memory_estimate as memory
+from proxy.imaging.memory_estimate import MIB
+from proxy.tools.doctor.memory_ceiling import SERVICE, WORKER, ceiling
+from proxy.web.open_connections import MAX_CONNECTIONS
 
 Level = Literal["ok", "warn", "fail"]
 AccessTimes = Literal["strictatime", "relatime", "noatime"]
@@ -214,8 +216,8 @@ def judge_files(limit: int, needed: int) -> Finding:
         limit: the soft RLIMIT_NOFILE.
         needed: see ``files_needed``.
     """
-    wanted = needed + memory.MAX_CONNECTIONS
-    text = f"{limit} may be open, {wanted} are needed with {memory.MAX_CONNECTIONS} clients"
+    wanted = needed + MAX_CONNECTIONS
+    text = f"{limit} may be open, {wanted} are needed with {MAX_CONNECTIONS} clients"
     fix = f"LimitNOFILE={2 * wanted} in the systemd unit, or ulimit -n {2 * wanted}"
     if limit < needed + OWN_FILES:
         return Finding("fail", "open files", text, fix)
@@ -231,10 +233,10 @@ def judge_memory(config: Config, cpus: int, available: int) -> Finding:
         available: bytes available to the machine, or to the control group.
     """
     processes = config.server.workers
-    most = processes * memory.ceiling(config, cpus)
+    most = processes * ceiling(config, cpus)
     image_workers = config.process.threads or cpus
-    cached = int(config.cache.memory_mb * memory.MIB)
-    least = processes * (memory.SERVICE + cached + image_workers * memory.WORKER)
+    cached = int(config.cache.memory_mb * MIB)
+    least = processes * (SERVICE + cached + image_workers * WORKER)
     text = f"at most {_gib(most)} of {_gib(available)}"
     fix = (
         "lower process.max_megapixels, fetch.workers, fetch.max_source_mb, process.threads or "

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from proxy.config import Config
-from proxy.imaging.memory_estimate import MAX_CONNECTIONS, ceiling
 from proxy.tools.doctor.checks import (
     GIB,
     AccessTimes,
@@ -30,6 +29,8 @@ from proxy.tools.doctor.checks import (
     judge_sandbox,
     lacks_room,
 )
+from proxy.tools.doctor.memory_ceiling import ceiling
+from proxy.web.open_connections import MAX_CONNECTIONS
 
 
 def config(**sections: dict[str, Any]) -> Config:
