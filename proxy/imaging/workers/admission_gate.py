@@ -121,7 +121,9 @@ class AdmissionGate:
         """
         reservation.amount = min(reservation.amount, self.limits.most)
         self._enqueue(reservation)
-        self._admit_waiters()
+        # One for which there is no memory changes nothing for the others.
+        if self._fits(reservation.amount):
+            self._admit_waiters()
         if not reservation._admitted.is_set():
             self._check_waiting_room(reservation)
             on_wait()
@@ -145,8 +147,11 @@ class AdmissionGate:
             self._occupy(reservation.amount)
             if not fits:
                 return False
+            self._admit_waiters()
+            return True
         reservation.amount = amount
-        self._admit_waiters()
+        if self._fits(amount):
+            self._admit_waiters()
         return True
 
     async def _wait(self, reservation: Reservation) -> None:
@@ -157,8 +162,8 @@ class AdmissionGate:
                 self._release(reservation)
             else:
                 self._leave_queue(reservation)
-                # Memory may have been kept free for it.
-                self._admit_waiters()
+                if reservation._passes >= MAX_PASSES:  # memory may have been kept free for it
+                    self._admit_waiters()
             raise
 
     def _enqueue(self, reservation: Reservation) -> None:

@@ -196,6 +196,38 @@ async def test_a_job_that_leaves_the_head_of_the_queue_lets_the_next_in(
     assert gate.statistics() == IDLE
 
 
+async def test_jobs_without_memory_come_and_leave_without_a_look_at_all_others(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches work for each arrival and each cancellation that grows with the queue.
+
+    A thousand large pictures that wait, and whose clients leave together, kept the loop for a
+    second.
+    """
+    gate = gate_of(100)
+    visitors = Visitors(nursery, gate)
+    await visitors.come("first", 100)
+    looks = 0
+    next_ = gate._next
+
+    def counted() -> Reservation | None:
+        nonlocal looks
+        looks += 1
+        return next_()
+
+    monkeypatch.setattr(gate, "_next", counted)
+    scopes = [await visitors.come(f"job {number}", 100) for number in range(20)]
+    waiting = Reservation(100, b"")
+    scopes.append(await visitors.come("resized", 100, reservation=waiting))
+    gate.resize(waiting, 90)
+    for scope in scopes:
+        scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert looks == 0
+    await visitors.go("first")
+    assert gate.statistics() == IDLE
+
+
 async def test_a_job_that_is_cancelled_as_it_is_admitted_leaves_no_room_taken(
     nursery: trio.Nursery,
 ) -> None:
