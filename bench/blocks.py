@@ -251,7 +251,7 @@ def _print(plan: Plan, found: Found) -> None:
             f"{plan.seconds:g} s a round, {plan.hot} images in memory",
             "blocks": f"{plan.blocks:,}: 8 of 10 owners, 1 a blob, 1 a pair",
             "decisions": f"a file of {plan.bulk:,} lines, then {plan.singles} single blocks, "
-            "with two workers that obey",
+            "two workers, each with them",
         },
     )
     columns = ("", "hits/s", "p50 ms", "p99 ms", "memory MB", "s to ready")
@@ -271,7 +271,7 @@ def _print(plan: Plan, found: Found) -> None:
     cost = (found.resident[MANY] - found.resident[NONE]) / 1e6
     console.print(f"memory of {plan.blocks:,} blocks: {cost:.0f} MB in a process")
     console.print(f"blocks add --file of {plan.bulk:,}: {found.bulk:.1f} s, the whole command")
-    console.print(f"a block, until all obey: {report.milliseconds(found.singles)} ms")
+    console.print(f"a block, until it is in force everywhere: {report.milliseconds(found.singles)} ms")
 
 
 async def _main() -> int:

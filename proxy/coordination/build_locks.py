@@ -1,6 +1,6 @@
 """Locks on results that are being made: single flight across the processes on one folder.
 
-A build lock is a lock on one byte of a file that nobody reads (fcntl, POSIX record locks): the
+A build lock is a lock on one byte of a file that is never read (fcntl, POSIX record locks): the
 byte's position is a hash of the key. The kernel releases it at once when its process ends, so there
 is nothing to clean up. Within a process, single flight already makes each result once.
 """

@@ -181,4 +181,4 @@ class Policy:
         try:
             await self._purge_cached(blob)
         except (sqlite3.Error, OSError) as error:
-            log.error("what is taken down cannot be purged", cid=blob.cid, error=str(error))
+            log.error("a blob that was taken down cannot be purged", cid=blob.cid, error=str(error))

@@ -72,28 +72,28 @@ class Availability(StrEnum):
 
 
 def availability_of(outcome: bool | ImageProxyError) -> Availability:
-    """What follows from an answer, or from why there is none. Pure, total.
+    """Return what an answer, or the failure to get one, says about a blob. Pure, total.
 
     Args:
-        outcome: whether the PDS has the blob, or the error that kept it from being told.
+        outcome: whether the PDS has the blob, or the error because of which that is not known.
     """
     match outcome:
         case True:
             return Availability.PRESENT
-        case False | DidNotFound():  # the directory has spoken: no such account anywhere
+        case False | DidNotFound():  # the directory says that there is no such account
             return Availability.ABSENT
         case _:
             return Availability.UNKNOWN
 
 
 class Revalidator:
-    """Asks for what is due, and purges what is gone.
+    """Asks PDSes for the blobs that are due, and purges those that are gone.
 
     Args:
-        age: seconds that a blob may be served without being asked for.
-        times: of the cache.
+        age: seconds after which a cached blob is asked for again.
+        times: when each cached blob was last checked.
         exists: whether the PDS at a URL has a blob (``PdsFetcher.exists``).
-        decisions: carries purges out.
+        decisions: carries out purges.
         on_checked: called with each finding.
         wall_clock: seconds since the epoch.
     """
@@ -119,22 +119,22 @@ class Revalidator:
         self._at_once = trio.Semaphore(AT_ONCE)
 
     async def run(self) -> None:
-        """Sweep again and again until cancelled. One process at a time need do so."""
+        """Sweep repeatedly until cancelled. One process at a time is enough."""
         while True:
             try:
                 await self.sweep()
             except (sqlite3.Error, OSError) as error:
-                log.error("what is to be revalidated cannot be read", error=str(error))
+                log.error("the times of revalidation cannot be read", error=str(error))
             await trio.sleep(min(MAX_PAUSE, self._age / 20) * random.uniform(0.5, 1))  # noqa: S311
 
     async def sweep(self) -> None:
-        """Ask once for all that is due now.
+        """Ask once for each blob that is due now.
 
         Raises:
             sqlite3.Error, OSError: the times cannot be read.
         """
         before, after = self._wall_clock() - self._age * DUE, 0.0
-        # By pages of time: what cannot be asked for stays due, and must not hold up the rest.
+        # In pages by time: blobs that cannot be asked for stay due, and do not hold up others.
         while page := await self._times.due_for_check(before, PAGE, after=after):
             after = page[-1].checked
             async with trio.open_nursery() as nursery:
@@ -144,10 +144,10 @@ class Revalidator:
                     nursery.start_soon(self._check_and_release, blob)
 
     async def check(self, blob: BlobKey) -> Availability:
-        """Ask for one blob, and do what follows. Cancellation leaves it due.
+        """Ask for one blob, and purge it if it is gone. Cancellation leaves it due.
 
         Raises:
-            sqlite3.Error, OSError: what follows could not be done; it stays due.
+            sqlite3.Error, OSError: the result could not be stored or the blob purged; it stays due.
         """
         try:
             finding = availability_of(await self._is_there(blob))
@@ -168,7 +168,7 @@ class Revalidator:
         pds = await self._resolver.resolve(blob.did)
         if await self._exists(pds, blob):
             return True
-        # Accounts migrate, and are deactivated where they were: the PDS may be another by now.
+        # An account that migrated is deactivated at its old PDS: the document may name a new one.
         current = await self._resolver.resolve(blob.did, max_age=MIGRATION_AGE)
         return current != pds and await self._exists(current, blob)
 

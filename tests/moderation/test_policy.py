@@ -298,7 +298,7 @@ async def test_a_purge_that_fails_permits_nothing(
         async with policy_of(world, purges) as policy:
             with pytest.raises(TakenDown):
                 await policy.permit(BLOB)
-    assert [line["event"] for line in logs] == ["what is taken down cannot be purged"]
+    assert [line["event"] for line in logs] == ["a blob that was taken down cannot be purged"]
 
 
 async def test_a_service_that_has_ended_permits_nothing(world: World, site: FakePolicy) -> None:

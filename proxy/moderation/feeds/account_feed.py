@@ -17,8 +17,8 @@ from proxy.moderation.feeds.websocket import Server
 from proxy.moderation.interface import Decisions
 from proxy.observability.metrics import Metrics
 
-# Nobody writes records of this collection, and events about accounts are sent beside those of the
-# wanted ones: without one, every record of the network would come, too.
+# No record has this collection. Events about accounts come in addition to those of the wanted
+# collections; without any, every record of the network would come too.
 JETSTREAM = "/subscribe?wantedCollections=org.example.nothing"
 RELAY = "/xrpc/com.atproto.sync.subscribeRepos"
 

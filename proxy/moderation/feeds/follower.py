@@ -1,4 +1,4 @@
-"""Following one stream: connect, take, remember how far it went, connect again."""
+"""Follows one stream: connects, takes messages, stores its cursor, and connects again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from proxy.moderation.interface import Cursors
 from proxy.observability.metrics import Metrics
 
 SAVE_SECONDS = 5.0
-"""How much of a stream is taken a second time after a crash; what it brought is carried out anew.
+"""How many seconds of a stream are taken again after a crash, and carried out again.
 
-A cursor of every message would be a write for each; most are about what does not matter here.
+Storing the cursor of every message would cost a write for each, and most messages do not matter
+here.
 """
 
 log = structlog.get_logger(__name__)
@@ -29,9 +30,9 @@ class Feed(Protocol):
     """A stream that can be followed.
 
     Attributes:
-        name: what it brings, a word for metrics.
+        name: a word for metrics that says what it brings.
         stream: its name among the cursors.
-        first_cursor: where to begin when nothing of it was followed; None: what comes from now on.
+        first_cursor: where to begin if it was never followed; None: with new messages.
         max_message: bytes of one message.
     """
 
@@ -45,19 +46,19 @@ class Feed(Protocol):
     def max_message(self) -> int: ...
 
     async def locate(self) -> Server:
-        """Where the stream is, asked before each connection.
+        """Return where the stream is. Called before each connection.
 
         Raises:
-            SocketFailed: not to be found now.
+            SocketFailed: it cannot be found now.
         """
         ...
 
     def target(self, cursor: int | None) -> str:
-        """Path and query that ask for what comes after ``cursor``."""
+        """Return the path and query that ask for the messages after ``cursor``."""
         ...
 
     async def take(self, message: str | bytes) -> int | None:
-        """Carry out what a message asks for; the cursor behind it, if it has one.
+        """Carry out a message; return the cursor behind it, if it has one.
 
         At return it is done, or kept where it survives a restart.
 

@@ -42,7 +42,7 @@ class DocumentSource(Protocol):
         """The DID document as its source has it now.
 
         Raises:
-            ImageProxyError: there is none, or it cannot be had now.
+            ImageProxyError: there is no document, or it cannot be fetched now.
         """
         ...
 

@@ -94,11 +94,11 @@ class FeedStore:
     """
 
     def __init__(self, path: Path) -> None:
-        # The cursors are kept after what is kept here, and a label comes again without one.
+        # A cursor is stored after the labels before it: a label that was lost here comes again.
         self._database = Database(path, _SCHEMA, synchronous="FULL")
 
     def close(self) -> None:
-        """Close every connection; what is called next opens the file anew."""
+        """Close every connection. The next call opens the file again."""
         self._database.close()
 
     def exists(self) -> bool:
@@ -106,7 +106,7 @@ class FeedStore:
         return self._database.path.exists()
 
     def follow(self, src: str, settings: str) -> int:
-        """A number for what is followed of a labeler; another one whenever ``settings`` differ.
+        """Return a number for a labeler as it is followed; it changes when ``settings`` change.
 
         With other settings a labeler has to be followed from the beginning.
         """
@@ -123,7 +123,7 @@ class FeedStore:
             return int(number)
 
     def put(self, label: Label, subject: Selection | LabelledRecord, now: float) -> Touched | None:
-        """Keep a label; what changes by it. None where a newer one is known.
+        """Keep a label, and return what it changes; None if a newer one is known.
 
         Of two made at the same time the one that comes later counts. A label about a record is
         asked for at ``now``.

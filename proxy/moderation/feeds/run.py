@@ -46,15 +46,15 @@ async def run_feeds(
     metrics: Metrics,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Follow what is configured until cancelled; return where nothing is.
+    """Follow the configured feeds until cancelled; return if there are none.
 
-    Of several processes on one cache folder one follows; another takes over when it ends. What
-    was carried out stays; of what was under way nothing is lost, it comes again.
+    Of several processes on one cache folder one follows; another takes over when it ends. Decisions
+    that were carried out stay; a message that was under way comes again.
 
     Args:
         is_cached: whether there are cached results of an owner.
         resolver: resolves owners, and forgets the documents that changed.
-        networks: what strangers' hosts, and the operator's own, are reached over.
+        networks: the networks for strangers' hosts, and for the operator's own.
         leadership: one process at a time follows.
         clock: seconds since the epoch.
     """

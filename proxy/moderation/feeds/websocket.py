@@ -21,7 +21,7 @@ HANDSHAKE_SECONDS = 20.0
 """From the first packet to the upgraded connection; a slow server's TLS takes about one."""
 
 MAX_HANDSHAKE = 64 * 1024
-"""Bytes of the answer to the request to upgrade, and of what comes with it."""
+"""Bytes of the answer to the request to upgrade, and of those that come with it."""
 
 QUIET_SECONDS = 30.0
 """Without a message for so long, the server is asked for a sign of life (a ping)."""
@@ -83,7 +83,7 @@ class Socket:
         return message
 
     async def _message_or_pong(self) -> None:
-        """Both are waited for: a pong may stand behind messages that nobody takes."""
+        """Wait for either: a pong may stand behind messages that were not taken yet."""
         has_life = False
 
         async def ping() -> None:
