@@ -271,7 +271,7 @@ def _print(plan: Plan, found: Found) -> None:
     cost = (found.resident[MANY] - found.resident[NONE]) / 1e6
     console.print(f"memory of {plan.blocks:,} blocks: {cost:.0f} MB in a process")
     console.print(f"blocks add --file of {plan.bulk:,}: {found.bulk:.1f} s, the whole command")
-    console.print(f"a block, until it is in force everywhere: {report.milliseconds(found.singles)} ms")
+    console.print(f"a block, until in force everywhere: {report.milliseconds(found.singles)} ms")
 
 
 async def _main() -> int:
