@@ -112,7 +112,7 @@ class Connection(TCPServer):
     5. A client that takes less than ``PIECE`` bytes in ``SECONDS`` is disconnected. If all
     clients together leave more than ``UNTAKEN`` bytes, slow ones are disconnected too.
 
-    6. If more than ``MAX_CONNECTIONS`` are open, the one that was idle for the longest time ends.
+    6. If more than ``MAX_CONNECTIONS`` are open, one of them ends (``OpenConnections``).
 
     7. The connection closes even if the application is cancelled during the close. Quart cancels
     the application when it learns that the connection closes.

@@ -20,13 +20,18 @@ class Closable(Protocol):
 class OpenConnections:
     """The open connections of a process.
 
-    Beyond ``limit`` the one that was idle for the longest time is closed. A connection is busy from
-    the end of a request's head to the end of its answer, and idle otherwise.
+    A connection is busy from the end of a request's head to the end of its answer, and idle
+    otherwise. Beyond ``limit`` the one that was idle for the longest time is closed. If only an
+    eighth of all are idle, the busy one whose last request is the oldest is closed instead:
+    otherwise clients that wait for a slow server, or that take their answers slowly, could have all
+    connections, and each new one would be closed before its first request.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._busy: set[Closable] = set()
+        self._most_busy = limit - max(limit // 8, 1)
+        # The oldest request first.
+        self._busy: OrderedDict[Closable, None] = OrderedDict()
         # Idle for the longest time first.
         self._idle: OrderedDict[Closable, None] = OrderedDict()
 
@@ -35,25 +40,28 @@ class OpenConnections:
         return len(self._busy) + len(self._idle)
 
     def add(self, connection: Closable) -> None:
-        """Add a new connection, which is idle. It is closed itself if all others are busy."""
+        """Add a new connection, which is idle, and close another one if there are too many."""
         self._idle[connection] = None
         if len(self) > self.limit:
-            longest = next(iter(self._idle))
+            others = self._busy if len(self._busy) > self._most_busy else self._idle
+            longest = next(iter(others))
             self.remove(longest)
             longest.close_soon()
 
     def mark(self, connection: Closable, *, is_idle: bool) -> None:
-        """Note that ``connection`` is idle from now on, or busy."""
+        """Note that ``connection`` is idle from now on, or that a request has begun."""
         if is_idle and connection in self._busy:
-            self._busy.remove(connection)
+            del self._busy[connection]
             self._idle[connection] = None
         elif not is_idle and connection in self._idle:
             del self._idle[connection]
-            self._busy.add(connection)
+            self._busy[connection] = None
+        elif not is_idle and connection in self._busy:
+            self._busy.move_to_end(connection)
 
     def remove(self, connection: Closable) -> None:
         """Forget a connection that has ended, or ends soon."""
-        self._busy.discard(connection)
+        self._busy.pop(connection, None)
         self._idle.pop(connection, None)
 
 
