@@ -20,9 +20,19 @@ from proxy.model.selection import Selection
 from proxy.moderation.backups import copy_database
 from proxy.moderation.first_start import has_content, leave_marker
 from proxy.moderation.store import ModerationStore
+from proxy.shared.sqlite import BUSY_SECONDS, code_of
 
 _SQLITE = b"SQLite format 3\x00"
 """How an SQLite file begins (SQLite, Database File Format, section 1.3.1)."""
+
+_DAMAGED = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_ERROR,  # a table is missing
+)
+"""SQLite's codes for a file that cannot be used. With any other code the file may be good: another
+program has locked it, or this user may not read it."""
 
 MAX_LINE = 1 << 20
 """Characters of a line of a log that are read."""
@@ -55,7 +65,7 @@ def restore(store: ModerationStore, replicas: Replicas, source: Path | None) -> 
         The number of lines of the log that tell of decisions without naming them; 0 for a copy.
 
     Raises:
-        CannotRestore: a store is there and can be read, or ``source`` is neither of the two.
+        CannotRestore: a store is there that is not damaged, or ``source`` is neither of the two.
         sqlite3.Error, OSError: something cannot be read or written.
     """
     path = store.path
@@ -178,10 +188,14 @@ def _put_in_place(new: Path, path: Path) -> None:
 
 
 def _is_readable(path: Path) -> bool:
+    """Whether a store is not damaged. Raises CannotRestore if that cannot be found out."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(uri, timeout=BUSY_SECONDS, uri=True)) as database:
             (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
             database.execute("SELECT 1 FROM blocks, audit, state LIMIT 1").fetchone()
-    except sqlite3.Error:
-        return False
+    except sqlite3.Error as error:
+        if code_of(error) in _DAMAGED:
+            return False
+        raise CannotRestore(f"{path} is there, but cannot be opened now: {error}") from error
     return bool(found == "ok")

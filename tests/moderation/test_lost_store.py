@@ -15,6 +15,7 @@ import trio.lowlevel
 from click.testing import CliRunner, Result
 
 import proxy.moderation.blocks
+import proxy.moderation.restore
 from proxy.cli import cli
 from proxy.coordination.leader import Leadership
 from proxy.errors import BlobBlocked, ModerationUnreadable
@@ -234,6 +235,23 @@ def test_a_damaged_store_is_replaced_and_kept(tmp_path: Path, store_in: StoreIn)
     restore(store, followers_in(tmp_path), None)
     assert list(store.blocks()) == []
     assert (tmp_path / f"{STORE}.damaged").read_bytes() == b"garbage" * 1000
+
+
+def test_a_store_that_another_program_has_locked_is_not_replaced(
+    tmp_path: Path, store_in: StoreIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a good store that is taken for a damaged one: its blocks and its log were lost."""
+    store = store_in(tmp_path)
+    decide(store, OWNER)
+    store.close()
+    monkeypatch.setattr(proxy.moderation.restore, "BUSY_SECONDS", 0)
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("UPDATE state SET version = version + 1")
+        with pytest.raises(CannotRestore):
+            restore(store, followers_in(tmp_path), None)
+    assert store.blocks_now(A1)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a log", b'{"event": "request"}'])
