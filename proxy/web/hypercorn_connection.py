@@ -197,6 +197,10 @@ class Connection(TCPServer):
             log.warning("connection failed", error=repr(group.exceptions)[:500])
         finally:
             CONNECTIONS.remove(self)
+            # Without a protocol the TLS handshake has failed.
+            protocol = getattr(getattr(self, "protocol", None), "protocol", None)
+            if isinstance(protocol, Http2):
+                protocol.end()
 
     def close_soon(self) -> None:
         """End the connection. Does not wait."""
@@ -259,6 +263,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "hypercorn.protocol.h2.H2Protocol.handle": ("_handle_events", "closed", "receive_data"),
     "hypercorn.protocol.h2.H2Protocol._handle_events": ("_create_stream", "streams"),
     "hypercorn.protocol.h2.H2Protocol._create_stream": ("StreamBuffer", "stream_buffers"),
+    "hypercorn.protocol.h2.H2Protocol._close_stream": ("pop", "streams"),
     "hypercorn.protocol.h2.H2Protocol._send_data": ("close", "complete", "pop"),
     "hypercorn.protocol.h2.H2Protocol.stream_send": (
         "Body",

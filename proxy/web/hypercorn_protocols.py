@@ -21,6 +21,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import Event as IOEvent
 from hypercorn.typing import H11SendableEvent
 
+from proxy.web.open_connections import STREAMS
 from proxy.web.slow_clients import TRANSFERS, Link, Transfer
 
 MAX_HEADERS = 128
@@ -247,7 +248,7 @@ class StreamBuffer:
 
 
 class Http2(H2Protocol):
-    """Hypercorn's HTTP/2, which TLS chooses by ALPN, with four differences.
+    """Hypercorn's HTTP/2, which TLS chooses by ALPN, with five differences.
 
     1. A request that cannot be one of ours (CONNECT, a method or path outside ASCII, a body that
     goes on after the answer) costs its stream. In Hypercorn it costs the connection.
@@ -259,7 +260,12 @@ class Http2(H2Protocol):
 
     4. When the connection ends, answers that it had no room for end too. In Hypercorn they wait
     forever.
+
+    5. A request for which there is no room (``OpenStreams``) is refused. The client may send it
+    again (RFC 9113, section 8.7), and browsers do.
     """
+
+    _counted = 0
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -321,6 +327,32 @@ class Http2(H2Protocol):
                 await super()._handle_events([event])
 
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        if not STREAMS.allows(len(self.streams)):
+            with suppress(h2.exceptions.ProtocolError):  # the client has reset it
+                self.connection.reset_stream(request.stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+            await self._flush()
+            return
+        try:
+            await self._answer_or_refuse(request)
+        finally:
+            self._count()
+
+    async def _close_stream(self, stream_id: int) -> None:
+        try:
+            await super()._close_stream(stream_id)
+        finally:
+            self._count()
+
+    def end(self) -> None:
+        """Count no stream of this connection any more: it has ended."""
+        self.streams.clear()
+        self._count()
+
+    def _count(self) -> None:
+        STREAMS.count += len(self.streams) - self._counted
+        self._counted = len(self.streams)
+
+    async def _answer_or_refuse(self, request: h2.events.RequestReceived) -> None:
         headers = dict(request.headers or ())
         method, path = headers.get(b":method", b""), headers.get(b":path", b"")
         if method != b"CONNECT" and method.isascii() and path and path.isascii():

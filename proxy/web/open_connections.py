@@ -1,4 +1,4 @@
-"""Bounds how many connections of clients are open at once. No I/O."""
+"""Bounds how many connections of clients are open at once, and their streams. No I/O."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from typing import Protocol
 
 MAX_CONNECTIONS = 2048
 """Open connections of clients of one process."""
+
+
+MAX_STREAMS = 2048
+"""Requests over HTTP/2 that a process answers at once. Each takes 17 KiB, and a client sends only
+14 bytes for it; the same client may have 100 of them on each of its connections."""
+
+STREAMS_OF_EACH = 2
+"""Requests over HTTP/2 that each connection may have, also when there are ``MAX_STREAMS``."""
 
 
 class Closable(Protocol):
@@ -67,3 +75,23 @@ class OpenConnections:
 
 CONNECTIONS = OpenConnections(MAX_CONNECTIONS)
 """Those of this process: Hypercorn makes its connections without telling them of one another."""
+
+
+class OpenStreams:
+    """Counts the open streams of all connections of a process.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.count = 0
+
+    def allows(self, own: int) -> bool:
+        """Whether a connection that has ``own`` streams may have one more."""
+        return self.count < self.limit or own < STREAMS_OF_EACH
+
+
+STREAMS = OpenStreams(MAX_STREAMS)
+"""Those of this process."""

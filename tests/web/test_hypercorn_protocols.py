@@ -21,6 +21,7 @@ import structlog.testing
 import trio
 import trio.testing
 
+import proxy.web.hypercorn_protocols
 from proxy.web.hypercorn_protocols import (
     MAX_BLANKS,
     MAX_BODY,
@@ -32,6 +33,7 @@ from proxy.web.hypercorn_protocols import (
     RefusingParser,
     refusal,
 )
+from proxy.web.open_connections import OpenStreams
 from tests.web import PATIENCE
 from tests.web.connections import GET, App, Noted, Secured, Talk, app_of, talking
 
@@ -295,6 +297,12 @@ class Http2Client:
                 assert data != b"", "the server closed the connection"
                 self.events += self.connection.receive_data(bytes(data))
 
+    async def hang_up(self) -> None:
+        """Close the connection, and wait until the server has closed it too."""
+        await self._talk.client.aclose()
+        with trio.fail_after(PATIENCE):
+            await self._talk.ended.wait()
+
     async def closed(self) -> None:
         """Wait until the server has closed the connection."""
         with trio.fail_after(PATIENCE), suppress(trio.BrokenResourceError):
@@ -361,6 +369,63 @@ async def test_a_body_that_goes_on_after_its_answer_costs_its_stream_and_not_its
         client.connection.send_data(early, b"two")
         await client.flush()
         assert await client.status(await client.request()) == "200"
+
+
+@pytest.fixture
+def open_streams(monkeypatch: pytest.MonkeyPatch) -> OpenStreams:
+    made = OpenStreams(4)
+    monkeypatch.setattr(proxy.web.hypercorn_protocols, "STREAMS", made)
+    return made
+
+
+async def test_beyond_the_limit_of_streams_a_connection_has_few_and_others_are_refused(
+    open_streams: OpenStreams,
+) -> None:
+    """Catches streams without a bound: 14 bytes each held 17 KiB, 3 GB in all."""
+    go_on = trio.Event()
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await go_on.wait()
+        await app_of(b"late")(scope, receive, send)
+
+    async with over_http2(app) as greedy, over_http2(app) as other:
+        held = [await greedy.request() for _ in range(4)]
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        refused = []
+        # Another client still has two at once.
+        for client in (greedy, other):
+            asked = [await client.request() for _ in range(3)]
+            refused += [(client, asked[2])]
+            held += asked[:2] if client is other else []
+        for client, stream in refused:
+            reset = await client.until(h2.events.StreamReset, stream)
+            assert reset.error_code == h2.errors.ErrorCodes.REFUSED_STREAM
+        assert open_streams.count == 6
+        go_on.set()
+        for n, stream in enumerate(held):
+            assert await (greedy if n < 4 else other).status(stream) == "200"
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert open_streams.count == 0
+        assert await greedy.status(await greedy.request()) == "200"
+
+
+async def test_streams_of_a_connection_that_has_ended_are_counted_no_more(
+    open_streams: OpenStreams,
+) -> None:
+    """Catches a count that only grows, until every client has two streams at once."""
+
+    async def app(_scope: dict[str, Any], receive: Any, _send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with over_http2(app) as client:
+        for _ in range(4):
+            await client.request()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert open_streams.count == 4
+        await client.hang_up()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert open_streams.count == 0
 
 
 async def test_streams_that_nobody_reads_share_one_copy_of_their_answer() -> None:
