@@ -601,8 +601,9 @@ async def test_an_answer_does_not_wait_for_the_disk(
         assert service.hit(parts.key) is not None
         assert parts.cache.entries == {}
         left = trio.current_time()
-    # And a disk that never answers does not hold the shutdown.
-    assert trio.current_time() - left == pytest.approx(7)
+    # And a disk that never answers does not hold the shutdown. Where a chore's thread has to end,
+    # this clock jumps to whatever is due next, a fraction of a second.
+    assert 7 <= trio.current_time() - left < 8
 
 
 @pytest.mark.parametrize(("failures", "is_kept"), [(1, True), (2, False), (3, False)])

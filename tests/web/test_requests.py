@@ -88,6 +88,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background[Stage
 
 FILES = re.compile(
     r"cache/(?:moderation\.sqlite3(?:-wal|-shm)?|\.moderation\.sqlite3\.lock"
+    r"|blocks-are-kept-here|backups/[^/]+"
     r"|followers/[0-9a-f]{16}(?:\.new)?|turns/[a-z]+"
     r"|index-1\.sqlite3(?:-wal|-shm)?|\.index-1\.sqlite3\.lock|flights\.lock"
     r"|processes/[0-9a-f]{16}(?:\.new)?|writing/[0-9a-f]{16}/[0-9]+"

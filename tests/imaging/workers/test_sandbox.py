@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import structlog.testing
 import trio
 import trio.testing
 from PIL import Image
@@ -43,6 +42,7 @@ from proxy.model.presets import Preset
 from tests.imaging import sources
 from tests.imaging.workers import hostile
 from tests.imaging.workers.heic_grid import grid
+from tests.logs import logged_by
 from tests.processes import until
 
 PRESET = Preset(width=60, height=40, fit="cover", quality=80)
@@ -480,7 +480,7 @@ async def test_missing_parts_are_named_in_one_line_of_the_log(
         "from proxy.imaging.workers.main import main; main(*map(int, sys.argv[1:4]))"
     )
     monkeypatch.setattr(workers, "BOOTSTRAP", patched)
-    with structlog.testing.capture_logs() as lines:
+    with logged_by(workers, monkeypatch) as lines:
         async with running(threads=2) as pool:
             await pool.do(sources.jpeg(sources.photo(64, 48)))
             await pool.do(sources.jpeg(sources.photo(64, 48)))
@@ -883,11 +883,13 @@ async def test_the_time_limit_is_for_the_whole_answer_not_for_each_byte(
     assert process.killed == 1
 
 
-async def test_the_end_of_a_worker_that_the_kernel_does_not_end_has_an_end() -> None:
+async def test_the_end_of_a_worker_that_the_kernel_does_not_end_has_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Catches a stop that waits for ever for a process that was killed."""
     process = StuckProcess()
     worker = workers.ImageWorker(process, SlowSocket(b""))  # type: ignore[arg-type]
-    with structlog.testing.capture_logs() as lines:
+    with logged_by(workers, monkeypatch) as lines:
         worker.end()
     assert process.killed == 1
     assert process.waited == [workers.END_LIMIT]
@@ -976,7 +978,7 @@ async def test_workers_that_cannot_start_are_a_defect_and_no_hang(
 ) -> None:
     """Catches a request that waits for a worker that never comes, and a loop at full speed."""
     monkeypatch.setattr(workers, "BOOTSTRAP", bootstrap)
-    with structlog.testing.capture_logs() as lines:
+    with logged_by(workers, monkeypatch) as lines:
         async with running(threads=2) as pool:
             with pytest.raises(CannotStart):
                 await pool.do(b"x")
@@ -1055,10 +1057,12 @@ def half_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[]
 
 
 async def test_half_a_first_message_does_not_stop_the_event_loop(
-    half_started: Callable[[], Awaitable[None]], mock_clock: trio.testing.MockClock
+    half_started: Callable[[], Awaitable[None]],
+    mock_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches a blocking read on the event loop, and a start without an end."""
-    with structlog.testing.capture_logs() as lines:
+    with logged_by(workers, monkeypatch) as lines:
         async with running(threads=1, queue_wait=1000) as pool, trio.open_nursery() as nursery:
             await half_started()
             errors: list[Exception] = []
