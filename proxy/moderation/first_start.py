@@ -37,7 +37,8 @@ class StoreMissing(FileNotFoundError):
         """Say what to do, in a sentence.
 
         Args:
-            sign: what shows that there was a store; None: this process had read it.
+            sign: what shows that there was a store; ``path`` itself if it is a link that leads
+                nowhere, or no file; None: this process had read it.
             backup: the latest copy.
         """
         text = 'the store is missing: run "imageproxy blocks restore"'
@@ -47,9 +48,12 @@ class StoreMissing(FileNotFoundError):
     def __str__(self) -> str:
         """The whole message, for the operator."""
         source = self._backup or "FILE"
-        because = f", but {self._sign} is there" if self._sign else ""
+        if self._sign == self._path:
+            lack = "is no file"
+        else:
+            lack = "is missing" + (f", but {self._sign} is there" if self._sign else "")
         return (
-            f"{self._path} is missing{because}: its blocks may be lost, and nothing is served;"
+            f"{self._path} {lack}: its blocks may be lost, and nothing is served;"
             f' run "imageproxy blocks restore {source}", or, if nothing was ever blocked here,'
             ' "imageproxy blocks restore --empty"'
         )

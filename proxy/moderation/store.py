@@ -7,6 +7,7 @@ blob or pair that changed; ``blocks`` has its current state. All calls block: ca
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -28,6 +29,7 @@ from proxy.moderation.first_start import (
     leave_marker,
     sign_in,
 )
+from proxy.shared.regular_file import NotRegular
 from proxy.shared.sqlite import Database
 
 FILE_NAME = "moderation.sqlite3"
@@ -357,6 +359,10 @@ class ModerationStore:
         self.make()
 
     def _sign(self) -> Path | None:
+        for path in (self.path, self._older):
+            # Such as a link to a disk that is not mounted.
+            if os.path.lexists(path) and not path.is_file():
+                return path
         return sign_in(self.path.parent, has_older=self._older.exists())
 
     def _missing(self, sign: Path | None) -> StoreMissing:
@@ -513,6 +519,8 @@ class ModerationStore:
 
 
 def _rows_of(older: Path) -> list[tuple[str, str, str, float]]:
+    if not older.is_file():  # to read a FIFO would wait without end
+        raise NotRegular(older)
     try:
         with closing(sqlite3.connect(f"{older.absolute().as_uri()}?mode=rw", uri=True)) as database:
             return database.execute(

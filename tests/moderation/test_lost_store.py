@@ -26,6 +26,7 @@ from proxy.moderation.backups import KEPT, back_up, back_up_today, is_due, keep_
 from proxy.moderation.first_start import BACKUPS, MARKER, StoreMissing
 from proxy.moderation.restore import CannotRestore, restore
 from proxy.moderation.store import ModerationStore
+from proxy.shared.regular_file import NotRegular
 from proxy.wiring import moderation_store_of
 from tests.fakes.world import World
 from tests.logs import logged_by
@@ -155,6 +156,31 @@ async def test_any_sign_of_an_earlier_start_keeps_a_start_from_making_a_store(
         with pytest.raises(StoreMissing):
             list(store.blocks())
     assert not (tmp_path / STORE).exists()
+
+
+@pytest.mark.parametrize("name", [STORE, "blocks.sqlite3"])
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/not/mounted/store")])
+async def test_a_store_that_is_linked_to_a_missing_disk_is_no_first_start(
+    name: str, put: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """Catches a cache folder that was emptied but for the link to the store, and serves all."""
+    put(tmp_path / name)
+    process = Process(tmp_path)
+    async with process.following():
+        await process.started_again()
+        with pytest.raises(ModerationUnreadable):
+            process.blocks.check(A1)
+    with closing(ModerationStore(tmp_path / STORE)) as store, pytest.raises(StoreMissing):
+        store.make_at_first_start()
+
+
+def test_a_fifo_in_the_place_of_older_blocks_is_not_opened(tmp_path: Path) -> None:
+    """Catches a read that waits without end."""
+    with closing(ModerationStore(tmp_path / STORE)) as store:
+        store.make_at_first_start()
+        os.mkfifo(tmp_path / "blocks.sqlite3")
+        with pytest.raises(NotRegular):
+            store.load()
 
 
 async def test_a_first_start_makes_the_store_and_marks_the_folder(tmp_path: Path) -> None:
