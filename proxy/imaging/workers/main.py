@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import traceback
@@ -92,6 +93,8 @@ def serve(connection: socket.socket, limits: sandbox.Limits, work: Work) -> None
     """Confine this process, then answer each job with the outcomes of ``work``. Never returns."""
     # Standard error becomes /dev/null: a picture can control what libraries print.
     os.dup2(1, 2)
+    # Those of libraries too: libffi 3.5 keeps its own file open.
+    _close_all_but(connection.fileno())
     ready = Ready(missing=sandbox.confine(limits)).model_dump_json().encode()
     trim = _trimmer()
     with suppress(OSError):
@@ -104,6 +107,13 @@ def serve(connection: socket.socket, limits: sandbox.Limits, work: Work) -> None
                 trim()
     # The normal exit of the interpreter makes system calls that are forbidden now.
     os._exit(0)
+
+
+def _close_all_but(kept: int) -> None:
+    """Close every descriptor but ``kept`` and the three standard ones."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.closerange(3, kept)
+    os.closerange(kept + 1, limit)
 
 
 def render_job(source: bytes, recipes: Sequence[Recipe], max_pixels: int) -> Iterator[Outcome]:
