@@ -20,12 +20,18 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
+TOGETHER = 16
+"""Waiters that go on before other tasks run. Each of them sends an answer, and there may be
+thousands of them."""
+
+
 class Flight(Generic[V]):
     """One piece of work under way. The work gets it as its argument, and can call ``commit``."""
 
     def __init__(self) -> None:
         self._scope = trio.CancelScope()
-        self._landed = trio.Event()
+        self._has_landed = False
+        self._waiters = trio.lowlevel.ParkingLot()
         self._holders = 0
         self._committed = False
         self._has_value = False
@@ -89,7 +95,10 @@ class SingleFlight(Generic[K, V]):
             self._flights[key] = flight
         flight._holders += 1
         try:
-            await flight._landed.wait()
+            if flight._has_landed:
+                await trio.lowlevel.checkpoint()
+            else:
+                await flight._waiters.park()
             if flight._error is not None:
                 raise _for_waiter(flight._error)
             if not flight._has_value:  # its nursery was cancelled
@@ -97,7 +106,7 @@ class SingleFlight(Generic[K, V]):
             yield Landed(flight._value, started_it)  # type: ignore[arg-type]
         finally:
             flight._holders -= 1
-            if flight._holders == 0 and (flight._landed.is_set() or not flight._committed):
+            if flight._holders == 0 and (flight._has_landed or not flight._committed):
                 self._forget(key, flight)
                 flight._scope.cancel()
 
@@ -114,7 +123,14 @@ class SingleFlight(Generic[K, V]):
         finally:
             if not flight._has_value or flight._holders == 0:
                 self._forget(key, flight)
-            flight._landed.set()
+            flight._has_landed = True
+            try:
+                flight._waiters.unpark(count=TOGETHER)
+                while flight._waiters:
+                    await trio.lowlevel.checkpoint()
+                    flight._waiters.unpark(count=TOGETHER)
+            finally:  # also where the nursery was cancelled
+                flight._waiters.unpark_all()
 
     def _forget(self, key: K, flight: Flight[V]) -> None:
         # The key may belong to a later flight by now.

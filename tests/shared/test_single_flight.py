@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from proxy.errors import Busy, FetchFailed
-from proxy.shared.single_flight import Flight, SingleFlight
+from proxy.shared.single_flight import TOGETHER, Flight, SingleFlight
 
 
 class Work:
@@ -301,3 +301,38 @@ async def test_a_request_after_shutdown_is_busy(nursery: trio.Nursery) -> None:
         async with flights.join("key", Work()):
             raise AssertionError
     assert len(flights) == 0
+
+
+async def test_other_tasks_run_between_the_waiters_of_a_flight() -> None:
+    """Catches a thousand answers at once, which hold up everybody else's for half a second."""
+    landing = trio.Event()
+    went_on = 0
+    most = 0
+
+    async def work(_flight: Flight[int]) -> int:
+        await landing.wait()
+        return 1
+
+    async def wait(flights: SingleFlight[str, int]) -> None:
+        nonlocal went_on
+        async with flights.join("key", work):
+            went_on += 1
+
+    async def watch() -> None:
+        nonlocal most
+        before = went_on
+        while True:
+            await trio.lowlevel.checkpoint()
+            most, before = max(most, went_on - before), went_on
+
+    async with trio.open_nursery() as nursery:
+        flights: SingleFlight[str, int] = SingleFlight(nursery)
+        async with trio.open_nursery() as waiters:
+            for _ in range(10 * TOGETHER):
+                waiters.start_soon(wait, flights)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(watch)
+            landing.set()
+        nursery.cancel_scope.cancel()
+    assert went_on == 10 * TOGETHER
+    assert most <= 2 * TOGETHER
