@@ -161,6 +161,8 @@ async def _serve(
         await also_until()
         stop()
 
+    # Before anything listens: it takes a moment, for which no client should wait.
+    _spare_what_stays()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_on_signals, stop)
         nursery.start_soon(stop_after_that)
@@ -173,7 +175,6 @@ async def _serve(
             has_started = True
             # Hypercorn listens for a moment even if the application could not start.
             if app.responder.service is not None:
-                _spare_what_stays()
                 on_serving()
         nursery.cancel_scope.cancel()
 
