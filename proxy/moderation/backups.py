@@ -94,6 +94,11 @@ def back_up_today(store: Path, now: float) -> Path:
     back_up(store, target)
     for old in sorted(folder.glob("moderation-*.sqlite3"))[:-KEPT]:
         old.unlink()
+    # Of a process that was killed over its copy. A younger one may be under way in a command.
+    for unfinished in folder.glob(".moderation-*"):
+        with suppress(FileNotFoundError):
+            if unfinished.stat().st_mtime + DAY <= now:
+                unfinished.unlink()
     return target
 
 

@@ -408,6 +408,21 @@ def test_the_latest_copies_are_kept(tmp_path: Path, store_in: StoreIn) -> None:
     assert is_due(store.path, NOW + 86400)
 
 
+def test_what_a_killed_process_left_of_a_copy_goes_with_a_later_one(
+    tmp_path: Path, store_in: StoreIn
+) -> None:
+    """Catches a folder that grows with each kill, and a copy under way that is taken away."""
+    store = store_in(tmp_path)
+    folder = tmp_path / BACKUPS
+    folder.mkdir()
+    old, new = folder / ".moderation-x.sqlite3.1", folder / ".moderation-x.sqlite3.2"
+    for path, age in ((old, 86400), (new, 86399)):
+        path.touch()
+        os.utime(path, (NOW - age, NOW - age))
+    back_up_today(store.path, NOW)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 async def test_one_process_makes_the_copy_of_a_day(
     tmp_path: Path, store_in: StoreIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
