@@ -8,7 +8,10 @@ from proxy.errors import InvalidFormat
 
 
 class Format(StrEnum):
-    """A format that this service reads. ``HEIC`` and ``GIF`` are never encoded."""
+    """A format that this service reads or writes.
+
+    ``HEIC`` is never encoded, and ``GIF`` only if it moves. ``JSON`` is what is told of a picture.
+    """
 
     JPEG = "jpeg"
     PNG = "png"
@@ -16,10 +19,11 @@ class Format(StrEnum):
     AVIF = "avif"
     GIF = "gif"
     HEIC = "heic"
+    JSON = "json"
 
     @property
     def content_type(self) -> str:
-        return f"image/{self.value}"
+        return "application/json" if self is Format.JSON else f"image/{self.value}"
 
     @property
     def extension(self) -> str:
@@ -27,8 +31,14 @@ class Format(StrEnum):
         return "jpg" if self is Format.JPEG else self.value
 
 
+SOURCES = tuple(each for each in Format if each is not Format.JSON)
+"""The formats that are read."""
+
 OUTPUTS = (Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF)
 """The formats a URL may ask for."""
+
+MOVING = (Format.GIF, Format.WEBP, Format.PNG, Format.AVIF)
+"""The formats that can have frames, as sources and as results."""
 
 # Brands of an ISO/IEC 14496-12 "ftyp" box, grouped by the decoder that they need.
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
@@ -36,15 +46,15 @@ _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 
 
 def parse_output(text: str) -> Format:
-    """The output format that a URL asks for.
+    """The output format that a URL asks for; ``jpg`` is ``jpeg``, as clients of Bluesky write it.
 
     Raises:
-        InvalidFormat: ``text`` is not exactly the name of one of ``OUTPUTS``.
+        InvalidFormat: ``text`` is not exactly the name or the extension of one of ``OUTPUTS``.
     """
     for format_ in OUTPUTS:
-        if format_.value == text:
+        if text in (format_.value, format_.extension):
             return format_
-    raise InvalidFormat(f"format {text[:32]!a}")
+    raise InvalidFormat(text, (each.value for each in OUTPUTS))
 
 
 def sniff(data: bytes) -> Format | None:
@@ -65,6 +75,11 @@ def sniff(data: bytes) -> Format | None:
     return None
 
 
+def sniff_result(data: bytes) -> Format | None:
+    """The format of a result of this service, by its first bytes; otherwise as ``sniff``."""
+    return Format.JSON if data.startswith(b'{"width":') else sniff(data)
+
+
 def content_type_of(data: bytes) -> str:
     """The media type of any blob by its first bytes; if unknown, ``application/octet-stream``."""
     image = sniff(data)
@@ -75,6 +90,17 @@ def content_type_of(data: bytes) -> str:
     if data.startswith(b"\x1a\x45\xdf\xa3"):  # EBML, RFC 8794
         return "video/webm"
     return "application/octet-stream"
+
+
+def describe_other(data: bytes) -> str:
+    """What a blob is that is no image which can be read, for an operator. Total."""
+    found = sniff(data)
+    if found is not None:
+        return f"{found.value}, for which no decoder is installed"
+    content_type = content_type_of(data)
+    if content_type.startswith("video/"):
+        return f"a video ({content_type})"
+    return f"first bytes {data[:12]!r}"
 
 
 def _sniff_iso_media(data: bytes) -> Format | None:
@@ -89,12 +115,20 @@ def _sniff_iso_media(data: bytes) -> Format | None:
     return None
 
 
-def output_for(source: Format, *, animated: bool) -> Format:
-    """The format of an answer when the URL does not name one.
+def output_for(source: Format) -> Format:
+    """The format of a still answer when the URL does not name one.
 
-    A PNG stays a PNG. A GIF stays a GIF if ``animated`` (the preset's setting) is true. All other
-    sources become JPEG.
+    A PNG stays a PNG. All other sources become JPEG.
     """
-    if source is Format.PNG or (source is Format.GIF and animated):
-        return source
-    return Format.JPEG
+    return source if source is Format.PNG else Format.JPEG
+
+
+def moving_output(source: Format, asked: Format | None) -> Format | None:
+    """The format of an answer that moves; None if the first frame is wanted.
+
+    Args:
+        asked: the format that the URL names, if it names one.
+    """
+    if source not in MOVING or asked not in (None, Format.WEBP):
+        return None
+    return asked or source

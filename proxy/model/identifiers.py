@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from hashlib import sha256
 from typing import NewType
 
 from libipld import decode_cid, encode_cid
@@ -38,6 +39,11 @@ _HANDLE = re.compile(rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
 _NO_HANDLES_BELOW = frozenset(
     {"alt", "arpa", "example", "internal", "invalid", "local", "localhost", "onion"}
 )
+
+DID_PATTERN = "|".join(each.pattern for each in (_PLC, _WEB, _WEB_LOCALHOST))
+HANDLE_PATTERN = _HANDLE.pattern.replace("a-z", "a-zA-Z")
+CID_PATTERN = "baf(?:krei|ybei)[a-h][a-z2-7]{50}[aeimquy4]|Qm[1-9A-HJ-NP-Za-km-z]{44}"
+"""What is accepted matches; not all that matches is accepted. For other languages."""
 
 MAX_HOSTNAME = 253
 """RFC 1035, section 2.3.4, without the length octets."""
@@ -119,6 +125,11 @@ def cid_digest(cid: Cid) -> bytes:
     """The sha2-256 digest of the content that ``cid`` names, 32 bytes."""
     digest: bytes = decode_cid(cid)["hash"]["digest"]
     return digest
+
+
+def cid_of(data: bytes) -> Cid:
+    """The raw CIDv1 of ``data``."""
+    return Cid(encode_cid(bytes([1, _RAW, _SHA2_256, 32]) + sha256(data).digest()))
 
 
 def content_cid(cid: Cid) -> Cid:

@@ -5,13 +5,17 @@ The keys are tuples: every hit is looked up by a key, and tuples are hashed fast
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from proxy.errors import InvalidPreset
 from proxy.model.formats import Format, parse_output
 from proxy.model.identifiers import Cid, Did, Handle, content_cid, parse_cid, parse_did
-from proxy.model.presets import Preset
+
+if TYPE_CHECKING:
+    # Its pydantic takes longer to import than most commands take to run.
+    from proxy.model.presets import Preset
 
 Tag: TypeAlias = "Did | Cid | BlobKey"
 """A selection names one of these: an owner, a blob of every owner, or a blob of one owner. Tags of
@@ -21,6 +25,9 @@ Kind = Literal["avatar", "banner"]
 """The kinds of pictures that a profile names."""
 
 KINDS: tuple[Kind, ...] = ("avatar", "banner")
+
+Medium = Literal["image", "video"]
+"""What a blob is; the picture of a video is its poster."""
 
 
 class BlobKey(NamedTuple):
@@ -42,6 +49,12 @@ class BlobKey(NamedTuple):
         return content.did, content.cid, content
 
 
+class VideoKey(BlobKey):
+    """A blob that a record calls a video: its picture is its poster."""
+
+    __slots__ = ()
+
+
 class ImageKey(NamedTuple):
     """One result: a blob processed with a preset, in ``format``, or if None in the source's."""
 
@@ -56,6 +69,25 @@ class ImageKey(NamedTuple):
         return f'"{self.preset}-{self.blob.cid}-{self.fingerprint}"'
 
 
+class PosterKey(ImageKey):
+    """One poster of a video: the ``JPEG`` of a frame, processed with a preset.
+
+    Its fingerprint is of its own, so that it equals the key of no picture.
+    """
+
+    __slots__ = ()
+
+
+POSTER_REVISION = 1
+"""Raise it when another frame is chosen, or a frame is shown otherwise."""
+
+
+def poster_fingerprint(preset: Preset) -> str:
+    """The fingerprint of posters by ``preset``, as that of an ``ImageKey``."""
+    recipe = f"poster|{POSTER_REVISION}|{preset.fingerprint(Format.JPEG)}"
+    return hashlib.sha256(recipe.encode()).hexdigest()[:10]
+
+
 class ActorKey(NamedTuple):
     """A picture of a profile, processed with ``preset``, or if None with the configured one."""
 
@@ -63,6 +95,16 @@ class ActorKey(NamedTuple):
     preset: str | None
     actor: Did | Handle
     format: Format | None
+
+
+def poster_key(presets: Mapping[str, Preset], preset: str, did: str, cid: str) -> PosterKey:
+    """Check the three parts of the URL of a poster.
+
+    Raises:
+        InvalidPreset, InvalidDid, InvalidCid: for the first part that is wrong.
+    """
+    key = image_key(presets, preset, did, cid, Format.JPEG.value)
+    return PosterKey(key.preset, key.blob, key.format, poster_fingerprint(presets[preset]))
 
 
 def image_key(
@@ -75,7 +117,7 @@ def image_key(
     """
     settings = presets.get(preset)
     if settings is None:
-        raise InvalidPreset(preset)
+        raise InvalidPreset(preset, presets)
     blob = BlobKey(parse_did(did), parse_cid(cid))
     output = None if format_ is None else parse_output(format_)
     return ImageKey(preset, blob, output, settings.fingerprint(output))

@@ -13,8 +13,14 @@ from proxy.model.formats import Format
 MAX_SIDE = 8192
 """The longest side that a preset may have, in pixels: larger results are not previews."""
 
-ENCODER_REVISION = 3
-"""Raise it when the encoder's settings change: every ETag and cache entry changes with it."""
+ENCODER_REVISION = 4
+ENCODER_REVISIONS: dict[Format, int] = {Format.PNG: 6, Format.JSON: 1}
+"""Raise one when an encoder's settings change: ETags and cache entries change with it. A format
+can have its own revision. The first one is that of all others, and of URLs without a format: raise
+it when any format changes that those give."""
+
+FIRST_OPTIONS = frozenset({"width", "height", "fit", "quality", "animated"})
+"""The options of the first release: in every fingerprint, whatever their values."""
 
 
 def _refuse_bool(value: object) -> object:
@@ -44,6 +50,14 @@ NoneOrMore = BeforeValidator(_none_or_more)
 
 Side = Annotated[int, NotBool, Field(ge=1, le=MAX_SIDE)]
 
+WebpEffort = Annotated[int, NotBool, Field(ge=0, le=6)]
+"""libwebp's method: 0 is the fastest, 6 makes the fewest bytes."""
+
+DEFAULT_WEBP_EFFORT = 4
+
+OfPng = Literal["keep", "photographs-to-jpeg"]
+"""What a URL without a format gives of a still PNG: a PNG, or a JPEG where it is a photograph."""
+
 
 class Preset(BaseModel, frozen=True, extra="forbid"):
     """What a named URL segment does to a picture.
@@ -53,8 +67,10 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
         fit: ``cover`` fills the box and crops to its centre, enlarging when it must;
             ``contain`` fits inside and never enlarges.
         quality: 1 to 100, for lossy encoders.
-        animated: serve GIF and animated WebP sources as they are.
+        animated: what moves keeps moving: GIF, animated WebP, PNG and AVIF.
         variants: further widths in pixels; each makes a preset of its own (``variants_of``).
+        webp_effort: of a WebP that does not move.
+        png: what a URL without a format gives of a PNG.
     """
 
     width: Side
@@ -63,6 +79,8 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
     quality: Annotated[int, NotBool, Field(ge=1, le=100)]
     animated: bool = False
     variants: Annotated[tuple[Side, ...], NoneOrMore] = ()
+    webp_effort: WebpEffort = DEFAULT_WEBP_EFFORT
+    png: OfPng = "keep"
 
     @model_validator(mode="after")
     def _cover_has_a_height(self) -> Preset:
@@ -81,9 +99,22 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
 
     def fingerprint(self, format_: Format | None) -> str:
         """Ten hexadecimal digits. They change with anything that changes the result's bytes."""
-        own = self.model_dump_json(exclude={"variants"})
-        recipe = f"{own}|{format_ or 'source'}|{ENCODER_REVISION}"
+        # A later option counts only where it is set: a release that adds one re-keys no cache.
+        own = self.model_dump_json(include=self._options_that_count(format_))
+        revision = ENCODER_REVISIONS.get(format_, ENCODER_REVISION) if format_ else ENCODER_REVISION
+        recipe = f"{own}|{format_ or 'source'}|{revision}"
         return hashlib.sha256(recipe.encode()).hexdigest()[:10]
+
+    def _options_that_count(self, format_: Format | None) -> set[str]:
+        later = type(self).model_fields.keys() - FIRST_OPTIONS - {"variants"}
+        if format_ is not Format.WEBP:  # URLs without a format give no WebP, or one that moves
+            later -= {"webp_effort"}
+        if format_ is not None:
+            later -= {"png"}
+        return {*FIRST_OPTIONS, *(name for name in later if not self._is_default(name))}
+
+    def _is_default(self, name: str) -> bool:
+        return bool(getattr(self, name) == type(self).model_fields[name].get_default())
 
 
 DEFAULT_PRESETS: dict[str, Preset] = {
@@ -120,16 +151,13 @@ def variants_of(name: str, preset: Preset) -> dict[str, Preset]:
 def with_variants(presets: Mapping[str, Preset]) -> dict[str, Preset]:
     """``presets`` and all their variants, each after its preset.
 
-    Raises:
-        ValueError: a variant has the same name as a preset with other settings.
+    A preset that has the name of a variant stays as it is.
     """
     found: dict[str, Preset] = {}
     for name, preset in presets.items():
         found[name] = preset
         for variant, made in variants_of(name, preset).items():
-            if presets.get(variant, made) != made:
-                raise ValueError(f"{variant} is a variant of {name}, and also the name of a preset")
-            found[variant] = made
+            found[variant] = presets.get(variant, made)
     return found
 
 

@@ -1,5 +1,5 @@
-"""Parses references that people paste: a handle, a DID, a link to a post or a profile, the URL of
-an image. Pure."""
+"""Parses what people type and paste: a handle, a DID, a link to a post or a profile, the URL of an
+image. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,40 @@ from urllib.parse import unquote, urlsplit
 
 from proxy.errors import InvalidRequest
 from proxy.model.identifiers import Cid, Did, Handle, parse_cid, parse_did, parse_handle
+from proxy.model.keys import KINDS, Kind, Medium
+from proxy.model.selection import Selection
 
 MAX_LENGTH = 2048
 
+_BARE = re.compile(r"[a-zA-Z0-9_-]*")
+"""A word that is no handle, which has a dot, and neither a DID nor a URL, which have a colon."""
+
+_INVISIBLE = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200B, 0xFEFF))
+"""Marks of writing direction, and spaces without width: apps put them around handles that are
+copied."""
+
+_BARE_URL = re.compile(
+    r"[^\s/:@]+(?::[0-9]+)?(?:/[^\s/]+){2}|(?:www\.)?tangled\.(?:org|sh)/[^\s/]*[@.:]",
+    re.IGNORECASE,
+)
+"""How a URL without its scheme begins. A handle has at most a CID after it, so one slash, and a
+CID is of letters and digits."""
+
+_TANGLED = frozenset(("tangled.org", "www.tangled.org", "tangled.sh", "www.tangled.sh"))
+"""Hosts whose links to a profile are an account alone: ``/@ACTOR`` or ``/ACTOR``."""
+
 POST = "app.bsky.feed.post"
+GALLERY = "social.grain.gallery"
+
+_SHOWN_BY = {
+    "post": POST,
+    "feed": "app.bsky.feed.generator",
+    "lists": "app.bsky.graph.list",
+    "gallery": GALLERY,
+}
+"""The collection of the record that a link below a profile shows, by the word in the link."""
+
+_STARTER_PACK = "app.bsky.graph.starterpack"
 
 # atproto, NSID and Record Key specifications; not all limits of length are checked.
 _COLLECTION = re.compile(r"[a-zA-Z][a-zA-Z0-9-]*(?:\.[a-zA-Z0-9-]+){2,}")
@@ -26,20 +56,30 @@ class Reference:
     Attributes:
         record: collection and key of a record; None if the reference does not name a record.
         cid: the CID of a blob; None if the reference does not name a blob.
+        kind: which picture of the profile; None if the reference does not name one.
+        medium: of the blob, as far as the reference tells.
     """
 
     actor: Did | Handle
     record: tuple[str, str] | None = None
     cid: Cid | None = None
+    kind: Kind | None = None
+    medium: Medium = "image"
+
+
+def visible(text: str) -> str:
+    """``text`` without the marks that nobody sees, and the space around it. Total."""
+    return text.translate(_INVISIBLE).strip()
 
 
 def parse_actor(text: str, *, allow_test: bool = False) -> Did | Handle:
-    """A DID, or a handle with or without its ``@``.
+    """A DID, or a handle with or without its ``@``; invisible marks do not count (``visible``).
 
     Raises:
         InvalidDid: it begins like a DID, but is not one.
         InvalidHandle: it is anything else that is not a handle.
     """
+    text = text.translate(_INVISIBLE)
     if text.startswith("did:"):
         return parse_did(text)
     return parse_handle(text.removeprefix("@"), allow_test=allow_test)
@@ -50,6 +90,7 @@ def split_format(name: str) -> tuple[str, str | None]:
 
     The ``@`` that a handle may begin with stays with the account.
     """
+    name = name.translate(_INVISIBLE)
     text, at, format_ = name[1:].partition("@")
     return name[:1] + text, format_ if at else None
 
@@ -59,45 +100,89 @@ def parse_reference(text: str, *, allow_test: bool = False) -> Reference:
 
     - a handle or a DID; after it, separated by a space or a slash, there may be a blob's CID
     - ``at://ACTOR``, ``at://ACTOR/COLLECTION/KEY``
-    - ``https://HOST/profile/ACTOR``, ``https://HOST/profile/ACTOR/post/KEY``: links of bsky.app,
-      and links of other apps with the same form
-    - a URL of any host, or its path, by the grammar of ``proxy.urls``
+    - ``https://HOST/profile/ACTOR``, ``https://HOST/profile/ACTOR/post/KEY``, and likewise
+      ``feed``, ``lists``, ``gallery`` and ``https://HOST/starter-pack/ACTOR/KEY``: links of
+      bsky.app, of Grain, and of other apps with the same form. They name the record that they show
+    - ``https://tangled.org/@ACTOR``, with or without its ``@``, and of tangled.sh
+    - a URL of any host, or its path, by the grammar of ``proxy.urls``; a poster of Bluesky's own
+
+    A URL may be without its scheme. Invisible marks do not count (``visible``).
 
     Raises:
         InvalidRequest: the reference has none of these forms; or a subclass for the part that is
             wrong.
     """
-    text = text.strip()
+    text = visible(text)
     if len(text) > MAX_LENGTH:
         raise InvalidRequest(f"a reference of {len(text)} characters")
-    if text.startswith("at://"):
-        return _of_parts(text.removeprefix("at://").rstrip("/").split("/"), allow_test)
-    if text.startswith(("https://", "http://", "/")):
+    if text[:5].lower() == "at://":
+        return _of_parts(text[5:].rstrip("/").split("/"), allow_test)
+    if _BARE_URL.match(text):
+        text = f"https://{text}"
+    if text.lower().startswith(("https://", "http://", "/")):
         try:
-            path = unquote(urlsplit(text).path)
+            url = urlsplit(text)
         except ValueError:  # its host is not valid
             raise InvalidRequest(f"URL {text[:200]!a}") from None
-        return _of_path(path.strip("/").split("/"), allow_test)
+        parts = unquote(url.path).strip("/").split("/")
+        if url.hostname in _TANGLED and len(parts) == 1 and re.search(r"[.:]", parts[0]):
+            return _of_parts([parts[0].removeprefix("@")], allow_test)
+        return _of_path(parts, allow_test)
     actor, *cids = re.split(r"[\s/]+", text, maxsplit=1)
     return Reference(
         parse_actor(actor, allow_test=allow_test), cid=parse_cid(cids[0]) if cids else None
     )
 
 
+def parse_selection(text: str, *, allow_test: bool = False) -> Selection | Reference:
+    """Parse what an operator names: a CID, or what ``parse_reference`` accepts.
+
+    Returns:
+        What the text alone selects; or a reference, whose account has to be asked for it.
+
+    Raises:
+        InvalidRequest: as ``parse_reference``.
+    """
+    if _BARE.fullmatch(bare := visible(text)):
+        return Selection(cid=parse_cid(bare))
+    return selection_in(parse_reference(text, allow_test=allow_test))
+
+
+def selection_in(reference: Reference) -> Selection | Reference:
+    """The selection of a reference that names a DID, alone or with a blob; else the reference."""
+    is_all = reference.record is None and reference.kind is None
+    if is_all and reference.actor.startswith("did:"):
+        return Selection(Did(reference.actor), reference.cid)
+    return reference
+
+
 def _of_path(parts: list[str], allow_test: bool) -> Reference:
     match parts:
-        case ["profile", actor, "post", key]:
-            return _of_parts([actor, POST, key], allow_test)
+        case ["profile", actor, word, key, *_] if word in _SHOWN_BY:
+            return _of_parts([actor, _SHOWN_BY[word], key], allow_test)
+        case ["starter-pack" | "start", actor, key]:
+            return _of_parts([actor, _STARTER_PACK, key], allow_test)
         case ["profile", actor, *_]:
             return _of_parts([actor], allow_test)
-        case [*_, "avatar" | "banner", name] | [*_, "avatar" | "banner", _, name]:
-            return _of_parts([split_format(name)[0]], allow_test)
+        case [*_, ("avatar" | "banner") as first, _, name]:  # a preset may be called "banner"
+            return _of_profile(first, name, allow_test)
+        case [*_, ("avatar" | "banner") as first, name]:
+            return _of_profile(first, name, allow_test)
         case [*_, "img", _, "plain", did, name]:
             return Reference(parse_did(did), cid=parse_cid(name.partition("@")[0]))
-        case [*_, "blob", did, cid]:
+        case [*_, "blob" | "info", did, cid]:
             return Reference(parse_did(did), cid=parse_cid(cid))
+        case [*_, "vid", _, did, cid, "thumbnail.jpg"]:
+            return Reference(parse_did(did), cid=parse_cid(cid), medium="video")
+        case [*_, "vid" | "watch", did, cid, "thumbnail.jpg"]:
+            return Reference(parse_did(did), cid=parse_cid(cid), medium="video")
         case _:
             raise InvalidRequest(f"path {'/'.join(parts)[:200]!a}")
+
+
+def _of_profile(first: str, name: str, allow_test: bool) -> Reference:
+    actor = parse_actor(split_format(name)[0], allow_test=allow_test)
+    return Reference(actor, kind=next(kind for kind in KINDS if kind == first))
 
 
 def _of_parts(parts: list[str], allow_test: bool) -> Reference:

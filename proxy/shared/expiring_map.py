@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Generic, TypeVar
 
@@ -69,6 +69,15 @@ class ExpiringMap(Generic[K, V]):
         self._entries.move_to_end(key)
         return value
 
+    def items(self, now: float) -> Iterator[tuple[K, V]]:
+        """Yield what has not expired, the least recently used first. Counts as no use.
+
+        The map must not change meanwhile.
+        """
+        for key, (value, expires, _cost) in self._entries.items():
+            if expires > now:
+                yield key, value
+
     def put(self, key: K, value: V, expires: float = math.inf) -> None:
         """Keep ``value`` until ``expires``, in place of the one before. Counts as a use.
 
@@ -98,6 +107,13 @@ class ExpiringMap(Generic[K, V]):
         if self._index is not None:
             self._index.discard((key,))
 
+    def find(self, tags: AbstractSet[Hashable] | None) -> Collection[K]:
+        """The keys that have any of ``tags``, or are one of them; if None, every key.
+
+        Those that have expired may be among them. The time is that of ``remove_tagged``.
+        """
+        return self._tagged.find(tags, self._entries)
+
     def remove_tagged(self, tags: AbstractSet[Hashable] | None) -> int:
         """Forget every key that has any of ``tags``, or is one of them.
 
@@ -110,20 +126,24 @@ class ExpiringMap(Generic[K, V]):
         Returns:
             The number of entries removed, with those that had expired.
         """
-        if self._index is None:
-            raise ValueError("a map without tags")
-        selected = self._index.find(tags, self._entries)
+        selected = self.find(tags)
         if len(selected) == len(self._entries):
             self._entries.clear()
-            self._index.clear()
+            self._tagged.clear()
             self._groups.clear()
             self._earliest = math.inf
             self.cost = 0
             return len(selected)
         for key in selected:
             self._forget(key, self._entries.pop(key))
-        self._index.discard(selected)
+        self._tagged.discard(selected)
         return len(selected)
+
+    @property
+    def _tagged(self) -> TagIndex[K]:
+        if self._index is None:
+            raise ValueError("a map without tags")
+        return self._index
 
     def _forget(self, key: K, entry: tuple[V, float, int]) -> None:
         """Take a removed entry out of the sum of costs, and out of its group."""

@@ -42,6 +42,8 @@ class _Kept(Generic[V]):
     at: float
     value: V | None
     error: ImageProxyError | None = None
+    failed_at: float = -math.inf
+    """When the source was last asked for a newer one, in vain."""
     failing_until: float = -math.inf
     """While the source fails, the time when it is asked again."""
 
@@ -75,17 +77,28 @@ class LookupCache(Generic[K, V]):
         self._kept: ExpiringMap[K, _Kept[V]] = ExpiringMap(max_bytes, cost=cost_of)
         self._flights: SingleFlight[K, V] = SingleFlight(nursery)
 
-    async def get(self, key: K, *, max_age: float | None = None) -> V:
+    async def get(
+        self,
+        key: K,
+        *,
+        max_age: float | None = None,
+        may_renew: Callable[[V], bool] = lambda value: True,
+    ) -> V:
         """The answer for ``key``.
 
         Args:
-            max_age: seconds; a remembered answer older than this is asked for again.
+            max_age: seconds; a remembered answer older than this is asked for again, once in this
+                time.
+            may_renew: called with a remembered answer that could still be used, but is older than
+                ``max_age``, once for each question to the source; False: the answer is used.
 
         Raises:
             ImageProxyError: the source raised it, now or when it was last asked.
         """
         known = self._kept.get(key, self._clock())
-        if known is not None and self._is_fresh(known, max_age):
+        if known is not None and (
+            self._is_fresh(known, max_age) or self._is_kept_in_use(key, known, may_renew)
+        ):
             if known.error is not None:
                 raise known.error.fresh()
             return known.value  # type: ignore[return-value]
@@ -98,11 +111,22 @@ class LookupCache(Generic[K, V]):
         self._kept.remove(key)
 
     def _is_fresh(self, known: _Kept[V], max_age: float | None) -> bool:
-        if max_age is None and self._clock() < known.failing_until:
-            return True
-        age = self._clock() - known.at
+        now = self._clock()
+        if max_age is not None and now - max(known.at, known.failed_at) > max_age:
+            return False
         limit = self._times.ttl if known.error is None else self._times.negative_ttl
-        return age < limit and (max_age is None or age <= max_age)
+        if now - known.at < limit:
+            return True
+        has_failed_lately = max_age is not None and known.failed_at > known.at
+        return now < known.failing_until or has_failed_lately
+
+    def _is_kept_in_use(self, key: K, known: _Kept[V], may_renew: Callable[[V], bool]) -> bool:
+        """Whether an answer is used again because the source may not be asked for a newer one."""
+        if key in self._flights:  # it is being asked, and was allowed to be
+            return False
+        if known.error is not None or self._clock() - known.at >= self._times.ttl:
+            return False
+        return not may_renew(known.value)  # type: ignore[arg-type]
 
     async def _ask(self, key: K, _flight: Flight[V]) -> V:
         try:
@@ -115,8 +139,9 @@ class LookupCache(Generic[K, V]):
             stale = self._stale(key)
             if stale is None:
                 raise
-            until = min(self._clock() + self._times.negative_ttl, stale.at + self._times.stale_ttl)
-            self._keep(key, replace(stale, failing_until=until))
+            now = self._clock()
+            until = min(now + self._times.negative_ttl, stale.at + self._times.stale_ttl)
+            self._keep(key, replace(stale, failed_at=now, failing_until=until))
             return stale.value  # type: ignore[return-value]
         self._keep(key, _Kept(self._clock(), value))
         return value

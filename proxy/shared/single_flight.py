@@ -70,6 +70,10 @@ class SingleFlight(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, key: K) -> bool:
+        """Whether there is a flight of ``key`` to join."""
+        return key in self._flights
+
     @asynccontextmanager
     async def join(
         self, key: K, work: Callable[[Flight[V]], Awaitable[V]]

@@ -7,7 +7,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,8 @@ class Database:
         disposable: remove a damaged file after its error; the next use makes an empty one.
         may_make: make the file when it is missing. If False, ``make`` alone makes it, and any
             other use of a missing or empty file raises ``FileNotFoundError``.
+        before_making: called before a missing file is made. May raise ``sqlite3.Error`` or
+            ``OSError``; none is made then.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Database:
         synchronous: Literal["NORMAL", "FULL"],
         disposable: bool = False,
         may_make: bool = True,
+        before_making: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
+        self._before_making = before_making
         self._may_make = may_make
         self._disposable = disposable
         self._schema = schema
@@ -105,6 +109,21 @@ class Database:
         self._put_back(opened)
 
     @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A connection for statements that all see the file as it was at the first of them.
+
+        Raises:
+            sqlite3.Error, OSError: as ``reading`` does.
+        """
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction, committed at the end of the block. No other process writes meanwhile.
 
@@ -129,6 +148,10 @@ class Database:
                     self._writer = None
                     self._dispose(error, opened.inode)
                 raise
+
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
 
     def make(self) -> None:
         """Make the file, with its folder, if it is missing."""
@@ -169,6 +192,8 @@ class Database:
         generation = self._generation
         if may_make:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                self._before_making()
         with self.creating():
             self._refuse_special_files()
             # SQLite would make a database of an empty file, too.

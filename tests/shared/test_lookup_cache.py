@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -77,6 +79,66 @@ async def test_an_answer_is_kept_for_its_time_and_stale_while_the_source_fails(
     await trio.sleep(20)
     with pytest.raises(DidUnresolvable):
         await cache.get("a")
+
+
+async def test_a_newer_answer_is_asked_for_once_in_the_age_also_in_vain(
+    nursery: trio.Nursery, source: Source, autojump_clock: MockClock
+) -> None:
+    """Catches a failing source that is asked by each caller who wants a newer answer."""
+    cache = cache_of(nursery, source, 2)
+    await cache.get("a")
+    await trio.sleep(60)
+    source.error = DidUnresolvable("down")
+    assert source.was_asked() == ["a"]
+    for _ in range(3):
+        assert await cache.get("a", max_age=30) == "a"
+    assert source.was_asked() == ["a"]
+    await trio.sleep(31)
+    assert await cache.get("a") == "a"
+    assert source.was_asked() == [], "it is good for other callers all the time"
+    assert await cache.get("a", max_age=30) == "a"
+    assert source.was_asked() == ["a"]
+
+
+async def test_an_answer_that_may_not_be_renewed_is_used(
+    nursery: trio.Nursery, source: Source, autojump_clock: MockClock
+) -> None:
+    """Catches an allowance that is asked without need, or that outlives the answer's time."""
+    cache = cache_of(nursery, source, 2)
+    asked: list[str] = []
+
+    def may_renew(value: str) -> bool:
+        asked.append(value)
+        return False
+
+    await cache.get("a", max_age=30, may_renew=may_renew)
+    await cache.get("a", max_age=30, may_renew=may_renew)
+    assert asked == []
+    await trio.sleep(60)
+    assert await cache.get("a", max_age=30, may_renew=may_renew) == "a"
+    assert (asked, source.was_asked()) == (["a"], ["a"])
+    await trio.sleep(60)
+    await cache.get("a", max_age=30, may_renew=may_renew)
+    assert (asked, source.was_asked()) == (["a"], ["a"])
+
+
+async def test_callers_who_share_a_question_take_from_the_allowance_once(
+    nursery: trio.Nursery, source: Source, autojump_clock: MockClock
+) -> None:
+    """Catches forty pictures of one account, at once, that use up what its whole domain has."""
+    cache = cache_of(nursery, source, 2)
+    await cache.get("a")
+    await trio.sleep(60)
+    admitted: list[str] = []
+
+    def may_renew(value: str) -> bool:
+        admitted.append(value)
+        return len(admitted) == 1
+
+    async with trio.open_nursery() as callers:
+        for _ in range(40):
+            callers.start_soon(partial(cache.get, "a", max_age=30, may_renew=may_renew))
+    assert (admitted, source.was_asked()) == (["a"], ["a", "a"])
 
 
 async def test_a_missing_answer_is_kept_for_its_own_time(

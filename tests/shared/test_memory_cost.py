@@ -12,14 +12,18 @@ import pytest
 
 from proxy.accounts import did_documents
 from proxy.accounts.did_documents import MAX_ENDPOINT, Identity, handle_of, pds_of
-from proxy.accounts.records import MAX_ALT, MAX_NAME, pictures_in
+from proxy.accounts.record_contents import MAX_ALT, MAX_NAME, contents_of
+from proxy.cache import lately_read
+from proxy.cache.lately_read import KnownFile, LatelyRead
 from proxy.egress import circuit
 from proxy.egress.circuit import FAILURES_TO_OPEN, Circuits
 from proxy.egress.errors import ConnectFailed
 from proxy.errors import BlobNotFound, InvalidDid, InvalidHandle, NoPdsEndpoint
+from proxy.model.formats import Format
 from proxy.model.identifiers import Cid, Did, Handle, parse_did, parse_handle
-from proxy.model.keys import BlobKey
-from proxy.moderation.policy import VERDICT, Verdict, Verdicts
+from proxy.model.keys import BlobKey, ImageKey
+from proxy.moderation.policy import VERDICT, Verdicts
+from proxy.moderation.policy_protocols import Verdict
 from proxy.shared import negative_cache
 from proxy.shared.expiring_map import GRAIN, ExpiringMap
 from proxy.shared.lookup_cache import _Kept
@@ -144,9 +148,22 @@ def circuits() -> Table:
     return Table(fail, circuit.MAX_BYTES, count=COUNT // 5)
 
 
+def files() -> Table:
+    table = LatelyRead()
+
+    def add(number: int) -> None:
+        key = ImageKey("avatar", BlobKey(longest_did(number), a_cid(number)), None, f"{number:010}")
+        path = f"/{'cache' * 20}/{key.blob.did}/avatar-{key.fingerprint}/{key.blob.cid}@auto.jpg"
+        digest = number.to_bytes(32)
+        file = KnownFile(path.encode(), Format.JPEG, 20_000 + number, digest, float(number))
+        table.add(key, file, number / 1e4, table.moment)
+
+    return Table(add, lately_read.MAX_BYTES)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "table", [documents, handles, missing, profiles, failures, verdicts, circuits]
+    "table", [documents, handles, missing, profiles, failures, verdicts, circuits, files]
 )
 def test_the_largest_entries_take_no_more_memory_than_the_bound(
     table: Callable[[], Table],
@@ -173,7 +190,7 @@ def test_the_texts_of_a_picture_are_cut() -> None:
         for number in range(3)
     ]
     record = {"n" * 100_000: links, "images": [{"alt": WIDE * 100_000, "image": links[0]}]}
-    for picture in pictures_in(record):
+    for picture in contents_of(record).pictures:
         assert len(picture.name) <= MAX_NAME
         assert len(picture.alt) <= MAX_ALT
 
