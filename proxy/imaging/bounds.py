@@ -8,27 +8,25 @@ Pure.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from proxy.errors import UndecodableImage
-from proxy.imaging import containers
-from proxy.imaging.containers import EOI, MAX_FILL, MAX_PARTS, SOS
+from proxy.imaging.containers import gif, isobmff, jpeg, png, webp
+from proxy.imaging.containers.facts import MAX_PARTS
+from proxy.imaging.containers.jpeg import EOI, MAX_FILL, SOS
 from proxy.model.formats import Format
 
 MAX_SCANS = 32
 """Maximum scans of a JPEG. Encoders write at most 18 (libjpeg, progressive CMYK). A scan without
 any data takes 80 bytes, and each costs a walk over all coefficients of the picture."""
 
-# In entropy-coded data, only 0, a restart marker, or 0xFF as a fill byte follows 0xFF.
-_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-
 
 def check(format_: Format, source: bytes) -> None:
     """Check the structure of ``source``; ``format_`` is the result of ``formats.sniff``.
 
     Raises:
-        UndecodableImage: it has more scans or parts than any real picture.
+        UndecodableImage: it has more scans or parts than any real picture, is a JPEG of a kind
+            that no browser shows, or a HEIC that was cut.
     """
     match format_:
         case Format.JPEG:
@@ -36,20 +34,24 @@ def check(format_: Format, source: bytes) -> None:
         case Format.GIF:
             _check_gif(source)
         case Format.PNG:
-            _check_count(containers.png_chunks(source))
+            _check_count(png.chunks(source))
         case Format.WEBP:
-            _check_count(containers.riff_chunks(source))
+            _check_count(webp.chunks(source))
         case Format.AVIF | Format.HEIC:
-            _check_count(containers.iso_boxes(source))
+            _check_count(isobmff.boxes(source))
+            if format_ is Format.HEIC and isobmff.is_cut(source):
+                raise UndecodableImage("the data of a picture ends early")
 
 
 def _check_jpeg(data: bytes) -> None:
     at, scans, parts = 2, 0, 0
     while at < len(data):
         marker = None
-        for segment in containers.jpeg_segments(data, at):
+        for segment in jpeg.segments(data, at):
             marker, at = segment.marker, segment.end
             parts += 1
+            if marker in jpeg.UNSUPPORTED:
+                raise UndecodableImage(f"a JPEG of the process {marker - 0xC0}")
         _check_parts(parts)
         if marker == EOI:
             return
@@ -60,14 +62,14 @@ def _check_jpeg(data: bytes) -> None:
         scans += 1
         if scans > MAX_SCANS:
             raise UndecodableImage(f"more than {MAX_SCANS} scans")
-        after = _AFTER_SCAN.search(data, at)
+        after = jpeg.AFTER_SCAN.search(data, at)
         at = len(data) if after is None else after.start()
 
 
 def _check_gif(data: bytes) -> None:
     if len(data) < 13:
         return
-    head = containers.gif_head(data)
+    head = gif.head_of(data)
     _check_parts(head.blocks)
     if data[head.frame : head.frame + 1] not in (b",", b";"):
         _check_fill(len(data) - head.frame)

@@ -13,20 +13,22 @@ import contextlib
 import heapq
 import math
 from collections.abc import Callable
-from functools import cached_property, reduce
+from functools import cached_property
 from io import BytesIO
 
 from PIL import (
     AvifImagePlugin,
     GifImagePlugin,
     Image,
-    ImageChops,
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     WebPImagePlugin,
 )
 
+from proxy.imaging import color_key, png_rows
+from proxy.imaging.containers.facts import Place
+from proxy.imaging.jpeg_decoder import CompleteJpeg
 from proxy.model.formats import Format
 from proxy.model.presets import Box, Placement, Size
 
@@ -45,7 +47,7 @@ def can_read(format_: Format) -> bool:
 # The plug-ins are used directly, without Image.open: the format is not guessed, no other plug-in
 # can handle the file, and Pillow's process-wide pixel limit does not apply.
 _READERS: dict[Format, type[ImageFile.ImageFile]] = {
-    Format.JPEG: JpegImagePlugin.JpegImageFile,
+    Format.JPEG: CompleteJpeg,
     Format.PNG: PngImagePlugin.PngImageFile,
     Format.WEBP: WebPImagePlugin.WebPImageFile,
     Format.GIF: GifImagePlugin.GifImageFile,
@@ -57,7 +59,11 @@ def _open(format_: Format, picture: bytes) -> Image.Image:
     """Read the header of the picture; ``load`` decodes the pixels."""
     if format_ is Format.HEIC and _open_heic is not None:
         return _open_heic(BytesIO(picture))
-    return _READERS[format_](BytesIO(picture))
+    image = _READERS[format_](BytesIO(picture))
+    palette = image.palette
+    if format_ is Format.PNG and image.mode == "P" and not (palette and palette.palette):
+        raise ValueError("indices into a palette that is missing or empty")
+    return image
 
 
 _DECODER_STAYS = frozenset({Format.WEBP, Format.GIF, Format.AVIF, Format.HEIC})
@@ -71,22 +77,34 @@ class Original:
 
     Args:
         picture: the file, without its metadata.
-        transparent: see ``containers.Facts``.
+        transparent, place, crop: see ``containers.facts.Facts``.
 
     Attributes:
-        size: as stored, before orientation.
+        canvas: the size of all that is decoded.
+        size: that of the picture as stored, before orientation.
         profile, exif: as the decoder reports them; None and b"" if it reports none.
     """
 
     def __init__(
-        self, format_: Format, picture: bytes, transparent: tuple[int, ...] | None
+        self,
+        format_: Format,
+        picture: bytes,
+        transparent: tuple[int, ...] | None,
+        place: Place | None = None,
+        crop: Box | None = None,
     ) -> None:
         self._format = format_
         self._picture = picture
         self._transparent = transparent
         self._opened: Image.Image | None = _open(format_, picture)
         self._decoded: dict[int, Decoded | Exception] = {}
-        self.size = Size(*self._opened.size)
+        self._place = place
+        self.canvas = Size(*self._opened.size) if place is None else place.canvas
+        self._crop = crop and (int(crop.left), int(crop.top), int(crop.right), int(crop.bottom))
+        self.size = self.canvas
+        if self._crop is not None:
+            left, top, right, bottom = self._crop
+            self.size = Size(right - left, bottom - top)
         self.profile: bytes | None = self._opened.info.get("icc_profile")
         self.exif: bytes = self._opened.info.get("exif", b"")
 
@@ -132,33 +150,58 @@ class Original:
     def _load(self, fraction: int, keep: bool) -> Decoded:
         image = self._opened or _open(self._format, self._picture)
         self._opened = None
+        layout = _layout(image)
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             image.draft(None, (self.size.width // fraction, self.size.height // fraction))
+        frame = image.tile[0].extents if isinstance(image, GifImagePlugin.GifImageFile) else None
+        if self._format is Format.PNG and (quick := png_rows.stored(self._picture)) is not None:
+            image = _open(self._format, quick)
         image.load()
-        if keep and self._format in _DECODER_STAYS:
+        if frame is not None and frame != (0, 0, *image.size):
+            image = _alone(image, frame)
+        elif self._crop is not None:
+            image = image.crop(self._crop)
+        elif keep and self._format in _DECODER_STAYS:
             image = image.copy()
-        return Decoded(image, self._transparent)
+        alpha = None
+        if self._transparent is not None:
+            low = self._low_bytes() if layout == "RGB;16B" else None
+            alpha = color_key.alpha(image, low, self._transparent)
+        decoded = Decoded(_grey(image) if layout == "LA;16B" else image, alpha)
+        return (
+            decoded if self._place is None else Decoded(_placed(decoded.plain, self._place), None)
+        )
+
+    def _low_bytes(self) -> Image.Image:
+        """Decode the low bytes of 16-bit RGB; Pillow's own decoding drops them."""
+        image = _READERS[self._format](BytesIO(self._picture))
+        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
+        image.load()
+        return image
 
 
 class Decoded:
     """All pixels of a picture, at one size. Values derived from them are computed once."""
 
-    def __init__(self, image: Image.Image, transparent: tuple[int, ...] | None) -> None:
+    def __init__(self, image: Image.Image, alpha: Image.Image | None) -> None:
         self.size = Size(*image.size)
         self._image = image
-        self._transparent = transparent
+        self._alpha = alpha
 
     @property
     def paletted(self) -> Image.Image | None:
         """The picture with its palette, or in black and white, if it is stored so; else None."""
-        return self._image if self._image.mode in ("1", "P") else None
+        return self._image if self._image.mode in ("1", "P") and self._alpha is None else None
 
     @cached_property
     def plain(self) -> Image.Image:
         """The picture in a mode that can be resampled: L, LA, RGB, RGBA or CMYK, 8-bit samples."""
-        plain = _plain(self._image, self._transparent)
+        plain = _plain(self._image)
+        if self._alpha is not None:
+            plain = plain.copy()
+            plain.putalpha(self._alpha)
         if self.paletted is None:
-            self._image = plain
+            self._image, self._alpha = plain, None
         return plain
 
     @cached_property
@@ -182,32 +225,54 @@ _SAMPLES = 128  # each way
 _FLAT_COLORS = 8
 
 
-def _plain(image: Image.Image, transparent: tuple[int, ...] | None) -> Image.Image:
+def _layout(image: Image.Image) -> str:
+    """Return Pillow's name for the samples in a PNG that is not decoded yet; "" for other files."""
+    if not isinstance(image, PngImagePlugin.PngImageFile) or not image.tile:
+        return ""
+    layout = image.tile[0].args
+    return layout if isinstance(layout, str) else ""
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Undo that Pillow decodes 16-bit grey with alpha as RGBA: its profile is one for grey."""
+    return image.convert("LA")
+
+
+def _plain(image: Image.Image) -> Image.Image:
     match image.mode:
         case "1":
-            image = image.convert("L")
+            return image.convert("L")
         case "P":
             see_through = "transparency" in image.info
             return image.convert("RGBA" if see_through else "RGB")
         case "I;16" | "I;16L" | "I;16B" | "I":
             # convert() alone would clip: every value above 255 of 65535 would be white.
-            image = image.point(lambda value: value * (1 / 256)).convert("L")
+            return image.point(lambda value: value * (1 / 256)).convert("L")
+        case "L" if "transparency" in image.info:  # a GIF whose palette is the greys in order
+            return image.convert("LA")
         case "L" | "LA" | "RGB" | "RGBA" | "CMYK":
-            pass
+            return image
         case mode:
-            image = image.convert("RGBA" if "A" in mode or "a" in mode else "RGB")
-    return image if transparent is None else _keyed(image, transparent)
+            return image.convert("RGBA" if "A" in mode or "a" in mode else "RGB")
 
 
-def _keyed(image: Image.Image, transparent: tuple[int, ...]) -> Image.Image:
-    """Add an alpha channel: pixels whose bands all equal ``transparent`` become transparent."""
-    bands = image.split()
-    if len(bands) != len(transparent):
-        return image
-    differs = [
-        band.point([0 if value == key else 255 for value in range(256)])
-        for band, key in zip(bands, transparent, strict=True)
-    ]
-    image = image.copy()
-    image.putalpha(reduce(ImageChops.lighter, differs))
-    return image
+def _placed(image: Image.Image, place: Place) -> Image.Image:
+    """Put a picture on its canvas, transparent around it."""
+    canvas = Image.new("LA" if image.mode in ("L", "LA") else "RGBA", place.canvas)
+    canvas.paste(image.convert(canvas.mode), (place.left, place.top))
+    return canvas
+
+
+def _alone(image: Image.Image, frame: tuple[int, int, int, int]) -> Image.Image:
+    """Make all but the first frame of a GIF transparent, as browsers do.
+
+    The specification has a background colour there, which no decoder of today shows.
+    """
+    alone = image.convert("RGBA")
+    width, height = image.size
+    left, top, right, bottom = frame
+    around = ((0, 0, width, top), (0, bottom, width, height))
+    beside = ((0, top, left, bottom), (right, top, width, bottom))
+    for box in (*around, *beside):
+        alone.paste((0, 0, 0, 0), box)
+    return alone

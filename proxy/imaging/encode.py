@@ -1,4 +1,4 @@
-"""Encodes results. If a setting here changes, raise ``presets.ENCODER_REVISION``. Pure."""
+"""Encodes results. If a setting changes, raise its revision in ``model.presets``. Pure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image, ImageFile
 
+from proxy.imaging import palettes, png_rows
+from proxy.imaging.encoder_errors import encoding
 from proxy.model.formats import Format
-
-# The longest sides, in pixels, that the format and its encoder support.
-MAX_SIDES = {Format.JPEG: 65_500, Format.WEBP: 16_383, Format.AVIF: 32_768}
+from proxy.model.presets import DEFAULT_WEBP_EFFORT
 
 # The divisors of the coefficients at quality 50. Luma is the geometric mean of Annex K of
 # ITU-T T.81 and a table that rises steadily with frequency (by N. Robidoux): the same SSIM and PSNR
@@ -27,13 +27,13 @@ _CHROMA = (
     *(99,) * 32,
 )  # fmt: skip
 
-# Optimised Huffman tables save 3 to 4 percent of the bytes, and double the encoder's time, which
-# is a quarter of the total for large results. The saved bytes are used for a finer luma table.
-_OPTIMIZED_PIXELS = 500_000
-_FINER_OPTIMIZED, _FINER = 0.86, 0.9
+# SSIMULACRA2 weighs chroma more than SSIM does: a finer table for it costs fewer bytes than a finer
+# one for luma that would please it as much.
+_FINER_CHROMA = 0.75
 
-# The default of libwebp; 6 takes nearly twice as long for a picture that looks the same.
-_WEBP_METHOD = 4
+# Optimised Huffman tables double the encoder's time. They save 3 to 4 percent of the bytes of a
+# large result, and more of a small one, whose tables are a part of it.
+_OPTIMIZED_PIXELS = 100_000
 
 # From 0 (slowest) to 10. A client waits for the result, and at 6 the wait is three times as long.
 _AVIF_SPEED = 8
@@ -41,48 +41,101 @@ _AVIF_SPEED = 8
 # The scale of libavif is lower than JPEG's: its 60 looks like a JPEG's 80, with half the bytes.
 _AVIF_QUALITY_OFFSET = -20
 
-# The highest level of zlib-ng before the time doubles; 6 saves less than a tenth of the bytes.
-_PNG_LEVEL = 4
+# Of libdeflate: 1 takes as long for a tenth more bytes of a drawing, 5 a quarter longer for 4
+# percent fewer.
+_PNG_LEVEL = 2
 
 
-def encode(image: Image.Image, format_: Format, quality: int, *, flat: bool) -> bytes:
+def encode(
+    image: Image.Image,
+    format_: Format,
+    quality: int,
+    *,
+    flat: bool,
+    had_palette: bool = False,
+    webp_effort: int = DEFAULT_WEBP_EFFORT,
+) -> bytes:
     """Encode an upright sRGB picture; only its pixels are written.
 
     Args:
         image: of mode L, LA, RGB, RGBA, and for PNG also 1, P and I;16.
         quality: 1 to 100, for the lossy formats.
         flat: whether it has few colours and hard edges, where coarse chroma would be visible.
+        had_palette: whether the source had a palette, or was black and white: then so may a PNG.
+        webp_effort: 0 to 6, libwebp's method.
     """
-    clean = _without_info(image, keep_transparency=format_ is Format.PNG)
+    clean = prepared(image, format_)
     options: dict[str, Any]
     match format_:
         case Format.JPEG:
-            clean = _on_white(clean)
             if flat:
                 options = {"quality": quality, "subsampling": "4:4:4", "optimize": True}
             else:
                 small = clean.width * clean.height <= _OPTIMIZED_PIXELS
-                luma = _scaled(_LUMA, quality, _FINER_OPTIMIZED if small else _FINER)
-                tables = [luma, _scaled(_CHROMA, quality)]
+                tables = [_scaled(_LUMA, quality), _scaled(_CHROMA, quality, _FINER_CHROMA)]
                 options = {"qtables": tables, "subsampling": "4:2:0", "optimize": small}
         case Format.PNG:
-            options = {"compress_level": _PNG_LEVEL}
+            return _png(clean, had_palette=had_palette)
         case Format.WEBP:
-            clean = _rgb(clean)
-            options = {"quality": quality, "method": _WEBP_METHOD}
+            level = quality if flat else _webp_quality(quality)
+            options = {"quality": level, "method": webp_effort}
         case Format.AVIF:
             # One thread: the pool already keeps every core busy.
-            level = max(quality + _AVIF_QUALITY_OFFSET, 1)
-            options = {"quality": level, "speed": _AVIF_SPEED, "max_threads": 1}
+            options = {"quality": avif_level(quality), "speed": _AVIF_SPEED, "max_threads": 1}
+            if flat:
+                options["subsampling"] = "4:4:4"
         case _:
             raise ValueError(f"{format_} is never encoded")
-    try:
-        return _save(clean, format_, options)
-    except OSError:
-        if not options.get("optimize"):
-            raise
-        # Pillow's buffer for an optimised JPEG has one or two bytes per pixel; noise can need more.
-        return _save(clean, format_, options | {"optimize": False})
+    return save(clean, format_, options)
+
+
+def prepared(image: Image.Image, format_: Format) -> Image.Image:
+    """Return the picture as the encoder of ``format_`` takes it, without anything but pixels."""
+    clean = _without_info(image, keep_transparency=format_ is Format.PNG)
+    match format_:
+        case Format.JPEG:
+            return _on_white(clean)
+        case Format.WEBP:
+            return _rgb(clean)
+        case _:
+            return clean
+
+
+def save(image: Image.Image, format_: Format, options: dict[str, Any]) -> bytes:
+    """Write a file of what ``prepared`` returned, by Pillow's encoder with its options.
+
+    Raises:
+        ImageTooLarge: there is not enough memory for it.
+    """
+    with encoding():
+        try:
+            return _written(image, format_, options)
+        except OSError:
+            if not options.get("optimize"):
+                raise
+            # Pillow's buffer for an optimised JPEG has one or two bytes per pixel; noise can need
+            # more.
+            return _written(image, format_, options | {"optimize": False})
+
+
+def _png(image: Image.Image, *, had_palette: bool) -> bytes:
+    image = palettes.without_color(palettes.without_spare_entries(image))
+    form = palettes.with_palette(image, had_palette=had_palette) or image
+    with encoding():
+        if form.mode not in png_rows.MODES:
+            return png_rows.packed(_written(form, Format.PNG, {"compress_level": 0}), _PNG_LEVEL)
+        filtered = png_rows.gains_by_filters(form)
+        return png_rows.file_of(form, _PNG_LEVEL, filtered=filtered)
+
+
+def _webp_quality(quality: int) -> float:
+    """Spend the bytes that the softer kernel of photographs saves."""
+    return quality + (100 - quality) / 25
+
+
+def avif_level(quality: int) -> int:
+    """Return what libavif calls the quality of a preset."""
+    return max(quality + _AVIF_QUALITY_OFFSET, 1)
 
 
 def _scaled(table: tuple[int, ...], quality: int, factor: float = 1) -> list[int]:
@@ -91,7 +144,7 @@ def _scaled(table: tuple[int, ...], quality: int, factor: float = 1) -> list[int
     return [min(max(round(step * percent / 100), 1), 255) for step in table]
 
 
-def _save(image: Image.Image, format_: Format, options: dict[str, Any]) -> bytes:
+def _written(image: Image.Image, format_: Format, options: dict[str, Any]) -> bytes:
     out = BytesIO()
     image.save(out, format_.name, **options)
     return out.getvalue()

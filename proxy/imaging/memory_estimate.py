@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from proxy.config import Config
-from proxy.imaging import containers
-from proxy.imaging.encode import MAX_SIDES
+from proxy.imaging.animation.detect import may_move
+from proxy.imaging.containers import gif, jpeg, png, webp
+from proxy.imaging.limits import ENCODES, MAX_CANVAS, MAX_SIDES, MOST_ELSE
 from proxy.model import formats
-from proxy.model.formats import OUTPUTS, Format
+from proxy.model.animation import DEFAULT_BOUNDS, AnimationBounds
+from proxy.model.formats import MOVING, OUTPUTS, SOURCES, Format
 from proxy.model.presets import Preset, Size, place
 
 MIB = 1 << 20
@@ -41,15 +43,32 @@ RESULT_BYTES: dict[Format, int] = {
     Format.PNG: 26,
     Format.WEBP: 56,  # incompressible, with alpha
     Format.AVIF: 52,
+    Format.JSON: 512,  # numbers of Python, of a very small picture
 }
 """Bytes per pixel of a result, while it is encoded."""
+
+MOVING_SOURCE_BYTES = 40
+"""Bytes per pixel of a canvas of what moves: that before a frame, that after, and the frame."""
+
+MOVING_RESULT_BYTES: dict[Format, int] = {
+    Format.GIF: 60,
+    Format.WEBP: 60,
+    Format.PNG: 60,
+    Format.AVIF: 90,  # its encoder keeps frames of its own, with alpha
+}
+"""Bytes per pixel of a result that moves: the frame before, and masks of what differs. Frames go
+one by one, so that their number does not count."""
 
 KEPT_BYTES = 6
 """Bytes per pixel of a decoded source that is kept for the next result, while one is made: RGBA
 and a palette's indices, or a JPEG at every fraction of its size."""
 
-COPIES = 3
-"""Copies of the source file: as received, without metadata, and joined for the decoder."""
+COPIES, MOVING_COPIES = 3, 5
+"""Copies of the source file: as received, without metadata, and joined for the decoder. If it
+moves, also the parts of the result, which is no larger, and the whole of it."""
+
+ELSE_BYTES = 3 * MOST_ELSE
+"""Bytes of a moving result in another format, which may be larger: its parts, and copies of all."""
 
 FIXED = 16 * MIB
 """Bytes for a transform of one pixel: tables and buffers, including a colour profile's."""
@@ -70,15 +89,37 @@ RESULT_SECONDS: dict[Format, float] = {
     Format.PNG: 0.5,
     Format.WEBP: 1.0,
     Format.AVIF: 2.5,
+    Format.JSON: 100.0,  # likewise: 0.1 s for the whole of it
 }
 """Maximum seconds of CPU time for each megapixel of a result, likewise."""
 
+STRIP_SECONDS = 0.6
+"""Maximum seconds of CPU time for each megabyte of a source whose own coded pixels may be served:
+four times what a GIF takes."""
+
+COSTLIEST = Format.AVIF
+"""A frame of any format takes no longer than a still of this one."""
+
+COPY_SECONDS = 0.02
+"""Maximum seconds of CPU time for each megapixel of all frames that are copied as they are."""
+
 LEAST_SECONDS, MOST_SECONDS = 1.0, 10.0
-"""Seconds of CPU time that each transform may take, and that none may exceed. A photograph of 50
+"""Seconds of CPU time that each transform may take, and that none may exceed: so many for its
+steps, and as many for attempts to be no larger than the source. A photograph of 50
 megapixels in AVIF, the costliest result that the default presets allow, takes 2.5."""
+
+POSTER_MEMORY, POSTER_RESULT, POSTER_SECONDS = 512 * MIB, 32 * MIB, 30.0
+"""Bytes and CPU time for the poster of a video: 17 reference frames of 4K are 210 MB, the frame as
+RGB and as a PNG 25 MB each; its result has the pixels of a frame at most."""
 
 RESERVE = 256 * MIB
 """Bytes of the budget that only transforms of at most so many may use: a JPEG of 20 megapixels."""
+
+SERVICE = 160 * MIB
+"""Bytes of the service itself under load: Python, its libraries, connections."""
+
+WORKER = 192 * MIB
+"""Bytes of a worker between two jobs: Python, the codecs, and remains of earlier jobs."""
 
 RESULT_FILE = 8
 """Bytes of a result file per pixel: more than any encoder writes."""
@@ -104,7 +145,13 @@ class Estimate:
 
 
 def estimate(
-    source: bytes, preset: Preset, output: Format | None, *, max_pixels: int, trusting: bool = True
+    source: bytes,
+    preset: Preset,
+    output: Format | None,
+    *,
+    max_pixels: int,
+    trusting: bool = True,
+    animation: AnimationBounds = DEFAULT_BOUNDS,
 ) -> Estimate:
     """Estimate the transform of ``source`` by ``preset``; total and quick for any bytes.
 
@@ -112,14 +159,13 @@ def estimate(
         max_pixels: of a source; a larger one is refused before it is decoded.
         trusting: whether to trust the size in the header. If not, or if the header has no size, the
             result is the maximum for a source of this format.
+        animation: the bounds of a moving result.
     """
     format_ = formats.sniff(source)
     if format_ is None:
         memory = FIXED + COPIES * len(source)
         return Estimate(max_pixels, memory, 0, len(source) + MIB, LEAST_SECONDS)
-    target = output or formats.output_for(format_, animated=preset.animated)
-    # The first frame of a GIF is decoded even if the file is served unchanged.
-    target = target if target in RESULT_BYTES else Format.JPEG
+    target = output or formats.output_for(format_)
     size = declared_size(format_, source) if trusting else None
     result = _most_of_result(preset, target, max_pixels)
     if size is None or _area(size) > max_pixels:
@@ -128,13 +174,31 @@ def estimate(
         pixels = _area(size)
         turned = Size(size.height, size.width)
         result = min(result, max(_area(place(preset, canvas).size) for canvas in (size, turned)))
-    memory = FIXED + COPIES * len(source) + _of_pixels(format_, target, pixels, result)
+    memory = COPIES * len(source) + _of_pixels(format_, target, pixels, result)
+    if target is Format.PNG and output is None and preset.png != "keep":
+        memory = max(
+            memory, COPIES * len(source) + _of_pixels(format_, Format.JPEG, pixels, result)
+        )
+    cpu = _seconds(len(source), _seconds_of_pixels(format_, target, pixels, result))
+    if target is format_:
+        cpu += _seconds_again(target, result)
+    moving = formats.moving_output(format_, output) if preset.animated else None
+    most = len(source) + RESULT_FILE * result + MIB
+    if moving is not None and may_move(format_, source):
+        files = MOVING_COPIES * len(source)
+        if moving is not format_:
+            files += ELSE_BYTES
+            most = max(most, MOST_ELSE)
+        memory = max(memory, files + _of_canvases(moving, pixels, result))
+        # If the moving result is not ready in time, the first frame is made as a still.
+        a_frame = _seconds_of_pixels(format_, COSTLIEST, pixels, result)
+        cpu += _moving_seconds(animation) + _seconds(len(source), a_frame)
     return Estimate(
         pixels,
-        memory,
+        FIXED + memory,
         kept=KEPT_BYTES * pixels,
-        result=len(source) + RESULT_FILE * result + MIB,
-        cpu=_seconds_of_pixels(format_, target, pixels, result),
+        result=most,
+        cpu=cpu,
     )
 
 
@@ -154,9 +218,44 @@ def budget(config: Config) -> int:
         _of_pixels(source, target, pixels, _most_of_result(preset, target, pixels))
         for preset in config.presets.values()
         for target in OUTPUTS
-        for source in Format
+        for source in SOURCES
     )
-    return FIXED + COPIES * config.fetch.max_source_bytes + costliest + RESERVE
+    moving = max(
+        (
+            _of_canvases(target, pixels, _most_of_result(preset, target, pixels))
+            for preset in config.presets.values()
+            for target in MOVING
+            if preset.animated
+        ),
+        default=0,
+    )
+    source = config.fetch.max_source_bytes
+    files = MOVING_COPIES * source + ELSE_BYTES
+    return FIXED + max(COPIES * source + costliest, files + moving) + RESERVE
+
+
+def budget_within(config: Config, workers: int, available: int) -> int:
+    """Return the bytes that all transforms share, where there is less memory than ``budget``.
+
+    What is left when each process of the service does little; but at least the reserve, and as
+    much again for one transform that needs more.
+
+    Args:
+        workers: image workers of each process.
+        available: bytes that all processes of the service may use together.
+    """
+    left = available // config.server.workers - at_rest(config, workers)
+    return min(budget(config), max(left, 2 * RESERVE))
+
+
+def at_rest(config: Config, workers: int) -> int:
+    """Return the bytes of one process of the service and its image workers while it does little."""
+    return SERVICE + int(config.cache.memory_mb * MIB) + workers * WORKER
+
+
+def most_seconds(config: Config) -> float:
+    """Return the largest CPU time of an estimate."""
+    return _moving_seconds(config.animation) + 3 * MOST_SECONDS
 
 
 def waiting_room(config: Config) -> int:
@@ -170,9 +269,30 @@ def _of_pixels(source: Format, target: Format, pixels: int, result: int) -> int:
     return max(decoding, RESULT_BYTES[target] * result)
 
 
+def _of_canvases(target: Format, pixels: int, result: int) -> int:
+    pixels, result = min(pixels, MAX_CANVAS), min(result, MAX_CANVAS)
+    return MOVING_SOURCE_BYTES * pixels + MOVING_RESULT_BYTES[target] * result
+
+
+def _moving_seconds(animation: AnimationBounds) -> float:
+    """Return the CPU time of a moving result until it is given up, but for its last frame.
+
+    The time is looked at between frames; that of copying the frames as they are is not.
+    """
+    return animation.max_seconds + COPY_SECONDS * animation.max_megapixels
+
+
 def _seconds_of_pixels(source: Format, target: Format, pixels: int, result: int) -> float:
-    work = SOURCE_SECONDS[source] * pixels + RESULT_SECONDS[target] * result
-    return min(LEAST_SECONDS + work / 1e6, MOST_SECONDS)
+    return (SOURCE_SECONDS[source] * pixels + RESULT_SECONDS[target] * result) / 1e6
+
+
+def _seconds_again(target: Format, result: int) -> float:
+    """Return the CPU time of all attempts to be no larger than a source of the same format."""
+    return min(ENCODES * RESULT_SECONDS[target] * result / 1e6, MOST_SECONDS)
+
+
+def _seconds(length: int, of_pixels: float) -> float:
+    return min(LEAST_SECONDS + STRIP_SECONDS * length / 1e6 + of_pixels, MOST_SECONDS)
 
 
 def _most_of_result(preset: Preset, target: Format, pixels: int) -> int:
@@ -201,20 +321,20 @@ def declared_size(format_: Format, source: bytes) -> Size | None:
     sizes: Iterator[Size]
     match format_:
         case Format.JPEG:
-            segments = islice(containers.jpeg_segments(source, 2), _MOST_SEGMENTS)
+            segments = islice(jpeg.segments(source, 2), _MOST_SEGMENTS)
             sizes = (
                 Size(*struct.unpack_from(">HH", segment.body, 1)[::-1])
                 for segment in segments
-                if segment.marker in containers.SOF and len(segment.body) >= 6
+                if segment.marker in jpeg.SOF and len(segment.body) >= 6
             )
         case Format.AVIF | Format.HEIC:
             sizes = _spatial_extents(source[:_MOST_OF_HEAD])
         case Format.PNG:
-            first = next(containers.png_chunks(source[:64]), None)
+            first = next(png.chunks(source[:64]), None)
             known = first is not None and first.kind == b"IHDR" and len(first.body) >= 8
             sizes = iter([Size(*struct.unpack_from(">II", first.body))] if first and known else [])
         case Format.GIF:
-            size = containers.inspect(format_, source[:_MOST_OF_GIF]).size
+            size = gif.inspect(source[:_MOST_OF_GIF]).size
             sizes = iter([size] if size else [])
         case Format.WEBP:
             sizes = _webp_sizes(source[:64])
@@ -237,6 +357,6 @@ def _webp_sizes(head: bytes) -> Iterator[Size]:
     """Yield the canvas size, which must be in the first chunk (RFC 9649, 2.5 to 2.7)."""
     # The chunk ends with the head, regardless of the length that it declares.
     length = max(len(head) - 20, 0).to_bytes(4, "little")
-    size = containers.inspect(Format.WEBP, head[:16] + length + head[20:]).size
+    size = webp.inspect(head[:16] + length + head[20:]).size
     if size is not None:
         yield size

@@ -1,34 +1,48 @@
 """Transforms one picture by one preset, or by several.
 
 The steps: sniff, read the container, check the limits, decode, resample, convert to sRGB, turn
-upright, encode. Synchronous; several threads may run it at the same time.
+upright, encode. What moves goes another way (``animation``), if the preset lets it move.
+Synchronous; several threads may run it at the same time.
 
 Pure.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Final
 
 from PIL import Image
-from pydantic import BaseModel
 
 from proxy.errors import (
-    ImageProxyError,
     ImageTooLarge,
     ResultTooLarge,
-    UndecodableImage,
     UnsupportedImage,
 )
-from proxy.imaging import bounds, color, containers, resample
+from proxy.imaging import bounds, resample
+from proxy.imaging.animation.detect import may_move
+from proxy.imaging.animation.transform import Order, count_frames, transform
+from proxy.imaging.color.conversion import to_srgb
+from proxy.imaging.containers import exif
+from proxy.imaging.containers.inspection import inspect
 from proxy.imaging.decode import Decoded, Original, can_read
-from proxy.imaging.encode import MAX_SIDES, encode
-from proxy.imaging.passthrough import is_bare
+from proxy.imaging.decoder_errors import decoding
+from proxy.imaging.encode import encode
+from proxy.imaging.info import is_see_through, placeholder_of
+from proxy.imaging.limits import MAX_SIDES
+from proxy.imaging.no_larger import within
+from proxy.imaging.photographs import is_photograph
+from proxy.imaging.recipes import Outcome, Recipe, Rendered
+from proxy.imaging.stripped.copies import strip, turn
 from proxy.model import formats
+from proxy.model.animation import DEFAULT_BOUNDS, AnimationBounds
 from proxy.model.formats import Format
+from proxy.model.picture_info import MOST_FRAMES, PictureInfo
 from proxy.model.presets import Box, Placement, Preset, Size, fits, place
+
+LANCZOS: Final = Image.Resampling.LANCZOS
+BICUBIC: Final = Image.Resampling.BICUBIC
 
 REDUCING_GAP = 2.0
 """Cheap steps (libjpeg's scaling, box averages) stop at this multiple of the result's size.
@@ -36,44 +50,32 @@ REDUCING_GAP = 2.0
 With a lower value the loss is visible; with a higher one there is no gain in speed.
 """
 
-JPEG_GAP, OTHER_GAP = 1.0, 1.3
-"""The same for photographs if fast resampling is available: for a JPEG result, and for others.
+CHEAP_GAP, OTHER_GAP = 1.0, 1.3
+"""The same for photographs if fast resampling is available: for what is ``_CHEAP``, and for others.
 
 At 1, a JPEG of 2000 pixels is decoded at half size for a result of 800, which loses 0.0005 of SSIM.
-Our JPEG tables compensate for that; other formats need the higher value.
+The encoders' settings make up for that, and for the softer kernel; other formats need more.
 """
 
-
-class Recipe(BaseModel, frozen=True):
-    """A preset and an output format for a source. A service uses few different ones.
-
-    Attributes:
-        output: one of ``formats.OUTPUTS``, or None to choose it by the source.
-    """
-
-    preset: Preset
-    output: Format | None
+_CHEAP = frozenset({Format.JPEG, Format.WEBP})
+"""What is asked for most, and loses more by its encoder than by cheaper steps before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A result: the bytes of a file, and its format."""
-
-    data: bytes
-    format: Format
-
-
-Outcome = Rendered | Exception
-"""The result of a recipe: a picture or an error."""
-
-
-def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: int) -> Rendered:
+def render(
+    source: bytes,
+    preset: Preset,
+    output: Format | None,
+    *,
+    max_pixels: int,
+    animation: AnimationBounds = DEFAULT_BOUNDS,
+) -> Rendered:
     """Transform ``source`` by ``preset``.
 
     Args:
         source: any bytes.
         output: see ``Recipe``.
         max_pixels: limit of the source's canvas, checked before decoding.
+        animation: the bounds of a moving result; beyond them it is the first frame.
 
     Raises:
         UnsupportedImage: the format is not on the allow-list.
@@ -81,7 +83,8 @@ def render(source: bytes, preset: Preset, output: Format | None, *, max_pixels: 
         UndecodableImage: the source is corrupt or truncated, or has more scans or parts than any
             real picture.
     """
-    return _Picture(source, max_pixels).render(Recipe(preset=preset, output=output), last=True)
+    recipe = Recipe(preset=preset, output=output, animation=animation)
+    return _Picture(source, max_pixels).render(recipe, last=True)
 
 
 def render_each(source: bytes, recipes: Sequence[Recipe], *, max_pixels: int) -> Iterator[Outcome]:
@@ -104,18 +107,18 @@ class _Picture:
     def __init__(self, source: bytes, max_pixels: int) -> None:
         format_ = formats.sniff(source)
         if format_ is None or not can_read(format_):
-            raise UnsupportedImage(f"first bytes {source[:12]!r}")
-        with _decoding():
+            raise UnsupportedImage(formats.describe_other(source))
+        with decoding():
             bounds.check(format_, source)
-            facts = containers.inspect(format_, source)
+            facts = inspect(format_, source)
             if facts.size is not None:
                 _check_pixels(facts.size, max_pixels)
-            original = Original(format_, facts.picture, facts.transparent)
-            _check_pixels(original.size, max_pixels)
-            if format_ in (Format.AVIF, Format.HEIC):  # only the decoder knows the profile of these
+            original = Original(format_, facts.picture, facts.transparent, facts.place, facts.crop)
+            _check_pixels(original.canvas, max_pixels)
+            if original.profile is not None and format_ in (Format.AVIF, Format.HEIC):
                 facts = replace(facts, profile=original.profile)
             if format_ is Format.AVIF:  # HEIC's decoder turns the picture itself
-                facts = replace(facts, orientation=containers.exif_orientation(original.exif))
+                facts = replace(facts, orientation=exif.orientation_of(original.exif))
         self._source = source
         self._format = format_
         self._facts = facts
@@ -132,20 +135,27 @@ class _Picture:
         format_, facts, stored = self._format, self._facts, self._original.size
         upright = Size(stored.height, stored.width) if facts.orientation >= 5 else stored
         placement = _on_whole_pixels(place(preset, upright))
-        target = output or formats.output_for(format_, animated=preset.animated)
-        untouched = output is None and preset.animated and _moves(format_, facts)
-        if not untouched and max(placement.size) > MAX_SIDES.get(target, max(placement.size)):
+        on_canvas = _as_stored(placement, upright, facts.orientation)
+        if output is Format.JSON:
+            with decoding():
+                return self._info(upright, on_canvas, keep=not last)
+        if preset.animated:
+            with decoding():
+                moving = self._moving(recipe, upright, placement, on_canvas)
+            if moving is not None:
+                return moving
+        target = output or formats.output_for(format_)
+        if not _can_hold(target, placement.size):
             raise ResultTooLarge(f"{placement.size} exceeds what {target} holds")
+        if output is None and self._becomes_jpeg(preset, placement, on_canvas):
+            target = Format.JPEG
 
-        with _decoding():
-            on_canvas = _as_stored(placement, upright, facts.orientation)
-            gap = JPEG_GAP if target is Format.JPEG else OTHER_GAP
+        with decoding():
+            gap = CHEAP_GAP if target in _CHEAP else OTHER_GAP
             gap = gap if resample.available() else REDUCING_GAP
             decoded, region = self._original.decode(on_canvas, gap, keep=not last)
-            if untouched:
-                return Rendered(_animation(format_, self._source), format_)
             # A palette is kept if no new colours can appear.
-            as_is = target is Format.PNG and not _scales(decoded, region) and not _converts(facts)
+            as_is = target is Format.PNG and not _scales(decoded, region)
             if as_is and decoded.paletted is not None:
                 image, flat = decoded.paletted, True
             else:
@@ -153,45 +163,143 @@ class _Picture:
                 if flat and decoded.size != stored and gap < REDUCING_GAP:
                     # libjpeg's scaling makes hard edges ring: decode again, nearer to full size.
                     decoded, region = self._original.decode(on_canvas, REDUCING_GAP, keep=not last)
-                image = _resample(decoded, region, flat=flat)
+                kernel: resample.Kernel = BICUBIC if target in _CHEAP else LANCZOS
+                image = _scaled(decoded.plain, region, flat=flat, kernel=kernel)
+            had_palette = decoded.paletted is not None
             del decoded
             if last:
                 self._original.forget()
-            image = color.to_srgb(color.from_gamma(image, facts.gamma), facts.profile)
-            image = _turn(_opaque(image), facts.orientation)
-        data = encode(image, target, preset.quality, flat=flat)
-        fitting = target is format_ and fits(preset, upright) and len(data) >= len(self._source)
-        if fitting and is_bare(format_, self._source):
-            return Rendered(self._source, format_)
+            converted = to_srgb(image, facts.profile)
+            srgb = converted is image
+            image = _turn(_opaque(converted), facts.orientation)
+            del converted
+        data = encode(
+            image,
+            target,
+            preset.quality,
+            flat=flat,
+            had_palette=had_palette,
+            webp_effort=preset.webp_effort,
+        )
+        if target is format_ and fits(preset, upright):
+            if srgb:
+                data = self._own_pixels(image, most=len(data)) or data
+            if len(data) > len(self._source):
+                data = self._no_larger(len(data), image, preset, flat=flat) or data
         return Rendered(data, target)
 
+    def _becomes_jpeg(self, preset: Preset, placement: Placement, on_canvas: Placement) -> bool:
+        """Whether this is a PNG that the preset would have as a JPEG."""
+        if self._format is not Format.PNG or preset.png == "keep":
+            return False
+        with decoding():
+            decoded, _ = self._original.decode(on_canvas, REDUCING_GAP, keep=True)
+            can_be = decoded.paletted is None and _can_hold(Format.JPEG, placement.size)
+            return can_be and is_photograph(decoded.plain)
 
-@contextlib.contextmanager
-def _decoding() -> Iterator[None]:
-    """Turn every exception of a decoder into an error of ours: decoders raise almost any type."""
-    try:
-        yield
-    except ImageProxyError:
-        raise
-    except (MemoryError, Image.DecompressionBombError) as error:
-        raise ImageTooLarge(f"{type(error).__name__}: {error}") from error
-    except Exception as error:
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+    def _info(self, upright: Size, on_canvas: Placement, *, keep: bool) -> Rendered:
+        """Return what is told of the picture; see ``PictureInfo``.
+
+        Args:
+            upright, on_canvas: the size of the source, and what is looked at for the placeholder.
+            keep: see ``Original.decode``.
+        """
+        format_, facts = self._format, self._facts
+        decoded, region = self._original.decode(on_canvas, REDUCING_GAP, keep=keep)
+        small = _turn(
+            to_srgb(_scaled(decoded.plain, region, flat=True), facts.profile), facts.orientation
+        )
+        thumbhash, color = placeholder_of(small)
+        moves = may_move(format_, self._source)
+        frames = count_frames(format_, self._source, facts.picture, MOST_FRAMES) if moves else 1
+        told = PictureInfo(
+            width=upright.width,
+            height=upright.height,
+            type=format_.content_type,
+            bytes=len(self._source),
+            animated=frames > 1,
+            frames=frames,
+            alpha=is_see_through(decoded.plain),
+            thumbhash=thumbhash,
+            color=color,
+        )
+        return Rendered(told.model_dump_json().encode(), Format.JSON)
+
+    def _own_pixels(self, shown: Image.Image, *, most: int) -> bytes | None:
+        """Return the source's own coded pixels, upright, in at most ``most`` bytes."""
+        if self._facts.crop is not None:
+            return None
+        if self._facts.orientation != 1:
+            if self._format is not Format.JPEG:
+                return None
+            return turn(self._source, self._facts.orientation, most=most)
+        return strip(self._format, self._source, still=True, most=most, shown=shown)
+
+    def _no_larger(
+        self, made: int, image: Image.Image, preset: Preset, *, flat: bool
+    ) -> bytes | None:
+        """Return the picture in no more bytes than its source, which has no copy of its own."""
+        return within(
+            len(self._source),
+            made,
+            image,
+            self._format,
+            preset.quality,
+            flat=flat,
+            webp_effort=preset.webp_effort,
+            source=self._facts.picture,
+            orientation=self._facts.orientation,
+        )
+
+    def _moving(
+        self, recipe: Recipe, upright: Size, placement: Placement, on_canvas: Placement
+    ) -> Rendered | None:
+        """Return a result that moves, or None if the first frame is to be served.
+
+        Args:
+            upright: the size of the source.
+            placement, on_canvas: the region and size of the result, upright and as stored.
+        """
+        preset, format_, facts = recipe.preset, self._format, self._facts
+        target = formats.moving_output(format_, recipe.output)
+        if target is None or not may_move(format_, self._source):
+            return None
+        if not _can_hold(target, placement.size):
+            return None
+        fitting = target is format_ and fits(preset, upright)
+        srgb = True
+
+        def convert(image: Image.Image) -> Image.Image:
+            nonlocal srgb
+            converted = to_srgb(image, facts.profile)
+            srgb = srgb and converted is image
+            return converted
+
+        def place_frame(image: Image.Image, flat: bool) -> Image.Image:
+            shown = image if facts.crop is None else image.crop(_whole(facts.crop))
+            return _turn(_scaled(shown, on_canvas, flat=flat), facts.orientation)
+
+        def as_it_came() -> bytes | None:
+            unchanged = srgb and fitting and facts.orientation == 1 and facts.crop is None
+            return strip(format_, self._source) if unchanged else None
+
+        order = Order(target, preset.quality, placement.size, place_frame, as_it_came)
+        data = transform(format_, self._source, facts.picture, convert, order, recipe.animation)
+        return None if data is None else Rendered(data, target)
+
+
+def _can_hold(format_: Format, size: Size) -> bool:
+    return max(size) <= MAX_SIDES.get(format_, max(size))
+
+
+def _whole(box: Box) -> tuple[int, int, int, int]:
+    return int(box.left), int(box.top), int(box.right), int(box.bottom)
 
 
 def _check_pixels(size: Size, max_pixels: int) -> None:
     if size.width * size.height > max_pixels:
         limit = f"process.max_megapixels = {max_pixels / 1_000_000:g}"
         raise ImageTooLarge(f"{size.width} x {size.height} pixels are over {limit}")
-
-
-def _moves(format_: Format, facts: containers.Facts) -> bool:
-    """Whether a preset with ``animated`` serves the source itself: any GIF, or an animated WebP."""
-    return format_ is Format.GIF or (format_ is Format.WEBP and facts.animated)
-
-
-def _animation(format_: Format, source: bytes) -> bytes:
-    return containers.without_webp_metadata(source) if format_ is Format.WEBP else source
 
 
 def _on_whole_pixels(placement: Placement) -> Placement:
@@ -225,21 +333,22 @@ def _scales(decoded: Decoded, region: Placement) -> bool:
     return region != (Box(0, 0, *decoded.size), decoded.size)
 
 
-def _converts(facts: containers.Facts) -> bool:
-    return not (facts.profile is None and facts.gamma is None and facts.transparent is None)
+def _scaled(
+    image: Image.Image, region: Placement, *, flat: bool, kernel: resample.Kernel = LANCZOS
+) -> Image.Image:
+    """Crop and scale in one step; colours are weighted by their alpha.
 
-
-def _resample(decoded: Decoded, region: Placement, *, flat: bool) -> Image.Image:
-    """Crop and scale in one step; colours are weighted by their alpha."""
-    image = decoded.plain
-    if not _scales(decoded, region):
-        return image
+    Args:
+        kernel: of a photograph.
+    """
     box, size = region
-    if not flat and (fast := resample.lanczos(image, size, box)) is not None:
+    if region == (Box(0, 0, *image.size), image.size):
+        return image
+    if not flat and (fast := resample.convolved(image, size, box, kernel)) is not None:
         return fast
     # Hamming has no negative lobes, so it makes no halo next to an edge, at any scale.
-    kernel = Image.Resampling.HAMMING if flat else Image.Resampling.LANCZOS
-    return image.resize(size, kernel, box=box, reducing_gap=REDUCING_GAP)
+    of_pillow = Image.Resampling.HAMMING if flat else kernel
+    return image.resize(size, of_pillow, box=box, reducing_gap=REDUCING_GAP)
 
 
 def _opaque(image: Image.Image) -> Image.Image:

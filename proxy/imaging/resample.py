@@ -1,4 +1,4 @@
-"""Lanczos resampling with vector instructions, if ``cykooz_resizer`` is installed.
+"""Resampling with vector instructions, if ``cykooz_resizer`` is installed.
 
 Resampling is more than half of Pillow's time for a photograph. This package gives the same picture,
 within 1 or 2 of 255, in a fifth of the time. Without the package, Pillow does all resampling.
@@ -10,20 +10,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Literal
 
 from PIL import Image
 
 from proxy.model.presets import Box, Size
 
-_resize: Callable[[Image.Image, Image.Image, Box], None] | None = None
+Kernel = Literal[Image.Resampling.LANCZOS, Image.Resampling.BICUBIC]
+"""The second is the spline of Catmull and Rom: two thirds of the time, and slightly softer."""
+
+_resize: Callable[[Image.Image, Image.Image, Box, Kernel], None] | None = None
 with contextlib.suppress(ImportError):
     from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
 
-    def _convolve(source: Image.Image, result: Image.Image, box: Box) -> None:
+    _FILTERS = {
+        Image.Resampling.LANCZOS: FilterType.lanczos3,
+        Image.Resampling.BICUBIC: FilterType.catmull_rom,
+    }
+
+    def _convolve(source: Image.Image, result: Image.Image, box: Box, kernel: Kernel) -> None:
         # A new one for each call: a resizer has scratch memory, and several threads may run this.
         crop = CropBox(box.left, box.top, box.right - box.left, box.bottom - box.top)
-        kernel = ResizeAlg.convolution(FilterType.lanczos3)
-        options = ResizeOptions(resize_alg=kernel, use_alpha=False, crop_box=crop)
+        convolution = ResizeAlg.convolution(_FILTERS[kernel])
+        options = ResizeOptions(resize_alg=convolution, use_alpha=False, crop_box=crop)
         Resizer().resize_pil(source, result, options)
 
     _resize = _convolve
@@ -33,11 +42,11 @@ MODES = frozenset({"L", "RGB"})
 
 
 def available() -> bool:
-    """Whether the optional package for ``lanczos`` is installed."""
+    """Whether the optional package for ``convolved`` is installed."""
     return _resize is not None
 
 
-def lanczos(image: Image.Image, size: Size, box: Box) -> Image.Image | None:
+def convolved(image: Image.Image, size: Size, box: Box, kernel: Kernel) -> Image.Image | None:
     """Crop ``image`` to ``box``, and scale the result to ``size``.
 
     Returns:
@@ -50,5 +59,5 @@ def lanczos(image: Image.Image, size: Size, box: Box) -> Image.Image | None:
     # The resizer refuses a box that exceeds the picture, even by a rounding error.
     inside = Box(left, top, min(box.right, width), min(box.bottom, height))
     result = Image.new(image.mode, size, None)
-    _resize(image, result, inside)
+    _resize(image, result, inside, kernel)
     return result

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from io import BytesIO
 
@@ -193,7 +193,8 @@ def with_segments(data: bytes, *segments: tuple[int, bytes]) -> bytes:
 
 def animation(format_: str, frames: Sequence[Pixels], **options: object) -> bytes:
     first, *more = [Image.fromarray(frame) for frame in frames]
-    return encoded(first, format_, save_all=True, append_images=more, duration=50, **options)
+    options = {"duration": 50, **options}
+    return encoded(first, format_, save_all=True, append_images=more, **options)
 
 
 # Colour profiles (ICC.1:2001-04)
@@ -233,18 +234,28 @@ def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
 
 
 def rgb_profile(
-    red: Sequence[float], green: Sequence[float], blue: Sequence[float], gamma: float
+    red: Sequence[float],
+    green: Sequence[float],
+    blue: Sequence[float],
+    gamma: float,
+    more: Mapping[bytes, bytes] | None = None,
 ) -> bytes:
-    """A matrix profile: the primaries in XYZ adapted to D50, and one gamma."""
+    """A matrix profile: the primaries in XYZ adapted to D50, one gamma, and more tags."""
     primaries = {b"rXYZ": _xyz(*red), b"gXYZ": _xyz(*green), b"bXYZ": _xyz(*blue)}
     curves = {tag: _gamma(gamma) for tag in (b"rTRC", b"gTRC", b"bTRC")}
-    return _profile(b"RGB ", primaries | curves)
+    return _profile(b"RGB ", {**primaries, **curves, **(more or {})})
 
 
 ADOBE_RGB = rgb_profile(
     (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457), 2.2
 )
-DARK_GREY = _profile(b"GRAY", {b"kTRC": _gamma(1.2)})
+
+
+def grey_profile(gamma: float) -> bytes:
+    return _profile(b"GRAY", {b"kTRC": _gamma(gamma)})
+
+
+DARK_GREY = grey_profile(1.2)
 
 
 def builtin_profile(name: str) -> bytes:

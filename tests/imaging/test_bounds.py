@@ -15,8 +15,11 @@ import pytest
 from PIL import Image
 
 from proxy.errors import UndecodableImage, UnsupportedImage
-from proxy.imaging import bounds, containers, decode
+from proxy.imaging import bounds, decode
 from proxy.imaging import memory_estimate as memory
+from proxy.imaging.containers import jpeg, png
+from proxy.imaging.containers.facts import MAX_PARTS
+from proxy.imaging.containers.inspection import inspect
 from proxy.imaging.pipeline import render
 from proxy.imaging.workers.client import TIME_LIMIT
 from proxy.model.formats import OUTPUTS, Format, sniff
@@ -35,12 +38,15 @@ def with_scans(count: int) -> bytes:
     """A progressive grey JPEG whose scans after the first say only that nothing changes."""
     source = sources.jpeg(sources.grey(64, 48), progressive=True)
     tables = source.index(b"\xff\xda")
-    first_end = bounds._AFTER_SCAN.search(source, tables + 10)
+    first_end = jpeg.AFTER_SCAN.search(source, tables + 10)
     assert first_end is not None
     # One Huffman code, "1": all blocks are done, in runs of the longest length (EOB14).
     codes = b"\xff\xc4" + struct.pack(">HB", 2 + 1 + 16 + 1, 0x10) + b"\1" + bytes(15) + b"\xe0"
     scan = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0x10, 1, 63, 0) + bytes(8)
-    return source[: first_end.start()] + (codes + scan) * (count - 1) + b"\xff\xd9"
+    # The first scan is of all bits of the first coefficient: the file lacks nothing.
+    first = bytearray(source[: first_end.start()])
+    first[tables + 9] = 0
+    return bytes(first) + (codes + scan) * (count - 1) + b"\xff\xd9"
 
 
 def repeated(head: bytes, part: bytes, tail: bytes = b"") -> bytes:
@@ -112,13 +118,13 @@ def test_the_estimate_searches_a_bounded_number_of_bytes() -> None:
             searched += (found.end() if found else min(end, len(data))) - start
             return found
 
-    real = containers._MARKER
+    real = jpeg._MARKER
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(containers, "_MARKER", Counting())
+        patch.setattr(jpeg, "_MARKER", Counting())
         for name, source in HOSTILE.items():
             if name.startswith("jpeg"):
                 memory.estimate(source, PRESET, None, max_pixels=10**6)
-                assert searched <= containers.MAX_FILL + 1000, name
+                assert searched <= jpeg.MAX_FILL + 1000, name
                 searched = 0
 
 
@@ -152,7 +158,7 @@ def test_refusing_a_file_takes_a_bounded_number_of_steps(source: bytes) -> None:
     """Catches a count of parts that goes on after the bound."""
     format_ = sniff(source)
     assert format_ is not None
-    assert steps_of(lambda: bounds.check(format_, source)) < 20 * containers.MAX_PARTS
+    assert steps_of(lambda: bounds.check(format_, source)) < 20 * MAX_PARTS
 
 
 def test_as_many_scans_as_the_bound_allows_are_decoded_and_one_more_is_not() -> None:
@@ -185,21 +191,21 @@ def test_encoders_stay_far_below_the_bounds() -> None:
         # And a bound that says nothing: each scan of 49 megapixels takes 84 ms.
         assert source.count(b"\xff\xda") * 3 // 2 <= bounds.MAX_SCANS <= 40
     # libpng's chunks of 8 KiB, in the largest file that is fetched.
-    assert containers.MAX_PARTS > 20 * (MEGABYTES // 8192)
+    assert MAX_PARTS > 20 * (MEGABYTES // 8192)
 
 
 def test_only_the_first_profile_of_a_png_is_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches 2300 profiles, each of which inflates to megabytes: 23 seconds."""
     inflated: list[bytes] = []
-    real = containers._inflate_profile
+    real = png._inflate_profile
 
     def counted(body: bytes) -> bytes | None:
         inflated.append(body)
         return real(body)
 
-    monkeypatch.setattr(containers, "_inflate_profile", counted)
+    monkeypatch.setattr(png, "_inflate_profile", counted)
     many = sources.with_chunks(PNG, [(b"iCCP", b"x\0\0not zlib %d" % n) for n in range(100)])
-    containers.inspect(Format.PNG, many)
+    inspect(Format.PNG, many)
     assert inflated == [b"x\0\0not zlib 0"]
 
 
@@ -208,7 +214,7 @@ def test_a_gif_with_comments_comes_out_as_without_them() -> None:
     image = Image.fromarray(PHOTO).quantize(16)
     plain = sources.encoded(image, "GIF", transparency=3)
     noted = sources.encoded(image, "GIF", transparency=3, comment=b"note " * 5000)
-    assert len(containers.inspect(Format.GIF, noted).picture) < len(noted) - 20_000
+    assert len(inspect(Format.GIF, noted).picture) < len(noted) - 20_000
     results = [render(source, PRESET, Format.PNG, max_pixels=10**6) for source in (plain, noted)]
     assert results[0] == results[1]
     with Image.open(BytesIO(results[0].data)) as made:
@@ -242,7 +248,7 @@ def test_noise_takes_less_cpu_time_than_its_limit(source: str, output: Format) -
 def test_the_limit_of_cpu_time_grows_with_the_picture_and_has_an_end() -> None:
     """Catches one limit for all: an icon could take as long as 50 megapixels."""
     icon = memory.estimate(sources.png(PHOTO), PRESET, None, max_pixels=50_000_000)
-    assert memory.LEAST_SECONDS <= icon.cpu < memory.LEAST_SECONDS + 0.01
+    assert memory.LEAST_SECONDS <= icon.cpu < memory.LEAST_SECONDS + 0.1
     photo = sources.jpeg(np.zeros((3000, 4000, 3), np.uint8))
     avatar = memory.estimate(photo, DEFAULT_PRESETS["avatar"], None, max_pixels=50_000_000)
     assert 4 < avatar.cpu < 6
@@ -251,4 +257,6 @@ def test_the_limit_of_cpu_time_grows_with_the_picture_and_has_an_end() -> None:
             distrusted = memory.estimate(
                 photo, preset, output, max_pixels=50_000_000, trusting=False
             )
-            assert distrusted.cpu <= memory.MOST_SECONDS <= TIME_LIMIT / 3
+            # Attempts to be no larger than the source are for its own format alone.
+            shares = 2 if output is Format.JPEG else 1
+            assert distrusted.cpu <= shares * memory.MOST_SECONDS <= TIME_LIMIT * 2 / 3

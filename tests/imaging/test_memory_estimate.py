@@ -19,14 +19,17 @@ from PIL import Image
 
 from proxy.config import Config, load_config
 from proxy.imaging import memory_estimate as memory
-from proxy.imaging.pipeline import Recipe, Rendered, render_each
+from proxy.imaging.pipeline import render_each
+from proxy.imaging.recipes import Recipe, Rendered
 from proxy.imaging.workers.batch import Job
 from proxy.imaging.workers.client import ImageWorker
+from proxy.imaging.workers.forks import ForkServer
 from proxy.imaging.workers.sandbox import Limits
+from proxy.model.animation import AnimationBounds
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.presets import Preset
 from proxy.tools.doctor.memory_ceiling import ceiling
-from tests.imaging import sources
+from tests.imaging import moving, sources
 from tests.processes import SERVE, serve, upstream
 
 pytestmark = pytest.mark.slow
@@ -86,6 +89,12 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "png with a colour key": lambda: sources.with_chunks(
         sources.png(photo(), compress_level=1), [(b"tRNS", bytes(6))]
     ),
+    "16 bit png with a colour key": lambda: sources.with_chunks(
+        sources.vips_png(sources.wide(photo()), compression=1), [(b"tRNS", bytes(6))]
+    ),
+    "hdr png": lambda: sources.with_chunks(
+        sources.png(sources.with_alpha(photo()), compress_level=1), [(b"cICP", b"\x09\x10\0\1")]
+    ),
     "16 bit png": lambda: sources.vips_png(sources.wide(photo()), bitdepth=16, compression=1),
     "interlaced png": lambda: sources.vips_png(photo(), interlace=True, compression=1),
     "noise png": lambda: sources.png(noise(4), compress_level=0),
@@ -107,15 +116,17 @@ def worker() -> Iterator[ImageWorker]:
     """One that is ready."""
 
     async def start() -> ImageWorker:
-        found = ImageWorker.spawn(Limits(4096 * MIB, 600))
+        found = ImageWorker.spawn(server, Limits(4096 * MIB, 600), 100 * MIB)
         await found.ready()
         return found
 
+    server = ForkServer()
     found = trio.run(start)
     try:
         yield found
     finally:
         found.end()
+        server.close()
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
@@ -133,9 +144,62 @@ def test_an_honest_picture_needs_no_more_than_its_estimate(
         # A fresh one: what the last job left could be used again.
         with worker() as fresh:
             recipe = Recipe(preset=preset, output=output)
-            (made,) = fresh.run(Job(source, ((recipe, estimate),)))
+            made = trio.run(fresh.run, Job(source, ((recipe, estimate),)), print)
             assert isinstance(made, Rendered), made
             assert len(made.data) < estimate.result
+
+
+def frames(alpha: bool) -> list[Image.Image]:
+    """Each differs from the one before it everywhere."""
+    pixels = sources.with_alpha(photo()) if alpha else photo()
+    return [Image.fromarray(each) for each in (pixels, pixels[::-1], pixels[:, ::-1])]
+
+
+def moving_gif(alpha: bool) -> bytes:
+    few = []
+    for image in frames(alpha):
+        paletted = image.convert("RGB").quantize(255)
+        if alpha:
+            paletted.paste(255, mask=image.getchannel("A").point([255] * 128 + [0] * 128))
+            paletted.info["transparency"] = 255
+        few.append(paletted)
+    return moving.saved("GIF", few, duration=50, disposal=3 if alpha else 1)
+
+
+MOVING: dict[str, Callable[[bool], bytes]] = {
+    "gif": moving_gif,
+    "webp": lambda alpha: moving.saved("WEBP", frames(alpha), method=0, quality=95),
+    "apng": lambda alpha: moving.saved("PNG", frames(alpha), compress_level=1, duration=50),
+    "avif": lambda alpha: moving.saved("AVIF", frames(alpha), speed=9, quality=98, duration=50),
+}
+
+
+@pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "alpha"])
+@pytest.mark.parametrize("name", MOVING)
+def test_what_moves_needs_no_more_than_its_estimate(
+    name: str, alpha: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches frames that are all held at once, and a figure that is too low: stills instead."""
+    monkeypatch.setattr(memory, "FIXED", 8 * MIB)
+    source = MOVING[name](alpha)
+    unhurried = AnimationBounds(max_seconds=60)
+    for preset in (SMALLER, NEARLY):
+        for output in (None, Format.WEBP):
+            recipe = Recipe(
+                preset=preset.model_copy(update={"animated": True}),
+                output=output,
+                animation=unhurried,
+            )
+            # The header of an AVIF sequence has no size, and its estimate is the maximum.
+            estimate = memory.estimate(
+                source, recipe.preset, output, max_pixels=WIDTH * HEIGHT, animation=unhurried
+            )
+            with worker() as fresh:
+                made = trio.run(fresh.run, Job(source, ((recipe, estimate),)), print)
+                assert isinstance(made, Rendered), made
+                assert len(made.data) <= len(source) or (output and name != "webp")
+                with Image.open(BytesIO(made.data)) as image:
+                    assert getattr(image, "n_frames", 1) == 3
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
@@ -166,6 +230,22 @@ def freed_and_held() -> int:
     """Bytes that this process holds, once what is free within it went back to the system."""
     ctypes.CDLL(None).malloc_trim(0)
     return resident(os.getpid())
+
+
+def test_the_budget_follows_the_memory_that_there_is() -> None:
+    """Catches transforms that share more memory than the container has."""
+    config = Config()
+    wanted = memory.budget(config)
+    rest = memory.at_rest(config, workers=2)
+    assert memory.budget_within(config, 2, 64 << 30) == wanted
+    assert memory.budget_within(config, 2, rest + wanted) == wanted
+    assert memory.budget_within(config, 2, rest + wanted - 1) == wanted - 1
+    assert memory.budget_within(config, 2, 2 << 30) == (2 << 30) - rest
+    assert memory.budget_within(config, 2, 256 * MIB) == 2 * memory.RESERVE
+    two = Config.model_validate({"server": {"workers": 2}})
+    assert memory.budget_within(two, 2, 2 * (rest + wanted - 1)) == wanted - 1
+    # A process of the service then takes less at the most, too.
+    assert ceiling(config, 2) - ceiling(config, 2, 2 << 30) == wanted - ((2 << 30) - rest)
 
 
 def test_the_ceiling_is_the_documented_one() -> None:

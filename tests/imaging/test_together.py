@@ -12,7 +12,8 @@ from PIL import Image
 
 from proxy.errors import ImageTooLarge, ResultTooLarge, UndecodableImage, UnsupportedImage
 from proxy.imaging import decode
-from proxy.imaging.pipeline import Outcome, Recipe, Rendered, render, render_each
+from proxy.imaging.pipeline import render, render_each
+from proxy.imaging.recipes import Outcome, Recipe, Rendered
 from proxy.model.formats import Format
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 from tests.imaging import sources

@@ -12,7 +12,7 @@ import trio
 from proxy.errors import ImageProxyError
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
-from proxy.imaging.pipeline import Outcome, Recipe
+from proxy.imaging.recipes import Outcome, Recipe
 from proxy.imaging.workers.admission_gate import AdmissionGate, Reservation
 from proxy.imaging.workers.fair_shares import Publisher
 from proxy.imaging.workers.ipc import MOST_RECIPES
@@ -66,7 +66,7 @@ class Call:
 
         Cancellation before the job begins removes the call from the batch. After that, a cancelled
         call still waits for the outcome, like ``trio.to_thread.run_sync``: at most
-        ``client.TIME_LIMIT`` for each recipe, and no longer than the pool runs.
+        ``client.longest`` for each recipe, and no longer than the pool runs.
         """
 
         def abort(_: object) -> trio.lowlevel.Abort:

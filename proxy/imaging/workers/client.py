@@ -1,6 +1,6 @@
 """The service's side of the workers: starts them, gives them jobs, replaces and ends them.
 
-A worker is a sandboxed process. Each is owned by one task, and used by one thread at a time.
+A worker is a sandboxed process. Each is owned by one task, and used by one job at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -22,26 +22,36 @@ import structlog
 import trio
 
 from proxy.errors import Busy, ResultTooCostly
-from proxy.imaging.memory_estimate import Estimate
-from proxy.imaging.pipeline import Outcome, Recipe, Rendered
+from proxy.imaging.memory_estimate import MOST_SECONDS, Estimate
+from proxy.imaging.recipes import Outcome, Recipe, Rendered
 from proxy.imaging.workers.batch import Batch, Job
-from proxy.imaging.workers.ipc import ANSWER, ERRORS, JOB, MAX_CAUSE, RECIPES, Head, Ready, Status
+from proxy.imaging.workers.forks import END_LIMIT, Forked, ForkServer
+from proxy.imaging.workers.ipc import (
+    ANSWER,
+    ERRORS,
+    JOB,
+    MAX_CAUSE,
+    PID,
+    RECIPES,
+    Head,
+    Ready,
+    Status,
+)
 from proxy.imaging.workers.sandbox import Limits
+from proxy.imaging.workers.shared_source import KEPT, SharedSource, VideoSource
 from proxy.model import formats
 from proxy.model.formats import Format
+from proxy.model.picture_info import PictureInfo
 
 TIME_LIMIT = 30.0
-"""Seconds of wall time for one recipe of a job, for a worker that sleeps or is not scheduled. What
-ends the work on a costly picture is its limit of CPU time, ``Estimate.cpu``."""
+"""Seconds of wall time for a still result, for a worker that sleeps or is not scheduled. What ends
+the work on a costly picture is its limit of CPU time, ``Estimate.cpu``."""
 
 SHORTEST_WAIT = 0.01
 """Seconds until the CPU time of a worker near its limit is read again."""
 
 START_LIMIT = 30.0
-"""Seconds for a worker to start. On an idle machine it takes a third of a second."""
-
-END_LIMIT = 5.0
-"""Seconds until a killed process must be gone. It takes milliseconds unless the kernel hangs."""
+"""Seconds for a worker to start. On an idle machine the first takes a third of a second."""
 
 JOBS = 1000
 """Jobs after which a fresh worker replaces one, so that memory fragmentation does not last."""
@@ -55,12 +65,6 @@ HELD = 128 << 20
 
 RESTART_PAUSE, MAX_RESTART_PAUSE = 0.5, 30.0
 """Seconds before the next attempt if a worker does not start; doubled each time."""
-
-# "-I" ignores the environment and the user's folder. Our ``sys.path`` is passed as arguments.
-BOOTSTRAP = (
-    "import sys; sys.path[:] = sys.argv[4:]; from proxy.imaging.workers.main import main; "
-    "main(*map(int, sys.argv[1:4]))"
-)
 
 DeathReason = Literal["crash", "hang", "protocol"]
 
@@ -84,7 +88,7 @@ class CannotStart(Exception):
 
 
 class ImageWorker:
-    """A worker process, and the service's end of its socket. One thread at a time may use it.
+    """A worker process, and the service's end of its socket, which never blocks.
 
     Attributes:
         spent: set when the worker will not be used any more.
@@ -92,47 +96,57 @@ class ImageWorker:
         has_job: whether it has a job.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+    def __init__(
+        self,
+        server: ForkServer,
+        connection: socket.socket,
+        source: SharedSource | VideoSource,
+    ) -> None:
         self.spent = trio.Event()
         self.leaving = False
         self.has_job = False
-        self._process = process
+        self._server = server
+        self._process: Forked | None = None
+        connection.setblocking(False)
         self._connection = connection
+        self._source = source
         self._stopped = False
         self._answered = True
         self._jobs = 0
         self._busy_seconds = 0.0
-        self._memory = _MemoryFile(process.pid)
+        self._memory = _MemoryFile(-1)
         self._fresh: _Memory | None = None
 
     @classmethod
-    def spawn(cls, limits: Limits) -> ImageWorker:
-        """Start a process, which sends ``Ready`` later.
+    def spawn(
+        cls, server: ForkServer, limits: Limits, room: int, video: VideoSource | None = None
+    ) -> ImageWorker:
+        """Have a process forked, which introduces itself and sends ``Ready`` later.
+
+        Args:
+            room: maximum bytes of a source.
+            video: what its one job is about.
 
         Raises:
             OSError: there are no more processes or descriptors.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            arguments = [theirs.fileno(), limits.memory, limits.cpu]
-            path = [os.path.abspath(folder) for folder in sys.path]
-            try:
-                process = subprocess.Popen(  # noqa: S603 (our own interpreter)
-                    [sys.executable, "-I", "-c", BOOTSTRAP, *map(str, arguments), *path],
-                    env={},
-                    cwd="/",
-                    # It shares our standard error until it is ready, to report why it cannot start.
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                )
-            except BaseException:
-                ours.close()
-                raise
-        return cls(process, ours)
+        source = video or SharedSource(room)
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            source.close()
+            raise
+        worker = cls(server, ours, source)
+        try:
+            with theirs, _closed_after(source.to_read()) as to_read:
+                server.fork(limits, theirs, to_read, source.room)
+        except OSError:
+            worker.end()
+            raise
+        return worker
 
     async def ready(self) -> Ready:
-        """Wait for its first message. After a cancellation, ``end`` must still be called.
+        """Wait for its first messages. After a cancellation, ``end`` must still be called.
 
         Raises:
             TimeoutError: it took longer than ``START_LIMIT``.
@@ -140,18 +154,31 @@ class ImageWorker:
             ValueError: it sent another message.
         """
         with trio.move_on_after(START_LIMIT):
+            await self._introduced()
             head = Head.unpack(await self._receive_on_loop(ANSWER.size))
             if head.status is not Status.READY or head.length > MAX_CAUSE:
                 raise ValueError(f"sent {head.status.name} of {head.length} bytes")
-            return Ready.model_validate_json(await self._receive_on_loop(head.length))
+            ready = Ready.model_validate_json(await self._receive_on_loop(head.length))
+            # Its end takes the worker along from now on; before, it may have left an orphan.
+            if not self._server.is_running():
+                raise ConnectionResetError("the process that forked it has ended")
+            return ready
         raise TimeoutError(f"not ready within {START_LIMIT:g} s")
+
+    async def _introduced(self) -> None:
+        await trio.lowlevel.wait_readable(self._connection)
+        data, descriptors, _, _ = socket.recv_fds(self._connection, PID.size, 1)
+        self._memory = _MemoryFile(descriptors[0] if descriptors else -1)
+        # So few bytes come in one piece, with the descriptor.
+        if len(data) < PID.size:
+            raise ConnectionResetError("ended before it was ready")
+        self._process = Forked(self._server, *PID.unpack(data))
 
     def fault(self) -> DeathReason | None:
         """Return the fault of a worker without a job, or None. Does not block.
 
         "crash": it ended. "protocol": it sent data although it had no job.
         """
-        self._connection.settimeout(0)
         try:
             said = self._connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
@@ -165,12 +192,15 @@ class ImageWorker:
         worn = self._jobs >= JOBS or self._busy_seconds >= BUSY_SECONDS
         return worn or not self._answered
 
-    def run(self, job: Job) -> Iterator[Outcome]:
-        """Run ``job`` in the worker: yield the outcome of each recipe, in order.
+    async def run(self, job: Job, tell: Callable[[Outcome], object]) -> Outcome:
+        """Run ``job`` in the worker, and return the outcome of its last recipe.
 
-        Blocks for each recipe until the worker has used the CPU time of its estimate, at most for
-        ``TIME_LIMIT`` and a moment, and ends at once on ``stop``. If an outcome is an error, it is
-        an error of the picture, or ``WorkerDefect``.
+        Waits for each recipe until the worker has used the CPU time of its estimate, at most for
+        ``longest`` of it and a moment, and ends at once on ``stop``. If an outcome is an error, it
+        is an error of the picture, or ``WorkerDefect``. A worker whose job was cancelled is worn.
+
+        Args:
+            tell: called with each outcome before the last, in order, when it is there.
 
         Raises:
             WorkerDied: the worker died at the recipe whose outcome was due.
@@ -182,40 +212,46 @@ class ImageWorker:
         began = time.monotonic()
         try:
             limit = self._limit_time(job.orders[0][1])
-            self._send(job, limit.end)
-            for place, (recipe, estimate) in enumerate(job.orders):
-                if place:
-                    limit = self._limit_time(estimate)
-                yield self._outcome(place, recipe, estimate, limit)
+            await self._send(job, limit)
+            for place, order in enumerate(job.orders[:-1]):
+                tell(await self._outcome(place, *order, limit))
+                limit = self._limit_time(job.orders[place + 1][1])
+            last = await self._outcome(len(job.orders) - 1, *job.orders[-1], limit)
             self._answered = True
+            if len(job.source) > KEPT:
+                await trio.to_thread.run_sync(self._source.clear)
+            return last
         except (OSError, ValueError) as error:
-            raise self._why_it_died(error) from error
+            raise await self._why_it_died(error) from error
         finally:
             self._busy_seconds += time.monotonic() - began
 
     def stop(self) -> None:
-        """Kill it during its job; the job's thread then returns at once. Does not block."""
+        """Kill it during its job, which then ends at once. Does not block."""
         self._stopped = True
         self._kill()
-        # Ends the wait of the thread even if the kernel needs longer to end the process.
+        # Ends the wait of the job even if the kernel needs longer to end the process.
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
         """Kill it, and wait at most ``END_LIMIT`` until it is gone. May be called twice."""
         self._kill()
-        try:
-            self._process.wait(END_LIMIT)
-        except subprocess.TimeoutExpired:
-            log.error("a killed worker does not end", pid=self._process.pid)
+        # One that has not introduced itself ends when it tries to.
         self._connection.close()
+        if self._process is not None:
+            try:
+                self._process.wait(END_LIMIT)
+            except subprocess.TimeoutExpired:
+                log.error("a killed worker does not end", pid=self._process.pid)
         self._memory.close()
+        self._source.close()
 
     def epitaph(self, error: Exception) -> str:
         """Kill it; return how it had ended, else ``error``, for the log. Blocks up to a second."""
         with suppress(subprocess.TimeoutExpired):
             # Its end of the socket closes shortly before the process itself has ended.
-            code = self._process.wait(1)
+            code = (self._process or self._server).wait(1)
             self._kill()
             return signal.Signals(-code).name if code < 0 else f"exit code {code}"
         self._kill()
@@ -223,16 +259,17 @@ class ImageWorker:
 
     def _kill(self) -> None:
         self.leaving = True
-        self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
-    def _why_it_died(self, error: Exception) -> Exception:
+    async def _why_it_died(self, error: Exception) -> Exception:
         if self._stopped:
             return Busy("the processing pool has ended")
         if isinstance(error, TimeoutError):
             self._kill()
             return WorkerDied("hang", str(error))
         if isinstance(error, OSError):
-            return WorkerDied("crash", self.epitaph(error))
+            return WorkerDied("crash", await trio.to_thread.run_sync(self.epitaph, error))
         self._kill()
         return WorkerDied("protocol", str(error))
 
@@ -243,19 +280,19 @@ class ImageWorker:
             self._fresh = held
         if held.resident > self._fresh.resident + HELD:
             self._jobs = JOBS
-        if held.data and sys.platform == "linux":
+        if held.data and self._process is not None and sys.platform == "linux":
             with suppress(OSError, ValueError):  # over its hard limit, or it has ended
                 _, hard = resource.prlimit(self._process.pid, resource.RLIMIT_DATA)
                 soft = min(held.data + amount, hard)
                 resource.prlimit(self._process.pid, resource.RLIMIT_DATA, (soft, hard))
 
     def _limit_time(self, estimate: Estimate) -> _TimeLimit:
-        end = time.monotonic() + TIME_LIMIT
+        end = time.monotonic() + longest(estimate.cpu)
         return _TimeLimit(end, estimate.cpu, self._cpu_seconds() + estimate.cpu)
 
     def _cpu_seconds(self) -> float:
         """The CPU time of the process; 0 if it has ended, or if the platform does not tell."""
-        if sys.platform != "linux":
+        if self._process is None or sys.platform != "linux":
             return 0.0
         try:
             # The clock of another process, as clock_getcpuclockid(3) gives it.
@@ -263,17 +300,25 @@ class ImageWorker:
         except OSError:
             return 0.0
 
-    def _send(self, job: Job, end: float) -> None:
-        data = _packed(tuple(recipe for recipe, _ in job.orders))
-        self._connection.settimeout(_left(end))
-        self._connection.sendall(JOB.pack(len(data), len(job.source), job.pixels) + data)
-        self._connection.settimeout(_left(end))
-        self._connection.sendall(job.source)
+    async def _send(self, job: Job, limit: _TimeLimit) -> None:
+        if len(job.source) > KEPT:
+            await trio.to_thread.run_sync(self._source.put, job.source)
+        else:  # to copy it takes a tenth of a millisecond, a thread longer
+            self._source.put(job.source)
+        recipes = _packed(tuple(recipe for recipe, _ in job.orders))
+        left = memoryview(JOB.pack(len(recipes), len(job.source), job.pixels) + recipes)
+        while left:
+            wait = self._longest_wait(limit)
+            try:
+                left = left[self._connection.send(left) :]
+            except BlockingIOError:
+                with trio.move_on_after(wait):
+                    await trio.lowlevel.wait_writable(self._connection)
 
-    def _outcome(
+    async def _outcome(
         self, place: int, recipe: Recipe, estimate: Estimate, limit: _TimeLimit
     ) -> Outcome:
-        head, data = self._answer(limit, estimate.result)
+        head, data = await self._answer(limit, estimate.result)
         if head.place != place:
             raise ValueError(f"answered recipe {head.place} instead of {place}")
         if head.status is Status.DONE:
@@ -285,25 +330,29 @@ class ImageWorker:
             raise ValueError(f"sent {head.status.name}")
         return ERRORS[head.status](cause)
 
-    def _answer(self, limit: _TimeLimit, most: int) -> tuple[Head, bytes]:
+    async def _answer(self, limit: _TimeLimit, most: int) -> tuple[Head, bytes]:
         """Raises OSError if the worker ends, TimeoutError, and ValueError for an invalid answer."""
-        head = Head.unpack(bytes(self._receive(ANSWER.size, limit)))
+        head = Head.unpack(bytes(await self._receive(ANSWER.size, limit)))
         if head.length > (most if head.status is Status.DONE else MAX_CAUSE):
             raise ValueError(f"{head.status.name} of {head.length} bytes")
-        return head, bytes(self._receive(head.length, limit))
+        return head, bytes(await self._receive(head.length, limit))
 
-    def _receive(self, length: int, limit: _TimeLimit) -> bytearray:
+    async def _receive(self, length: int, limit: _TimeLimit) -> bytearray:
         data = bytearray(length)
         view = memoryview(data)
         while view:
-            self._connection.settimeout(self._longest_wait(limit))
+            wait = self._longest_wait(limit)
             try:
                 received = self._connection.recv_into(view)
-            except TimeoutError:
-                continue  # the limits decide whether this is the end
+            except BlockingIOError:
+                with trio.move_on_after(wait):  # the limits decide whether this is the end
+                    await trio.lowlevel.wait_readable(self._connection)
+                continue
             if not received:
                 raise ConnectionResetError("ended in an answer")
             view = view[received:]
+            if view:  # one that sends byte after byte is not to hold the loop
+                await trio.lowlevel.checkpoint()
         return data
 
     def _longest_wait(self, limit: _TimeLimit) -> float:
@@ -320,7 +369,6 @@ class ImageWorker:
 
     async def _receive_on_loop(self, length: int) -> bytes:
         """Raises OSError if the worker ends."""
-        self._connection.settimeout(0)
         data = bytearray()
         while len(data) < length:
             await trio.lowlevel.wait_readable(self._connection)
@@ -353,8 +401,16 @@ def _left(end: float) -> float:
     left = end - time.monotonic()
     # Checked here too: a socket that always has another byte to read never times out.
     if left <= 0:
-        raise TimeoutError(f"no answer within {TIME_LIMIT:g} s")
+        raise TimeoutError("no answer within the time limit")
     return left
+
+
+def longest(cpu: float) -> float:
+    """Return the seconds of wall time for a recipe that may compute for ``cpu`` seconds.
+
+    ``TIME_LIMIT`` is meant for a still; one that moves may compute for longer.
+    """
+    return TIME_LIMIT + max(cpu - MOST_SECONDS, 0)
 
 
 @lru_cache(maxsize=64)
@@ -364,6 +420,9 @@ def _packed(recipes: tuple[Recipe, ...]) -> bytes:
 
 def _checked(format_: Format, data: bytes, recipe: Recipe) -> Rendered:
     """Return the result; raise ValueError if the recipe does not allow it."""
+    if recipe.output is Format.JSON and format_ is Format.JSON:
+        told = PictureInfo.model_validate_json(data)
+        return Rendered(told.model_dump_json().encode(), format_)
     if formats.sniff(data) is not format_:
         raise ValueError(f"a result that is not {format_}")
     if recipe.output not in (None, format_) or format_ is Format.HEIC:
@@ -383,12 +442,10 @@ class _Memory(NamedTuple):
 
 
 class _MemoryFile:
-    """Linux's ``statm`` file of a process. It stays open, because it is read before each job."""
+    """Linux's ``statm`` file of a process, or -1. It is read before each job."""
 
-    def __init__(self, pid: int) -> None:
-        self._descriptor = -1
-        with suppress(OSError):
-            self._descriptor = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
 
     def read(self) -> _Memory:
         """Return zeros if there is no /proc, or if the process has ended."""
@@ -406,26 +463,67 @@ class _MemoryFile:
 
 
 @asynccontextmanager
+async def fork_server(
+    threads: trio.CapacityLimiter, *, for_videos: bool = False
+) -> AsyncIterator[ForkServer]:
+    """Have what workers are forked from. After the block its process and all workers are gone."""
+    server = ForkServer(for_videos=for_videos)
+    try:
+        yield server
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(server.close, limiter=threads)
+
+
+@contextmanager
+def _token(jobs: trio.CapacityLimiter) -> Iterator[None]:
+    """Hold a token, which must be free."""
+    jobs.acquire_nowait()
+    try:
+        yield
+    finally:
+        jobs.release()
+
+
+@contextmanager
+def _closed_after(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
 async def started(
-    limits: Limits, threads: trio.CapacityLimiter
+    server: ForkServer,
+    limits: Limits,
+    room: int,
+    threads: trio.CapacityLimiter,
+    video: VideoSource | None = None,
 ) -> AsyncIterator[tuple[ImageWorker, Ready]]:
     """Start a worker, and yield it with its first message. After the block its process is gone.
 
     Args:
+        room: maximum bytes of a source.
         threads: the limiter of the threads that start and end it, one at a time.
+        video: what its one job is about.
 
     Raises:
         CannotStart: no process could be created, or it ended, took too long, or sent another
             message.
     """
     try:
-        worker = await trio.to_thread.run_sync(ImageWorker.spawn, limits, limiter=threads)
+        worker = await trio.to_thread.run_sync(
+            ImageWorker.spawn, server, limits, room, video, limiter=threads
+        )
     except OSError as error:
         raise CannotStart(str(error)) from error
     try:
         try:
             ready = await worker.ready()
         except TimeoutError as error:
+            # The next one is forked from another process.
+            await trio.to_thread.run_sync(server.close, limiter=threads)
             raise CannotStart(str(error)) from error
         except (OSError, ValueError) as error:
             epitaph = await trio.to_thread.run_sync(worker.epitaph, error, limiter=threads)
@@ -442,51 +540,106 @@ class ImageWorkers:
     Args:
         count: the number of workers.
         limits: the limits of each worker.
+        room: maximum bytes of a source.
         on_death: called with the reason when a worker died.
+        on_decoders: called with what a worker has that started.
     """
 
-    def __init__(self, count: int, limits: Limits, on_death: Callable[[DeathReason], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        limits: Limits,
+        room: int,
+        on_death: Callable[[DeathReason], None],
+        on_decoders: Callable[[Mapping[str, str]], None],
+    ) -> None:
         self._count = count
         self._limits = limits
+        self._room = room
         self._on_death = on_death
+        self._on_decoders = on_decoders
         # Each task that owns a worker uses one of these threads at a time, to start or end it.
         self._threads = trio.CapacityLimiter(count)
+        self._video_threads = trio.CapacityLimiter(count)
         self._idle: deque[ImageWorker] = deque()
         self._serving: set[ImageWorker] = set()
         self._failure: CannotStart | None = None
         self._changed = trio.Event()
         self._reported = False
+        self._video_server: ForkServer | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the workers running. Cancellation kills them, even during a job."""
-        async with trio.open_nursery() as nursery:
+        async with (
+            fork_server(self._video_threads, for_videos=True) as self._video_server,
+            fork_server(self._threads) as server,
+            trio.open_nursery() as nursery,
+        ):
             for _ in range(self._count):
-                nursery.start_soon(self._keep_one, name="image_worker")
+                nursery.start_soon(self._keep_one, server, name="image_worker")
             task_status.started()
 
-    @contextmanager
-    def begin(self, batch: Batch) -> Iterator[Iterator[Outcome]]:
-        """Begin the job of ``batch`` on a worker, which has no other job during the block.
+    async def run_job(
+        self, batch: Batch, tell: Callable[[Outcome], object], jobs: trio.CapacityLimiter
+    ) -> Outcome:
+        """Run the job of ``batch`` on a worker, and return its last outcome.
 
-        Call it in a Trio thread. There are no more such threads than workers, so a worker is free
-        unless it is being replaced. Then ``batch`` waits: for ``process.queue_wait`` while another
-        worker serves, else until a worker has started. The worker is free again before the thread
-        ends.
+        There are no more tokens than workers, so a worker is free unless it is being replaced. Then
+        ``batch`` waits: for ``process.queue_wait`` while another worker serves, else until a worker
+        has started. A cancellation before the job begins leaves nothing behind; after that it waits
+        for the end.
+
+        Args:
+            tell: called with each outcome before the last.
+            jobs: has a token for this job now, and that of the worker until it is free again.
 
         Raises:
-            trio.Cancelled: the task of the thread was cancelled before the job began.
             CannotStart: there is no worker, and a worker cannot be started.
-            ResultTooCostly: the worker died in the block.
-            Busy: the worker was killed in the block because ``run`` was cancelled.
+            ResultTooCostly: the worker died.
+            Busy: the worker was killed because ``run`` was cancelled.
         """
-        worker, job = trio.from_thread.run(self._begin, batch)
+        with _token(jobs):
+            worker, job = await self._begin(batch)
+            try:
+                return await self._outcome(worker, job, tell)
+            finally:
+                self._give_back(worker)
+
+    async def run_video(
+        self, video: VideoSource, job: Job, limits: Limits, jobs: trio.CapacityLimiter
+    ) -> Outcome:
+        """Run the one recipe of ``job`` in a worker of its own, which ends with it.
+
+        A cancellation during the job waits for its end. A stop of ``run`` ends it at once.
+
+        Args:
+            jobs: has a token for this job now.
+
+        Raises:
+            CannotStart: the worker does not start.
+            ResultTooCostly: it died.
+        """
+        if (server := self._video_server) is None:
+            raise CannotStart("nothing runs the workers")
+        async with started(server, limits, video.room, self._video_threads, video) as (
+            worker,
+            ready,
+        ):
+            self._on_decoders(ready.decoders)
+            with _token(jobs):
+                return await self._outcome(worker, job, lambda outcome: None)
+
+    async def _outcome(
+        self, worker: ImageWorker, job: Job, tell: Callable[[Outcome], object]
+    ) -> Outcome:
+        """The last outcome of a job that has begun, and goes on to its end."""
         try:
-            yield worker.run(job)
+            with trio.CancelScope(shield=True):
+                last = await worker.run(job, tell)
         except WorkerDied as death:
-            trio.from_thread.run_sync(self._died, death.reason, str(death))
+            self._died(death.reason, str(death))
             raise ResultTooCostly(str(death)) from death
-        finally:
-            trio.from_thread.run_sync(self._give_back, worker)
+        return last
 
     async def _begin(self, batch: Batch) -> tuple[ImageWorker, Job]:
         while True:
@@ -538,12 +691,15 @@ class ImageWorkers:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def _keep_one(self) -> None:
+    async def _keep_one(self, server: ForkServer) -> None:
         """Run one worker after the other, without end."""
         pause = RESTART_PAUSE
         while True:
             try:
-                async with started(self._limits, self._threads) as (worker, ready):
+                async with started(server, self._limits, self._room, self._threads) as (
+                    worker,
+                    ready,
+                ):
                     self._started(ready)
                     await self._until_spent(worker)
                 pause = RESTART_PAUSE
@@ -561,14 +717,15 @@ class ImageWorkers:
             self._serving.discard(worker)
             worker.leaving = True
             if worker.has_job:
-                # The service stops, and nothing will use the results. The thread of the job still
-                # uses the worker's socket for a moment, until it returns.
+                # The service stops, and nothing will use the results. The job still uses the
+                # worker's socket for a moment, until it ends.
                 worker.stop()
                 with trio.CancelScope(shield=True):
                     await worker.spent.wait()
 
     def _started(self, ready: Ready) -> None:
         self._failure = None
+        self._on_decoders(ready.decoders)
         if ready.missing and not self._reported:
             self._reported = True
             log.warning("the sandbox lacks parts on this platform", missing=ready.missing)

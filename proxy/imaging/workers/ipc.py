@@ -1,9 +1,14 @@
 """The protocol between the service and a worker on their socket: lengths first, then bytes.
 
-A job consists of two lengths, a number of pixels, a JSON array of recipes, and the source. The
-worker sends one answer for each recipe, in order: the index of the recipe, a status, a format, a
-length, and that many bytes: a picture, or the cause of an error. The service trusts no answer,
-because the picture may have taken control of the worker that decoded it.
+A worker first sends its process id, with a descriptor of its ``statm`` file where there is one, and
+then ``Ready``. A job consists of two lengths, a number of pixels, and a JSON array of recipes; the
+source is in their shared file. The worker sends one answer for each recipe, in order: the index of
+the recipe, a status, a format, a length, and that many bytes: a picture, or the cause of an error.
+The service trusts no answer, because the picture may have taken control of the worker that decoded
+it.
+
+The orders to the process that forks workers are of one length: ``FORK`` with the limits of the
+worker and the bytes of its shared file, and ``REAP`` with a process id, which is answered.
 
 Pure.
 """
@@ -24,11 +29,19 @@ from proxy.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
-from proxy.imaging.pipeline import Recipe
+from proxy.imaging.recipes import Recipe
 from proxy.model.formats import Format
 
 JOB: Final = struct.Struct(">IIQ")
 ANSWER: Final = struct.Struct(">BBBI")
+
+PID: Final = struct.Struct(">I")
+
+ORDER: Final = struct.Struct(">cQQQ")
+FORK, REAP = b"F", b"R"
+ENDED: Final = struct.Struct(">i")
+STILL_RUNS = 1 << 16
+"""No exit code."""
 
 RECIPES: Final = TypeAdapter(tuple[Recipe, ...])
 
@@ -67,9 +80,11 @@ class Ready(BaseModel, frozen=True):
 
     Attributes:
         missing: the parts of the sandbox that its platform lacks.
+        decoders: the version of each library that decodes, by its name.
     """
 
     missing: list[str]
+    decoders: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)

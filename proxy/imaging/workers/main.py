@@ -1,5 +1,6 @@
-"""A worker process: imports, tries every codec once, confines itself, then renders its jobs.
+"""A worker process: confines itself, then renders its jobs.
 
+All imports, and the first use of each codec, are behind it when it is forked (``fork_server``).
 It ends when its socket closes. So it never outlives the service, even if the service was killed.
 """
 
@@ -8,25 +9,33 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-import signal
 import socket
+import struct
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import BytesIO
 from itertools import product
+from mmap import mmap
 from types import ModuleType
+from typing import NamedTuple, NoReturn
 
 from PIL import AvifImagePlugin, Image, ImageCms
 
 from proxy.errors import ImageProxyError
-from proxy.imaging.pipeline import Outcome, Recipe, Rendered, render, render_each
+from proxy.imaging.decoders import decoders
+from proxy.imaging.pipeline import render, render_each
+from proxy.imaging.recipes import Outcome, Recipe, Rendered
 from proxy.imaging.workers import sandbox
-from proxy.imaging.workers.ipc import ERRORS, JOB, MAX_CAUSE, RECIPES, Head, Ready, Status
+from proxy.imaging.workers.imports import CODECS, LateImports, import_all, refuse_imports
+from proxy.imaging.workers.ipc import ERRORS, JOB, MAX_CAUSE, PID, RECIPES, Head, Ready, Status
 from proxy.model.formats import OUTPUTS, Format
+from proxy.model.picture_info import INFO_PRESET
 from proxy.model.presets import Preset
+from proxy.shared.free_memory import trimmer
 
 pillow_heif: ModuleType | None = None
 with suppress(ImportError):
@@ -37,7 +46,7 @@ Work = Callable[[bytes, Sequence[Recipe], int], Iterator[Outcome]]
 
 _STATUSES = {error: status for status, error in ERRORS.items()}
 
-_THREADS = 0 if pillow_heif is None else 16
+THREADS = 0 if pillow_heif is None else 16
 """Threads that codecs may have beside the first one. Only the decoder of HEIC starts any: one for
 each tile, one after the other, but the kernel counts each for a moment after its end."""
 
@@ -45,20 +54,17 @@ _TRIM_ABOVE = 16_000_000
 """Pixels; after a larger picture, free memory is returned to the system. That takes a moment."""
 
 
-def main(descriptor: int, memory: int, cpu: int) -> None:
-    """Serve jobs from the socket ``descriptor`` until it closes.
+class Given(NamedTuple):
+    """What a worker has from the service.
 
-    Args:
-        memory, cpu: see ``sandbox.Limits``.
+    Attributes:
+        connection: its end of the socket.
+        source: where each source is, from the beginning; or a video, whole.
     """
-    # The terminal and the service manager signal the whole group, but the service first lets its
-    # jobs finish.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    keep_freed_memory()
-    warm_up()
-    limits = sandbox.Limits(memory, cpu, _THREADS)
-    serve(socket.socket(fileno=descriptor), limits, render_job)
+
+    connection: socket.socket
+    source: mmap
+    limits: sandbox.Limits
 
 
 # <malloc.h>
@@ -71,12 +77,16 @@ _KEPT = 64 << 20
 """If more bytes than these are free at the end of a heap, they are returned to the system."""
 
 
+IDLE_SECONDS = 5
+"""After so long without a job, what is kept free is returned to the system."""
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory for the next picture.
 
     By default, buffers of 4 to 20 MB are returned to the system each time, and the kernel must
     supply and zero every page again for the next picture: up to a third of a large picture's CPU
-    time. An idle process keeps up to ``_KEPT`` more bytes.
+    time. A process keeps up to ``_KEPT`` more bytes until it is idle.
 
     Returns:
         False if the C library has no such setting (musl, macOS).
@@ -89,24 +99,44 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and kept)
 
 
-def serve(connection: socket.socket, limits: sandbox.Limits, work: Work) -> None:
-    """Confine this process, then answer each job with the outcomes of ``work``. Never returns."""
+def serve(given: Given, work: Work) -> NoReturn:
+    """Confine this process, then answer each job with the outcomes of ``work``."""
+    connection = given.connection
+    try:
+        _introduce(connection)
+    except BrokenPipeError:  # the service has ended meanwhile
+        os._exit(0)
+    patience = struct.pack("ll", IDLE_SECONDS, 0)  # struct timeval
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
     # Standard error becomes /dev/null: a picture can control what libraries print.
     os.dup2(1, 2)
     # Those of libraries too: libffi 3.5 keeps its own file open.
     _close_all_but(connection.fileno())
-    ready = Ready(missing=sandbox.confine(limits)).model_dump_json().encode()
-    trim = _trimmer()
+    found = _decoders()
+    ready = Ready(missing=sandbox.confine(given.limits), decoders=found).model_dump_json().encode()
+    late = refuse_imports()
+    trim = trimmer()
     with suppress(OSError):
-        _send(connection, 0, Status.READY, ready)
-        while head := _receive(connection, JOB.size):
+        _send(connection, 0, _Answer(Status.READY, ready))
+        while head := _next_job(connection, trim):
             recipes_length, source_length, max_pixels = JOB.unpack(head)
             recipes = _recipes(_receive(connection, recipes_length))
-            _answer_each(connection, work(_receive(connection, source_length), recipes, max_pixels))
+            _answer_each(connection, work(given.source[:source_length], recipes, max_pixels), late)
             if max_pixels > _TRIM_ABOVE:
                 trim()
     # The normal exit of the interpreter makes system calls that are forbidden now.
     os._exit(0)
+
+
+def _introduce(connection: socket.socket) -> None:
+    """Say which process this is, and give the service a way to see how much memory it has.
+
+    The service could not open that file itself where processes that hide their memory are hidden.
+    """
+    descriptors = []
+    with suppress(OSError):
+        descriptors.append(os.open("/proc/self/statm", os.O_RDONLY))
+    socket.send_fds(connection, [PID.pack(os.getpid())], descriptors)
 
 
 def _close_all_but(kept: int) -> None:
@@ -121,8 +151,9 @@ def render_job(source: bytes, recipes: Sequence[Recipe], max_pixels: int) -> Ite
     return render_each(source, recipes, max_pixels=max_pixels)
 
 
-def warm_up() -> None:
+def warm_up(packages: Sequence[str] = CODECS) -> None:
     """Make every codec do its first-use setup now, because no file can be opened later."""
+    import_all(packages)
     Image.MAX_IMAGE_PIXELS = None  # our own limit decides
     # The pool keeps every core busy already.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -138,9 +169,17 @@ def warm_up() -> None:
         picture.resize((24, 16)).save(out, source.name, icc_profile=profile)
         for output, preset in product((None, *OUTPUTS), (cover, moving)):
             render(out.getvalue(), preset, output, max_pixels=1000)
+        render(out.getvalue(), INFO_PRESET, Format.JSON, max_pixels=1000)
     for stump in _STUMPS:
         with suppress(ImageProxyError):
             render(stump, cover, None, max_pixels=1000)
+    _decoders()
+
+
+@cache
+def _decoders() -> dict[str, str]:
+    """What this process has imported, asked for once before it is forked."""
+    return decoders(sys.modules.get)
 
 
 _STUMPS = (
@@ -159,41 +198,61 @@ def _recipes(data: bytes) -> tuple[Recipe, ...]:
     return RECIPES.validate_json(data)
 
 
-def _answer_each(connection: socket.socket, outcomes: Iterator[Outcome]) -> None:
+def _answer_each(connection: socket.socket, outcomes: Iterator[Outcome], late: LateImports) -> None:
     for place, outcome in enumerate(outcomes):
-        _answer(connection, place, outcome)
+        answer = _answer_of(outcome)
+        if names := late.told():
+            # What the library did without the module need not be what it does in a thread.
+            cause = f"imported too late: {', '.join(names)}; {answer.cause()}"
+            answer = _Answer(Status.DEFECT, _cut(cause))
         del outcome  # an error keeps its frames alive, and with them pixels
+        _send(connection, place, answer)
 
 
-def _answer(connection: socket.socket, place: int, outcome: Outcome) -> None:
+class _Answer(NamedTuple):
+    status: Status
+    data: bytes
+    format: Format = Format.JPEG
+
+    def cause(self) -> str:
+        return self.status.name if self.status is Status.DONE else self.data.decode()
+
+
+def _answer_of(outcome: Outcome) -> _Answer:
     match outcome:
         case Rendered(data, format_):
-            _send(connection, place, Status.DONE, data, format_)
+            return _Answer(Status.DONE, data, format_)
         case ImageProxyError() as error:
-            status = _STATUSES.get(type(error), Status.DEFECT)
-            _send(connection, place, status, _cut(error.cause))
+            return _Answer(_STATUSES.get(type(error), Status.DEFECT), _cut(error.cause))
         case MemoryError():
-            _send(connection, place, Status.TOO_LARGE, b"MemoryError")
+            return _Answer(Status.TOO_LARGE, b"MemoryError")
         case error:
             # Without source lines, because the sandbox cannot read the files.
             frame = traceback.extract_tb(error.__traceback__)[-1]
             cause = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-            _send(connection, place, Status.DEFECT, _cut(cause))
+            return _Answer(Status.DEFECT, _cut(cause))
 
 
 def _cut(cause: str) -> bytes:
     return cause.encode("ascii", "backslashreplace")[:MAX_CAUSE]
 
 
-def _send(
-    connection: socket.socket,
-    place: int,
-    status: Status,
-    data: bytes,
-    format_: Format = Format.JPEG,
-) -> None:
-    connection.sendall(Head(place, status, format_, len(data)).pack())
-    connection.sendall(data)
+def _send(connection: socket.socket, place: int, answer: _Answer) -> None:
+    status, data, format_ = answer
+    # In one piece: the service wakes up once.
+    connection.sendall(Head(place, status, format_, len(data)).pack() + data)
+
+
+def _next_job(connection: socket.socket, trim: Callable[[], object]) -> bytes:
+    """Wait for a job, and return its first bytes, or b"" at the end of the stream."""
+    is_trimmed = False
+    while True:
+        try:
+            return _receive(connection, JOB.size)
+        except BlockingIOError:  # nothing came for ``IDLE_SECONDS``
+            if not is_trimmed:
+                trim()
+            is_trimmed = True
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
@@ -202,12 +261,3 @@ def _receive(connection: socket.socket, length: int) -> bytes:
     if 0 < len(data) < length:
         raise ConnectionResetError
     return data
-
-
-def _trimmer() -> Callable[[], object]:
-    """Return a function that returns the free memory of this process to the system."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except AttributeError:  # only glibc has it
-        return lambda: None
-    return lambda: trim(0)

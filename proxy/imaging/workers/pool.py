@@ -1,34 +1,38 @@
-"""The processing pool: jobs pass the admission gate, and run in the threads of one limiter.
+"""The processing pool: jobs pass the admission gate, and hold a token of one limiter.
 
 The gate counts jobs, and bytes, estimated from the headers of the pictures. Each job runs in a
-thread that holds a token of the limiter, and uses a sandboxed worker process.
+sandboxed worker process, or in a thread.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from mmap import PROT_READ, mmap
 from typing import Protocol
 
 import trio
 
 from proxy.config import Config
-from proxy.errors import Busy, ImageTooLarge, ResultTooCostly, ResultTooLarge
+from proxy.errors import Busy, ImageProxyError, ImageTooLarge, ResultTooCostly, ResultTooLarge
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
-from proxy.imaging.pipeline import Outcome, Recipe, render_each
-from proxy.imaging.workers.admission_gate import AdmissionGate, GateLimits
+from proxy.imaging.recipes import Outcome, Recipe, Rendered
+from proxy.imaging.workers.admission_gate import AdmissionGate, GateLimits, Reservation
 from proxy.imaging.workers.batch import Batch, Call, Interrupted, Job
-from proxy.imaging.workers.client import BUSY_SECONDS, HELD, TIME_LIMIT, DeathReason, ImageWorkers
+from proxy.imaging.workers.client import BUSY_SECONDS, HELD, DeathReason, ImageWorkers, longest
 from proxy.imaging.workers.fair_shares import UNKNOWN, Publisher
 from proxy.imaging.workers.ipc import MOST_RECIPES
 from proxy.imaging.workers.sandbox import Limits
+from proxy.imaging.workers.shared_source import VideoSource
 from proxy.model.formats import Format
 from proxy.model.presets import Preset
+from proxy.shared.machine import cpus_of_this_process, memory_of_this_process
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +91,29 @@ class Processor(Protocol):
         ...
 
 
-def cpus_of_this_process() -> int:
-    """Return how many CPUs this process may use, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+class PosterMaker(Protocol):
+    """Makes posters of videos."""
+
+    async def poster(
+        self,
+        video: VideoSource,
+        preset: Preset,
+        output: Format,
+        *,
+        publisher: Publisher = ...,
+        on_start: Callable[[], None] = ...,
+    ) -> Processed:
+        """Transform the first frame of ``video`` that is not black by ``preset``.
+
+        Cancellation while waiting leaves nothing behind. Once ``on_start`` was called it waits for
+        the end.
+
+        Raises:
+            UnsupportedImage, ImageTooLarge, UndecodableImage, ResultTooCostly: because of the
+                video.
+            Busy: it did not begin within ``process.queue_wait``.
+        """
+        ...
 
 
 class RenderThreads:
@@ -100,16 +122,52 @@ class RenderThreads:
     A thread cannot be killed, and has no time limit: a stopped job ends after its current recipe.
     """
 
-    @contextmanager
-    def begin(self, batch: Batch) -> Iterator[Iterator[Outcome]]:
-        """See ``ImageWorkers.begin``."""
+    def __init__(self) -> None:
+        # The codecs: where workers have them, this process goes without.
+        from proxy.imaging.pipeline import render_each
+
+        self._render_each = render_each
+
+    async def run_video(
+        self, video: VideoSource, job: Job, limits: Limits, jobs: trio.CapacityLimiter
+    ) -> Outcome:
+        """See ``ImageWorkers.run_video``. Nothing but the pool bounds it."""
+        return await trio.to_thread.run_sync(_poster_in_thread, video, job, limiter=jobs)
+
+    async def run_job(
+        self, batch: Batch, tell: Callable[[Outcome], object], jobs: trio.CapacityLimiter
+    ) -> Outcome:
+        """See ``ImageWorkers.run_job``."""
+        return await trio.to_thread.run_sync(self._run_in_thread, batch, tell, limiter=jobs)
+
+    def _run_in_thread(self, batch: Batch, tell: Callable[[Outcome], object]) -> Outcome:
         job = trio.from_thread.run(self._begin, batch)
         recipes = [recipe for recipe, _ in job.orders]
-        yield render_each(job.source, recipes, max_pixels=job.pixels)
+        outcomes = self._render_each(job.source, recipes, max_pixels=job.pixels)
+        for outcome in islice(outcomes, len(recipes) - 1):
+            trio.from_thread.run_sync(tell, outcome)
+            del outcome  # an error keeps its frames alive, and with them pixels
+            # On a stop, the remaining results are not needed.
+            trio.from_thread.check_cancelled()
+        (last,) = outcomes
+        return last
 
     async def _begin(self, batch: Batch) -> Job:
         await trio.lowlevel.checkpoint_if_cancelled()
         return batch.begin()
+
+
+def _poster_in_thread(video: VideoSource, job: Job) -> Outcome:
+    from proxy.imaging.poster import render_posters
+
+    descriptor = video.to_read()
+    try:
+        with mmap(descriptor, video.room, prot=PROT_READ) as source:
+            recipes = [recipe for recipe, _ in job.orders]
+            (outcome,) = render_posters(source, recipes, max_pixels=job.pixels)
+            return outcome
+    finally:
+        os.close(descriptor)
 
 
 class ProcessingPool:
@@ -121,29 +179,47 @@ class ProcessingPool:
     Args:
         config: ``process.isolation`` selects worker processes, or the threads of the pool.
         on_death: called with the reason when a worker died.
+        on_defect: called for each result that a defect of ours prevented.
+        on_decoders: called with the versions of what decodes, by name, whenever a worker starts.
 
     Attributes:
         gate: what a job passes before it begins.
-        limiter: the threads of the jobs; the gate admits no more than it has tokens.
+        limiter: has a token for each job; the gate admits no more.
     """
 
     def __init__(
-        self, config: Config, *, on_death: Callable[[DeathReason], None] = lambda reason: None
+        self,
+        config: Config,
+        *,
+        on_death: Callable[[DeathReason], None] = lambda reason: None,
+        on_defect: Callable[[], None] = lambda: None,
+        on_decoders: Callable[[Mapping[str, str]], None] = lambda found: None,
     ) -> None:
         settings = config.process
         threads = settings.threads or cpus_of_this_process()
-        budget = memory.budget(config)
+        budget = memory.budget_within(config, threads, memory_of_this_process())
         self.gate = AdmissionGate(
             GateLimits(threads, budget, memory.RESERVE, memory.waiting_room(config))
         )
         self.limiter = trio.CapacityLimiter(threads)
         self._queue_wait = settings.queue_wait
         self._max_pixels = settings.max_pixels
-        self._renderers: ImageWorkers | RenderThreads = RenderThreads()
+        self._max_source = config.fetch.max_source_bytes
+        self._animation = config.animation
+        self._renderers: ImageWorkers | RenderThreads
         if settings.isolation == "sandbox":
             # Enough CPU time that a worker is replaced before it reaches this limit.
-            cpu = int(BUSY_SECONDS + (MOST_RECIPES + 1) * TIME_LIMIT)
-            self._renderers = ImageWorkers(threads, Limits(budget + HELD, cpu), on_death)
+            most = longest(memory.most_seconds(config))
+            cpu = int(BUSY_SECONDS + (MOST_RECIPES + 1) * most)
+            self._renderers = ImageWorkers(
+                threads, Limits(budget + HELD, cpu), self._max_source, on_death, on_decoders
+            )
+        else:
+            self._renderers = RenderThreads()
+            from proxy.imaging.decoders import decoders
+
+            on_decoders(decoders(sys.modules.get))
+        self._on_defect = on_defect
         self._nursery: trio.Nursery | None = None
         self._batches: set[Batch] = set()
 
@@ -177,9 +253,18 @@ class ProcessingPool:
     ) -> Processed:
         """See ``Processor.process``."""
         came = trio.current_time()
-        estimate = partial(memory.estimate, source, preset, output, max_pixels=self._max_pixels)
+        if len(source) > self._max_source:
+            raise ImageTooLarge(f"a source of {len(source)} bytes")
+        estimate = partial(
+            memory.estimate,
+            source,
+            preset,
+            output,
+            max_pixels=self._max_pixels,
+            animation=self._animation,
+        )
         found = estimate()
-        recipe = Recipe(preset=preset, output=output)
+        recipe = Recipe(preset=preset, output=output, animation=self._animation)
         ask = partial(self._ask, source, publisher, recipe, on_start, came)
         try:
             return await ask(found)
@@ -191,6 +276,47 @@ class ProcessingPool:
             if found.memory >= unlimited.memory:
                 raise
             return await ask(unlimited)
+
+    async def poster(
+        self,
+        video: VideoSource,
+        preset: Preset,
+        output: Format,
+        *,
+        publisher: Publisher = UNKNOWN,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> Processed:
+        """See ``PosterMaker.poster``."""
+        came = trio.current_time()
+        recipe = Recipe(preset=preset, output=output)
+        amount = min(memory.POSTER_MEMORY, self.gate.limits.most)
+        estimate = Estimate(
+            self._max_pixels, amount, 0, memory.POSTER_RESULT, memory.POSTER_SECONDS
+        )
+        job = Job(b"", ((recipe, estimate),))
+        limits = Limits(amount, int(memory.POSTER_SECONDS) + 1)
+        with trio.CancelScope() as patience:
+
+            def limit_wait() -> None:
+                patience.deadline = trio.current_time() + self._queue_wait
+
+            async with self.gate.hold(Reservation(amount, b"", publisher), on_wait=limit_wait):
+                patience.deadline = math.inf
+                on_start()
+                began = trio.current_time()
+                try:
+                    outcome = await self._renderers.run_video(video, job, limits, self.limiter)
+                except Exception as error:
+                    if not isinstance(error, ImageProxyError):
+                        self._on_defect()
+                    raise
+            if isinstance(outcome, Exception):
+                if not isinstance(outcome, ImageProxyError):
+                    self._on_defect()
+                raise outcome
+            took = trio.current_time() - began
+            return Processed(outcome.data, outcome.format, began - came, took)
+        raise Busy(f"the transform did not begin within {self._queue_wait:g} s")
 
     async def _ask(
         self,
@@ -251,20 +377,11 @@ class ProcessingPool:
         # A job that is admitted at once begins, even if no wait is allowed. The gate admits no more
         # jobs than there are tokens, so a token is free.
         async with self.gate.hold(batch.reservation, on_wait=batch.limit_wait):
-            last = await trio.to_thread.run_sync(self._run_job, batch, limiter=self.limiter)
+            last = await self._renderers.run_job(batch, partial(self._answer, batch), self.limiter)
         # Answer after releasing the place and the token: they are free for the caller's next call.
-        batch.answer(last)
+        self._answer(batch, last)
 
-    def _run_job(self, batch: Batch) -> Outcome:
-        """Answer each call as soon as its result is ready, but return the last outcome.
-
-        Runs in a thread, while the job holds its token.
-        """
-        with self._renderers.begin(batch) as outcomes:
-            for outcome in islice(outcomes, len(batch) - 1):
-                trio.from_thread.run_sync(batch.answer, outcome)
-                del outcome  # an error keeps its frames alive, and with them pixels
-                # On a stop, the remaining results are not needed.
-                trio.from_thread.check_cancelled()
-            (last,) = outcomes
-        return last
+    def _answer(self, batch: Batch, outcome: Outcome) -> None:
+        if not isinstance(outcome, Rendered | ImageProxyError):
+            self._on_defect()
+        batch.answer(outcome)

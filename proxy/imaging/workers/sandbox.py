@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -133,12 +134,18 @@ def _drop_capabilities(_: Limits) -> None:
 
 
 # linux/prctl.h
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
 
 def _forbid_new_privileges(_: Limits) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _end_with_parent(_: Limits) -> None:
+    """Have the kernel kill this process when its parent ends, which alone can wait for it."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _hide_memory(_: Limits) -> None:
@@ -368,6 +375,7 @@ _PARTS: dict[str, Callable[[Limits], None]] = {
     "no_new_privs": _forbid_new_privileges,
     "thread limit": _limit_threads,
     "no capabilities": _drop_capabilities,
+    "end with its parent": _end_with_parent,  # a change of capabilities takes it back
     "hidden memory": _hide_memory,
     "Landlock for files": _landlock_files,
     "Landlock for TCP": _landlock_network,

@@ -17,33 +17,42 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from proxy.errors import UndecodableImage
-from proxy.imaging.pipeline import Outcome, Recipe, Rendered, render
+from proxy.imaging.pipeline import render
+from proxy.imaging.recipes import Outcome, Recipe, Rendered
+from proxy.imaging.workers import fork_server, sandbox
 from proxy.imaging.workers import main as worker
-from proxy.imaging.workers import sandbox
-from proxy.imaging.workers.main import render_job, serve
+from proxy.imaging.workers.imports import import_all
+from proxy.imaging.workers.main import Given, render_job, serve
 from proxy.model.formats import Format
 from proxy.model.presets import Preset
 
 BOOTSTRAP = (
-    "import sys; sys.path[:] = sys.argv[4:]; from tests.imaging.workers.hostile import main; "
-    "main(*map(int, sys.argv[1:4]))"
+    "import sys; sys.path[:] = sys.argv[2:]; from tests.imaging.workers.hostile import main; "
+    "main(int(sys.argv[1]))"
 )
 WITH_THREADS = BOOTSTRAP.removesuffix(")") + ", threads=4)"
 
 JPEG = b"\xff\xd8\xff made by a hostile worker"
 
 _connection: socket.socket
+_source: int
 _call_as_i386: Callable[[int], int]
 
 
-def main(descriptor: int, memory: int, cpu: int, threads: int = 0) -> None:
-    """A worker as the real one is, up to what it does with a source."""
-    global _connection, _call_as_i386
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    _connection = socket.socket(fileno=descriptor)
+def main(descriptor: int, threads: int = 0) -> None:
+    """Workers as the real ones are, up to what they do with a source."""
+    fork_server.ignore_signals()
+    import_all()
+    fork_server.fork_workers(socket.socket(fileno=descriptor), threads, _be_worker)
+
+
+def _be_worker(given: Given) -> None:
+    global _connection, _source, _call_as_i386
+    _connection = given.connection
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        (_source,) = (int(line.partition("-")[0], 16) for line in maps if "memfd:source" in line)
     _call_as_i386 = gate_to_i386()
-    serve(_connection, sandbox.Limits(memory, cpu, threads), work)
+    serve(given, work)
 
 
 def work(source: bytes, recipes: Sequence[Recipe], max_pixels: int) -> Iterator[Outcome]:
@@ -80,6 +89,12 @@ def _end_with(said: bytes) -> None:
     os._exit(0)
 
 
+def _import_quietly(name: str) -> None:
+    """As libraries do it with what they can do without."""
+    with suppress(ImportError):
+        __import__(name)
+
+
 def _fail(error: Exception) -> None:
     raise error
 
@@ -96,7 +111,9 @@ DEEDS: dict[bytes, Callable[[bytes], object]] = {
     b"raw": _end_with,
     b"more": lambda rest: _connection.sendall(rest),
     b"thread": lambda rest: _fail(UndecodableImage(_in_a_thread())),
+    b"overwrite": lambda rest: _fail(UndecodableImage(attempt(_overwrite))),
     b"defect": lambda rest: _fail(ZeroDivisionError("a defect")),
+    b"import": lambda rest: _import_quietly(rest.decode()),
     b"probe": lambda rest: _fail(UndecodableImage(attempt(PROBES[rest.decode()]))),
     b"sweep": lambda rest: _fail(UndecodableImage(SWEEPS[rest.decode()]())),
 }
@@ -130,6 +147,11 @@ def _fork() -> int:
 
 def _exec() -> None:
     os.execv("/bin/true", ["/bin/true"])  # noqa: S606
+
+
+def _overwrite() -> None:
+    _call("mprotect", ctypes.c_void_p(_source), ctypes.c_size_t(PAGE), READ | WRITE)
+    ctypes.memmove(_source, b"own", 3)
 
 
 def _listen() -> None:
@@ -465,7 +487,7 @@ def decode_under_the_limit_of_threads(source: bytes, times: int) -> None:
     out = socket.socket(fileno=1)
     worker.warm_up()
     _become_nobody()
-    missing = sandbox.confine(sandbox.Limits(1 << 30, 100, worker._THREADS))
+    missing = sandbox.confine(sandbox.Limits(1 << 30, 100, worker.THREADS))
     preset = Preset(width=60, height=40, fit="cover", quality=80)
     made: set[object] = set()
     for _ in range(times):

@@ -11,9 +11,9 @@ import trio.testing
 
 from proxy.config import Config
 from proxy.errors import Busy, UndecodableImage
+from proxy.imaging import pipeline
 from proxy.imaging.memory_estimate import Estimate
-from proxy.imaging.pipeline import Outcome, Recipe, Rendered
-from proxy.imaging.workers import pool as pool_module
+from proxy.imaging.recipes import Outcome, Recipe, Rendered
 from proxy.imaging.workers.admission_gate import AdmissionGate, GateLimits, Reservation
 from proxy.imaging.workers.batch import Batch, Call
 from proxy.imaging.workers.fair_shares import UNKNOWN
@@ -22,10 +22,10 @@ from proxy.imaging.workers.pool import (
     PoolStatistics,
     Processed,
     ProcessingPool,
-    cpus_of_this_process,
 )
 from proxy.model.formats import Format
 from proxy.model.presets import DEFAULT_PRESETS, Preset
+from proxy.shared.machine import cpus_of_this_process
 from tests.fakes.world import tiny_jpeg
 
 PRESET = DEFAULT_PRESETS["avatar_thumbnail"]
@@ -73,7 +73,7 @@ class FakeRender:
 @pytest.fixture
 def render(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRender]:
     fake = FakeRender()
-    monkeypatch.setattr(pool_module, "render_each", fake)
+    monkeypatch.setattr(pipeline, "render_each", fake)
     yield fake
     fake.finish(1000)
 

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -30,13 +30,15 @@ from proxy.config import Config
 from proxy.errors import Busy, ImageTooLarge, ResultTooCostly, UndecodableImage, UnsupportedImage
 from proxy.imaging import memory_estimate as memory
 from proxy.imaging.memory_estimate import Estimate
-from proxy.imaging.pipeline import Outcome, Recipe, render
+from proxy.imaging.pipeline import render
+from proxy.imaging.recipes import Outcome, Recipe
 from proxy.imaging.workers import client as workers
-from proxy.imaging.workers import sandbox
+from proxy.imaging.workers import forks, sandbox
 from proxy.imaging.workers.batch import Job
 from proxy.imaging.workers.client import CannotStart, WorkerDefect
-from proxy.imaging.workers.ipc import ANSWER, FORMATS, Status
+from proxy.imaging.workers.ipc import ANSWER, FORMATS, PID, Status
 from proxy.imaging.workers.pool import PoolStatistics, ProcessingPool
+from proxy.imaging.workers.shared_source import KEPT, SharedSource
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.presets import Preset
 from tests.imaging import sources
@@ -59,11 +61,24 @@ def config(threads: int = 2, queue_wait: float = 20) -> Config:
     return Config.model_validate({"process": {"threads": threads, "queue_wait": queue_wait}})
 
 
-def children() -> set[int]:
-    """Processes of this one, zombies among them."""
+_servers: set[int] = set()
+"""Processes that were there before the test that runs: of other tests, until the last one."""
+
+
+def children(pid: int | str = "self") -> set[int]:
+    """Processes of this one that the test has started, zombies among them."""
     found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
+    for task in Path(f"/proc/{pid}/task").iterdir():
         found.update(map(int, (task / "children").read_text().split()))
+    return found - _servers
+
+
+def running_workers() -> set[int]:
+    """Those of the fork servers that the test has started."""
+    found: set[int] = set()
+    for server in children():
+        with suppress(FileNotFoundError):  # it ended meanwhile
+            found |= children(server)
     return found
 
 
@@ -74,15 +89,17 @@ def descriptors() -> int:
 @pytest.fixture(autouse=True)
 def _leaves_nothing() -> object:
     """Catches, after every test here, a process, a zombie or a descriptor that was left."""
-    before = children(), descriptors()
+    _servers.clear()
+    _servers.update(children())
+    before = descriptors()
     yield
-    assert (children(), descriptors()) == before
+    assert (children(), descriptors()) == (set(), before)
 
 
 @pytest.fixture
 def hostile_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that do as their source says."""
-    monkeypatch.setattr(workers, "BOOTSTRAP", hostile.BOOTSTRAP)
+    monkeypatch.setattr(forks, "BOOTSTRAP", hostile.BOOTSTRAP)
 
 
 class Running(ProcessingPool):
@@ -150,7 +167,7 @@ async def test_a_worker_can_do_nothing_of_what_others_can(hostile_workers: None)
 
 async def test_threads_of_a_worker_are_confined_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a filter that holds for the first thread alone, and one that forbids threads."""
-    monkeypatch.setattr(workers, "BOOTSTRAP", hostile.WITH_THREADS)
+    monkeypatch.setattr(forks, "BOOTSTRAP", hostile.WITH_THREADS)
     async with running(threads=1) as pool:
         assert (await pool.fails(b"thread")).cause.startswith("failed: [Errno 1]")
 
@@ -325,7 +342,7 @@ async def test_a_worker_has_no_privileges_and_a_stack_that_ends() -> None:
     """Catches root's capabilities in a worker, and a stack, which RLIMIT_DATA does not count."""
     async with running(threads=1) as pool:
         await pool.do(sources.jpeg(sources.photo(64, 48)))
-        (worker,) = children()
+        (worker,) = running_workers()
         status = status_of(worker)
         assert {status[f"Cap{kind}"].strip("0") for kind in ("Eff", "Prm", "Inh")} == {""}
         assert (status["NoNewPrivs"], status["Seccomp"], status["Threads"]) == ("1", "2", "1")
@@ -344,7 +361,7 @@ async def test_a_worker_that_takes_all_memory_stays_below_its_limit(hostile_work
     """Catches memory beyond the limit, as the kernel itself counts what is resident."""
     async with running(threads=1) as pool:
         error = await pool.fails(b"sweep:all memory")
-        (worker,) = children()
+        (worker,) = running_workers()
         status = status_of(worker)
         limit, _ = resource.prlimit(worker, resource.RLIMIT_DATA)
         anonymous, shared = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
@@ -359,6 +376,42 @@ async def test_reserved_memory_counts_as_soon_as_it_can_be_written(hostile_worke
     async with running(threads=1) as pool:
         error = await pool.fails(b"sweep:a lot")
         assert "Cannot allocate memory" in error.cause
+
+
+async def test_a_worker_cannot_write_to_its_source(hostile_workers: None) -> None:
+    """Catches shared memory that a worker fills, which RLIMIT_DATA does not count."""
+    async with running(threads=1) as pool:
+        assert (await pool.fails(b"overwrite")).cause == "failed: [Errno 13] Permission denied"
+
+
+async def test_a_large_source_takes_no_memory_when_its_job_is_done(
+    monkeypatch: pytest.MonkeyPatch, hostile_workers: None
+) -> None:
+    """Catches workers that each keep as much as the largest source that they ever had."""
+    made: list[SharedSource] = []
+    put = SharedSource.put
+
+    def note(source: SharedSource, data: bytes) -> None:
+        put(source, data)
+        made.append(source)
+
+    monkeypatch.setattr(SharedSource, "put", note)
+    async with running(threads=1) as pool:
+        assert await pool.do(b"nothing:" + bytes(4 * KEPT)) == hostile.JPEG
+        assert os.fstat(made[0]._descriptor).st_blocks == 0
+        # The file is as large as before.
+        assert await pool.do(b"nothing:" + bytes(4 * KEPT)) == hostile.JPEG
+        assert await pool.do(b"nothing:") == hostile.JPEG
+        assert pool.deaths == Counter()
+
+
+@pytest.mark.parametrize("isolation", ["thread", "sandbox"])
+async def test_a_source_for_which_no_worker_has_room_is_too_large(isolation: str) -> None:
+    """Catches a source of a fetcher without a limit that is cut, or ends the worker."""
+    small = {"process": {"threads": 1, "isolation": isolation}, "fetch": {"max_source_mb": 1}}
+    pool = Running(Config.model_validate(small))
+    with pytest.raises(ImageTooLarge):
+        await pool.do(b"\xff\xd8\xff" + bytes(1 << 20))
 
 
 def verdict(
@@ -447,7 +500,7 @@ async def test_a_worker_has_no_environment(
     monkeypatch.setenv("IMAGE_PROXY_SERVER__ADMIN_TOKEN", "secret")
     async with running(threads=1) as pool:
         await pool.fails(b"probe:fork")
-        (worker,) = children()
+        (worker,) = running_workers()
         assert b"secret" not in environment_of(worker)
 
 
@@ -475,11 +528,11 @@ async def test_missing_parts_are_named_in_one_line_of_the_log(
 ) -> None:
     """Catches a sandbox that is silently half there, and a line for each worker."""
     patched = (
-        "import sys; sys.path[:] = sys.argv[4:]; from proxy.imaging.workers import sandbox; "
+        "import sys; sys.path[:] = sys.argv[2:]; from proxy.imaging.workers import sandbox; "
         f"sandbox.confine = lambda limits: {missing!r}; "
-        "from proxy.imaging.workers.main import main; main(*map(int, sys.argv[1:4]))"
+        "from proxy.imaging.workers.fork_server import main; main(int(sys.argv[1]))"
     )
-    monkeypatch.setattr(workers, "BOOTSTRAP", patched)
+    monkeypatch.setattr(forks, "BOOTSTRAP", patched)
     with logged_by(workers, monkeypatch) as lines:
         async with running(threads=2) as pool:
             await pool.do(sources.jpeg(sources.photo(64, 48)))
@@ -592,7 +645,7 @@ async def test_a_crash_costs_its_own_request_alone(how: bytes, hostile_workers: 
         assert "SIG" in error.cause
         assert len(results) == 20
         assert pool.deaths == {"crash": 1}
-        await until(lambda: len(children()) == 2)
+        await until(lambda: len(running_workers()) == 2)
         await pool.do(good)
 
 
@@ -602,14 +655,14 @@ async def test_a_hang_ends_with_its_time_limit(
     """Catches a wait for an answer without an end: the worker sleeps, and takes no CPU time."""
     async with running(threads=1) as pool:
         await pool.do(b"take:1")
-        (first,) = children()
+        (first,) = running_workers()
         monkeypatch.setattr(workers, "TIME_LIMIT", 0.3)
         assert "no answer within" in (await pool.fails(b"sleep")).cause
         monkeypatch.undo()
-        monkeypatch.setattr(workers, "BOOTSTRAP", hostile.BOOTSTRAP)
+        monkeypatch.setattr(forks, "BOOTSTRAP", hostile.BOOTSTRAP)
         assert pool.deaths == {"hang": 1}
         assert await pool.do(b"take:1") == hostile.JPEG
-        assert children() != {first}
+        assert running_workers() != {first}
 
 
 async def test_a_worker_that_computes_ends_with_the_cpu_time_of_its_estimate(
@@ -633,15 +686,15 @@ async def test_an_allocation_over_the_estimate_fails_in_the_worker(
     bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a limit that is only the sum for everybody: four pictures could each take it."""
-    monkeypatch.setattr(workers, "BOOTSTRAP", bootstrap)
+    monkeypatch.setattr(forks, "BOOTSTRAP", bootstrap)
     async with running(threads=1) as pool:
         assert await pool.do(b"take:1000000") == hostile.JPEG
-        (worker,) = children()
+        (worker,) = running_workers()
         for amount in (200 << 20, 1 << 40):
             with pytest.raises(ImageTooLarge):
                 await pool.do(b"take:%d" % amount)
         assert await pool.do(b"take:1000000") == hostile.JPEG
-        assert children() == {worker}
+        assert running_workers() == {worker}
         assert pool.deaths == Counter()
 
 
@@ -651,6 +704,27 @@ async def test_a_defect_is_not_blamed_on_the_picture(hostile_workers: None) -> N
         with pytest.raises(WorkerDefect, match=r"ZeroDivisionError: a defect .*hostile\.py:\d+"):
             await pool.do(b"defect")
         assert await pool.do(b"take:1") == hostile.JPEG
+
+
+async def test_a_worker_that_imports_late_says_so(hostile_workers: None) -> None:
+    """Catches an answer that a swallowed ImportError has changed, and one told of the next job."""
+    async with running(threads=1) as pool:
+        with pytest.raises(WorkerDefect, match=r"imported too late: wave; DONE"):
+            await pool.do(b"import:wave")
+        assert await pool.do(b"take:1") == hostile.JPEG
+        assert pool.deaths == Counter()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+async def test_an_avif_turned_or_mirrored_is_the_same_as_in_a_thread(orientation: int) -> None:
+    """Catches modules that its decoder imports when the worker has given up its files."""
+    source = sources.avif(sources.photo(64, 32), exif=sources.exif(orientation))
+    async with running(threads=1) as pool:
+        for output in (None, *OUTPUTS):
+            assert (
+                await pool.do(source, output)
+                == render(source, PRESET, output, max_pixels=10**6).data
+            )
 
 
 def answer(
@@ -741,9 +815,11 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counted: list[int] = []
     run = workers.ImageWorker.run
 
-    def count(worker: workers.ImageWorker, job: Job) -> Iterator[Outcome]:
+    async def count(
+        worker: workers.ImageWorker, job: Job, tell: Callable[[Outcome], object]
+    ) -> Outcome:
         counted.append(len(job.orders))
-        return run(worker, job)
+        return await run(worker, job, tell)
 
     monkeypatch.setattr(workers.ImageWorker, "run", count)
     return counted
@@ -835,11 +911,11 @@ class SlowSocket:
     def clock_gettime(self, clock: int) -> float:
         return 0.0
 
-    def settimeout(self, seconds: float) -> None:
-        assert seconds > 0
+    def setblocking(self, flag: bool) -> None:
+        assert not flag
 
-    def sendall(self, data: bytes) -> None:
-        pass
+    def send(self, data: memoryview) -> int:
+        return len(data)
 
     def recv_into(self, view: memoryview) -> int:
         view[:1] = self._said[self.seconds : self.seconds + 1]
@@ -867,17 +943,28 @@ class StuckProcess:
         raise subprocess.TimeoutExpired("worker", timeout or 0)
 
 
+def with_process(process: StuckProcess, connection: SlowSocket) -> workers.ImageWorker:
+    worker = workers.ImageWorker(
+        forks.ForkServer(),
+        connection,  # type: ignore[arg-type]
+        SharedSource(1000),
+    )
+    worker._process = process  # type: ignore[assignment]
+    return worker
+
+
 async def test_the_time_limit_is_for_the_whole_answer_not_for_each_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches a worker that holds its thread for ever by always sending another byte."""
     slow = SlowSocket(answer(DONE, AS[Format.JPEG], b"\xff\xd8\xff" + bytes(97)))
     process = StuckProcess()
-    worker = workers.ImageWorker(process, slow)  # type: ignore[arg-type]
+    worker = with_process(process, slow)
     monkeypatch.setattr(workers, "time", slow)
     job = Job(b"x", ((Recipe(preset=PRESET, output=None), Estimate(1, 1, 1, 1000, 1.0)),))
     with pytest.raises(workers.WorkerDied) as caught:
-        list(worker.run(job))
+        await worker.run(job, lambda outcome: None)
+    worker._source.close()
     assert caught.value.reason == "hang"
     assert slow.seconds == workers.TIME_LIMIT
     assert process.killed == 1
@@ -888,12 +975,26 @@ async def test_the_end_of_a_worker_that_the_kernel_does_not_end_has_an_end(
 ) -> None:
     """Catches a stop that waits for ever for a process that was killed."""
     process = StuckProcess()
-    worker = workers.ImageWorker(process, SlowSocket(b""))  # type: ignore[arg-type]
+    worker = with_process(process, SlowSocket(b""))
     with logged_by(workers, monkeypatch) as lines:
         worker.end()
     assert process.killed == 1
-    assert process.waited == [workers.END_LIMIT]
+    assert process.waited == [forks.END_LIMIT]
     assert [line["event"] for line in lines] == ["a killed worker does not end"]
+
+
+def test_a_fork_server_that_answers_too_late_is_ended() -> None:
+    """Catches its late answer taken for one about another worker, which nobody would then kill."""
+    server = forks.ForkServer()
+    try:
+        control, process = server._running(), server._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        control.settimeout(0.01)
+        assert server.exit_code(os.getpid()) == -signal.SIGKILL
+        assert process.poll() == -signal.SIGKILL
+    finally:
+        server.close()
 
 
 # What a worker says and how it ends
@@ -913,7 +1014,7 @@ async def test_a_worker_that_is_killed_while_idle_costs_no_request() -> None:
     good = sources.jpeg(sources.photo(64, 48))
     async with running(threads=1) as pool:
         await pool.do(good)
-        (worker,) = children()
+        (worker,) = running_workers()
         os.kill(worker, signal.SIGKILL)
         await until(lambda: not is_running(worker))
         assert await pool.do(good)
@@ -926,10 +1027,27 @@ async def test_a_signal_to_the_whole_group_ends_no_worker(number: signal.Signals
     good = sources.jpeg(sources.photo(64, 48))
     async with running(threads=1) as pool:
         await pool.do(good)
-        (worker,) = children()
+        (worker,) = running_workers()
         os.kill(worker, number)
         await pool.do(good)
-        assert children() == {worker}
+        assert running_workers() == {worker}
+
+
+ALONE = """
+import socket
+from mmap import mmap
+from proxy.imaging.workers.main import Given, serve
+from proxy.imaging.workers.sandbox import Limits
+ours, theirs = socket.socketpair()
+ours.close()
+serve(Given(theirs, mmap(-1, 4096), Limits(1 << 30, 9)), None)
+"""
+
+
+def test_a_worker_whose_service_has_ended_meanwhile_says_nothing() -> None:
+    """Catches a traceback on the terminal of a command that was done before its worker began."""
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 @pytest.mark.parametrize(
@@ -948,9 +1066,12 @@ async def test_a_worn_worker_is_replaced(
     used: set[int] = set()
     run = workers.ImageWorker.run
 
-    def note(worker: workers.ImageWorker, job: Job) -> Iterator[Outcome]:
+    async def note(
+        worker: workers.ImageWorker, job: Job, tell: Callable[[Outcome], object]
+    ) -> Outcome:
+        assert worker._process is not None
         used.add(worker._process.pid)
-        return run(worker, job)
+        return await run(worker, job, tell)
 
     monkeypatch.setattr(workers.ImageWorker, "run", note)
     good = sources.jpeg(sources.photo(64, 48))
@@ -977,7 +1098,7 @@ async def test_workers_that_cannot_start_are_a_defect_and_no_hang(
     bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a request that waits for a worker that never comes, and a loop at full speed."""
-    monkeypatch.setattr(workers, "BOOTSTRAP", bootstrap)
+    monkeypatch.setattr(forks, "BOOTSTRAP", bootstrap)
     with logged_by(workers, monkeypatch) as lines:
         async with running(threads=2) as pool:
             with pytest.raises(CannotStart):
@@ -1003,12 +1124,12 @@ async def test_workers_that_start_again_serve_again(monkeypatch: pytest.MonkeyPa
     """Catches a failure that is remembered for ever."""
     good = sources.jpeg(sources.photo(64, 48))
     with monkeypatch.context() as patched:
-        patched.setattr(workers, "BOOTSTRAP", "raise SystemExit(3)")
+        patched.setattr(forks, "BOOTSTRAP", "raise SystemExit(3)")
         async with running(threads=1) as pool:
             with pytest.raises(CannotStart):
                 await pool.do(good)
             patched.undo()
-            await until(lambda: bool(children()))
+            await until(lambda: bool(running_workers()))
             with trio.fail_after(PATIENCE):
                 while True:
                     try:
@@ -1029,7 +1150,7 @@ async def test_a_job_that_waits_for_the_job_of_another_is_busy_in_the_end(
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(Busy):
                 await pool.do(b"take:1")
-            (worker,) = children()
+            (worker,) = running_workers()
             os.kill(worker, signal.SIGKILL)
 
 
@@ -1041,11 +1162,12 @@ def half_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[]
     """Workers that send half of their first message, and then nothing; waits until one did."""
     fifo = tmp_path / "half"
     os.mkfifo(fifo)
-    half = answer(Status.READY, 0, b'{"missing', length=15)
+    half = PID.pack(1) + answer(Status.READY, 0, b'{"missing', length=15)
     monkeypatch.setattr(
-        workers,
+        forks,
         "BOOTSTRAP",
-        f"import os, signal, sys; os.write(int(sys.argv[1]), {half!r}); "
+        "import os, signal, socket, sys; control = socket.socket(fileno=int(sys.argv[1])); "
+        f"_, (there, _), *_ = socket.recv_fds(control, 99, 2); os.write(there, {half!r}); "
         f"open({str(fifo)!r}, 'w').close(); signal.pause()",
     )
 
@@ -1126,21 +1248,50 @@ async def test_a_job_waits_with_its_token_for_the_first_worker_and_others_wait_a
         assert [type(error) for error in errors] == [Busy, CannotStart]
 
 
+async def test_a_worker_that_has_nothing_to_do_gives_its_free_memory_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches what one large picture took and a worker then keeps for ever."""
+    impatient = "from proxy.imaging.workers import main; main.IDLE_SECONDS = 1; from proxy"
+    monkeypatch.setattr(forks, "BOOTSTRAP", forks.BOOTSTRAP.replace("from proxy", impatient))
+    large = sources.jpeg(sources.photo(3000, 2000))
+    same_size = Preset(width=3000, fit="contain", quality=80)
+    mib = 1 << 20
+    async with running(threads=1) as pool:
+        await pool.do(sources.jpeg(sources.photo(64, 48)))
+        (worker,) = running_workers()
+        before = resident(worker)
+        await pool.process(large, same_size, Format.WEBP)
+        assert resident(worker) > before + 20 * mib, "kept for the next picture"
+        await until(lambda: resident(worker) < before + 10 * mib)
+        assert await pool.do(large)
+        assert running_workers() == {worker}
+
+
+def resident(process: int) -> int:
+    """Bytes of memory that a process has."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 async def test_a_job_waits_for_a_new_worker_when_every_one_was_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Catches a refusal of whatever comes while killed workers are replaced, however slowly."""
+    """Catches a refusal of whatever comes while killed workers are replaced, however slowly.
+
+    What they are forked from is killed, and takes them along.
+    """
     good = sources.jpeg(sources.photo(64, 48))
     # Without patience for others: only the limit of a start lets this wait.
     async with running(threads=1, queue_wait=0) as pool:
         await pool.do(good)
-        (worker,) = children()
-        slow = f"import time; time.sleep(0.5); {workers.BOOTSTRAP}"
-        monkeypatch.setattr(workers, "BOOTSTRAP", slow)
-        os.kill(worker, signal.SIGKILL)
+        (worker,) = running_workers()
+        slow = f"import time; time.sleep(0.5); {forks.BOOTSTRAP}"
+        monkeypatch.setattr(forks, "BOOTSTRAP", slow)
+        (server,) = children()
+        os.kill(server, signal.SIGKILL)
         # Its end of the socket is closed then.
-        options = os.WEXITED | os.WNOWAIT
-        await trio.to_thread.run_sync(os.waitid, os.P_PID, worker, options)
+        await until(lambda: not is_running(worker))
         await pool.do(good)
 
 
@@ -1210,7 +1361,8 @@ async def test_a_service_with_slow_transforms_stops_within_its_time() -> None:
     """Catches a service that the service manager has to kill: pictures that take ten seconds."""
     noise = np.random.default_rng(1).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
     source = sources.jpeg(noise)
-    pool = Running(config(threads=2))
+    large = {"process": {"threads": 2, "queue_wait": 20}, "fetch": {"max_source_mb": 64}}
+    pool = Running(Config.model_validate(large))
     began = trio.Event()
     errors: list[Exception] = []
 
@@ -1241,16 +1393,16 @@ import os, sys, trio
 from pathlib import Path
 from proxy.config import Config
 from proxy.imaging.workers.pool import ProcessingPool
-from tests.imaging.workers.test_sandbox import children, PRESET, sources
+from tests.imaging.workers.test_sandbox import running_workers, PRESET, sources
 
 async def main():
     pool = ProcessingPool(Config.model_validate({"process": {"threads": 2}}))
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.run)
         await pool.process(sources.jpeg(sources.photo(64, 48)), PRESET, None)
-        while len(children()) < 2:
+        while len(running_workers()) < 2:
             await trio.sleep(0.01)
-        print(*children(), flush=True)
+        print(*running_workers(), flush=True)
         await trio.sleep_forever()
 
 trio.run(main)
