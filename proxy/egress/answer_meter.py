@@ -16,7 +16,8 @@ from proxy.egress.errors import BadAnswer
 
 READ_BYTES = 16 * 1024
 """The most bytes to take in one read: what one TLS record may have (RFC 8446, section 5.1). Each
-read gives other tasks their turn, so this bounds what one answer computes before they have it."""
+read gives other tasks their turn, so this bounds what one answer computes before they have it.
+Bytes that the meter need not look at (``body_left``) may come in larger reads."""
 
 MAX_HEAD = 16 * 1024
 """Bytes of all heads and trailers of one answer; Node.js has the same limit for a head."""
@@ -86,6 +87,28 @@ class AnswerMeter:
         # The body.
         self._left = 0
         self._credit = ALLOWANCE * OVERHEAD_SHARE
+
+    @property
+    def body_left(self) -> int:
+        """Bytes of a body of declared length that are still to come; 0 at any other place."""
+        is_declared = self._part is _Part.BODY and not self._is_chunked
+        return self._left if is_declared and self._length is not None else 0
+
+    def take(self, size: int) -> int:
+        """Measure one read of ``size`` bytes where ``body_left`` is not 0, without looking at them.
+
+        Returns:
+            How many of them belong to this answer.
+
+        Raises:
+            BadAnswer: as ``feed``.
+        """
+        self.received += size
+        self._spend(EVENT)
+        taken = min(size, self._left)
+        self._take_body(taken)
+        self.has_surplus = taken < size
+        return taken
 
     def feed(self, data: bytes) -> bytes:
         """Measure the bytes of one read.

@@ -38,7 +38,11 @@ class AsksClient:
         session = _Session(self._network, origin, AnswerMeter(is_head=method == "HEAD"))
         try:
             response = await session.ask(method, target, headers)
-            headers = {str(k).lower(): str(v) for k, v in response.headers.items()}
+            # asks reads header fields as UTF-8.
+            headers = {
+                str(k).lower(): str(v).encode().decode("latin-1")
+                for k, v in response.headers.items()
+            }
             yield StreamingResponse(response.status_code, headers, _body(response.body))
         finally:
             if session.stream is not None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 from proxy.egress.errors import AskedToWait, EgressError
+from proxy.egress.known_hosts import OpenCircuit, longest
 from proxy.shared.expiring_map import ExpiringMap
 from proxy.shared.memory_cost import cost_of
 
@@ -20,6 +21,9 @@ OPEN_SECONDS = 30.0
 
 MAX_RETRY_AFTER = 300.0
 """Seconds; a host that asks for a longer pause is asked again after this time."""
+
+UNNAMED_PAUSE = 10.0
+"""Seconds for a 429 that names no time, or one that is over."""
 
 LEAST_EPOCH = 1e9
 """A ``RateLimit-Reset`` of at least this number is not a delay, but a time after 2001."""
@@ -95,6 +99,14 @@ class Circuits:
             circuit.open_until = now + OPEN_SECONDS
         self._circuits.put(host, circuit, now + KEPT_SECONDS)
 
+    def open(self, now: float) -> tuple[OpenCircuit, ...]:
+        """The circuits that let no fetch pass, those that stay so for longest first."""
+        return longest(
+            OpenCircuit(host, type(circuit.error).__name__, max(until - now, 0.0))
+            for host, circuit in self._circuits.items(now)
+            if (until := max(circuit.open_until, circuit.held_until)) > now or circuit.is_probed
+        )
+
     def gave_up(self, host: str, now: float) -> None:
         """Note that a probe ended without a result; another fetch may probe ``host``."""
         circuit = self._circuits.get(host, now)
@@ -126,16 +138,20 @@ def _held(until: float) -> _Circuit:
 
 
 def pause_asked(status: int, headers: Mapping[str, str], wall_clock: float) -> float:
-    """The pause in seconds that an answer asks for; 0 if it names no time.
+    """The pause in seconds that an answer asks for; 0 if it asks for none, as most do.
 
     RFC 6585, section 4, and RFC 9110, section 15.6.4. Bluesky's PDS sends ``RateLimit-Reset``
     instead, in seconds since the epoch; in the IETF's drafts this header is a delay.
     """
     if status not in (429, 503):
         return 0.0
-    named = headers.get("retry-after")
-    if named is not None or status == 503:
-        return retry_after(named, wall_clock)
+    pause = retry_after(headers.get("retry-after"), wall_clock)
+    if status == 503:
+        return pause
+    return pause or _until_reset(headers, wall_clock) or UNNAMED_PAUSE
+
+
+def _until_reset(headers: Mapping[str, str], wall_clock: float) -> float:
     reset = headers.get("ratelimit-reset", "").strip()
     if not (reset.isascii() and reset.isdigit()):
         return 0.0

@@ -5,12 +5,15 @@ Pure; time is an argument.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 from proxy.egress.addresses import Address
 from proxy.egress.endpoint import Origin
+from proxy.egress.known_hosts import HostPace, longest
 from proxy.egress.neighbours import block_of, groups_by_name
+from proxy.egress.time_to_answer import Pace
 from proxy.shared.expiring_map import ExpiringMap
 
 HALF_LIFE = 300.0
@@ -42,8 +45,11 @@ hold consumers for as long as it likes."""
 MAX_BYTES = 4 * 1024**2
 """Memory of what is remembered."""
 
-ENTRY_BYTES = 512
+ENTRY_BYTES = 640
 """Memory of one entry, without the text of its key."""
+
+HOST = "host "
+"""What the key of a host begins with; those of groups do not."""
 
 
 class Standing(IntEnum):
@@ -62,11 +68,13 @@ class Judgement:
         cost: what its fetches cost, to be compared with hosts of the same standing: of prompt ones
             the ``COST_CLASS`` of their answers, of slow ones what they wasted for each answer.
         groups: its registered domain, and its address block if it was connected to.
+        pace: seconds for which its recent fetches held a consumer; None if there were none.
     """
 
     standing: Standing
     cost: float
     groups: tuple[str, ...]
+    pace: float | None = None
 
     @property
     def rank(self) -> tuple[Standing, float]:
@@ -77,12 +85,13 @@ class Judgement:
 class _Record:
     """Prompt answers, the seconds that they took, and wasted seconds, as they counted at a time."""
 
-    __slots__ = ("answers", "at", "taken", "wasted")
+    __slots__ = ("answers", "at", "pace", "taken", "wasted")
 
     def __init__(self, at: float) -> None:
         self.answers = 0.0
         self.taken = 0.0
         self.wasted = 0.0
+        self.pace = Pace()
         self.at = at
 
     def age(self, now: float) -> None:
@@ -95,6 +104,13 @@ class _Record:
     @property
     def burden(self) -> float:
         return self.wasted / (1 + self.answers)
+
+    @property
+    def standing(self) -> Standing:
+        """What the host is by itself."""
+        if self.burden >= SLOW_SECONDS:
+            return Standing.SLOW
+        return Standing.PROMPT if self.answers >= KNOWN_ANSWERS else Standing.UNKNOWN
 
     @property
     def cost_class(self) -> float:
@@ -125,16 +141,17 @@ class Conduct:
     def judge(self, origin: Origin, now: float) -> Judgement:
         """What is known about the host of ``origin``."""
         groups = self._groups_of(origin, now)
-        own = self._record(f"host {origin.authority}", now)
-        if own is not None and own.burden >= SLOW_SECONDS:
-            return Judgement(Standing.SLOW, own.burden, groups)
-        if own is not None and own.answers >= KNOWN_ANSWERS:
-            return Judgement(Standing.PROMPT, own.cost_class, groups)
+        own = self._record(HOST + origin.authority, now)
+        pace = None if own is None else own.pace.seconds(now)
+        if own is not None and own.standing is Standing.SLOW:
+            return Judgement(Standing.SLOW, own.burden, groups, pace)
+        if own is not None and own.standing is Standing.PROMPT:
+            return Judgement(Standing.PROMPT, own.cost_class, groups, pace)
         burdens = [record.burden for each in groups if (record := self._record(each, now))]
         burden = max(burdens, default=0.0)
         if burden >= SLOW_SECONDS:
-            return Judgement(Standing.SLOW, burden, groups)
-        return Judgement(Standing.UNKNOWN, 0.0, groups)
+            return Judgement(Standing.SLOW, burden, groups, pace)
+        return Judgement(Standing.UNKNOWN, 0.0, groups, pace)
 
     def ended(
         self, origin: Origin, seconds: float, received: int, answered: bool, now: float
@@ -150,17 +167,29 @@ class Conduct:
         wasted = max(taken - (PROMPT_SECONDS if answered else FAILING_SECONDS), 0.0)
         if not wasted and not answered:
             return  # it failed at once, which costs nobody anything
-        host = f"host {origin.authority}"
+        host = HOST + origin.authority
         for key in (host, *self._groups_of(origin, now)):
             record = self._record(key, now) or _Record(now)
             record.wasted += wasted
             if not wasted:
                 record.answers += 1
                 record.taken += taken
+            record.pace.add(seconds, now)
             if key == host and record.answers > MAX_ANSWERS:
                 record.taken *= MAX_ANSWERS / record.answers
                 record.answers = MAX_ANSWERS
             self._records.put(key, record)
+
+    def slowest(self, now: float) -> tuple[HostPace, ...]:
+        """The hosts whose recent fetches took longest, the longest first."""
+        return longest(self._paces(now))
+
+    def _paces(self, now: float) -> Iterator[HostPace]:
+        for key, record in self._records.items(now):
+            seconds = record.pace.seconds(now)
+            if key.startswith(HOST) and seconds is not None:
+                record.age(now)
+                yield HostPace(key.removeprefix(HOST), record.standing.name.lower(), seconds)
 
     def _groups_of(self, origin: Origin, now: float) -> tuple[str, ...]:
         groups = groups_by_name(origin.host)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from functools import partial
 from socket import SOCK_STREAM
 from typing import Any
@@ -22,6 +21,7 @@ import trio
 
 from proxy.egress.errors import ConnectFailed, Saturated, TimedOut
 from proxy.egress.neighbours import registered_domain
+from proxy.shared.fair_turns import FairTurns
 
 LOOKUP_SECONDS = 5.0
 """For one name, with the time spent waiting. A recursive server that has to ask others needs one
@@ -71,10 +71,14 @@ class TxtRecords:
     def __init__(self, nameservers: Sequence[tuple[str, int]] = ()) -> None:
         self._nameservers = nameservers
         self._resolver: dns.asyncresolver.Resolver | None = None
-        self._turns = trio.CapacityLimiter(MAX_AT_ONCE)
-        # By registered domain; only of domains that have questions at the moment.
-        self._turns_of: dict[str, trio.CapacityLimiter] = {}
-        self._unanswered = 0
+        # By registered domain.
+        self._turns = FairTurns(
+            MAX_AT_ONCE,
+            MAX_OF_DOMAIN,
+            waiting=MAX_WAITING,
+            waiting_of_group=MAX_WAITING_OF_DOMAIN,
+            refusal=lambda text: Saturated(f"DNS questions: {text}"),
+        )
 
     async def lookup(self, name: str) -> list[bytes]:
         """The TXT values of a host name, each with its strings joined; empty if it has none.
@@ -89,28 +93,10 @@ class TxtRecords:
             absolute = dns.name.from_text(name, dns.name.root)
         except dns.name.NameTooLong:
             return []
-        if self._unanswered >= MAX_AT_ONCE + MAX_WAITING:
-            raise Saturated(f"{MAX_WAITING} DNS questions wait")
         with trio.move_on_after(LOOKUP_SECONDS):
-            async with self._turn(registered_domain(name)):
+            async with self._turns.turn(registered_domain(name)):
                 return await self._ask(absolute)
         raise TimedOut(f"{name}: no DNS answer within {LOOKUP_SECONDS:g} s")
-
-    @asynccontextmanager
-    async def _turn(self, domain: str) -> AsyncIterator[None]:
-        """Wait for a turn of the domain, and then for one of all."""
-        turns = self._turns_of.setdefault(domain, trio.CapacityLimiter(MAX_OF_DOMAIN))
-        if turns.statistics().tasks_waiting >= MAX_WAITING_OF_DOMAIN:
-            raise Saturated(f"{MAX_WAITING_OF_DOMAIN} DNS questions for {domain} wait")
-        self._unanswered += 1
-        try:
-            async with turns, self._turns:
-                yield
-        finally:
-            self._unanswered -= 1
-            used = turns.statistics()
-            if not used.borrowed_tokens and not used.tasks_waiting:
-                self._turns_of.pop(domain, None)
 
     async def _ask(self, name: dns.name.Name) -> list[bytes]:
         try:

@@ -4,7 +4,7 @@ This is a parser of its own, because ``urllib.parse`` accepts too much for a gua
 and newlines inside a URL and control characters before it, reads everything up to the last ``@``
 as userinfo, leaves backslashes to the next parser, and accepts any text as a host. An attacker can
 get past a filter when two parsers read one URL differently. So an unusual URL is refused, and not
-repaired.
+repaired, but for the path and query of a redirect, where spaces and UTF-8 are common.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 
 from proxy.egress.addresses import forbidden
 from proxy.egress.errors import Forbidden
+from proxy.egress.own_hosts import PrivateHosts, is_own
 
-# Real endpoints are far shorter. Servers and caches commonly accept a request line of 8 KB.
-MAX_URL_LENGTH = 4096
+# Real endpoints are far shorter; signed URLs of object stores have a few KB. Servers and caches
+# commonly accept a request line of 8 KB.
+MAX_URL_LENGTH = 8192
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
@@ -29,6 +31,7 @@ _LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa", "localdomain", "o
 # Visible ASCII without the backslash, because browsers and some servers read it as a slash.
 # Non-ASCII is excluded too: IDNA mapping and NFKC turn such letters into dots, slashes and digits.
 _VISIBLE = re.compile(r"[!-\[\]-~]+")
+_UNESCAPED = re.compile(r"[ \x80-\xff]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _AFTER_SCHEME = re.compile(r"//([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?")
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+))(?::([1-9][0-9]{0,4}))?")
@@ -56,17 +59,22 @@ class Origin:
         return f"{self.scheme}://{self.authority}"
 
 
-def parse_origin(text: str, *, allow_http: bool, allow_private_hosts: bool = False) -> Origin:
+def parse_origin(
+    text: str, *, allow_http: bool, allow_private_hosts: PrivateHosts = False
+) -> Origin:
     """Parse a service endpoint: scheme, host and optional port, nothing else.
 
     Args:
         text: for example ``https://pds.example`` or ``https://pds.example:8443/``.
         allow_http: accept ``http`` too, and port 80.
-        allow_private_hosts: accept any address literal, local name and port (development).
+        allow_private_hosts: accept any address literal, local name and port (development), or the
+            literals and local names of the operator's own hosts.
 
     Raises:
         Forbidden: the text is anything else; the message gives the reason, for the log.
     """
+    if len(text) > MAX_URL_LENGTH:
+        raise Forbidden(f"URL of {len(text)} characters")
     origin, path, query, fragment = _split(text, allow_http, allow_private_hosts)
     if path not in ("", "/") or query is not None or fragment is not None:
         raise Forbidden(f"endpoint with more than an origin: {text[:200]!a}")
@@ -81,7 +89,7 @@ def configured_origin(url: str) -> tuple[Origin, str]:
 
 
 def parse_url(
-    text: str, *, allow_http: bool, allow_private_hosts: bool = False
+    text: str, *, allow_http: bool, allow_private_hosts: PrivateHosts = False
 ) -> tuple[Origin, str]:
     """The origin and the request target (path and query) of an absolute URL.
 
@@ -101,18 +109,27 @@ def redirect_target(
     location: str,
     *,
     allow_http: bool,
-    allow_private_hosts: bool = False,
+    allow_private_hosts: PrivateHosts = False,
 ) -> tuple[Origin, str]:
     """Resolve the ``Location`` of an answer to ``base_target`` at ``base`` (RFC 3986 section 5).
 
     A relative location stays at ``base``. It is not checked again here, but at the connection.
+    Spaces, and bytes beyond ASCII, are escaped where they stand in the path or the query, as
+    browsers do (URL Standard, "path percent-encode set"); in a host nothing is repaired.
+
+    Args:
+        location: a character for each byte of the header field.
 
     Returns:
         The origin and the request target that it leads to.
 
     Raises:
-        Forbidden: ``parse_url`` refuses it, it is empty, or it leads from https to http.
+        Forbidden: it is no such URL, it is empty or too long, it leads from https to http, or
+            from a host of others to one of the operator's own, where it would choose the path.
     """
+    if len(location) > MAX_URL_LENGTH:
+        raise Forbidden(f"URL of {len(location)} characters")
+    location = _UNESCAPED.sub(lambda found: f"%{ord(found[0]):02X}", location.strip(" "))
     _check_characters(location)
     if _SCHEME.match(location):
         url = location
@@ -123,18 +140,20 @@ def redirect_target(
     origin, target = parse_url(url, allow_http=allow_http, allow_private_hosts=allow_private_hosts)
     if base.scheme == "https" and origin.scheme != "https":
         raise Forbidden(f"redirect from https to http: {location[:200]!a}")
+    if is_own(allow_private_hosts, origin.host) and not is_own(allow_private_hosts, base.host):
+        raise Forbidden(f"redirect to a private host from another: {location[:200]!a}")
     return origin, target
 
 
 def _check_characters(text: str) -> None:
-    if len(text) > MAX_URL_LENGTH:
+    if len(text) > 3 * MAX_URL_LENGTH:  # as long as a location whose bytes are all escaped
         raise Forbidden(f"URL of {len(text)} characters")
     if not _VISIBLE.fullmatch(text):
         raise Forbidden(f"URL is empty or has characters that are not allowed: {text[:200]!a}")
 
 
 def _split(
-    text: str, allow_http: bool, allow_private_hosts: bool
+    text: str, allow_http: bool, allow_private_hosts: PrivateHosts
 ) -> tuple[Origin, str, str | None, str | None]:
     """Origin, path, query with its ``?``, fragment with its ``#``; None if the part is absent."""
     _check_characters(text)
@@ -157,14 +176,14 @@ def _split(
     return Origin(scheme, host, port), parts[2], parts[3], parts[4]
 
 
-def _check_port(port: int, allow_http: bool, allow_private_hosts: bool) -> None:
+def _check_port(port: int, allow_http: bool, allow_private_hosts: PrivateHosts) -> None:
     # Ports below 1024 belong to services that a GET can confuse or probe: SSH, SMTP, IMAP.
     usual = port == 443 or (port == 80 and allow_http) or port >= 1024
-    if port > 65535 or not (usual or allow_private_hosts):
+    if port > 65535 or not (usual or allow_private_hosts is True):
         raise Forbidden(f"port {port} is not accepted")
 
 
-def _ipv6(text: str, allow_private_hosts: bool) -> str:
+def _ipv6(text: str, allow_private_hosts: PrivateHosts) -> str:
     try:
         address = IPv6Address(text)
     except AddressValueError:
@@ -173,7 +192,7 @@ def _ipv6(text: str, allow_private_hosts: bool) -> str:
     return address.compressed
 
 
-def _name(text: str, allow_private_hosts: bool) -> str:
+def _name(text: str, allow_private_hosts: PrivateHosts) -> str:
     host = text.lower()
     labels = host.split(".")
     # This refuses a trailing dot too (an empty label): it is a second spelling of the same name.
@@ -182,12 +201,12 @@ def _name(text: str, allow_private_hosts: bool) -> str:
     if _NUMERIC.fullmatch(labels[-1]):
         return _ipv4(host, allow_private_hosts)
     local = len(labels) == 1 or any(f".{host}".endswith(f".{name}") for name in _LOCAL_NAMES)
-    if local and not allow_private_hosts:
+    if local and not is_own(allow_private_hosts, host):
         raise Forbidden(f"local name: {host}")
     return host
 
 
-def _ipv4(host: str, allow_private_hosts: bool) -> str:
+def _ipv4(host: str, allow_private_hosts: PrivateHosts) -> str:
     # Resolvers read 127.1, 0x7f.1, 017700000001 and 2130706433 as 127.0.0.1. IPv4Address accepts
     # only four decimal numbers without leading zeros.
     try:
@@ -198,8 +217,8 @@ def _ipv4(host: str, allow_private_hosts: bool) -> str:
     return host
 
 
-def _check_address(address: IPv4Address | IPv6Address, allow_private_hosts: bool) -> None:
-    reason = None if allow_private_hosts else forbidden(address)
+def _check_address(address: IPv4Address | IPv6Address, allow_private_hosts: PrivateHosts) -> None:
+    reason = None if is_own(allow_private_hosts, str(address)) else forbidden(address)
     if reason is not None:
         raise Forbidden(f"{address}: {reason}")
 

@@ -11,6 +11,10 @@ by what hosts are known for (``proxy.egress.conduct``), and not to names alone, 
 - Hosts that are slow have a part of the consumers together, so that any number of trickling names
   holds no more. Hosts that are not known have a larger part; the rest is for hosts that are prompt.
 - While others wait, a fetch that brings too little is given up (``proxy.egress.pressure``).
+
+A fetch may wait for as long as its answer can come in time (``proxy.egress.time_to_answer``). One
+host may fill every place with such fetches, and so may one domain or block that is not known to be
+prompt; but half of the places are for others, who take them back when they come.
 """
 
 from __future__ import annotations
@@ -28,14 +32,16 @@ from proxy.egress.endpoint import Origin
 from proxy.egress.errors import Saturated, TimedOut
 from proxy.egress.guarded_get import Response
 from proxy.egress.pressure import Progress
+from proxy.egress.time_to_answer import comes_too_late
 
-Lane = Literal["operator", "did_web", "handles", "blobs"]
+Lane = Literal["operator", "did_web", "handles", "blobs", "videos"]
 """The kinds of fetches, each with a channel of its own:
 
 - ``operator``: for a server that the operator configured, such as the directory.
 - ``did_web``: for the document of a did:web.
 - ``handles``: for the DID that a handle's domain names.
 - ``blobs``: for what a PDS has: blobs and records.
+- ``videos``: for blobs that take minutes, and go to files.
 """
 
 LANES: tuple[Lane, ...] = get_args(Lane)
@@ -150,8 +156,7 @@ class FetchChannel:
         self._consumers = consumers
         self._per_host = per_host
         self._conduct = conduct
-        # One host may have its share of the consumers, and fill half of the queue. So a host that
-        # hangs leaves the other half to other hosts.
+        # A host that fills more of the queue gives the places beyond these to other hosts.
         self._half = queue_size if conduct is None else max(queue_size // 2, 1)
         self._numbers = count()
         self._running: set[_Fetch] = set()
@@ -184,14 +189,15 @@ class FetchChannel:
             timeout: seconds from now, with the time spent waiting.
 
         Raises:
-            Saturated: at once, when the queue or a share of it is full; later, when the place was
-                given to a host that answers more promptly; or after ``timeout``, when no consumer
-                became free.
+            Saturated: at once, when the queue is full, or the answer would come too late by what
+                recent fetches of the host took; later, when the place was given to a host that
+                answers more promptly, or to one that has fewer; or after ``timeout``, when no
+                consumer became free.
             TimedOut: after ``timeout``, when the work had begun; or when it brought too little
                 while others waited.
             EgressError: ``work`` raised it.
         """
-        fetch = self._admit(origin, work)
+        fetch = self._admit(origin, work, timeout)
         try:
             with trio.move_on_after(timeout):
                 await fetch.done.wait()
@@ -210,34 +216,48 @@ class FetchChannel:
         answer, fetch.answer = fetch.answer, None
         return answer
 
-    def _admit(self, origin: Origin, work: Work) -> _Fetch:
+    def _admit(self, origin: Origin, work: Work, timeout: float) -> _Fetch:
         fetch = _Fetch(origin, work, next(self._numbers), self._judge(origin))
         is_free = len(self._running) < self._consumers and fetch.host not in self._waiting
         if is_free and self._occupancy().allows(fetch):
             self._start(fetch)
             return fetch
-        if len(self._waiting.get(fetch.host, ())) >= self._half:
-            raise Saturated(f"{fetch.host}: {self._half} fetches of this host wait")
-        for group in fetch.groups:
-            if self._waiting_groups[group] >= self._half:
-                raise Saturated(f"{fetch.host}: {self._half} fetches of {group} wait")
+        if (pace := fetch.judgement.pace) is not None:
+            ahead = len(self._waiting.get(fetch.host, ()))
+            ahead += sum(each.host == fetch.host for each in self._running)
+            at_once = min(self._per_host, self._consumers)
+            if comes_too_late(pace, ahead, at_once, timeout):
+                raise Saturated(f"{fetch.host}: {ahead} fetches of {pace:.1f} s go before")
         if self._waiting_count >= self._queue_size:
-            self._make_place(fetch.judgement)
+            self._make_place(fetch)
         self._waiting.setdefault(fetch.host, deque()).append(fetch)
         self._waiting_count += 1
         self._waiting_groups.update(fetch.groups)
         self._somebody_waits.set()
         return fetch
 
-    def _make_place(self, newcomer: Judgement) -> None:
-        """Refuse the fetch of the host that costs most, unless the newcomer's costs as much."""
+    def _make_place(self, newcomer: _Fetch) -> None:
+        """Refuse a fetch of who has more than half, or of the host that costs most.
+
+        If the newcomer is one of these, refuse it.
+        """
         last = (fetches[-1] for fetches in self._waiting.values())
-        fetch = max(last, key=lambda each: each.judgement.rank)
-        if fetch.judgement.rank <= newcomer.rank:
+        fetch = max(last, key=self._burden)
+        if self._burden(fetch) <= self._burden(newcomer, 1):
             raise Saturated(f"{self._queue_size} fetches wait")
         self._take_out(fetch)
-        fetch.error = Saturated(f"{fetch.host}: its place went to a host that is faster")
+        fetch.error = Saturated(f"{fetch.host}: its place went to another host")
         fetch.done.set()
+
+    def _burden(self, fetch: _Fetch, more: int = 0) -> tuple[bool, tuple[Standing, float]]:
+        """By which fetches give their places up, the greatest first.
+
+        Args:
+            more: places that the fetch would take.
+        """
+        of_groups = (self._waiting_groups[group] for group in fetch.groups)
+        taken = max(len(self._waiting.get(fetch.host, ())), *of_groups, 0) + more
+        return taken > self._half, fetch.judgement.rank
 
     def _take_out(self, fetch: _Fetch) -> None:
         fetches = self._waiting[fetch.host]

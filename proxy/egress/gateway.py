@@ -8,19 +8,26 @@ from functools import partial
 from typing import Protocol
 
 import trio
+from pydantic import SecretStr
 
 from proxy.egress.circuit import Circuits, pause_asked
 from proxy.egress.conduct import Conduct
+from proxy.egress.egress_proxy import EgressProxy, NamesThroughProxy
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import ConnectFailed, NoAnswer, TimedOut
 from proxy.egress.fetch_channel import LANES, ChannelStatistics, FetchChannel, FetchChannels, Lane
 from proxy.egress.guard import GuardedNetwork, OnAddress
-from proxy.egress.guarded_get import NO_HEADERS, RequestRules, Response, guarded_get
+from proxy.egress.guarded_get import NO_HEADERS, RequestRules, Response, Sink, guarded_get
 from proxy.egress.http_client import MAX_IDLE, HttpClient, Method
 from proxy.egress.httpx2_client import Httpx2Client
+from proxy.egress.known_hosts import KnownHosts
 from proxy.egress.network import Network
+from proxy.egress.own_hosts import PrivateHosts
 
 IDLE_SECONDS = 30.0
+
+VIDEOS_AT_ONCE = 4
+"""Videos that are fetched at once: each has a file of up to ``video.max_source_mb``."""
 
 
 class FetchSettings(Protocol):
@@ -41,7 +48,11 @@ class FetchSettings(Protocol):
     @property
     def allow_http(self) -> bool: ...
     @property
-    def allow_private_hosts(self) -> bool: ...
+    def allow_private_hosts(self) -> PrivateHosts: ...
+    @property
+    def proxy(self) -> SecretStr: ...
+    @property
+    def proxy_resolves(self) -> bool: ...
 
 
 class Gateway:
@@ -72,6 +83,11 @@ class Gateway:
         """A snapshot of all channels together."""
         return self._channels.statistics()
 
+    def known_hosts(self) -> KnownHosts:
+        """What is known of hosts that take long, and which are left alone."""
+        now = trio.current_time()
+        return KnownHosts(self._channels.conduct.slowest(now), self._circuits.open(now))
+
     async def run(self) -> None:
         """Run the channels and ``keep_connections`` until cancelled: for a gateway by itself."""
         async with trio.open_nursery() as nursery:
@@ -98,6 +114,8 @@ class Gateway:
         max_bytes: int,
         lane: Lane = "blobs",
         headers: Mapping[str, str] = NO_HEADERS,
+        sink: Sink | None = None,
+        timeout: float | None = None,
     ) -> Response:
         """GET ``target`` from ``origin`` within ``fetch.timeout``, with the time spent waiting.
 
@@ -108,11 +126,13 @@ class Gateway:
             lane: where the fetch waits. With ``operator`` the origin is trusted, and may have a
                 private address; redirects from it are not trusted.
             headers: further request headers, only for this origin.
+            sink: see ``RequestRules``.
+            timeout: seconds, instead of ``fetch.timeout``.
 
         Raises:
             EgressError: see ``proxy.egress.errors``.
         """
-        return await self._ask("GET", origin, target, max_bytes, lane, headers)
+        return await self._ask("GET", origin, target, max_bytes, lane, headers, sink, timeout)
 
     async def head(self, origin: Origin, target: str, *, method: Method = "HEAD") -> Response:
         """Ask only for the head of an answer; otherwise like ``get``.
@@ -131,6 +151,8 @@ class Gateway:
         max_bytes: int | None,
         lane: Lane,
         headers: Mapping[str, str] = NO_HEADERS,
+        sink: Sink | None = None,
+        timeout: float | None = None,
     ) -> Response:
         rules = RequestRules(
             max_bytes=max_bytes,
@@ -138,21 +160,43 @@ class Gateway:
             allow_http=self._fetch.allow_http,
             allow_private_hosts=self._fetch.allow_private_hosts,
             headers=headers,
+            sink=sink,
         )
         first = self._directory if lane == "operator" else self._strangers
-        work = partial(guarded_get, first, self._strangers, origin, target, rules, method=method)
-        host = origin.authority
+        left = trio.Event()
+        work = partial(
+            guarded_get,
+            first,
+            self._strangers,
+            origin,
+            target,
+            rules,
+            method=method,
+            on_departure=left.set,
+        )
+        # A stranger's document can name the directory's host as its PDS. What comes of that is
+        # not to hold up the operator's own questions.
+        # Nor is a video that took too long to keep the pictures of its host from coming.
+        is_apart = lane in ("operator", "videos")
+        host = f"{lane} {origin.authority}" if is_apart else origin.authority
         is_probe = self._circuits.check(host, trio.current_time())
         try:
-            answer = await self._channels.of(lane).submit(origin, work, timeout=self._fetch.timeout)
+            answer = await self._channels.of(lane).submit(
+                origin, work, timeout=timeout or self._fetch.timeout
+            )
         except (ConnectFailed, NoAnswer, TimedOut) as error:
-            self._circuits.failed(host, error, trio.current_time())
+            if left.is_set():
+                self._circuits.succeeded(host, trio.current_time())
+            else:
+                self._circuits.failed(host, error, trio.current_time())
             raise
         except BaseException:
             if is_probe:
                 self._circuits.gave_up(host, trio.current_time())
             raise
         self._circuits.succeeded(host, trio.current_time())
+        if answer.is_of_another_host:
+            return answer
         if pause := pause_asked(answer.status, answer.headers, time.time()):
             self._circuits.hold(host, pause, trio.current_time())
         return answer
@@ -166,7 +210,7 @@ def fetch_channels_of(fetch: FetchSettings, lanes: Sequence[Lane] = LANES) -> Fe
             queue_size=fetch.queue_size,
             consumers=consumers_of(fetch, lane),
             per_host=fetch.per_host,
-            conduct=None if lane == "operator" else conduct,
+            conduct={"operator": None, "videos": Conduct()}.get(lane, conduct),
         )
         for lane in lanes
     }
@@ -175,6 +219,8 @@ def fetch_channels_of(fetch: FetchSettings, lanes: Sequence[Lane] = LANES) -> Fe
 
 def consumers_of(fetch: FetchSettings, lane: Lane) -> int:
     """How many fetches of ``lane`` run at once. The operator's server is a single host."""
+    if lane == "videos":
+        return min(VIDEOS_AT_ONCE, fetch.workers)
     return min(fetch.per_host, fetch.workers) if lane == "operator" else fetch.workers
 
 
@@ -200,10 +246,19 @@ def guarded_networks(
 
     ``on_address`` is told of strangers' hosts alone, as by ``GuardedNetwork``.
     """
-    return (
-        GuardedNetwork(allow_private_hosts=fetch.allow_private_hosts, on_address=on_address),
-        GuardedNetwork(allow_private_hosts=True),
+    allowed = fetch.allow_private_hosts
+    if not (url := fetch.proxy.get_secret_value()):
+        strangers = GuardedNetwork(allow_private_hosts=allowed, on_address=on_address)
+        return strangers, GuardedNetwork(allow_private_hosts=True)
+    proxy = EgressProxy(url)
+    strangers = GuardedNetwork(
+        allow_private_hosts=allowed, on_address=on_address, dial=proxy.dial_public
     )
+    trusted = GuardedNetwork(allow_private_hosts=True, dial=proxy.dial_public)
+    if not fetch.proxy_resolves:
+        return strangers, trusted
+    own = allowed if isinstance(allowed, tuple) else ()
+    return NamesThroughProxy(strangers, proxy, own), NamesThroughProxy(trusted, proxy, own)
 
 
 def make_client(name: str, network: Network) -> HttpClient:

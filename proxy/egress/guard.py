@@ -14,6 +14,7 @@ import trio
 
 from proxy.egress.addresses import Address, forbidden
 from proxy.egress.errors import ConnectFailed, Forbidden
+from proxy.egress.own_hosts import PrivateHosts, is_own
 from proxy.shared.expiring_map import ExpiringMap
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -41,7 +42,8 @@ class GuardedNetwork:
     """A ``Network`` that connects to public addresses only.
 
     Args:
-        allow_private_hosts: connect to any address (development, and the operator's own servers).
+        allow_private_hosts: connect to any address (development, and the operator's own servers),
+            or to any of the hosts that it lists.
         lookup: from ``(host, port)`` to address strings with their scope id; raises OSError when
             there are none. If not specified, the system's resolver.
         dial: from ``(address, port)`` to a stream; raises OSError. On cancellation it leaves no
@@ -55,7 +57,7 @@ class GuardedNetwork:
     def __init__(
         self,
         *,
-        allow_private_hosts: bool = False,
+        allow_private_hosts: PrivateHosts = False,
         lookup: Lookup | None = None,
         dial: Dial = trio.open_tcp_stream,
         on_address: OnAddress = lambda host, address: None,
@@ -135,12 +137,13 @@ class GuardedNetwork:
     def _checked(self, host: str, answers: Sequence[str]) -> list[Address]:
         """The first addresses of ``answers``. A forbidden one is enough to refuse the name."""
         addresses = []
+        own = is_own(self._allow_private_hosts, host)
         for text in answers[:MAX_ADDRESSES]:
             try:
                 address = ip_address(text)
             except ValueError:
                 raise Forbidden(f"{host} resolves to {text[:100]!a}, not an address") from None
-            reason = None if self._allow_private_hosts else forbidden(address)
+            reason = None if own else forbidden(address)
             if reason is not None:
                 raise Forbidden(f"{host} resolves to {address}: {reason}")
             addresses.append(address)

@@ -28,7 +28,8 @@ class StreamingResponse:
 
     Attributes:
         status: three digits.
-        headers: by lower-case name; if a header is repeated, the last one.
+        headers: by lower-case name; if a header is repeated, the last one. A character for each
+            byte (ISO 8859-1).
         body: chunks as received, never decoded. Iterating raises ``BadAnswer`` when the
             connection breaks before the body's end. The code that begins to iterate closes it.
     """

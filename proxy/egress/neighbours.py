@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from urllib.parse import urlsplit
 
 from publicsuffixlist import PublicSuffixList
 
 from proxy.egress.addresses import Address
 
-# With the private section: names below fly.dev belong to many people. The list is
-# part of the package, and is read once, when this module is imported.
+# With the private section: names below fly.dev belong to many people. It is part of the package,
+# and is read here: at the first fetch it would hold up the event loop.
 _SUFFIXES = PublicSuffixList()
 
 
@@ -44,3 +45,8 @@ def groups_by_name(host: str) -> tuple[str, ...]:
         return (block_of(ip_address(host)),)
     except ValueError:
         return (registered_domain(host),)
+
+
+def group_of_url(url: str) -> str:
+    """The widest group of the host of a URL that its text shows; the URL itself if it has none."""
+    return groups_by_name(urlsplit(url).hostname or url)[0]

@@ -344,7 +344,7 @@ _URLS = tuple(
         ("https://pds.example,evil.example:{port}", "comma"),
         ("https://" + "a" * 64 + ".example:{port}", "label of 64 letters"),
         ("https://" + "a." * 126 + "example:{port}", "name of 259 letters"),
-        ("https://pds.example:{port}/" + "a" * 5000, "longer than any URL here"),
+        ("https://pds.example:{port}/" + "a" * 25_000, "longer than any URL here"),
         ("https://2606:2800:220:1:248:1893:25c8:1946", "IPv6 without brackets"),
         ("https://[2606:2800:220:1:248:1893:25c8:1946", "bracket not closed"),
         ("https://[2606:2800::1]evil.example:{port}", "text after the bracket"),

@@ -51,6 +51,52 @@ def is_cut(data: bytes, size: int = READ_BYTES) -> bool:
     return False
 
 
+@given(
+    st.integers(1, 5000),
+    st.lists(st.integers(1, 3000), max_size=12),
+    st.booleans(),
+)
+@examples(50)
+def test_a_body_may_be_measured_by_sizes_alone(
+    length: int, sizes: list[int], has_surplus: bool
+) -> None:
+    """Catches another end of the body, or another bound, where its bytes are not looked at."""
+    looking, counting = AnswerMeter(), AnswerMeter()
+    for meter in (looking, counting):
+        meter.feed(OK + b"Content-Length: %d\r\n\r\n" % length)
+    left = length + has_surplus
+    for size in (min(each, left) for each in (*sizes, length, 1)):
+        if not counting.body_left:
+            break
+        left -= size
+        assert counting.take(size) == len(looking.feed(bytes(size)))
+        assert counting.received == looking.received
+        assert counting.has_surplus == looking.has_surplus
+        assert counting.body_left == looking.body_left
+    assert looking.feed(OK) == counting.feed(OK)
+
+
+def test_a_body_that_drips_is_cut_where_it_is_measured_by_sizes() -> None:
+    """Catches reads of one byte without end: each costs some steps of the event loop."""
+    meter = AnswerMeter()
+    meter.feed(OK + b"Content-Length: 100000\r\n\r\n")
+
+    def drip(reads: int) -> None:
+        for _ in range(reads):
+            meter.take(1)
+
+    drip(ALLOWANCE // EVENT - 1)  # the head was a read, too
+    with pytest.raises(BadAnswer):
+        drip(ALLOWANCE // EVENT)
+
+
+@pytest.mark.parametrize("head", [CHUNKED + b"a\r\n", OK + b"\r\n", EMPTY, OK, HINTS])
+def test_only_a_body_of_declared_length_may_be_read_by_its_length(head: bytes) -> None:
+    """Catches framing that is read as if it were a body."""
+    meter, _ = fed([head])
+    assert meter.body_left == 0
+
+
 # What an honest server sends.
 
 

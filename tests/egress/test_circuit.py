@@ -14,11 +14,13 @@ from proxy.egress.circuit import (
     KEPT_SECONDS,
     MAX_RETRY_AFTER,
     OPEN_SECONDS,
+    UNNAMED_PAUSE,
     Circuits,
     pause_asked,
     retry_after,
 )
 from proxy.egress.errors import AskedToWait, ConnectFailed, EgressError, TimedOut
+from proxy.egress.known_hosts import OpenCircuit
 
 HOST = "pds.example"
 
@@ -210,17 +212,20 @@ NOW = 1_800_000_000.0
 @pytest.mark.parametrize(
     ("status", "headers", "seconds"),
     [
-        (429, {}, 0),
+        (429, {}, UNNAMED_PAUSE),
         (429, {"retry-after": "7"}, 7),
         (503, {"retry-after": "7"}, 7),
         (200, {"retry-after": "7"}, 0),
         (429, {"ratelimit-reset": "1800000012"}, 12),
-        (429, {"ratelimit-reset": "1799999999"}, 0),
+        (429, {"ratelimit-reset": "1799999999"}, UNNAMED_PAUSE),
         (429, {"ratelimit-reset": "1900000000"}, MAX_RETRY_AFTER),
         (429, {"ratelimit-reset": "12"}, 12),
         (429, {"ratelimit-reset": "9" * 400}, MAX_RETRY_AFTER),
-        (429, {"ratelimit-reset": "soon"}, 0),
-        (429, {"ratelimit-reset": "\u0667"}, 0),
+        (429, {"ratelimit-reset": "soon"}, UNNAMED_PAUSE),
+        (429, {"ratelimit-reset": "\u0667"}, UNNAMED_PAUSE),
+        (429, {"retry-after": "0"}, UNNAMED_PAUSE),
+        (503, {"retry-after": "0"}, 0),
+        (503, {}, 0),
         (429, {"ratelimit-reset": "12", "retry-after": "7"}, 7),
         # Sent with every answer: it asks for nothing unless the limit is reached.
         (200, {"ratelimit-reset": "1800000012"}, 0),
@@ -238,3 +243,19 @@ def test_a_pause_is_read_from_what_servers_send(
 def test_no_retry_after_raises_or_exceeds_its_bound(value: str) -> None:
     """Catches a header of a stranger that ends in a 500."""
     assert 0 <= retry_after(value, wall_clock=0) <= MAX_RETRY_AFTER
+
+
+def test_the_circuits_that_are_open_are_told_with_their_cause_and_the_time_left() -> None:
+    """Catches a host that failed once in the list, one that is over, and one that asked to wait."""
+    circuits = opened()
+    circuits.failed("once.example", TimedOut("slow"), 0)
+    circuits.hold("polite.example", 60, 0)
+    assert circuits.open(10) == (
+        OpenCircuit("polite.example", "AskedToWait", 50),
+        OpenCircuit(HOST, "TimedOut", OPEN_SECONDS - 10),
+    )
+    assert circuits.check(HOST, OPEN_SECONDS)
+    assert circuits.open(OPEN_SECONDS + 1)[-1] == OpenCircuit(HOST, "TimedOut", 0), "it is probed"
+    circuits.succeeded(HOST, OPEN_SECONDS + 1)
+    assert [circuit.host for circuit in circuits.open(OPEN_SECONDS + 2)] == ["polite.example"]
+    assert circuits.open(61) == ()

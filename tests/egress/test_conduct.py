@@ -17,6 +17,8 @@ from proxy.egress.conduct import (
     Standing,
 )
 from proxy.egress.endpoint import Origin
+from proxy.egress.known_hosts import MOST_HOSTS, HostPace
+from proxy.egress.time_to_answer import RECENT_SECONDS
 
 BSKY = [Origin("https", f"host{number}.us-east.host.bsky.network", 443) for number in range(20)]
 EVIL = [Origin("https", f"host{number}.evil.example", 443) for number in range(20)]
@@ -165,3 +167,20 @@ def test_what_is_remembered_is_bounded_in_bytes() -> None:
         conduct.connects(origin.host, ip_address(number << 8))
         answers(conduct, origin)
     assert conduct._records.cost + conduct._blocks.cost <= MAX_BYTES
+
+
+def test_the_slowest_hosts_are_told_the_slowest_first_and_no_more_than_a_page() -> None:
+    """Catches domains and blocks among the hosts, a list that grows, and hosts of an hour ago."""
+    conduct = Conduct()
+    for number in range(2 * MOST_HOSTS):
+        origin = Origin("https", f"pds{number}.example", 8443)
+        trickles(conduct, origin, seconds=number) if number % 2 else answers(conduct, origin)
+    found = conduct.slowest(1)
+    assert len(found) == MOST_HOSTS
+    assert found[0] == HostPace(f"pds{2 * MOST_HOSTS - 1}.example:8443", "slow", 39)
+    assert [pace.seconds for pace in found] == sorted(
+        (each.seconds for each in found), reverse=True
+    )
+    answers(conduct, BSKY[0], RECENT_SECONDS + 1)
+    (pace,) = conduct.slowest(RECENT_SECONDS + 1)
+    assert (pace.host, pace.standing) == (BSKY[0].host, "prompt")

@@ -166,10 +166,10 @@ async def test_names_below_one_silent_domain_leave_turns_to_others(server: FakeD
             while NAME not in server.asked:
                 await trio.lowlevel.checkpoint()
         # Asked beside all turns of the domain, and not after one of them ended.
-        assert records._turns.borrowed_tokens == txt.MAX_OF_DOMAIN + 1
+        assert records._turns._turns.borrowed_tokens == txt.MAX_OF_DOMAIN + 1
         nursery.cancel_scope.cancel()
     assert len(refused) == 10
-    assert records._turns_of == {}
+    assert records._turns._turns_of == {}
 
 
 WITHOUT_BACKEND = """

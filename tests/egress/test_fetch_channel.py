@@ -143,10 +143,10 @@ async def test_one_host_leaves_consumers_to_the_others(nursery: trio.Nursery) ->
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-async def test_one_host_leaves_room_in_the_queue_to_the_others(
+async def test_one_host_gives_half_of_the_queue_back_to_the_others(
     nursery: trio.Nursery, at_once: bool
 ) -> None:
-    """Catches: one host takes the whole queue."""
+    """Catches: one host keeps the whole queue, or gives up more than half of it."""
     async with running(nursery, queue_size=8, consumers=4, per_host=2, conduct=Conduct()) as (
         _,
         asker,
@@ -156,10 +156,15 @@ async def test_one_host_leaves_room_in_the_queue_to_the_others(
             if not at_once:
                 await trio.testing.wait_all_tasks_blocked()
         await trio.testing.wait_all_tasks_blocked()
-        assert len(asker.refused) == 50 - 2 - 4
+        assert asker.refused == ["hangs"] * (50 - 2 - 8)
+        asker.refused.clear()
         asker.ask("healthy")
         await trio.testing.wait_all_tasks_blocked()
-        assert asker.began[-1] == "healthy"
+        assert asker.began[2:] == ["healthy"]
+        for number in range(6):
+            asker.ask(f"host{number}")
+            await trio.testing.wait_all_tasks_blocked()
+        assert asker.refused == [*["hangs"] * 4, "host4", "host5"]
 
 
 async def test_parked_fetches_are_served_in_their_order(nursery: trio.Nursery) -> None:

@@ -167,12 +167,115 @@ async def test_servers_of_one_operator_that_are_prompt_may_hold_every_consumer(
     assert bench.now == ChannelStatistics(waiting=40 - CONSUMERS, running=CONSUMERS)
 
 
-async def test_one_domain_leaves_half_of_the_places_to_others(
+async def test_one_domain_gives_half_of_the_places_back_to_others(
     bench: Bench, autojump_clock: MockClock
 ) -> None:
-    """Catches a wildcard that fills the lane."""
+    """Catches a wildcard that fills the lane and keeps it."""
     await bench.ask_all(*[f"{number}.evil.example" for number in range(500)])
-    assert bench.now.waiting == QUEUE // 2
+    assert bench.now.waiting == QUEUE
+    bench.errors.clear()
+    others = many("new", 24 + QUEUE)
+    await bench.ask_all(*others[: 24 - PER_HOST + QUEUE // 2])
+    assert bench.now == ChannelStatistics(waiting=QUEUE, running=24)
+    assert len(bench.errors) == QUEUE // 2
+    assert all("evil" in str(error) for error in bench.errors)
+    # The half of the places that is left is its own.
+    await bench.ask_all(others[-1])
+    assert "evil" not in str(bench.errors[-1])
+
+
+# Bursts: a page of pictures of one host.
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "prompt"])
+async def test_two_hundred_pictures_of_one_host_are_all_answered(
+    bench: Bench, autojump_clock: MockClock, known: bool
+) -> None:
+    """Catches a share of the queue that refuses what would be fetched in three seconds."""
+    if known:
+        bench.make_prompt("pds.test")
+    began = trio.current_time()
+    async with trio.open_nursery() as page:
+        for _ in range(200):
+            page.start_soon(bench.ask, "pds.test", honest)
+    assert bench.errors == []
+    assert bench.answered == 200
+    assert trio.current_time() - began == pytest.approx(200 / PER_HOST * HONEST_SECONDS)
+
+
+async def test_of_a_burst_that_cannot_be_answered_in_time_the_rest_is_refused_at_once(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    """Catches a wait of thirty seconds for a refusal, and a refusal of what could be answered."""
+    seconds = 4.0
+
+    async def takes_long(received: Callable[[int], object]) -> Response:
+        await trio.sleep(seconds)
+        received(1_000_000)
+        return ANSWER
+
+    await bench.ask("pds.test", takes_long)
+    bench.answered = 0
+    await bench.ask_all("pds.test", times=200, work=takes_long)
+    # Each consumer has time for seven. The estimate takes consumers to end one by one, and here
+    # they end together: so a part of one turn more is let wait in vain.
+    answerable = int(TIMEOUT / seconds) * PER_HOST
+    admitted = bench.now.running + bench.now.waiting
+    assert answerable <= admitted < answerable + PER_HOST
+    assert len(bench.errors) == 200 - admitted
+    await trio.sleep(TIMEOUT)
+    assert bench.answered == answerable
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["unknown", "prompt"])
+async def test_a_host_that_hangs_and_may_fill_the_lane_costs_a_healthy_one_next_to_nothing(
+    bench: Bench, autojump_clock: MockClock, known: bool
+) -> None:
+    """Catches places that others get too late, and a refusal of them while one host has all."""
+    if known:
+        bench.make_prompt("hangs.test")
+    latencies = list[float]()
+
+    async def ask_healthy() -> None:
+        began = trio.current_time()
+        await bench.channel.submit(origin("pds.test"), honest, timeout=TIMEOUT)
+        latencies.append(trio.current_time() - began)
+
+    async def ask_hanging() -> None:
+        while True:
+            bench.nursery.start_soon(bench.ask, "hangs.test")
+            await trio.sleep(1 / 180)
+
+    bench.nursery.start_soon(ask_hanging)
+    await trio.sleep(2)
+    assert bench.now == ChannelStatistics(waiting=QUEUE, running=PER_HOST)
+    async with trio.open_nursery() as pages:
+        for _ in range(200):
+            pages.start_soon(ask_healthy)
+            await trio.sleep(1 / 20)
+    assert len(latencies) == 200
+    assert sorted(latencies)[197] <= 1.5 * HONEST_SECONDS
+    # And a page of the healthy one gets the half that is not the other's.
+    async with trio.open_nursery() as page:
+        for _ in range(QUEUE // 2):
+            page.start_soon(ask_healthy)
+
+
+async def test_a_host_that_is_fast_again_is_no_longer_refused(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    """Catches an estimate that one bad minute leaves behind for good."""
+    for _ in range(PER_HOST):
+        bench.make_slow("pds.test")
+    await bench.ask_all("pds.test", times=PER_HOST + 1, work=honest)
+    assert len(bench.errors) == 1
+    for _ in range(5):
+        await bench.ask_all("pds.test", times=PER_HOST, work=honest)
+        await trio.sleep(2 * HONEST_SECONDS)
+    bench.errors.clear()
+    await bench.ask_all("pds.test", times=200, work=honest)
+    await trio.sleep(TIMEOUT)
+    assert bench.errors == []
 
 
 async def test_prompt_hosts_go_before_unknown_ones_and_these_before_slow_ones(

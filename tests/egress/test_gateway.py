@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import trio.testing
 
 from proxy.egress.circuit import FAILURES_TO_OPEN, OPEN_SECONDS
 from proxy.egress.endpoint import Origin
-from proxy.egress.errors import AskedToWait, ConnectFailed, Saturated
+from proxy.egress.errors import AskedToWait, ConnectFailed, Saturated, TimedOut
 from proxy.egress.fetch_channel import LANES, Lane
 from proxy.egress.gateway import IDLE_SECONDS, Gateway, standalone_gateway
 from proxy.egress.guarded_get import Response as Answer
@@ -200,6 +201,48 @@ async def test_retry_after_is_honoured(
     site.pages["/"] = Response(200, b"here")
     await trio.sleep(20)
     assert (await get(gateway)).body == b"here"
+
+
+@pytest.mark.parametrize("fault", ["limited", "refuses", "hangs"])
+async def test_where_a_host_redirects_to_is_not_that_host(
+    fault: str,
+    world: World,
+    site: Site,
+    gateway: Gateway,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Catches a dead server that all of a bridge's accounts are left alone for."""
+    other = Site("other.example")
+    world.network.add(other)
+    match fault:
+        case "limited":
+            other.fault = faults.answers(429, b"later", ("Retry-After", "200"))
+        case "refuses":
+            other.refuses = -1
+        case "hangs":
+            other.fault = faults.hang
+    site.pages["/away"] = Response(302, b"", (("Location", f"{other.url}/"),))
+    site.pages["/"] = Response(200, b"here")
+    for _ in range(FAILURES_TO_OPEN + 1):
+        with suppress(ConnectFailed, TimedOut):
+            answer = await gateway.get(HOST, "/away", max_bytes=100)
+            assert (answer.status, answer.is_of_another_host) == (429, True)
+    assert (await get(gateway)).body == b"here"
+
+
+async def test_a_pds_on_the_directorys_host_holds_up_no_question_of_the_operator(
+    site: Site, gateway: Gateway, world: World
+) -> None:
+    """Catches a document whose PDS is the directory, and a 429 there that stops all look-ups."""
+    directory = Site(site.host)
+    directory.pages["/"] = Response(200, b"a document")
+    world.directory_network.add(directory)
+    site.fault = faults.answers(429, b"later", ("Retry-After", "200"))
+    assert (await get(gateway)).status == 429
+    with pytest.raises(AskedToWait):
+        await get(gateway)
+    answer = await gateway.get(HOST, "/", max_bytes=100, lane="operator")
+    assert answer.body == b"a document"
 
 
 async def test_retry_after_outlasts_an_answer_that_was_under_way(

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -53,15 +53,13 @@ def resolving_to(*addresses: str) -> Lookup:
     return lookup
 
 
-def open_sockets() -> int:
-    """How many sockets this process holds."""
-    count = 0
+def open_sockets() -> set[str]:
+    """The sockets that this process holds. Those of tests before may go at any time."""
+    found = set()
     for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            count += os.readlink(descriptor).startswith("socket:")
-        except FileNotFoundError:  # the listing's own
-            continue
-    return count
+        with suppress(FileNotFoundError):  # the listing's own
+            found.add(os.readlink(descriptor))
+    return {each for each in found if each.startswith("socket:")}
 
 
 class Wire(trio.abc.Stream):
@@ -314,7 +312,7 @@ async def test_a_refused_connection_is_a_typed_error() -> None:
         with pytest.raises(ConnectFailed) as caught:
             await network.connect("127.0.0.1", port)
         assert isinstance(caught.value.__cause__, OSError)
-        assert open_sockets() == before
+        assert open_sockets() <= before
 
 
 async def test_small_writes_are_sent_without_delay(trap: Trap) -> None:
@@ -463,7 +461,7 @@ async def test_a_cancelled_connect_leaves_no_socket(after: bool, trap: Trap) -> 
 
     assert await cancelled_at_every_step(attempt, after=after) >= 4
     assert trap.arrivals() > 1
-    assert open_sockets() == before
+    assert open_sockets() <= before
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before a step", "after a step"])
@@ -714,7 +712,7 @@ async def test_a_real_connection_with_tls_leaves_no_sockets_behind(
             assert isinstance(stream, trio.SocketStream)
             assert stream.socket.fileno() == -1
         nursery.cancel_scope.cancel()
-    assert open_sockets() == before
+    assert open_sockets() <= before
 
 
 async def test_it_is_told_which_address_a_host_is_dialled_at_and_which_one_answered() -> None:

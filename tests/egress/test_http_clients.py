@@ -7,15 +7,18 @@ import hashlib
 import traceback
 import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from io import BytesIO
+from itertools import pairwise
 
 import pytest
 import trio
 import trio.testing
 
+from proxy.egress import httpx2_client
 from proxy.egress.answer_meter import READ_BYTES
+from proxy.egress.circuit import UNNAMED_PAUSE
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import (
     MAX_CAUSE,
@@ -28,6 +31,7 @@ from proxy.egress.errors import (
 )
 from proxy.egress.fetch_channel import ChannelStatistics
 from proxy.egress.gateway import Gateway, fetch_channels_of, make_client
+from proxy.egress.guard import GuardedNetwork
 from proxy.egress.guarded_get import (
     CHUNKS_PER_STEP,
     MIN_BYTES_PER_SECOND,
@@ -37,6 +41,7 @@ from proxy.egress.guarded_get import (
     guarded_get,
 )
 from proxy.egress.http_client import MAX_IDLE, StreamingResponse
+from proxy.egress.httpx2_client import GATHERED_BYTES, GATHERING_SECONDS, Httpx2Client
 from tests.fakes import faults
 from tests.fakes.misbehaviours import MISBEHAVIOURS, Misbehaviour, heal
 from tests.fakes.network import Conversation, Fault, Response, Site, honest
@@ -106,6 +111,7 @@ async def test_a_server_that_misbehaves_is_a_typed_error_and_leaves_nothing_behi
         if expected is not None:
             assert client_world.open_wires == 0
         heal(site)
+        await trio.sleep(UNNAMED_PAUSE)  # after a 429
         answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
         assert (answer.status, answer.body) == (200, BODY)
 
@@ -129,6 +135,7 @@ async def test_a_misbehaving_pds_gives_its_error_and_the_service_goes_on(
                 await service.get_image("avatar", did, cid)
             assert type(caught.value) is expected
         heal(world.pds)
+        await trio.sleep(UNNAMED_PAUSE)  # after a 429
         image = await service.get_image("avatar", did, other)
         assert image.data.endswith(b"another")
     assert world.open_wires == 0
@@ -277,6 +284,87 @@ async def test_bytes_after_an_answer_are_not_the_next_answer(
             answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
             assert answer.body == BODY
     assert site.connections == 2
+
+
+async def test_bytes_after_a_long_answer_are_not_the_next_answer(
+    client_world: World, site: Site
+) -> None:
+    """Catches: a body that is read by its length, and what follows it as the next answer."""
+    body = bytes(3 * READ_BYTES)
+    answers_at(site, "/a", body)
+    surplus = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
+
+    async def send_more(conversation: Conversation) -> None:
+        conversation.keep_alive = True
+        await conversation.send(conversation.response.encoded() + surplus)
+
+    site.faults = [send_more]
+    async with running_gateway(client_world) as gateway:
+        for _ in range(2):
+            answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+            assert answer.body == body
+    assert site.connections == 2
+
+
+async def test_a_long_body_comes_in_few_pieces_however_it_is_sent(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches: a body of declared length that passes all layers once for each 16 KiB."""
+    site = Site("pds.example")
+    world.network.add(site)
+    body = bytes(range(256)) * 2000
+    answers_at(site, "/a", body)
+    site.fault = faults.trickle(100_000_000, at_once=4096)
+    client = make_client("httpx2", world.network)
+    asked = client.request("GET", origin_of(site), "/a", {})
+    async with asked as reply, aclosing(reply.body) as chunks:
+        pieces = [chunk async for chunk in chunks]
+    assert b"".join(pieces) == body
+    assert len(pieces) <= 2 + len(body) // GATHERED_BYTES
+    await client.aclose()
+
+
+async def test_bytes_are_held_back_for_a_moment_only(
+    client_world: World, site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches: a slow body whose bytes show when it is whole, so that it seems to have stopped."""
+    answers_at(site, "/a", bytes(200_000))
+    site.fault = faults.trickle(20_000, at_once=1000)
+    seen: list[tuple[float, int]] = []
+    client = make_client(client_world.client, client_world.network)
+    asked = client.request("GET", origin_of(site), "/a", {})
+    async with asked as reply, aclosing(reply.body) as chunks:
+        async for chunk in chunks:
+            seen.append((trio.current_time(), len(chunk)))
+    assert sum(size for _at, size in seen) == 200_000
+    times = [at for at, _size in seen]
+    assert max(later - at for at, later in pairwise(times)) <= 2 * GATHERING_SECONDS
+    await client.aclose()
+
+
+async def test_a_long_body_comes_whole_over_a_socket() -> None:
+    """Catches: bytes that are lost or doubled where they are received into one buffer."""
+    body = bytes(range(256)) * 4000 + b"end"
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            for _ in range(2):
+                await stream.receive_some()
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+                await stream.send_all(body)
+
+    client = Httpx2Client(GuardedNetwork(allow_private_hosts=True), max_idle=1, idle_seconds=30)
+    rules = RequestRules(MAX_BYTES, 0, allow_http=True, allow_private_hosts=True)
+    async with trio.open_nursery() as nursery:
+        listener, *_ = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        origin = Origin("http", "127.0.0.1", listener.socket.getsockname()[1])
+        for _ in range(2):  # the second over the same connection
+            answer = await guarded_get(client, client, origin, "/a", rules)
+            assert answer.body == body
+            assert answer.sha256 == hashlib.sha256(body).digest()
+        await client.aclose()
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_cause_of_a_bad_answer_is_short(client_world: World, site: Site) -> None:
@@ -477,6 +565,55 @@ async def test_a_redirect_leads_where_it_says(
     assert sites[host].requests[-1].headers["host"] == host
 
 
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        (b"/a b", "/a%20b"),
+        ("/bl\u00e5b?\u2026".encode(), "/bl%C3%A5b?%E2%80%A6"),
+        (b"/?signature=" + b"a" * 6000, "/?signature=" + "a" * 6000),
+    ],
+    ids=["spaces", "UTF-8", "6 KB"],
+)
+async def test_a_redirect_in_raw_bytes_is_followed(
+    client_world: World, site: Site, location: bytes, target: str
+) -> None:
+    """Catches a client that reads a header field in its own way."""
+    head = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n"
+    site.faults = [faults.sends(head)]
+    site.pages[target] = Response(200, b"there")
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+    assert (answer.status, answer.body) == (200, b"there")
+
+
+@pytest.mark.parametrize(
+    "encoding", ["aws-chunked", "none", "identity", "UTF-8", "", "aws-chunked, identity"]
+)
+async def test_an_encoding_that_changes_nothing_is_read_as_it_is(
+    client_world: World, site: Site, encoding: str
+) -> None:
+    """Catches: what an uploader told an object store makes its blobs unreadable."""
+    site.pages["/a"] = Response(200, b"plain", (("Content-Encoding", encoding),))
+    async with running_gateway(client_world) as gateway:
+        answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+    assert answer.body == b"plain"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "aws-chunked, gzip", "utf-16", "x"])
+async def test_an_encoded_body_is_refused_and_an_encoded_refusal_keeps_its_status(
+    client_world: World, site: Site, encoding: str
+) -> None:
+    """Catches: a front that compresses its pages of errors turns a 404 into a bad answer."""
+    headers = (("Content-Encoding", encoding),)
+    site.pages["/a"] = Response(200, b"encoded", headers)
+    site.pages["/gone"] = Response(410, b"encoded", headers)
+    async with running_gateway(client_world) as gateway:
+        with pytest.raises(BadAnswer):
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        gone = await gateway.get(origin_of(site), "/gone", max_bytes=MAX_BYTES)
+    assert (gone.status, gone.body) == (410, b"")
+
+
 @pytest.mark.parametrize("location", ["/b", "https://other.example/b"])
 async def test_a_redirect_takes_no_header_of_the_caller_along(
     client_world: World, site: Site, location: str
@@ -662,6 +799,29 @@ async def test_idle_connections_are_bounded_over_all_hosts(client_world: World) 
             answers_at(site, "/a")
             await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
         assert client_world.open_wires <= MAX_IDLE
+
+
+async def test_a_request_looks_at_the_idle_connections_of_its_own_host_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches two system calls for each idle connection of the process, before every request."""
+    sites = [Site(f"pds{number}.example") for number in range(3)]
+    world.network.add(*sites)
+    looked: list[object] = []
+
+    def note(stream: object) -> bool:
+        looked.append(stream)
+        return False
+
+    monkeypatch.setattr(httpx2_client, "_is_readable", note)
+    async with running_gateway(world) as gateway:
+        for site in sites:
+            answers_at(site, "/a")
+            await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+        assert looked == []
+        await gateway.get(origin_of(sites[0]), "/a", max_bytes=MAX_BYTES)
+        assert len(looked) == 1
+    assert [site.connections for site in sites] == [1, 1, 1]
 
 
 # The operator's own directory.
