@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 from urllib.parse import quote
 
+import trio
+
+from proxy.accounts.availability import settled_verdict
+from proxy.accounts.pds_answers import Verdict
+from proxy.accounts.rate_limits import rate_limit_of
+from proxy.accounts.video_file import VideoFile
 from proxy.config import Config
-from proxy.egress.circuit import pause_asked
 from proxy.egress.endpoint import Origin, parse_origin
 from proxy.egress.errors import AskedToWait, EgressError, Forbidden, Saturated, TimedOut, TooLarge
 from proxy.egress.gateway import Gateway
@@ -21,20 +24,13 @@ from proxy.errors import (
     CidMismatch,
     FetchFailed,
     ForbiddenDestination,
+    ImageProxyError,
     ImageTooLarge,
     RateLimited,
     UpstreamTimeout,
 )
 from proxy.model.identifiers import cid_digest
 from proxy.model.keys import BlobKey
-
-ABSENT = frozenset(
-    {"BlobNotFound", "RepoNotFound", "RepoTakendown", "RepoSuspended", "RepoDeactivated"}
-)
-"""XRPC error names of ``com.atproto.sync.getBlob``: the PDS does not have the blob or account."""
-
-ABSENT_MESSAGES = ("blob not found", "could not find repo")
-"""Older PDSes say this only in the message of an ``InvalidRequest``."""
 
 
 class Fetcher(Protocol):
@@ -68,12 +64,14 @@ class PdsFetcher:
         headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._settings = config.fetch
+        self._video = config.video
         self._max_bytes = config.fetch.max_source_bytes
         self._gateway = gateway
         self._headers = headers
 
     async def fetch(self, pds: str, blob: BlobKey) -> bytes:
         """See ``Fetcher.fetch``."""
+        began = trio.current_time()
         with mapped_errors(pds):
             answer = await self._gateway.get(
                 self._origin(pds),
@@ -81,13 +79,35 @@ class PdsFetcher:
                 max_bytes=self._max_bytes,
                 headers=self._headers(),
             )
-        if is_absent(answer.status, answer.body):
-            raise BlobNotFound(f"{pds}: status {answer.status}")
         if answer.status != 200:
-            raise failure_of(pds, answer)
+            raise await self._refusal(pds, blob, answer, began)
         if answer.sha256 != cid_digest(blob.cid):
             raise CidMismatch(f"{pds}: sha-256 {answer.sha256.hex()}")
         return answer.body
+
+    async def fetch_video(self, pds: str, blob: BlobKey, file: VideoFile) -> None:
+        """Write ``blob``, verified against its CID, to ``file``, within the limits of ``[video]``.
+
+        Raises:
+            ImageProxyError: as ``Fetcher.fetch``; or Busy: the disk has no room.
+        """
+        began = trio.current_time()
+        await file.empty()
+        with mapped_errors(pds, "video.max_source_mb"):
+            answer = await self._gateway.get(
+                self._origin(pds),
+                _target(blob),
+                max_bytes=self._video.max_source_bytes,
+                lane="videos",
+                headers=self._headers(),
+                sink=file.add,
+                timeout=self._video.timeout,
+            )
+        if answer.status != 200:
+            raise await self._refusal(pds, blob, answer, began)
+        if answer.sha256 != cid_digest(blob.cid):
+            raise CidMismatch(f"{pds}: sha-256 {answer.sha256.hex()}")
+        await file.finish()
 
     async def exists(self, pds: str, blob: BlobKey) -> bool:
         """Whether the PDS still serves ``blob``. Asks without reading the blob.
@@ -95,21 +115,44 @@ class PdsFetcher:
         Bluesky's PDS answers a HEAD with the status of a GET. But the reason of a refusal is in the
         body, and a HEAD has no body (RFC 9110, section 9.3.2). So a refused HEAD is followed by a
         GET, also for a PDS that does not support HEAD. Of the GET, only the body of a refusal is
-        read.
+        read. Where a PDS was, its domain may have a page for every path: text is read, and compared
+        with the CID.
 
         Raises:
-            FetchFailed, UpstreamTimeout, Busy: the PDS gave no clear answer.
+            CidMismatch, FetchFailed, UpstreamTimeout, Busy: the PDS gave no clear answer.
         """
+        began = trio.current_time()
         with mapped_errors(pds):
             origin = self._origin(pds)
             answer = await self._gateway.head(origin, _target(blob))
             if _may_answer_otherwise(answer.status):
                 answer = await self._gateway.head(origin, _target(blob), method="GET")
         if answer.status == 200:
+            if is_text(answer.headers.get("content-type", "")):
+                return await self._is_readable(pds, blob)
             return True
-        if is_absent(answer.status, answer.body):
+        refusal = await self._refusal(pds, blob, answer, began)
+        if isinstance(refusal, BlobNotFound):
             return False
-        raise failure_of(pds, answer)
+        raise refusal
+
+    async def _is_readable(self, pds: str, blob: BlobKey) -> bool:
+        try:
+            await self.fetch(pds, blob)
+        except BlobNotFound:
+            return False
+        return True
+
+    async def _refusal(
+        self, pds: str, blob: BlobKey, answer: Response, began: float
+    ) -> ImageProxyError:
+        """The error for an answer other than a 200."""
+        verdict = await settled_verdict(
+            self._gateway, self._settings, pds, blob.did, answer, began=began
+        )
+        if verdict in (Verdict.ABSENT, Verdict.NO_RECORD):
+            return BlobNotFound(f"{pds}: status {answer.status}")
+        return failure_of(pds, answer)
 
     def _origin(self, pds: str) -> Origin:
         return parse_origin(
@@ -119,13 +162,18 @@ class PdsFetcher:
         )
 
 
+def is_text(content_type: str) -> bool:
+    """Whether a ``Content-Type`` is one that pages have, and blobs of pictures do not. Total."""
+    return content_type.strip().lower().startswith("text/")
+
+
 def _target(blob: BlobKey) -> str:
     did = quote(blob.did, safe=":")
     return f"/xrpc/com.atproto.sync.getBlob?did={did}&cid={blob.cid}"
 
 
 @contextmanager
-def mapped_errors(pds: str) -> Iterator[None]:
+def mapped_errors(pds: str, limit: str = "fetch.max_source_mb") -> Iterator[None]:
     """Raise the egress errors of a request to a PDS as errors of ``proxy.errors``."""
     try:
         yield
@@ -134,7 +182,7 @@ def mapped_errors(pds: str) -> Iterator[None]:
     except TimedOut as error:
         raise UpstreamTimeout(str(error)) from error
     except TooLarge as error:
-        raise ImageTooLarge(f"{error} (fetch.max_source_mb)") from error
+        raise ImageTooLarge(f"{error} ({limit})") from error
     except Forbidden as error:
         raise ForbiddenDestination(str(error)) from error
     except AskedToWait as error:
@@ -151,26 +199,7 @@ def _may_answer_otherwise(status: int) -> bool:
     return (400 <= status < 500 and status != 429) or status == 501
 
 
-def failure_of(pds: str, answer: Response) -> FetchFailed:
+def failure_of(pds: str, answer: Response) -> FetchFailed | RateLimited:
     """The error for an answer that is not usable, but does not say that the item is absent."""
     cause = f"{pds}: status {answer.status}"
-    pause = pause_asked(answer.status, answer.headers, time.time())
-    if pause or answer.status == 429:
-        return RateLimited(cause, pause or None)
-    return FetchFailed(cause)
-
-
-def is_absent(status: int, body: bytes) -> bool:
-    """Whether an answer means that the PDS has no such blob or account. Pure, total."""
-    if status == 404:
-        return True
-    if status != 400:
-        return False
-    try:
-        error = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(error, dict):
-        return False
-    message = str(error.get("message", "")).lower()
-    return str(error.get("error")) in ABSENT or message.startswith(ABSENT_MESSAGES)
+    return rate_limit_of(cause, answer) or FetchFailed(cause)

@@ -10,11 +10,14 @@ from typing import Any, Protocol
 
 import trio
 
+from proxy.accounts.rate_limits import rate_limit_of
+from proxy.accounts.renewals import Renewals
 from proxy.config import Config
 from proxy.egress.endpoint import configured_origin, parse_origin
-from proxy.egress.errors import EgressError, Forbidden, Saturated, TimedOut
+from proxy.egress.errors import AskedToWait, EgressError, Forbidden, Saturated, TimedOut
 from proxy.egress.gateway import Gateway
 from proxy.egress.guarded_get import Response
+from proxy.egress.neighbours import groups_by_name
 from proxy.errors import (
     Busy,
     DidNotFound,
@@ -22,7 +25,9 @@ from proxy.errors import (
     ForbiddenDomain,
     InvalidHandle,
     NoPdsEndpoint,
+    RateLimited,
     UpstreamTimeout,
+    failing_at,
 )
 from proxy.model.identifiers import Did, Handle, did_web_authority, parse_handle
 from proxy.shared.lookup_cache import Lifetimes, LookupCache
@@ -43,7 +48,7 @@ MAX_ENDPOINT = 268
 atproto, DID specification: an endpoint has no more than these."""
 
 MIGRATION_AGE = 60.0
-"""Seconds; when a PDS does not have a blob, a DID document older than this is asked for again."""
+"""Seconds; when a PDS fails, a DID document older than this is asked for again."""
 
 
 GONE = (404, 410)
@@ -63,6 +68,7 @@ class Resolver(Protocol):
             DidNotFound: the DID does not exist.
             DidUnresolvable: there is no usable document.
             NoPdsEndpoint: the document does not name a PDS.
+            RateLimited: the directory asks for fewer questions.
             UpstreamTimeout, Busy: no answer in time, or the fetch channel is full.
         """
         ...
@@ -132,11 +138,15 @@ def service_endpoint(did: Did, document: dict[str, Any], id: str, type: str) -> 
     """The endpoint of a service, or None: pure, total.
 
     atproto, DID specification: this is the first service with the id (such as ``#atproto_pds``) and
-    the type. One longer than ``MAX_ENDPOINT`` counts as absent.
+    the type, which may be one of a list (DID Core, section 5.4). One longer than ``MAX_ENDPOINT``
+    counts as absent.
     """
     for service in entries(did, document, "service", id):
         endpoint = service.get("serviceEndpoint")
-        if service.get("type") != type or not isinstance(endpoint, str):
+        types = service.get("type")
+        if type not in (types if isinstance(types, list) else [types]):
+            continue
+        if not isinstance(endpoint, str):
             continue
         if 0 < len(endpoint) <= MAX_ENDPOINT:
             return endpoint
@@ -179,6 +189,8 @@ class DidResolver:
         on_directory: Callable[[str], None] = lambda outcome: None,
     ) -> None:
         self._on_directory = on_directory
+        self._clock = clock
+        self._renewals = Renewals()
         self._fetch = config.fetch
         self._directory, self._directory_path = configured_origin(config.identity.plc_url)
         self._gateway = gateway
@@ -197,21 +209,36 @@ class DidResolver:
 
     async def identify(self, did: Did, *, max_age: float | None = None) -> Identity:
         """The PDS and the handle of ``did``; otherwise like ``resolve``."""
-        return await self._remembered.get(did, max_age=max_age)
+        if did_web_authority(did) is not None:  # the domain answers for itself
+            return await self._remembered.get(did, max_age=max_age)
+        return await self._remembered.get(
+            did, max_age=max_age, may_renew=self._may_ask_the_directory
+        )
+
+    def _may_ask_the_directory(self, identity: Identity) -> bool:
+        """Whether it may be asked again about an account at a PDS. If so, that is counted."""
+        try:
+            pds = parse_origin(identity.pds, allow_http=True, allow_private_hosts=True)
+        except Forbidden:
+            return self._renewals.admit("", self._clock())
+        (domain,) = groups_by_name(pds.host)
+        return self._renewals.admit(domain, self._clock())
 
     def forget(self, did: Did) -> None:
         """Drop the remembered answer, so that the next call asks again."""
         self._remembered.forget(did)
 
     async def _ask(self, did: Did) -> Identity:
-        document = await self.document(did)
+        with failing_at(did_web_authority(did) or self._directory.host):
+            document = await self.document(did)
         return Identity(pds_of(did, document), handle_of(did, document))
 
     async def document(self, did: Did) -> bytes:
         """Get the current DID document from its source. The answer is not remembered.
 
         Raises:
-            DidNotFound, DidUnresolvable, UpstreamTimeout, Busy: see ``Resolver.resolve``.
+            DidNotFound, DidUnresolvable, RateLimited, UpstreamTimeout, Busy: see
+                ``Resolver.resolve``.
         """
         try:
             answer = await self._get(did)
@@ -219,12 +246,16 @@ class DidResolver:
             raise Busy(str(error)) from error
         except TimedOut as error:
             raise UpstreamTimeout(str(error)) from error
+        except AskedToWait as error:
+            raise RateLimited(f"{did}: {error}", error.seconds) from error
         except Forbidden as error:
             raise ForbiddenDomain(f"{did}: {error}") from error
         except EgressError as error:
             raise DidUnresolvable(f"{did}: {error}") from error
         if answer.status in GONE:
             raise DidNotFound(f"{did}: status {answer.status}")
+        if (limited := rate_limit_of(f"{did}: status {answer.status}", answer)) is not None:
+            raise limited
         if answer.status != 200:
             raise DidUnresolvable(f"{did}: status {answer.status}")
         return answer.body

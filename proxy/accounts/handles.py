@@ -23,6 +23,7 @@ from proxy.errors import (
     InvalidDid,
     NoPdsEndpoint,
     UpstreamTimeout,
+    failing_at,
 )
 from proxy.model.identifiers import Did, Handle, parse_did
 from proxy.shared.lookup_cache import LookupCache
@@ -112,8 +113,20 @@ class HandleResolver:
         """
         return await self._remembered.get(handle)
 
+    async def confirmed(self, did: Did) -> Handle | None:
+        """The handle of an account: the one that its DID document claims, if it leads to ``did``.
+
+        None: there is none, or it cannot be found out now.
+        """
+        try:
+            handle = (await self._documents.identify(did)).handle
+            return handle if handle is not None and await self.resolve(handle) == did else None
+        except ImageProxyError:
+            return None
+
     async def _ask(self, handle: Handle) -> Did:
-        did = await self._claimed(handle)
+        with failing_at(handle):
+            did = await self._claimed(handle)
         try:
             identity = await self._documents.identify(did)
             if identity.handle != handle:

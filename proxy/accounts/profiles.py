@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from proxy.accounts.did_documents import MAX_BYTES
 from proxy.accounts.handles import HandleResolver
-from proxy.accounts.records import Picture, Records, picture_cid, pictures_in
+from proxy.accounts.record_contents import Picture, contents_of, picture_cid
+from proxy.accounts.records import Records
+from proxy.accounts.related_records import Related, RelatedRecords
 from proxy.config import Config
 from proxy.errors import BlobNotFound, NoAvatar, NoBanner, NoPdsEndpoint, RecordNotFound
 from proxy.model.identifiers import Cid, Did, Handle
 from proxy.model.keys import KINDS, BlobKey, Kind
-from proxy.model.references import parse_actor, parse_reference
+from proxy.model.references import GALLERY, Reference, parse_actor, parse_reference
+from proxy.model.selection import Selection
 from proxy.shared.lookup_cache import Lifetimes, LookupCache
 
 PROFILE_KEY = "self"
@@ -24,16 +27,44 @@ _NONE = {"avatar": NoAvatar, "banner": NoBanner}
 
 
 @dataclass(frozen=True, slots=True)
+class ShownPicture:
+    """A picture, its owner, and the at:// URI of its source if that is not what was asked for."""
+
+    did: Did
+    picture: Picture
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class AccountPictures:
     """An account, and some of its pictures.
 
     Attributes:
         profile_of: if the pictures are those of the profile, the account as the reference named it.
+        related: what is shown beside them: quoted posts, the photos of a gallery, other profiles.
     """
 
     did: Did
     pictures: list[Picture]
     profile_of: Did | Handle | None = None
+    related: list[Related] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[ShownPicture]:
+        """All of them, each blob once."""
+        found: dict[BlobKey, ShownPicture] = {}
+        for did, source, pictures in (
+            (self.did, "", self.pictures),
+            *((each.did, each.uri, each.pictures) for each in self.related),
+        ):
+            for each in pictures:
+                found.setdefault(BlobKey(did, each.cid), ShownPicture(did, each, source))
+        return list(found.values())
+
+    @property
+    def of_owner(self) -> list[Picture]:
+        """Those that are the account's own, each once."""
+        return [each.picture for each in self.shown if each.did == self.did]
 
 
 class Profiles:
@@ -60,9 +91,10 @@ class Profiles:
     ) -> None:
         self._collections = config.actors.collections
         # Handles below .test are for development, as private hosts are.
-        self.allow_test = config.fetch.allow_private_hosts
+        self.allow_test = config.fetch.allow_private_hosts is True
         self._handles = handles
         self.records = records
+        self._related = RelatedRecords(records)
         identity = config.identity
         self._profiles: LookupCache[Did, dict[Kind, Cid]] = LookupCache(
             nursery,
@@ -81,6 +113,10 @@ class Profiles:
             ImageProxyError: see ``HandleResolver.resolve``.
         """
         return await self._did_of(parse_actor(actor, allow_test=self.allow_test))
+
+    async def handle_of(self, did: Did) -> Handle | None:
+        """See ``HandleResolver.confirmed``."""
+        return await self._handles.confirmed(did)
 
     async def picture(
         self, actor: Did | Handle, kind: Kind, permit: Callable[[BlobKey], Awaitable[None]]
@@ -116,12 +152,40 @@ class Profiles:
         reference = parse_reference(text, allow_test=self.allow_test)
         did = await self._did_of(reference.actor)
         if reference.cid is not None:
-            return AccountPictures(did, [Picture(reference.cid, "blob")])
+            return AccountPictures(did, [Picture(reference.cid, "blob", medium=reference.medium)])
         if reference.record is not None:
-            return AccountPictures(did, pictures_in(await self.records.get(did, *reference.record)))
+            contents = contents_of(await self.records.get(did, *reference.record))
+            related = await self._related.embedded(contents.embedded)
+            if reference.record[0] == GALLERY:
+                related.append(await self._related.of_gallery(did, reference.record[1]))
+            return AccountPictures(did, contents.pictures, related=related)
         profile = await self._profile(did)
         pictures = [Picture(cid, kind) for kind, cid in profile.items()]
-        return AccountPictures(did, pictures, reference.actor)
+        related = await self._related.of_account(did, without=self._collections)
+        return AccountPictures(did, pictures, reference.actor, related)
+
+    async def selected_by(self, reference: Reference) -> list[Selection]:
+        """What a reference selects: an account, a blob of it, or the pictures of a record.
+
+        A gallery has its photos; what a record quotes is not its own.
+        A PDS is asked only for what is in a record: that of an account may be gone.
+
+        Raises:
+            NoAvatar, NoBanner: the profile has no such picture.
+            ImageProxyError: as for a blob.
+        """
+        did = await self._did_of(reference.actor)
+        if reference.kind is not None:
+            cid = (await self._profile(did)).get(reference.kind)
+            if cid is None:
+                raise _NONE[reference.kind](f"{did} has no {reference.kind}")
+            return [Selection(did, cid)]
+        if reference.record is not None:
+            pictures = contents_of(await self.records.get(did, *reference.record)).pictures
+            if reference.record[0] == GALLERY:
+                pictures += (await self._related.of_gallery(did, reference.record[1])).pictures
+            return [Selection(did, each.cid) for each in pictures]
+        return [Selection(did, reference.cid)]
 
     async def _did_of(self, actor: str) -> Did:
         if actor.startswith("did:"):

@@ -1,23 +1,24 @@
-"""Asks a PDS for the records of an account, and finds the pictures that they refer to."""
+"""Asks a PDS for the records of an account, and for the list of its blobs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any
 
-from proxy.accounts.blob_fetcher import failure_of, is_absent, mapped_errors
-from proxy.accounts.did_documents import MIGRATION_AGE, Resolver
+import trio
+
+from proxy.accounts.availability import settled_verdict
+from proxy.accounts.blob_fetcher import failure_of, mapped_errors
+from proxy.accounts.did_documents import Resolver
+from proxy.accounts.pds_answers import Verdict, parsed, xrpc_error
+from proxy.accounts.whereabouts import ask_pds
 from proxy.accounts.xrpc import query, record_query
 from proxy.config import Config
 from proxy.egress.errors import TooLarge
 from proxy.egress.gateway import Gateway
-from proxy.egress.guarded_get import Response
 from proxy.errors import (
     AccountNotFound,
-    BlobNotFound,
     DidNotFound,
     FetchFailed,
     InvalidCid,
@@ -29,94 +30,21 @@ MAX_ANSWER = 64 * 1024
 """The limit for one answer in JSON, in bytes: what is parsed in a millisecond, whatever it is. A
 profile or post has a few thousand bytes, a page of CIDs 40,000."""
 
-MAX_VALUES = 2048
-"""The most values of a record that are looked at for pictures; a post with four has about 50."""
-
-MAX_PICTURES = 64
-"""The most pictures looked for in one record; a post has at most four, a gallery a few dozen."""
-
-MAX_NAME = 64
-"""Characters of a field's name that are kept; Lexicons have short ones."""
-
-MAX_ALT = 4000
-"""Characters of a description that are kept. The Lexicon has no limit; Bluesky's own client allows
-2000 graphemes."""
-
 PAGE = 500
 """CIDs in one page of ``com.atproto.sync.listBlobs``; this is the method's default."""
 
 
+RECORDS_PAGE = 50
+"""Records in one page of ``com.atproto.repo.listRecords``: a photo's has 700 bytes, or 4,000 with a
+long description, and a page may have ``MAX_ANSWER``."""
+
+
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A blob that a record refers to.
+class Record:
+    """A record, with where it is."""
 
-    Attributes:
-        name: the name of the field that refers to it, such as ``avatar``.
-        alt: its description, if there is one beside the reference.
-    """
-
-    cid: Cid
-    name: str
-    alt: str = ""
-
-
-def picture_cid(value: object) -> Cid | None:
-    """The CID of a blob reference if its media type is an image type. Pure, total.
-
-    atproto, Data Model, "Blob Type", and its deprecated form without a ``$type``.
-    """
-    if not isinstance(value, dict):
-        return None
-    kind = value.get("mimeType")
-    if not (isinstance(kind, str) and kind.startswith("image/")):
-        return None
-    if value.get("$type") == "blob":
-        ref = value.get("ref")
-        text = ref.get("$link") if isinstance(ref, dict) else None
-    else:
-        text = value.get("cid") if value.keys() == {"cid", "mimeType"} else None
-    try:
-        return parse_cid(text) if isinstance(text, str) else None
-    except InvalidCid:
-        return None
-
-
-def pictures_in(record: object) -> list[Picture]:
-    """The pictures of a record, each once, in the order of the record. Pure, total.
-
-    At most ``MAX_PICTURES``, from the first ``MAX_VALUES`` values.
-    """
-    found: dict[Cid, Picture] = {}
-    for name, alt, value in islice(_values("", "", record), MAX_VALUES):
-        cid = picture_cid(value)
-        if cid is not None:
-            found.setdefault(cid, Picture(cid, name[:MAX_NAME], alt[:MAX_ALT]))
-            if len(found) == MAX_PICTURES:
-                break
-    return list(found.values())
-
-
-def _values(name: str, alt: str, value: object) -> Iterator[tuple[str, str, object]]:
-    """``value`` and the values in it, each with the name of its field and the text beside it."""
-    todo = [iter([(name, alt, value)])]
-    while todo:
-        for name, alt, value in todo[-1]:
-            yield name, alt, value
-            if inner := _inside(name, alt, value):
-                todo.append(inner)
-                break
-        else:
-            todo.pop()
-
-
-def _inside(name: str, alt: str, value: object) -> Iterator[tuple[str, str, object]] | None:
-    if isinstance(value, list):
-        return ((name, alt, inner) for inner in value)
-    if not isinstance(value, dict) or picture_cid(value) is not None:
-        return None
-    beside = value.get("alt")
-    own = beside if isinstance(beside, str) else ""
-    return ((key, own, inner) for key, inner in value.items())
+    uri: str
+    value: dict[str, Any]
 
 
 class Records:
@@ -166,24 +94,63 @@ class Records:
         # Stop at a repeated cursor; otherwise such a PDS would be asked for ever.
         return cids, following if listed and following != cursor else ""
 
-    async def _ask(self, did: Did, method: str, parameters: dict[str, str]) -> dict[str, Any]:
-        pds = await self._pds_of(did)
-        try:
-            return await self._ask_pds(pds, method, parameters)
-        except BlobNotFound:
-            # Accounts migrate: an older document may name a PDS that the account has left.
-            current = await self._pds_of(did, max_age=MIGRATION_AGE)
-            if current == pds:
-                raise
-            return await self._ask_pds(current, method, parameters)
+    async def page(
+        self, did: Did, collection: str, *, limit: int = RECORDS_PAGE, cursor: str = ""
+    ) -> tuple[list[Record], str]:
+        """One page of a collection, by ``com.atproto.repo.listRecords``: the newest come first.
 
-    async def _pds_of(self, did: Did, *, max_age: float | None = None) -> str:
+        Args:
+            cursor: the cursor that the page before returned; empty for the first page.
+
+        Returns:
+            The records that are objects, and the cursor of the next page: empty at the end.
+
+        Raises:
+            ImageProxyError: like ``get``.
+        """
+        parameters = {"repo": did, "collection": collection, "limit": str(limit)}
+        parameters |= {"cursor": cursor} if cursor else {}
+        page = await self._ask(did, "com.atproto.repo.listRecords", parameters)
+        listed, following = page.get("records"), page.get("cursor", "")
+        if not isinstance(listed, list) or not isinstance(following, str):
+            raise FetchFailed(f"{did}: the page of records is not of the expected form")
+        records = [
+            Record(each["uri"], each["value"])
+            for each in listed[:limit]
+            if isinstance(each, dict)
+            and isinstance(each.get("uri"), str)
+            and isinstance(each.get("value"), dict)
+        ]
+        return records, following if listed and following != cursor else ""
+
+    async def collections(self, did: Did) -> frozenset[str]:
+        """The names of the collections of an account, by ``com.atproto.repo.describeRepo``.
+
+        Raises:
+            ImageProxyError: like ``get``.
+        """
+        listed = (await self._ask(did, "com.atproto.repo.describeRepo", {"repo": did})).get(
+            "collections"
+        )
+        return (
+            frozenset(each for each in listed if isinstance(each, str))
+            if isinstance(listed, list)
+            else frozenset()
+        )
+
+    async def _ask(self, did: Did, method: str, parameters: dict[str, str]) -> dict[str, Any]:
+        question = partial(self._ask_pds, did=did, method=method, parameters=parameters)
+        timeout = self._fetch.timeout
         try:
-            return await self._resolver.resolve(did, max_age=max_age)
+            pds = await self._resolver.resolve(did)
+            return (await ask_pds(self._resolver, did, pds, question, timeout=timeout)).value
         except DidNotFound as error:
             raise AccountNotFound(str(error)) from error
 
-    async def _ask_pds(self, pds: str, method: str, parameters: dict[str, str]) -> dict[str, Any]:
+    async def _ask_pds(
+        self, pds: str, *, did: Did, method: str, parameters: dict[str, str]
+    ) -> dict[str, Any]:
+        began = trio.current_time()
         with mapped_errors(pds):
             try:
                 answer = await query(
@@ -192,29 +159,16 @@ class Records:
             except TooLarge as error:
                 # Not ImageTooLarge: this answer is not an image that the owner chose.
                 raise FetchFailed(f"{pds}: {error}") from error
-        return _value_of(pds, answer)
-
-
-def _value_of(pds: str, answer: Response) -> dict[str, Any]:
-    parsed: Any = None
-    try:
-        parsed = json.loads(answer.body)
-    except (ValueError, RecursionError) as error:
         if answer.status == 200:
-            raise FetchFailed(f"{pds}: not JSON: {error}") from None
-    if answer.status == 400 and isinstance(parsed, dict) and _says_no_record(parsed):
-        raise RecordNotFound(f"{pds}: {str(parsed.get('message'))[:200]!a}")
-    if is_absent(answer.status, answer.body):
-        raise AccountNotFound(f"{pds}: status {answer.status}")
-    if answer.status != 200 or not isinstance(parsed, dict):
-        raise failure_of(pds, answer)
-    return parsed
-
-
-def _says_no_record(error: dict[str, Any]) -> bool:
-    """Whether an XRPC error means that there is no such record.
-
-    Older PDSes say this only in the message of an ``InvalidRequest``.
-    """
-    message = str(error.get("message", "")).lower()
-    return error.get("error") == "RecordNotFound" or message.startswith("could not locate record")
+            value = parsed(answer.body)
+            if value is None:
+                raise FetchFailed(f"{pds}: not a JSON object")
+            return value
+        match await settled_verdict(self._gateway, self._fetch, pds, did, answer, began=began):
+            case Verdict.NO_RECORD:
+                message = xrpc_error(answer.body).message
+                raise RecordNotFound(f"{pds}: {message[:200]!a}")
+            case Verdict.ABSENT:
+                raise AccountNotFound(f"{pds}: status {answer.status}")
+            case _:
+                raise failure_of(pds, answer)

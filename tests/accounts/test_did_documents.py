@@ -13,7 +13,15 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.accounts.did_documents import MAX_DOCUMENT, MAX_NAMES, DidResolver, handle_of, pds_of
+from proxy.accounts.did_documents import (
+    MAX_DOCUMENT,
+    MAX_NAMES,
+    MIGRATION_AGE,
+    DidResolver,
+    handle_of,
+    pds_of,
+)
+from proxy.accounts.renewals import BURST, SHARE
 from proxy.egress.gateway import Gateway, fetch_channels_of
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.network import Network
@@ -25,6 +33,7 @@ from proxy.errors import (
     ImageProxyError,
     InvalidHandle,
     NoPdsEndpoint,
+    RateLimited,
     UpstreamTimeout,
 )
 from proxy.model.identifiers import Did
@@ -119,7 +128,8 @@ def test_every_spelling_of_a_pds_service_is_found(services: list[Any]) -> None:
         [pds_service(PDS, id="atproto_pds")],
         [pds_service(PDS, id="did:plc:aaaaaaaaaaaaaaaaaaaaaaaa#atproto_pds")],
         [pds_service(PDS) | {"type": "Other"}],
-        [pds_service(PDS) | {"type": ["AtprotoPersonalDataServer"]}],
+        [pds_service(PDS) | {"type": ["Other"]}],
+        [pds_service(PDS) | {"type": {"AtprotoPersonalDataServer": 1}}],
         [pds_service([PDS])],
         [pds_service({"uri": PDS})],
         [pds_service(None)],
@@ -133,7 +143,8 @@ def test_every_spelling_of_a_pds_service_is_found(services: list[Any]) -> None:
         "id without a hash",
         "id of another DID",
         "wrong type",
-        "list of types",
+        "wrong types",
+        "type that is an object",
         "list of endpoints",
         "endpoint that is an object",
         "endpoint that is null",
@@ -145,6 +156,14 @@ def test_a_service_is_a_pds_by_its_type_and_its_id(services: list[Any]) -> None:
     """Catches: a reader that looks at the type or the id alone."""
     with pytest.raises(NoPdsEndpoint):
         pds_of(DID, encoded(document(DID, *services)))
+
+
+@pytest.mark.parametrize(
+    "types", [["AtprotoPersonalDataServer"], ["Other", 7, "AtprotoPersonalDataServer"]]
+)
+def test_a_service_may_have_several_types(types: list[Any]) -> None:
+    """Catches a reader that knows a type as a string alone (DID Core, section 5.4)."""
+    assert pds_of(DID, encoded(document(DID, pds_service(PDS) | {"type": types}))) == PDS
 
 
 @pytest.mark.parametrize("services", [None, {}, "x", 7, {"0": pds_service(PDS)}])
@@ -325,7 +344,7 @@ async def test_a_did_web_of_localhost_does_not_reach_this_machine(
         (faults.answers(410), DidNotFound),
         (faults.answers(400), DidUnresolvable),
         (faults.answers(500), DidUnresolvable),
-        (faults.answers(429), DidUnresolvable),
+        (faults.answers(429), RateLimited),
         (faults.answers(200, b"<html>"), DidUnresolvable),
         (faults.answers(200), DidUnresolvable),
         (
@@ -335,7 +354,7 @@ async def test_a_did_web_of_localhost_does_not_reach_this_machine(
         (faults.answers(200, then=faults.endless_body), DidUnresolvable),
         (faults.truncated, DidUnresolvable),
         (faults.reset, DidUnresolvable),
-        (faults.gzipped, DidUnresolvable),
+        (faults.gzipped, DidNotFound),  # a 404 in any encoding
         (faults.hang, UpstreamTimeout),
         (faults.hang_in_body, UpstreamTimeout),
         (faults.redirects("/same"), DidUnresolvable),
@@ -503,6 +522,33 @@ async def test_an_unknown_did_is_remembered_for_its_time(world: World, clock: Cl
         world.move_account(did, world.pds)
         clock.now += 1
         assert await resolver.resolve(did) == world.pds.url
+
+
+async def test_accounts_of_one_domain_ask_the_directory_again_within_its_allowance(
+    world: World,
+) -> None:
+    """Catches: a stranger whose PDSes always fail has the directory asked for each of a flood."""
+    clock = Clock()
+    failing = [new_plc_did() for _ in range(60)]
+    for number, did in enumerate(failing):
+        pds = f"https://pds{number}.flood.example"
+        world.plc.documents[did] = document(did, pds_service(pds))
+    other = new_plc_did()
+    world.plc.documents[other] = document(other, pds_service("https://pds.dead.example"))
+    async with resolving(world, clock) as resolver:
+        for did in (*failing, other):
+            await resolver.resolve(did)
+        asked = len(world.plc.requests)
+        clock.now += MIGRATION_AGE + 1
+        for did in failing:
+            await resolver.resolve(did, max_age=MIGRATION_AGE)
+        assert len(world.plc.requests) - asked == BURST * SHARE
+        world.plc.documents[other] = document(other, pds_service("https://new.example"))
+        assert await resolver.resolve(other, max_age=MIGRATION_AGE) == "https://new.example"
+        # First questions, and those after the time of a document, are never among them.
+        clock.now += TTL
+        await resolver.resolve(failing[-1], max_age=MIGRATION_AGE)
+        assert len(world.plc.requests) - asked == BURST * SHARE + 2
 
 
 async def test_a_failure_of_the_directory_is_not_remembered_as_the_accounts(

@@ -159,6 +159,28 @@ async def test_dns_wins_over_a_domain_that_names_another(world: World, names: Na
         assert await resolver.resolve(ALICE) == DID
 
 
+@pytest.mark.parametrize(
+    ("claimed", "named", "confirmed"),
+    [
+        ([ALICE], [DID], ALICE),
+        ([ALICE], [OTHER], None),
+        ([ALICE], [], None),
+        ([], [DID], None),
+    ],
+    ids=["both", "another's", "unconfirmed", "unclaimed"],
+)
+async def test_the_handle_of_an_account_is_one_that_leads_back_to_it(
+    claimed: list[str], named: list[str], confirmed: Handle | None, world: World, names: Names
+) -> None:
+    """Catches an account that is shown by a name that it gave itself."""
+    names.name(ALICE, *named)
+    claims(world, DID, *claimed)
+    claims(world, OTHER, ALICE)
+    async with resolving(world, names) as resolver:
+        assert await resolver.confirmed(DID) == confirmed
+        assert await resolver.confirmed(new_plc_did()) is None
+
+
 async def test_two_dids_in_dns_count_as_none(world: World, names: Names) -> None:
     """Catches the first of two, which may be the one that was meant to go."""
     names.name(ALICE, DID, OTHER)

@@ -22,8 +22,11 @@ import trio
 from PIL import Image
 
 from proxy.accounts import records
+from proxy.accounts.availability import gone_by_description, gone_by_status
 from proxy.accounts.blob_fetcher import PdsFetcher
 from proxy.accounts.did_documents import DidResolver
+from proxy.accounts.pds_answers import Verdict, verdict_of
+from proxy.accounts.related_records import GALLERY_ITEM, PHOTO
 from proxy.config import Config
 from proxy.egress.gateway import standalone_gateway
 from proxy.egress.guard import GuardedNetwork
@@ -32,6 +35,7 @@ from proxy.lifecycle import open_service
 from proxy.model.identifiers import Cid, Did
 from proxy.model.keys import image_key
 from proxy.model.presets import DEFAULT_PRESETS
+from proxy.model.references import GALLERY
 from proxy.model.selection import Selection
 from proxy.moderation.revalidate import Revalidator
 from proxy.web.app import create_app
@@ -39,8 +43,17 @@ from tests import devnet as real
 from tests.devnet import Account, Devnet, DevnetUnavailable, blob_cid
 from tests.fakes.dns import serving_dns
 from tests.fakes.network import Request
-from tests.fakes.sites import GET_BLOB, FakePds, FakePlc, cid_of, new_plc_did
+from tests.fakes.sites import (
+    DESCRIBE_REPO,
+    GET_BLOB,
+    GET_REPO_STATUS,
+    FakePds,
+    FakePlc,
+    cid_of,
+    new_plc_did,
+)
 from tests.fakes.world import tiny_png
+from tests.imaging.videos import video
 from tests.moderation.fakes import FakeCheckTimes, FakeDecisions
 from tests.processes import in_background
 from tests.required import skip_unless_required
@@ -209,6 +222,22 @@ async def test_the_original_comes_as_uploaded(owner: Owner, tmp_path: Path) -> N
     assert (reply.status, reply.headers["content-type"], reply.body) == (200, "image/png", data)
 
 
+async def test_a_video_of_a_record_has_a_poster(owner: Owner, tmp_path: Path) -> None:
+    """Catches a lane for videos that Bluesky's PDS does not answer as it answers for pictures."""
+    cid = await owner.publish(video(size=(160, 96)), "video/mp4")
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        reply = await client.get(f"/vid/{owner.did}/{cid}/thumbnail.jpg")
+        assert (reply.status, reply.headers["content-type"]) == (200, "image/jpeg")
+        assert Image.open(BytesIO(reply.body)).size == (160, 96)
+        assert re_timings(reply.headers["server-timing"]) == [
+            "resolve", "fetch", "queue", "process",
+        ]  # fmt: skip
+        again = await client.get(f"/vid/content_preview/{owner.did}/{cid}/thumbnail.jpg")
+        assert (again.headers["x-cache"], again.body) == ("hit", reply.body)
+        absent = await client.get(f"/vid/{owner.did}/{cid_of(b'nothing')}/thumbnail.jpg")
+    assert (absent.status, absent.body) == (404, b"blob not found\n")
+
+
 async def test_an_avatar_that_a_profile_refers_to_is_served(owner: Owner, tmp_path: Path) -> None:
     blob = await real.upload_blob(
         owner.devnet, owner.account, encoded(picture(400, 600), "PNG"), "image/png"
@@ -346,10 +375,10 @@ async def test_what_its_pds_took_down_is_noticed_without_a_byte_of_it(
     wiretap = Wiretap()
     async with open_service(config, networks=(wiretap, wiretap)) as service:
         key = image_key(config.presets, "avatar_thumbnail", did, cid)
-        assert (await service.get(key)).cache == "miss"
-        assert (await service.get(key)).cache == "hit"
+        assert (await service.get_image("avatar_thumbnail", did, cid)).cache == "miss"
+        assert (await service.get_image("avatar_thumbnail", did, cid)).cache == "hit"
         await end(owner, cid)
-        assert (await service.get(key)).cache == "hit"
+        assert (await service.get_image("avatar_thumbnail", did, cid)).cache == "hit"
         wiretap.received.clear()
 
         times = FakeCheckTimes(time.time)
@@ -363,6 +392,8 @@ async def test_what_its_pds_took_down_is_noticed_without_a_byte_of_it(
             gateway = standalone_gateway(config.fetch, wiretap, wiretap)
             nursery.start_soon(gateway.run)
             revalidator = Revalidator(
+                timeout=30,
+                unconfirmed_age=0,
                 age=7 * 86400,
                 times=times,
                 resolver=DidResolver(config, gateway, nursery),
@@ -377,11 +408,11 @@ async def test_what_its_pds_took_down_is_noticed_without_a_byte_of_it(
         if end is nothing:
             assert decisions.purged == []
             assert times.times[key.blob] == pytest.approx(time.time(), abs=60)
-            assert (await service.get(key)).cache == "hit"
+            assert (await service.get_image("avatar_thumbnail", did, cid)).cache == "hit"
         else:
             assert [selection for selection, _ in decisions.purged] == [Selection(did, cid)]
             with pytest.raises(BlobNotFound):
-                await service.get(key)
+                await service.get_image("avatar_thumbnail", did, cid)
 
 
 async def test_a_blob_of_text_is_a_400_whatever_type_its_owner_claims(
@@ -459,12 +490,35 @@ async def test_the_fake_pds_answers_as_the_real_one(owner: Owner) -> None:
     await compare_pds(owner.devnet, fake, gone.did, cid)
 
 
+async def compare_account(devnet: Devnet, fake: FakePds, did: str) -> None:
+    """The account alone: what follows an unclear answer, and what is read of its answers."""
+    for path, parameter, judge in (
+        (GET_REPO_STATUS, "did", gone_by_status),
+        (DESCRIBE_REPO, "repo", gone_by_description),
+    ):
+        target = f"{path}?{parameter}={quote(did, safe=':')}"
+        expected = await asked(devnet.pds_url + target)
+        response = fake.answer(Request(target, {}))
+        assert response.status == expected.status_code
+        answer = json.loads(response.body)
+        more = expected.json()
+        names = ("did", "active", "status", "error")
+        assert {name: answer.get(name) for name in names} == {
+            name: more.get(name) for name in names
+        }
+        is_gone = did not in fake.accounts or fake.accounts[did].status != "active"
+        assert judge(Did(did), expected.status_code, expected.content) is is_gone
+
+
 async def compare_pds(devnet: Devnet, fake: FakePds, did: str, cid: str) -> None:
+    await compare_account(devnet, fake, did)
     target = f"{GET_BLOB}?did={quote(did, safe=':')}&cid={cid}"
     expected = await asked(devnet.pds_url + target)
     response = fake.answer(Request(target, {}))
     headers = {name.lower(): value for name, value in response.headers}
     assert response.status == expected.status_code
+    if expected.status_code != 200:
+        assert verdict_of(expected.status_code, expected.content) is Verdict.ABSENT
     # Security headers differ by what stands before a PDS; these are its own words.
     for name in ("content-type", "content-disposition", "cache-control"):
         assert headers.get(name) == expected.headers.get(name), (target, name)
@@ -596,3 +650,23 @@ async def test_every_blob_of_an_account_is_listed_page_by_page(
             pages += 1
     assert sorted(found) == sorted(published)
     assert 3 <= pages <= 4
+
+
+async def test_a_gallery_of_grain_is_read_as_a_pds_lists_it(owner: Owner, tmp_path: Path) -> None:
+    """Catches parameters that a PDS does not know, and an order that only the fake has."""
+    devnet, account = owner.devnet, owner.account
+    made = await real.create_record(devnet, account, {"$type": GALLERY, "title": "Hills"})
+    cids: list[str] = []
+    for position in (1, 0):
+        data = tiny_png((position, 0, 0))
+        photo = await real.upload_blob(devnet, account, data, "image/png")
+        record = {"$type": PHOTO, "photo": photo, "alt": ""}
+        item = await real.create_record(devnet, account, record)
+        place = {"$type": GALLERY_ITEM, "gallery": made, "item": item, "position": position}
+        await real.create_record(devnet, account, place)
+        cids.insert(0, blob_cid(photo))
+    async with proxy_of(owner.devnet, tmp_path) as client:
+        found = json.loads((await client.get(f"/lookup?q={made}")).body)
+        assert [each["cid"] for each in found["pictures"]] == cids
+        found = json.loads((await client.get(f"/lookup?q={account.did}")).body)
+        assert {each["cid"] for each in found["pictures"]} >= set(cids)

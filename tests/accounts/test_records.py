@@ -1,4 +1,4 @@
-"""Records, the pictures in them, and an account's blobs page by page."""
+"""Records, and an account's blobs, page by page."""
 
 from __future__ import annotations
 
@@ -9,20 +9,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
-from hypothesis import strategies as st
 
 from proxy.accounts import records as module
 from proxy.accounts.did_documents import DidResolver
-from proxy.accounts.records import (
-    MAX_ANSWER,
-    MAX_PICTURES,
-    MAX_VALUES,
-    Picture,
-    Records,
-    picture_cid,
-    pictures_in,
-)
+from proxy.accounts.records import MAX_ANSWER, Records
 from proxy.egress.gateway import Gateway, fetch_channels_of
 from proxy.errors import (
     AccountNotFound,
@@ -46,100 +36,6 @@ FIRST, SECOND = cid_of(b"1"), cid_of(b"2")
 def blob(cid: str, mime: str = "image/png") -> dict[str, Any]:
     """A reference to a blob, as records have it."""
     return {"$type": "blob", "ref": {"$link": cid}, "mimeType": mime, "size": 1}
-
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
-
-
-@given(
-    JSON_VALUES
-    | st.fixed_dictionaries(
-        {"mimeType": JSON_VALUES | st.just("image/png")},
-        optional={
-            "$type": st.just("blob") | JSON_VALUES,
-            "ref": JSON_VALUES | st.fixed_dictionaries({"$link": JSON_VALUES}),
-            "cid": JSON_VALUES,
-        },
-    )
-)
-def test_any_record_can_be_looked_through(value: object) -> None:
-    """Catches a reader that trusts what strangers write into their records."""
-    assert pictures_in(value) == []
-
-
-def test_no_depth_of_a_record_is_too_much() -> None:
-    """Catches recursion, which a record can exhaust."""
-    record: object = blob(FIRST)
-    for _ in range(MAX_VALUES - 1):
-        record = [record]
-    assert [picture.cid for picture in pictures_in(record)] == [FIRST]
-    for _ in range(100_000):
-        record = [record]
-    assert pictures_in(record) == []
-
-
-@pytest.mark.parametrize("filler", [None, [], {}], ids=str)
-def test_no_more_values_of_a_record_are_looked_at_than_it_needs(
-    filler: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches a record of 64 KB with 43,000 values, which takes 10 ms to look through."""
-    assert pictures_in({"a": [filler] * (MAX_VALUES - 3), "b": blob(FIRST)})
-    assert not pictures_in({"a": [filler] * (MAX_VALUES - 2), "b": blob(FIRST)})
-    looked_at: list[object] = []
-    monkeypatch.setattr(module, "picture_cid", looked_at.append)
-    pictures_in([filler] * 100_000)
-    assert len(looked_at) <= 2 * MAX_VALUES
-
-
-@pytest.mark.parametrize(
-    ("value", "cid"),
-    [
-        (blob(FIRST), FIRST),
-        ({"cid": FIRST, "mimeType": "image/jpeg"}, FIRST),
-        (blob(FIRST, "video/mp4"), None),
-        (blob("bafyabc"), None),
-        (blob(FIRST) | {"$type": "other"}, None),
-        ({"cid": FIRST, "mimeType": "image/jpeg", "more": 1}, None),
-        (FIRST, None),
-        (None, None),
-    ],
-    ids=["blob", "old form", "video", "no CID", "other type", "other object", "text", "null"],
-)
-def test_a_picture_is_a_reference_to_a_blob_of_an_image_type(
-    value: object, cid: Cid | None
-) -> None:
-    """Catches videos and links that are offered as pictures."""
-    assert picture_cid(value) == cid
-
-
-def test_the_pictures_of_a_post_come_in_its_order_with_their_descriptions() -> None:
-    """Catches a description of another picture."""
-    record = {
-        "$type": "app.bsky.feed.post",
-        "alt": "not of a picture",
-        "embed": {
-            "images": [
-                {"alt": "second first", "image": blob(SECOND)},
-                {"alt": 7, "image": blob(FIRST)},
-                {"alt": "again", "image": blob(SECOND)},
-            ],
-            "external": {"thumb": blob(cid_of(b"3"))},
-        },
-    }
-    assert pictures_in(record) == [
-        Picture(SECOND, "image", "second first"),
-        Picture(FIRST, "image", ""),
-        Picture(cid_of(b"3"), "thumb", ""),
-    ]
-
-
-def test_no_record_brings_more_than_a_page_can_show() -> None:
-    """Catches thousands of requests for one look."""
-    record = [blob(cid_of(b"%d" % number)) for number in range(1000)]
-    assert len(pictures_in(record)) == MAX_PICTURES
 
 
 @asynccontextmanager
