@@ -1,1 +1,1 @@
-"""Coordinates several processes that share one cache folder."""
+"""Coordinates several processes that share a cache folder, or a database."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from proxy.coordination.build_locks import BuildLocks
-from proxy.coordination.leader import Leadership
-from proxy.coordination.replicas import Replicas
+from proxy.coordination.leader import FolderLeadership
+from proxy.coordination.replicas import FolderReplicas
 
 
 class FolderCoordination:
@@ -20,14 +20,14 @@ class FolderCoordination:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def replicas(self) -> Replicas:
+    def replicas(self) -> FolderReplicas:
         """See ``Coordination.replicas``."""
-        return Replicas(self._folder / "followers")
+        return FolderReplicas(self._folder / "followers")
 
     def build_locks(self, *, timeout: float) -> BuildLocks:
         """See ``Coordination.build_locks``."""
         return BuildLocks(self._folder / "flights.lock", timeout=timeout)
 
-    def leadership(self, chore: str) -> Leadership:
+    def leadership(self, chore: str) -> FolderLeadership:
         """See ``Coordination.leadership``."""
-        return Leadership(self._folder / "turns" / chore)
+        return FolderLeadership(self._folder / "turns" / chore)

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import structlog
 import trio
+from trio_util import periodic
 
 from proxy.coordination.file_lock import try_lock
+from proxy.coordination.interface import Leadership
 
 RETRY_SECONDS = 5.0
 """How often a process tries to become the leader."""
 
+CHECK_SECONDS = 1.0
+"""How often a leader checks that it still is one, where that can be lost."""
+
 log = structlog.get_logger(__name__)
 
 
-class Leadership:
-    """The right to do one chore. Blocks for microseconds; one thread at a time.
+class FolderLeadership:
+    """See ``interface.Leadership``. Blocks for microseconds; one thread at a time.
 
     Args:
         path: the file to lock. It is made, with its folder, and stays.
     """
+
+    can_be_lost = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -44,6 +52,10 @@ class Leadership:
         self._descriptor = try_lock(self._path, os.O_CREAT)
         return self._descriptor is not None
 
+    def holds(self) -> bool:
+        """Whether this process is the leader."""
+        return self._descriptor is not None
+
     def give_up(self) -> None:
         """Let another process become the leader. Idempotent."""
         if self._descriptor is not None:
@@ -52,12 +64,31 @@ class Leadership:
 
 
 async def as_leader(leadership: Leadership, chore: Callable[[], Awaitable[None]]) -> None:
-    """Wait to become the leader, then do ``chore``. After it, or on cancellation, give up."""
+    """Wait to become the leader, then do ``chore``. After it, or on cancellation, give up.
+
+    Where the leadership is lost, ``chore`` is cancelled, and begun again when it was regained.
+    """
     try:
-        await _take(leadership)
-        await chore()
+        while True:
+            await _take(leadership)
+            if not leadership.can_be_lost:
+                return await chore()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when_lost, leadership, nursery.cancel_scope)
+                await chore()
+                nursery.cancel_scope.cancel()
+                return None
+            leadership.give_up()
     finally:
         leadership.give_up()
+
+
+async def _cancel_when_lost(leadership: Leadership, scope: trio.CancelScope) -> None:
+    async with aclosing(periodic(CHECK_SECONDS)) as ticks:
+        async for _ in ticks:
+            if not await trio.to_thread.run_sync(leadership.holds):
+                log.warning("another process may be the leader of a chore now")
+                scope.cancel()
 
 
 async def _take(leadership: Leadership) -> None:

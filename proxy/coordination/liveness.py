@@ -36,6 +36,11 @@ class Liveness:
         self._folder = folder
         self._descriptor: int | None = None
 
+    @property
+    def path(self) -> Path:
+        """The file of this mark."""
+        return self._folder / self.token
+
     def enter(self) -> None:
         """Make the mark; ``leave`` or the end of the process removes it. Idempotent.
 

@@ -14,7 +14,7 @@ SERVES_NOTHING = 2**63 - 1
 """Noted instead of a version: this process serves nothing, so it cannot violate a decision."""
 
 
-class Replicas:
+class FolderReplicas:
     """This process among those that share ``folder``. Blocks, for as long as the disk takes.
 
     Only one thread at a time may call ``enter``, ``note``, ``is_there`` and ``leave``. Any thread

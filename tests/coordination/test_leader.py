@@ -13,14 +13,14 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.coordination.leader import RETRY_SECONDS, Leadership, as_leader
+from proxy.coordination.leader import RETRY_SECONDS, FolderLeadership, as_leader
 from tests.fakes.steps import cancelled_at_every_step
 
 HOLD = """
 import sys
 from pathlib import Path
-from proxy.coordination.leader import Leadership
-turn = Leadership(Path(sys.argv[1]))
+from proxy.coordination.leader import FolderLeadership
+turn = FolderLeadership(Path(sys.argv[1]))
 print(turn.take(), flush=True)
 sys.stdin.read()
 """
@@ -38,7 +38,7 @@ def test_the_lock_of_a_killed_leader_is_free(tmp_path: Path) -> None:
     try:
         assert neighbour.stdout is not None
         assert neighbour.stdout.readline().strip() == "True"
-        turn = Leadership(path)
+        turn = FolderLeadership(path)
         assert not turn.take()
     finally:
         os.kill(neighbour.pid, signal.SIGKILL)
@@ -52,7 +52,7 @@ def test_the_lock_that_a_leader_gave_up_is_free_and_locks_of_other_chores_always
     tmp_path: Path,
 ) -> None:
     """Catches: a lock that outlasts its owner, or one lock for all chores."""
-    first, second, other = (Leadership(tmp_path / name) for name in ("a", "a", "b"))
+    first, second, other = (FolderLeadership(tmp_path / name) for name in ("a", "a", "b"))
     assert first.take()
     assert not second.take()
     assert other.take()
@@ -78,11 +78,11 @@ async def test_a_chore_runs_in_one_process_and_then_in_the_next(
 
     async def first() -> None:
         with scope:
-            await as_leader(Leadership(tmp_path / "chore"), partial(chore, "first"))
+            await as_leader(FolderLeadership(tmp_path / "chore"), partial(chore, "first"))
 
     nursery.start_soon(first)
     await began["first"].wait()
-    nursery.start_soon(as_leader, Leadership(tmp_path / "chore"), partial(chore, "second"))
+    nursery.start_soon(as_leader, FolderLeadership(tmp_path / "chore"), partial(chore, "second"))
     mock_clock.jump(RETRY_SECONDS)
     await trio.testing.wait_all_tasks_blocked()
     assert events == ["first"]
@@ -105,7 +105,7 @@ async def test_a_folder_that_cannot_be_written_does_not_end_the_service(
         began.set()
         await trio.lowlevel.checkpoint()
 
-    nursery.start_soon(as_leader, Leadership(tmp_path / "turns" / "chore"), chore)
+    nursery.start_soon(as_leader, FolderLeadership(tmp_path / "turns" / "chore"), chore)
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert not began.is_set()
     (tmp_path / "turns").unlink()
@@ -120,10 +120,10 @@ async def test_a_cancelled_wait_leaves_the_lock_free(tmp_path: Path, after: bool
     """Catches a lock that was taken in a thread while the task was cancelled."""
 
     async def attempt() -> None:
-        await as_leader(Leadership(tmp_path / "chore"), trio.lowlevel.checkpoint)
+        await as_leader(FolderLeadership(tmp_path / "chore"), trio.lowlevel.checkpoint)
 
     def check() -> None:
-        turn = Leadership(tmp_path / "chore")
+        turn = FolderLeadership(tmp_path / "chore")
         assert turn.take()
         turn.give_up()
 

@@ -1,0 +1,1 @@
+"""Coordinates processes on several machines over a database."""
