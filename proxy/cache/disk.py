@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +15,15 @@ import trio
 from proxy.cache.files import CacheFolder, Evicted
 from proxy.cache.index import Totals
 from proxy.cache.interface import Due, Entry
+from proxy.cache.lately_read import LatelyRead
 from proxy.model.keys import BlobKey, ImageKey
-from proxy.model.selection import Selection
+from proxy.model.selection import Covering, Selection
 
 HIT_THREADS = 4
 """Hits read at the same time. More would wait for Python's lock rather than for the disk."""
+
+LARGEST_AT_ONCE = 256 * 1024
+"""Bytes of a file that the event loop may read and hash: a fifth of a millisecond."""
 
 CHANGE_THREADS = 2
 """Writes and purges at the same time. More would only wait for the write lock of the index."""
@@ -52,6 +56,8 @@ class DiskCache:
         ttl_seconds: age at which an entry expires; 0: never.
         may_keep: called in a thread just before a file appears, while no purge can run in any
             process. If it returns False, the file does not appear. May raise ``OSError``.
+        before_making: called in a thread before the index is made. May raise ``OSError``.
+        fsync: sync each file before it appears.
         on_evicted: called with ``"ttl"`` or ``"size"``, and the number of entries removed.
         clock: seconds since the epoch, like file times.
 
@@ -66,12 +72,21 @@ class DiskCache:
         max_bytes: int,
         ttl_seconds: float = 0,
         may_keep: Callable[[ImageKey], bool] = lambda key: True,
+        before_making: Callable[[], None] = lambda: None,
+        fsync: bool = True,
         on_evicted: Callable[[str, int], None] = lambda reason, count: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = CacheFolder(
-            path, max_bytes=max_bytes, ttl_seconds=ttl_seconds, may_keep=may_keep, clock=clock
+            path,
+            max_bytes=max_bytes,
+            ttl_seconds=ttl_seconds,
+            may_keep=may_keep,
+            before_making=before_making,
+            fsync=fsync,
+            clock=clock,
         )
+        self._lately_read = LatelyRead()
         self._on_evicted = on_evicted
         self.free_bytes = math.nan
         # Separate limiters: no hit waits for a write, and neither waits for a chore.
@@ -92,14 +107,42 @@ class DiskCache:
         """See ``Cache.check``. Creates the folder, and finishes the work of dead processes."""
         await trio.to_thread.run_sync(self._folder.check, limiter=self._changes)
 
+    def at_once(self, key: ImageKey) -> Entry | None:
+        """See ``Cache.at_once``: a file that was read lately, and that the kernel has in memory."""
+        file = self._lately_read.find(key, trio.current_time())
+        return None if file is None else self._folder.get_cached(file)
+
+    def forget(self, covering: Covering) -> None:
+        """See ``Cache.forget``."""
+        self._lately_read.forget(covering)
+
     async def get(self, key: ImageKey) -> Entry | None:
         """See ``Cache.get``. An expired entry is not found; a damaged one is removed."""
-        return await trio.to_thread.run_sync(self._folder.get, key, limiter=self._hits)
+        since = self._lately_read.moment
+        if self._folder.is_known_missing(key):  # as when it was looked for a moment ago
+            await trio.lowlevel.checkpoint()
+            found = None
+        else:
+            found = await trio.to_thread.run_sync(self._folder.get, key, limiter=self._hits)
+        if found is None:
+            self._lately_read.discard(key)
+            return None
+        entry, file = found
+        if file.size <= LARGEST_AT_ONCE:
+            self._lately_read.add(key, file, trio.current_time(), since)
+        return entry
 
     async def put(self, key: ImageKey, entry: Entry) -> None:
-        """See ``Cache.put``. The entry survives the end of this process, and a loss of power."""
+        """See ``Cache.put``. The entry survives the end of this process.
+
+        With ``fsync`` it survives a loss of power too.
+        """
+        await self.put_all({key: entry})
+
+    async def put_all(self, entries: Mapping[ImageKey, Entry]) -> None:
+        """See ``Cache.put_all``; otherwise like ``put``."""
         self._note(
-            await trio.to_thread.run_sync(self._folder.put, key, entry, limiter=self._changes)
+            await trio.to_thread.run_sync(self._folder.put_all, entries, limiter=self._changes)
         )
 
     async def purge(self, *selections: Selection) -> int:
@@ -180,9 +223,11 @@ class DiskCache:
                 task_status.started()
             await trio.sleep(MEASURE_SECONDS)
 
-    async def by_preset(self) -> dict[str, Totals]:
-        """Return the totals by preset and fingerprint."""
-        return await trio.to_thread.run_sync(self._folder.by_preset, limiter=self._chores)
+    async def by_preset(self, selection: Selection | None = None) -> dict[str, Totals]:
+        """Return the totals by preset and fingerprint: those of a selection, or of all."""
+        return await trio.to_thread.run_sync(
+            self._folder.by_preset, selection, limiter=self._chores
+        )
 
     async def verify(
         self, *, repair: bool
@@ -192,6 +237,8 @@ class DiskCache:
         Yields:
             The share that is done (0 to 1), and the faults in the part just compared.
         """
+        above = partial(self._folder.verify_above_shards, repair=repair)
+        yield 0.0, await trio.to_thread.run_sync(above, limiter=self._chores)
         shards = await trio.to_thread.run_sync(self._folder.known_shards, limiter=self._chores)
         for number, shard in enumerate(shards, 1):
             look = partial(self._folder.verify_shard, shard, repair=repair)
@@ -209,6 +256,14 @@ class DiskCache:
         return await trio.to_thread.run_sync(
             self._folder.due_for_check, before, limit, after, limiter=self._chores
         )
+
+    async def last_checked(self, blob: BlobKey) -> float | None:
+        """Return when the PDS was last seen to have the blob; None: it is not cached."""
+        return await trio.to_thread.run_sync(self._folder.last_checked, blob, limiter=self._chores)
+
+    async def correct_checks(self, time: float) -> None:
+        """Let blobs that were last seen in the future have been seen at ``time``."""
+        await trio.to_thread.run_sync(self._folder.correct_checks, time, limiter=self._chores)
 
     async def mark_checked(self, blob: BlobKey) -> None:
         """Record that the PDS has the blob now."""

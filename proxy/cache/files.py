@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ import structlog
 
 from proxy.cache.index import File, Index, IndexEntry, Rows, Totals
 from proxy.cache.interface import Due, Entry
+from proxy.cache.lately_read import KnownFile
 from proxy.cache.layout import (
     IMAGES,
     blob_of,
@@ -38,9 +40,11 @@ from proxy.cache.layout import (
     possible_formats,
 )
 from proxy.coordination.liveness import Liveness
-from proxy.model.formats import sniff
+from proxy.model.formats import sniff_result
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection, Selections
+from proxy.shared.ages import age_of, horizon
+from proxy.shared.cached_file import CachedFiles
 from proxy.shared.regular_file import NotRegular, is_regular, open_regular
 from proxy.shared.sqlite import TRIES_WITH_ROOM, is_full
 
@@ -73,6 +77,15 @@ class Evicted:
     for_size: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrival:
+    """An entry that is to be stored."""
+
+    key: ImageKey
+    data: bytes
+    record: IndexEntry
+
+
 class CacheFolder:
     """A cache folder as described above. Every method may raise ``OSError`` (disk or index).
 
@@ -81,6 +94,8 @@ class CacheFolder:
         max_bytes: limit of the sum of file sizes; least recently used entries are removed first.
         ttl_seconds: age at which an entry expires; 0: never.
         may_keep: called just before a file appears, while no purge can run; False prevents it.
+        before_making: called before the index is made, which shows that the folder was used.
+        fsync: sync each file before it appears.
         clock: seconds since the epoch, like file times.
     """
 
@@ -91,6 +106,8 @@ class CacheFolder:
         max_bytes: int,
         ttl_seconds: float,
         may_keep: Callable[[ImageKey], bool],
+        before_making: Callable[[], None] = lambda: None,
+        fsync: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         path = path.absolute()
@@ -98,11 +115,13 @@ class CacheFolder:
         self._liveness = Liveness(path / "processes")
         self._all_writing = path / "writing"
         self._writing = self._all_writing / self._liveness.token
-        self._index = Index(path, self._liveness.token)
+        self._index = Index(path, self._liveness.token, before_making)
         self._max_bytes = max_bytes
         self._ttl = ttl_seconds
         self._may_keep = may_keep
+        self._fsync = fsync
         self._clock = clock
+        self._cached_files = CachedFiles()
         self._numbers = itertools.count()
         self._entering = threading.Lock()
         self.totals = Totals(0, 0)
@@ -114,16 +133,50 @@ class CacheFolder:
 
     # Reading
 
-    def get(self, key: ImageKey) -> Entry | None:
-        """Return the entry of ``key``, or None. A file that is not as it was written is removed."""
+    def get(self, key: ImageKey) -> tuple[Entry, KnownFile] | None:
+        """Return the entry of ``key`` and its file, or None.
+
+        A file that is not as it was written is removed.
+        """
         folder = str(entry_folder(key))
         for format_ in possible_formats(key):
-            data = self._read(File(folder, entry_name(key, format_)))
-            if data is not None:
-                return Entry(data, format_)
+            file = File(folder, entry_name(key, format_))
+            found = self._read(file)
+            if found is not None:
+                data, record = found
+                path = os.fsencode(self._images / file.path)
+                # Without a checksum, which it now has, nothing would be like it.
+                digest = record.digest or b""
+                known = KnownFile(path, format_, record.size, digest, record.written)
+                return Entry(data, format_), known
         return None
 
-    def _read(self, file: File) -> bytes | None:
+    def get_cached(self, file: KnownFile) -> Entry | None:
+        """Return the entry of a file, if all of it is in the kernel's memory. Does not block.
+
+        Return None too if the file is not as it was, if it has expired, or if this use of it has
+        to be recorded.
+        """
+        found = self._cached_files.read(file.path, file.size)
+        now = self._clock()
+        if (
+            found is None
+            or self._is_too_old(file.written)
+            or age_of(found.accessed, now) > TOUCH_AFTER
+            or hashlib.sha256(found.data).digest() != file.digest
+        ):
+            return None
+        return Entry(found.data, file.format)
+
+    def is_known_missing(self, key: ImageKey) -> bool:
+        """Whether the kernel remembers that ``key`` has no file. Does not block."""
+        folder = f"{self._images}/{entry_folder(key)}/"
+        return all(
+            self._cached_files.is_missing(os.fsencode(folder + entry_name(key, each)))
+            for each in possible_formats(key)
+        )
+
+    def _read(self, file: File) -> tuple[bytes, IndexEntry] | None:
         found = self._load(file)
         if found is None:
             return None
@@ -139,13 +192,13 @@ class CacheFolder:
             if data is None or record is None:
                 self._remove([file])
                 return None
-        if self._has_expired(record):
+        if self._is_too_old(record.written):
             return None  # the next cleanup removes and counts the entry
         now = self._clock()
-        if now - status.st_atime > TOUCH_AFTER:
+        if age_of(status.st_atime, now) > TOUCH_AFTER:
             with suppress(OSError):  # a use that cannot be recorded is still a hit
                 os.utime(self._images / file.path, (now, status.st_mtime), follow_symlinks=False)
-        return data
+        return data, record
 
     def _load(self, file: File) -> tuple[bytes, os.stat_result] | None:
         """The content and status of a file; None if there is none, or it is not a regular one."""
@@ -167,14 +220,14 @@ class CacheFolder:
             return data if _is_of(record, data) else None
         if record is not None and record.size != len(data):
             return None
-        if sniff(data) is not format_of(file.name):
+        if sniff_result(data) is not format_of(file.name):
             return None
         # The file was not written by ``put``, or it is older than the index.
         rows.add(_record_of(file, status, hashlib.sha256(data).digest()))
         return data
 
-    def _has_expired(self, record: IndexEntry) -> bool:
-        return bool(self._ttl) and record.written <= self._clock() - self._ttl
+    def _is_too_old(self, written: float) -> bool:
+        return bool(self._ttl) and age_of(written, self._clock()) >= self._ttl
 
     # Writing
 
@@ -184,52 +237,95 @@ class CacheFolder:
         Entries that must make room for it are removed first. It is not stored if it is larger than
         ``max_bytes``, if ``may_keep`` refuses it, or if a purge covers it before it appears.
         """
+        return self.put_all({key: entry})
+
+    def put_all(self, entries: Mapping[ImageKey, Entry]) -> Evicted:
+        """``put`` several entries in two transactions, as one takes.
+
+        Each is stored completely or not at all, and is refused by itself. After an error some may
+        have been stored.
+        """
         self._enter()
-        file = File(str(entry_folder(key)), entry_name(key, entry.format))
         now = self._clock()
-        digest = hashlib.sha256(entry.data).digest()
-        record = IndexEntry(file, len(entry.data), digest, now, now)
-        if record.size > self._max_bytes:
-            return Evicted()
-        temporary = self._write(entry.data, now)
+        arrivals = [
+            _Arrival(key, entry.data, _record_of_new(key, entry, now))
+            for key, entry in entries.items()
+            if len(entry.data) <= self._max_bytes
+        ]
+        return Evicted(for_size=sum(map(self._let_arrive, _fitting(arrivals, self._max_bytes))))
+
+    def _let_arrive(self, arrivals: Sequence[_Arrival]) -> int:
+        """Store what together has at most ``max_bytes``; return how many entries made room."""
+        left: dict[_Arrival, Path] = {}
         try:
+            for each in arrivals:
+                left[each] = self._write(each.data, each.record.written)
+            # After all were written, so that a journal commits them together.
+            self._sync(left.values())
             with self._index.writing() as rows:
-                evicted = self._make_room(rows, record.size)
-                rows.begin_arrival(record)
+                evicted = self._make_room(rows, sum(each.record.size for each in arrivals))
+                for each in arrivals:
+                    rows.begin_arrival(each.record)
             try:
                 with self._index.writing() as rows:
                     failure = self._carry_out_removals(rows)
-                    if failure is None and rows.is_arriving(file) and self._may_keep(key):
-                        self._doubt_if_emptied(rows)
-                        self._place(temporary, file)
-                        rows.add(record)
-                    rows.end_arrival(file)
+                    self._doubt_if_emptied(rows)
+                    for each in arrivals:
+                        is_expected = rows.end_arrival(each.record.file)
+                        if failure is None and is_expected and self._may_keep(each.key):
+                            self._place(left[each], each.record.file)
+                            del left[each]
+                            rows.add(each.record)
                     self.totals = rows.totals()
             except BaseException:
                 with suppress(OSError), self._index.writing() as rows:
-                    self._settle_arrival(rows, record)
+                    for each in arrivals:
+                        self._settle_arrival(rows, each.record)
                 raise
         finally:
-            temporary.unlink(missing_ok=True)
+            for temporary in left.values():
+                temporary.unlink(missing_ok=True)
         if failure is not None:
             raise failure
-        return Evicted(for_size=evicted)
+        return evicted
 
-    def _write(self, data: bytes, now: float) -> Path:
-        self._writing.mkdir(parents=True, exist_ok=True)
+    def _write(self, data: bytes, written: float) -> Path:
+        """Make a file that is not in its place yet."""
         temporary = self._writing / str(next(self._numbers))
+        descriptor = self._create(temporary)
         try:
-            with temporary.open("xb") as opened:
-                opened.write(data)
-                opened.flush()
-                # nginx serves the file unchecked, so a loss of power must not leave it too short.
-                os.fsync(opened.fileno())
-            os.utime(temporary, (now, now))
+            with open(descriptor, "wb", buffering=0) as opened:
+                left = memoryview(data)
+                while left:
+                    left = left[opened.write(left) :]
+                os.utime(descriptor, (written, written))
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
         return temporary
+
+    def _create(self, temporary: Path) -> int:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        try:
+            return os.open(temporary, flags, 0o666)
+        except FileNotFoundError:
+            self._writing.mkdir(parents=True, exist_ok=True)
+            return os.open(temporary, flags, 0o666)
+
+    def _sync(self, files: Iterable[Path]) -> None:
+        """Let the content of files outlive a loss of power, if that is wanted.
+
+        nginx serves a file unchecked, so none may be too short then.
+        """
+        if not self._fsync:
+            return
+        for file in files:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _doubt_if_emptied(self, rows: Rows) -> None:
         """Mark the index as incomplete if the folder of all files was removed."""
@@ -238,8 +334,11 @@ class CacheFolder:
 
     def _place(self, temporary: Path, file: File) -> None:
         path = self._images / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except FileNotFoundError:  # its folder is missing
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(path)
 
     # Removing
 
@@ -331,11 +430,18 @@ class CacheFolder:
         return blob is not None and self._may_keep(ImageKey(preset, blob, None, fingerprint))
 
     def _expired(self, rows: Rows) -> list[IndexEntry]:
-        return rows.written_until(self._clock() - self._ttl, BATCH) if self._ttl else []
+        if not self._ttl:
+            return []
+        now = self._clock()
+        due = rows.written_until(now - self._ttl, BATCH)
+        return due or rows.written_after(horizon(now), BATCH)
 
     def _make_room(self, rows: Rows, size: int, limit: int | None = None) -> int:
         """Begin to remove entries to make room for ``size`` bytes; return their number."""
         excess = rows.totals().bytes + rows.arriving() + size - self._max_bytes
+        if excess > 0:
+            now = self._clock()
+            rows.correct_uses(horizon(now), now)
         removed = passed_over = 0
         while excess > 0 and (limit is None or removed < limit):
             candidates = rows.least_used(BATCH)
@@ -355,12 +461,13 @@ class CacheFolder:
         return removed
 
     def _last_use(self, record: IndexEntry) -> float:
-        """Return when an entry was last read, by its access time; never a time in the future."""
+        """Return when an entry was last read, by its access time if that is not of the future."""
         try:
             accessed = (self._images / record.file.path).lstat().st_atime
         except (FileNotFoundError, NotADirectoryError):
             return record.used
-        return min(accessed, self._clock())
+        now = self._clock()
+        return record.used if accessed > horizon(now) else min(accessed, now)
 
     def _remove(self, files: Iterable[File]) -> int:
         """Remove files and their rows in the index; return how many files existed."""
@@ -469,6 +576,7 @@ class CacheFolder:
         temporary = self._write(b"ok", self._clock())
         probe = self._images / f".{self._liveness.token}"
         try:
+            self._sync([temporary])
             if not self._images.exists():
                 with self._index.writing() as rows:
                     self._doubt_if_emptied(rows)
@@ -583,6 +691,16 @@ class CacheFolder:
                 return True
         return False
 
+    def verify_above_shards(self, *, repair: bool) -> list[tuple[str, Path]]:
+        """Return what lies where only folders of shards do: ``foreign``; ``repair`` removes it."""
+        above = [self._images] if self._images.is_dir() else []
+        above += [each for each in self._images.glob("*") if _is_folder(each)]
+        found = [each for folder in above for each in folder.iterdir() if not _is_folder(each)]
+        if repair:
+            for each in found:
+                each.unlink(missing_ok=True)
+        return [("foreign", each) for each in sorted(found)]
+
     def verify_shard(self, shard: Path, *, repair: bool) -> list[tuple[str, Path]]:
         """Return the faults of a shard, each as a word and a path; ``repair`` corrects them.
 
@@ -590,7 +708,7 @@ class CacheFolder:
         ``unknown``: the file exists, but is not in the index. ``foreign``: the name is not that of
         an entry, or it is not a regular file.
         """
-        files = set(self._files(shard))
+        files = set(self._files(shard, with_links=True))
         found = []
         with self._index.reading() as rows:
             known = {record.file: record for record in rows.below(self._relative(shard))}
@@ -613,7 +731,7 @@ class CacheFolder:
         if found is None:
             return None if record is None else "missing"
         data, _ = found
-        if sniff(data) is not format_of(file.name):
+        if sniff_result(data) is not format_of(file.name):
             return "damaged"
         if record is None:
             return "unknown"
@@ -643,11 +761,11 @@ class CacheFolder:
         place = next(each for each in (self._images, *self._images.parents) if each.exists())
         return shutil.disk_usage(place).free
 
-    def by_preset(self) -> dict[str, Totals]:
-        """Return the totals by preset and fingerprint."""
+    def by_preset(self, selection: Selection | None = None) -> dict[str, Totals]:
+        """Return the totals by preset and fingerprint: those of a selection, or of all."""
         found: dict[str, Totals] = {}
         with self._index.reading() as rows:
-            for folder, entries, size in rows.shelves():
+            for folder, entries, size in rows.shelves(selection):
                 name = folder.rpartition("/")[2]
                 before = found.get(name, Totals(0, 0))
                 found[name] = Totals(before.entries + entries, before.bytes + size)
@@ -662,6 +780,20 @@ class CacheFolder:
         blobs = ((blob_of(file.folder, file.name), checked) for file, checked in found)
         return [Due(blob, checked) for blob, checked in blobs if blob is not None]
 
+    def last_checked(self, blob: BlobKey) -> float | None:
+        """Return when the PDS was last seen to have the blob; None: it is not cached."""
+        with self._index.reading() as rows:
+            return rows.last_checked(Selection(blob.did, blob.cid))
+
+    def correct_checks(self, time: float) -> None:
+        """Let blobs that were last seen in the future have been seen at ``time``."""
+        latest = horizon(self._clock())
+        with self._index.reading() as rows:
+            if not rows.checked_between(latest, math.inf, 1):
+                return  # as always, nearly: a full disk need not take a write
+        with self._index.writing() as rows:
+            rows.correct_checks(latest, time)
+
     def mark_checked(self, blob: BlobKey) -> None:
         """Record that the PDS has the blob now."""
         with self._index.writing() as rows:
@@ -672,18 +804,47 @@ class CacheFolder:
         with self._index.reading() as rows:
             return bool(rows.selected(selection, 1))
 
-    def _files(self, root: Path) -> Iterator[File]:
-        for folder, _, names in os.walk(root, onerror=_raise_unless_gone):
+    def _files(self, root: Path, *, with_links: bool = False) -> Iterator[File]:
+        """Yield the files below ``root``; ``with_links``: also links to folders."""
+        for folder, inner, names in os.walk(root, onerror=_raise_unless_gone):
             relative = self._relative(Path(folder))
             yield from (File(relative, name) for name in names)
+            if with_links:
+                links = (name for name in inner if os.path.islink(os.path.join(folder, name)))
+                yield from (File(relative, name) for name in links)
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self._images).as_posix()
 
 
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _is_of(record: IndexEntry, data: bytes) -> bool:
     """Whether ``data`` has the size and checksum of the row."""
     return record.size == len(data) and record.digest == hashlib.sha256(data).digest()
+
+
+def _record_of_new(key: ImageKey, entry: Entry, now: float) -> IndexEntry:
+    file = File(str(entry_folder(key)), entry_name(key, entry.format))
+    # What came from another machine is as old as it was there.
+    written = now if entry.seen is None else min(entry.seen, now)
+    return IndexEntry(file, len(entry.data), hashlib.sha256(entry.data).digest(), written, now)
+
+
+def _fitting(arrivals: Iterable[_Arrival], most: int) -> Iterator[list[_Arrival]]:
+    """Parts of ``arrivals``, in order, each with at most ``most`` bytes. No arrival has more."""
+    part: list[_Arrival] = []
+    size = 0
+    for each in arrivals:
+        if part and size + each.record.size > most:
+            yield part
+            part, size = [], 0
+        part.append(each)
+        size += each.record.size
+    if part:
+        yield part
 
 
 def _record_of(file: File, status: os.stat_result, digest: bytes | None) -> IndexEntry:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +142,10 @@ class Rows:
         """Return entries written at ``time`` or earlier, oldest first."""
         return list(self._records("written <= ? ORDER BY written LIMIT ?", (time, limit)))
 
+    def written_after(self, time: float, limit: int) -> list[IndexEntry]:
+        """Return entries written after ``time``."""
+        return list(self._records("written > ? LIMIT ?", (time, limit)))
+
     def selected(self, selection: Selection, limit: int = -1) -> list[IndexEntry]:
         """Return the entries of an owner, a blob, or a pair; a negative limit means no limit."""
         where, values = _selected(selection)
@@ -151,10 +155,16 @@ class Rows:
         """Return the entries whose files are anywhere below a folder."""
         return list(self._records(*_below(folder)))
 
-    def shelves(self) -> Iterator[tuple[str, int, int]]:
-        """Yield name, entries and bytes of each folder that has entries, in no order."""
+    def shelves(self, selection: Selection | None = None) -> Iterator[tuple[str, int, int]]:
+        """Yield name, entries and bytes of each folder that has entries, in no order.
+
+        Args:
+            selection: count only its entries; None: all.
+        """
+        where, values = ("true", ()) if selection is None else _selected(selection)
         yield from self._connection.execute(
-            "SELECT folder, count(*), sum(size) FROM entries GROUP BY folder"
+            f"SELECT folder, count(*), sum(size) FROM entries WHERE {where} GROUP BY folder",  # noqa: S608
+            values,
         )
 
     def checked_between(self, after: float, until: float, limit: int) -> list[tuple[File, float]]:
@@ -170,6 +180,25 @@ class Rows:
         """Record that the PDS had the selected blobs at ``time``."""
         where, values = _selected(selection)
         self._connection.execute(f"UPDATE entries SET checked = ? WHERE {where}", (time, *values))  # noqa: S608
+
+    def last_checked(self, selection: Selection) -> float | None:
+        """Return the latest time when the PDS had a selected blob; None: there is no entry."""
+        where, values = _selected(selection)
+        (latest,) = self._connection.execute(
+            f"SELECT max(checked) FROM entries WHERE {where}",  # noqa: S608
+            values,
+        ).fetchone()
+        return None if latest is None else float(latest)
+
+    def correct_checks(self, horizon: float, time: float) -> None:
+        """Record that the PDS had a blob at ``time`` where a time after ``horizon`` is recorded."""
+        self._connection.execute(
+            "UPDATE entries SET checked = ? WHERE checked > ?", (time, horizon)
+        )
+
+    def correct_uses(self, horizon: float, time: float) -> None:
+        """Record a use at ``time`` where one after ``horizon`` is recorded."""
+        self._connection.execute("UPDATE entries SET used = ? WHERE used > ?", (time, horizon))
 
     def shards(self) -> list[str]:
         """Return the shards that have entries: two folders each, as ``plc/ab``."""
@@ -207,7 +236,8 @@ class Rows:
         self._connection.execute(
             "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (folder, name) DO UPDATE SET size = excluded.size,"
-            " digest = excluded.digest, written = excluded.written, used = excluded.used",
+            " digest = excluded.digest, written = excluded.written, used = excluded.used,"
+            " checked = max(checked, excluded.checked)",
             (*_names(record.file), cid, *_values(record), record.used, record.written),
         )
 
@@ -232,17 +262,13 @@ class Rows:
         where, values = _selected(selection, cid="substr(name, 1, instr(name, '@') - 1)")
         self._connection.execute(f"DELETE FROM moves WHERE arrives AND {where}", values)  # noqa: S608
 
-    def is_arriving(self, file: File) -> bool:
-        """Whether this process may still add a file that it announced."""
-        found = self._connection.execute(
-            "SELECT 1 FROM moves WHERE arrives AND process = ? AND folder = ? AND name = ?",
-            (self._process, *_names(file)),
-        )
-        return found.fetchone() is not None
+    def end_arrival(self, file: File, process: str | None = None) -> bool:
+        """Record that a file arrives now, or never will.
 
-    def end_arrival(self, file: File, process: str | None = None) -> None:
-        """Record that a file has arrived, or never will."""
-        self._end(file, process, arrives=True)
+        Returns:
+            Whether it may: a purge cancels what was announced.
+        """
+        return self._end(file, process, arrives=True)
 
     def end_removal(self, file: File, process: str | None = None) -> None:
         """Record that a file is gone."""
@@ -275,11 +301,12 @@ class Rows:
             (self._process, arrives, *_names(record.file), *_values(record)),
         )
 
-    def _end(self, file: File, process: str | None, *, arrives: bool) -> None:
-        self._connection.execute(
+    def _end(self, file: File, process: str | None, *, arrives: bool) -> bool:
+        found = self._connection.execute(
             "DELETE FROM moves WHERE process = ? AND arrives = ? AND folder = ? AND name = ?",
             (process or self._process, arrives, *_names(file)),
         )
+        return found.rowcount > 0
 
     def _records(self, where: str, values: Iterable[object]) -> Iterator[IndexEntry]:
         rows = self._connection.execute(
@@ -295,11 +322,18 @@ class Index:
     Args:
         folder: the folder of the index file.
         process: the token of this process (``Liveness.token``).
+        before_making: see ``Database``.
     """
 
-    def __init__(self, folder: Path, process: str) -> None:
+    def __init__(
+        self, folder: Path, process: str, before_making: Callable[[], None] = lambda: None
+    ) -> None:
         self._database = Database(
-            folder / FILE_NAME, _SCHEMA, synchronous="NORMAL", disposable=True
+            folder / FILE_NAME,
+            _SCHEMA,
+            synchronous="NORMAL",
+            disposable=True,
+            before_making=before_making,
         )
         self._process = process
 

@@ -23,7 +23,7 @@ IMAGES = "images"
 AUTO = "auto"
 """The format in the file name of a result whose URL names no format."""
 
-FORMATS_OF_AUTO = (Format.JPEG, Format.PNG, Format.GIF, Format.WEBP)
+FORMATS_OF_AUTO = (Format.JPEG, Format.PNG, Format.GIF, Format.WEBP, Format.AVIF)
 """The formats that such a result can have, most frequent first."""
 
 
@@ -68,7 +68,7 @@ def format_of(name: str) -> Format | None:
     asked = stem.partition("@")[2]
     for format_ in Format:
         if format_.extension == extension:
-            named = FORMATS_OF_AUTO if asked == AUTO else OUTPUTS
+            named = FORMATS_OF_AUTO if asked == AUTO else (*OUTPUTS, Format.JSON)
             fits = format_ in named and asked in (AUTO, format_.value)
             return format_ if fits else None
     return None

@@ -17,6 +17,7 @@ SIGNATURES = {
     Format.WEBP: b"RIFF\x00\x00\x00\x00WEBP",
     Format.AVIF: b"\x00\x00\x00\x14ftypavif\x00\x00\x00\x00avif",
     Format.GIF: b"GIF89a",
+    Format.JSON: b'{"width":',
 }
 """How data of each format begins that a cache may keep."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
 
 from proxy.cache.interface import Entry
 from proxy.model.keys import ImageKey
-from proxy.model.selection import Selection
+from proxy.model.selection import Covering, Selection
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -25,10 +25,20 @@ class FakeCache:
         self.failure: OSError | None = None
         self.hangs = False
 
+    def at_once(self, key: ImageKey) -> Entry | None:
+        """See ``Cache.at_once``."""
+        return None
+
+    def forget(self, covering: Covering) -> None:
+        """See ``Cache.forget``."""
+
     async def get(self, key: ImageKey) -> Entry | None:
         raise NotImplementedError
 
     async def put(self, key: ImageKey, entry: Entry) -> None:
+        raise NotImplementedError
+
+    async def put_all(self, entries: Mapping[ImageKey, Entry]) -> None:
         raise NotImplementedError
 
     async def purge(self, *selections: Selection) -> int:

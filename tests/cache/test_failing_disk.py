@@ -17,7 +17,17 @@ from proxy.cache.disk import DiskCache
 from proxy.moderation.store import ModerationStore
 from tests.cache import entry, key, owner
 from tests.fakes.world import tiny_jpeg
-from tests.processes import SERVE, Server, Upstream, imageproxy, run, serve, until, upstream
+from tests.processes import (
+    SERVE,
+    Server,
+    Upstream,
+    files_in,
+    imageproxy,
+    run,
+    serve,
+    until,
+    upstream,
+)
 from tests.required import skip_unless_required
 
 pytestmark = pytest.mark.slow
@@ -77,7 +87,7 @@ class Asked:
         return reply.status, reply.body.decode()
 
     async def is_ready(self) -> bool:
-        return (await self.readiness())[0] == 200
+        return await self.readiness() == (200, "ok\n")
 
     async def write_errors(self) -> float:
         for line in (await self._server.get("/metrics")).body.decode().splitlines():
@@ -111,8 +121,8 @@ async def test_a_disk_that_fills_up_costs_no_request_and_is_used_again_when_ther
 
             async def is_noticed() -> bool:
                 return await asked.readiness() == (
-                    503,
-                    "cache unusable: No space left on device\n",
+                    200,
+                    "ok\ndegraded: the cache takes no more: No space left on device\n",
                 )
 
             await until(is_noticed)
@@ -136,12 +146,15 @@ async def test_a_disk_that_is_read_only_at_the_start_is_used_as_soon_as_it_is_no
         await trio.to_thread.run_sync(remount, disk, "ro")
         async with serve(SERVE, made.environment(disk / "cache")) as server:
             asked = Asked(server)
-            assert await asked.readiness() == (503, "cache unusable: Read-only file system\n")
+            assert await asked.readiness() == (
+                200,
+                "ok\ndegraded: the cache takes no more: Read-only file system\n",
+            )
             assert await asked.state(during) == "miss"
             await trio.to_thread.run_sync(remount, disk, "rw")
             await until(asked.is_ready)
             assert await asked.state(after) == "miss"
-            await until(lambda: any((disk / "cache" / "images").rglob("*.jpg")))
+            await until(lambda: bool(files(disk)))
 
 
 async def fill_cache(folder: Path, number: int, size: int) -> None:
@@ -157,7 +170,7 @@ async def fill_cache(folder: Path, number: int, size: int) -> None:
 
 
 def files(disk: Path) -> list[Path]:
-    return list((disk / "cache" / "images").rglob("*.jpg"))
+    return [path for path in files_in(disk / "cache") if path.suffix == ".jpg"]
 
 
 async def command(environment: dict[str, str], *arguments: str) -> list[str]:

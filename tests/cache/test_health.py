@@ -34,10 +34,21 @@ def test_a_problem_is_logged_when_it_begins_and_when_it_ends(health: CacheHealth
         for _ in range(3):
             health.works()
     assert [(line["event"], line["log_level"]) for line in logs] == [
-        ("cache unusable", "error"),
+        ("the cache takes no more", "error"),
         ("cache usable again", "info"),
     ]
     assert os.strerror(errno.ENOSPC) in logs[0]["error"], "the log names the cause"
+
+
+def test_a_full_disk_is_not_called_unusable_and_one_that_then_fails_is(health: CacheHealth) -> None:
+    """Catches a log that says other than /readyz, and a broken disk hidden behind a full one."""
+    with capture_logs() as logs:
+        health.failed(FULL)
+        for _ in range(2):
+            health.failed(OSError(errno.EIO, os.strerror(errno.EIO)))
+        health.failed(FULL)
+    events = [line["event"] for line in logs]
+    assert events == ["the cache takes no more", "cache unusable", "the cache takes no more"]
 
 
 def test_the_problem_is_the_latest_one_without_its_path(health: CacheHealth) -> None:

@@ -16,7 +16,7 @@ from proxy.cache.disk import DiskCache
 from proxy.cache.files import CacheFolder
 from proxy.cache.layout import entry_folder, entry_name
 from proxy.coordination.build_locks import BuildLocks
-from proxy.coordination.leader import Leadership
+from proxy.coordination.leader import FolderLeadership
 from proxy.coordination.liveness import Liveness
 from proxy.model.formats import Format
 from proxy.shared.regular_file import NotRegular, open_regular
@@ -122,7 +122,9 @@ def test_an_index_that_is_not_a_file_is_made_anew(suffix: str, make: Make, tmp_p
     folder = CacheFolder(tmp_path, max_bytes=10**9, ttl_seconds=0, may_keep=lambda key: True)
     folder.check()
     folder.put(key(1), entry())
-    assert folder.get(key(1)) == entry()
+    found = folder.get(key(1))
+    assert found is not None
+    assert found[0] == entry()
     assert not path.is_symlink()
     folder.close()
     if make is link:
@@ -152,7 +154,7 @@ def test_a_lock_that_is_not_a_file_fails(make: Make, tmp_path: Path) -> None:
 async def test_coordination_takes_regular_files_alone(make: Make, tmp_path: Path) -> None:
     """Catches a mark, a build lock or a leader's lock that hangs, or is a file elsewhere."""
     make(tmp_path / "special")
-    leader = Leadership(tmp_path / "special")
+    leader = FolderLeadership(tmp_path / "special")
     with pytest.raises(NotRegular):
         leader.take()
     locks = BuildLocks(tmp_path / "special", timeout=1)

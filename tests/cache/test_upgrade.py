@@ -6,16 +6,20 @@ What that release wrote is spelt out here, and not made by the code of today.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import trio
 
+from proxy.model.formats import Format
 from proxy.model.presets import DEFAULT_PRESETS
 from tests.fakes.world import tiny_jpeg, tiny_png
-from tests.processes import SERVE, Upstream, imageproxy, run, serve, until, upstream
+from tests.processes import ROOT, SERVE, Upstream, imageproxy, run, serve, until, upstream
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +35,9 @@ CREATE TABLE IF NOT EXISTS blocks (
 
 PRESET = "avatar_thumbnail"
 
+FINGERPRINT = DEFAULT_PRESETS[PRESET].fingerprint(Format.PNG)
+"""Of this preset as PNG. Encoders are new since 0.1.0; what it put elsewhere is as it was."""
+
 OLD_FINGERPRINT = "0123456789"
 """Of a preset before its parameters, or our encoders, changed."""
 
@@ -40,7 +47,7 @@ def write(cache: Path, did: str, cid: str, fingerprint: str, data: bytes) -> Pat
     identifier = did.removeprefix("did:plc:")
     folder = cache / "images/plc" / identifier[:2] / identifier / f"{PRESET}-{fingerprint}"
     folder.mkdir(parents=True)
-    file = folder / f"{cid}@auto.jpg"
+    file = folder / f"{cid}@png.png"
     file.write_bytes(data)
     os.utime(file, (time.time() - 60, time.time() - 3600))
     return file
@@ -51,13 +58,12 @@ class Left:
 
     def __init__(self, internet: Upstream, cache: Path) -> None:
         self.cache = cache
-        fingerprint = DEFAULT_PRESETS[PRESET].fingerprint(None)
         self.kept = internet.add_blob(tiny_jpeg())
-        self.kept_data = tiny_jpeg((1, 2, 3), (128, 128))
+        self.kept_data = tiny_png((1, 2, 3), (128, 128))
         self.stale = internet.add_blob(tiny_jpeg((9, 9, 9)))
-        self.stale_data = tiny_jpeg((4, 5, 6), (128, 128))
+        self.stale_data = tiny_png((4, 5, 6), (128, 128))
         self.blocked = internet.add_blob(tiny_png())
-        write(cache, *self.kept, fingerprint, self.kept_data)
+        write(cache, *self.kept, FINGERPRINT, self.kept_data)
         write(cache, *self.stale, OLD_FINGERPRINT, self.stale_data)
         # What a write that was cut off left behind.
         unfinished = cache / "images/plc" / self.kept[0][8:10] / ".0123456789abcdef-7.tmp"
@@ -71,7 +77,7 @@ class Left:
 
 
 def path(blob: tuple[str, str]) -> str:
-    return f"/img/{PRESET}/plain/{blob[0]}/{blob[1]}"
+    return f"/img/{PRESET}/plain/{blob[0]}/{blob[1]}@png"
 
 
 async def test_a_folder_of_the_last_release_is_used_as_it_is(tmp_path: Path) -> None:
@@ -100,6 +106,30 @@ async def test_a_folder_of_the_last_release_is_used_as_it_is(tmp_path: Path) -> 
             assert left.blocked[0] in listing.text
 
 
+async def test_a_folder_that_is_copied_as_documented_goes_on_on_another_disk(
+    tmp_path: Path,
+) -> None:
+    """Catches a copy that loses the times, the blocks, or what the index says of the files."""
+    text = (ROOT / "docs/operations.md").read_text().partition("## Move to another disk\n")[2]
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    async with upstream() as internet:
+        left = Left(internet, old)
+        environment = internet.environment(old, PROCESS__ISOLATION="thread")
+        async with serve(SERVE, environment) as server:  # makes the files of today
+            assert (await server.get(path(left.blocked))).status == 404
+        command = re.findall(r"`(cp .*?)`", text)[0]
+        command = command.replace("/var/lib/imageproxy", str(old)).replace("/mnt/new", str(new))
+        await trio.run_process(["sh", "-ec", command])
+        shutil.rmtree(old)
+        environment = internet.environment(new, PROCESS__ISOLATION="thread")
+        async with serve(SERVE, environment) as server:
+            assert (await server.get(path(left.blocked))).status == 404
+            reply = await server.get(path(left.kept))
+            assert (reply.headers["x-cache"], reply.body) == ("hit", left.kept_data)
+
+
 async def test_old_files_count_against_the_limits_of_today(tmp_path: Path) -> None:
     """Catches files that an index begun afresh does not know: they would never go."""
     async with upstream() as internet:
@@ -108,7 +138,7 @@ async def test_old_files_count_against_the_limits_of_today(tmp_path: Path) -> No
         environment = internet.environment(tmp_path, CACHE__MAX_GB=str(one * 1.5 / 1024**3))
         async with run(imageproxy("cache", "cleanup"), environment) as cleanup:
             assert await cleanup.exit_code() == 0
-        files = [file for file in (tmp_path / "images").rglob("*.jpg") if file.is_file()]
+        files = [file for file in (tmp_path / "images").rglob("*.png") if file.is_file()]
         assert len(files) == 1
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,13 +23,15 @@ from typing import Any
 import pytest
 import trio
 
-from proxy.coordination.leader import Leadership
+from proxy.coordination.leader import FolderLeadership
+from proxy.model.formats import Format
 from proxy.model.identifiers import Cid, Did
+from proxy.model.presets import ENCODER_REVISIONS
 from proxy.model.selection import Selection
-from proxy.moderation.feeds.label_store import FeedStore
 from proxy.moderation.feeds.labels import Label
 from proxy.moderation.store import ModerationStore
 from tests.fakes.world import tiny_jpeg, tiny_png
+from tests.moderation import feed_store_in
 from tests.processes import (
     PATIENCE,
     ROOT,
@@ -50,15 +53,16 @@ pytestmark = pytest.mark.slow
 LAST_COMMIT = "0e8232895a51ffb3c281c21920a17fa2a7797051"
 """The last one with another layout of modules."""
 
-PATHS = ("avatar_thumbnail/plain/{}", "avatar_thumbnail/plain/{}@webp", "banner/plain/{}@png")
-"""Results of each blob."""
+PATHS = ("avatar_thumbnail/plain/{}@png", "avatar/plain/{}@png", "banner/plain/{}@png")
+"""Results of each blob, by an encoder that both codes have."""
 
 LABELER = "did:plc:ar7c4by46qjdydhdevvrndac"
 
 TOKEN = "a-token-of-the-operator"
 
 CDN = {
-    "IMAGE_PROXY_CDN__KIND": "bunny",
+    "IMAGE_PROXY_CDN__KIND": "cloudflare",
+    "IMAGE_PROXY_CDN__ZONE": "0123456789abcdef" * 2,
     "IMAGE_PROXY_CDN__TOKEN": "secret",
     "IMAGE_PROXY_SERVER__CDN_URL": "https://cdn.example",
 }
@@ -84,15 +88,23 @@ print("followed as", number)
 
 @pytest.fixture(scope="module")
 def last_commit(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """The environment in which ``python -m proxy`` runs the code of the last commit."""
+    """The environment in which ``python -m proxy`` runs the code of the last commit.
+
+    With today's revision of PNG, so that what it makes is taken over, whatever encoders are new.
+    """
     folder = tmp_path_factory.mktemp("last-commit")
-    command = ["git", "archive", LAST_COMMIT, "proxy"]
+    command = ["git", "archive", LAST_COMMIT, "proxy", "config.toml"]
     try:
         archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     except (FileNotFoundError, subprocess.CalledProcessError):
         skip_unless_required("needs git, and a clone with the history of the project")
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
+    presets = folder / "proxy/presets.py"
+    revision = f"ENCODER_REVISION = {ENCODER_REVISIONS[Format.PNG]}\n"
+    text, changed = re.subn(r"ENCODER_REVISION = \d+\n", revision, presets.read_text())
+    assert changed == 1
+    presets.write_text(text)
     # Ahead of the installed package; and the current folder, which has today's code, is left out.
     return {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
 
@@ -200,6 +212,9 @@ async def test_a_folder_of_the_last_commit_is_taken_over_whole(
             await all_of(
                 server, [*targets_of(accounts.purged), *targets_of(accounts.lifted)], "miss"
             )
+            # A file that is being written is what verify would tell of.
+            server.send(signal.SIGTERM)
+            assert await server.exit_code() == 0
         with closing(ModerationStore(tmp_path / "moderation.sqlite3")) as decisions:
             assert [(each.did, each.reason) for each in decisions.blocks()] == [
                 (accounts.blocked[0], "of the last commit")
@@ -214,6 +229,50 @@ async def test_a_folder_of_the_last_commit_is_taken_over_whole(
         await output(today, *imageproxy("cache", "verify"))
 
 
+async def test_the_last_commit_takes_the_folder_back_and_leaves_what_it_does_not_know(
+    last_commit: Mapping[str, str], tmp_path: Path
+) -> None:
+    """Catches a way back that lifts blocks, that serves nothing, or that costs today's results."""
+    async with upstream() as internet:
+        accounts = Accounts(internet)
+        today = settings(internet, tmp_path)
+        old = {**today, **last_commit}
+        async with serve(SERVE, today) as server:
+            before = await all_of(server, accounts.targets, "miss")
+            await decided(server, "POST", "blocks", accounts.blocked)
+            await until(lambda: len(files_in(tmp_path)) == len(PATHS) * 3)
+        async with serve(SERVE, old) as server:
+            assert (await server.get(targets_of(accounts.blocked)[0])).status == 404
+            assert {(await server.get(each)).status for each in accounts.targets} == {200}
+            assert await decided(server, "DELETE", "blocks", accounts.blocked) == {"lifted": True}
+        async with serve(SERVE, today) as server:
+            after = await all_of(server, accounts.targets, "hit")
+            assert {each: reply.body for each, reply in after.items()} == {
+                each: reply.body for each, reply in before.items()
+            }
+            assert (await server.get(targets_of(accounts.blocked)[0])).status == 200
+
+
+async def test_a_configuration_goes_forward_and_is_refused_in_words_on_the_way_back(
+    last_commit: Mapping[str, str],
+) -> None:
+    """Catches a key that a release has no more, and one that an older release passes over."""
+    file = Path(last_commit["PYTHONPATH"]) / "config.toml"
+    check = imageproxy("config", "check")
+    assert await output({}, *check, "--config", str(file)) == "ok\n"
+    newer = {"IMAGE_PROXY_FETCH__PROXY": "http://proxy.example:3128"}
+    assert await output(newer, *check) == "ok\n"
+    done = await trio.run_process(
+        [sys.executable, *check],
+        cwd=ROOT,
+        env=own_environment({**newer, **last_commit}),
+        capture_stderr=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "fetch.proxy: unknown key" in done.stderr.decode()
+
+
 async def test_feeds_go_on_where_the_last_commit_stopped(
     last_commit: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -222,7 +281,7 @@ async def test_feeds_go_on_where_the_last_commit_stopped(
     told = await output(last_commit, "-c", OF_A_FEED, str(tmp_path), LABELER, did)
     with closing(ModerationStore(tmp_path / "moderation.sqlite3")) as decisions:
         assert decisions.cursor("relay") == 4711
-    with closing(FeedStore(tmp_path / "feeds.sqlite3")) as feeds:
+    with closing(feed_store_in(tmp_path)) as feeds:
         assert f"followed as {feeds.follow(LABELER, 'settings')}" in told
         older = Label(LABELER, did, "", "spam", True, 99.0, None, b"", b"")
         assert feeds.put(older, Selection(did), 0.0) is None
@@ -285,7 +344,7 @@ async def test_both_codes_lock_the_same_file_for_a_chore(
     last_commit: Mapping[str, str], tmp_path: Path
 ) -> None:
     """Catches a chore that two processes do at once, each by the lock file of its own code."""
-    lock = Leadership(tmp_path / "turns" / "revalidation")
+    lock = FolderLeadership(tmp_path / "turns" / "revalidation")
 
     def is_taken() -> bool:
         if not lock.take():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,9 +12,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from proxy.cache import writer
 from proxy.cache.interface import Cache, Entry
-from proxy.cache.writer import RETRY_PAUSE, CacheWriter
+from proxy.cache.writer import GATHERING_SECONDS, RETRY_PAUSE, CacheWriter
 from proxy.model.keys import BlobKey, ImageKey
-from proxy.model.selection import Selection, Selections
+from proxy.model.selection import Covering, Selection, Selections
 from proxy.shared.supervision import RESTART_PAUSE, supervise
 from tests.cache import blob_cid, entry, key, owner
 
@@ -25,9 +25,17 @@ class FakeCache:
     def __init__(self) -> None:
         self.kept: dict[ImageKey, Entry] = {}
         self.tries: list[tuple[ImageKey, float]] = []
+        self.together: list[list[ImageKey]] = []
         self.failures: list[Exception] = []
         self.open = trio.Event()
         self.open.set()
+
+    def at_once(self, key: ImageKey) -> Entry | None:
+        """See ``Cache.at_once``."""
+        return None
+
+    def forget(self, covering: Covering) -> None:
+        """See ``Cache.forget``."""
 
     async def get(self, key: ImageKey) -> Entry | None:
         await trio.lowlevel.checkpoint()
@@ -39,6 +47,13 @@ class FakeCache:
         if self.failures:
             raise self.failures.pop(0)
         self.kept[key] = entry
+
+    async def put_all(self, entries: Mapping[ImageKey, Entry]) -> None:
+        if self.failures:  # what fails together fails by itself too
+            raise self.failures[0]
+        self.together.append(list(entries))
+        for each, made in entries.items():
+            await self.put(each, made)
 
     async def purge(self, *selections: Selection) -> int:
         await trio.lowlevel.checkpoint()
@@ -218,7 +233,65 @@ async def test_a_crashed_writer_starts_again_after_a_pause(autojump_clock: MockC
         await wait_all_tasks_blocked()
         assert rig.writer.pending(key(0)) is None, "what crashed is not pending for ever"
     assert list(rig.cache.kept) == [key(0), key(1), key(2)]
-    assert rig.cache.tries[1][1] - rig.cache.tries[0][1] == pytest.approx(RESTART_PAUSE)
+    assert rig.cache.tries[-1][1] - rig.cache.tries[0][1] == pytest.approx(RESTART_PAUSE)
+
+
+async def test_what_waits_is_written_together() -> None:
+    """Catches a transaction for each result, and what was offered meanwhile left behind."""
+    rig = Rig()
+    rig.cache.hang()
+    async with rig.running():
+        rig.writer.offer(key(0), entry())
+        await wait_all_tasks_blocked()
+        for number in range(1, 5):
+            rig.writer.offer(key(number), entry())
+        rig.writer.discard(Selection(did=owner(2)))
+        rig.cache.go_on()
+    assert rig.cache.together == [[key(1), key(3), key(4)]]
+    assert list(rig.cache.kept) == [key(0), key(1), key(3), key(4)]
+    assert rig.written == 4
+    assert all(rig.writer.pending(key(number)) is None for number in range(5))
+
+
+async def test_a_stream_of_results_is_written_in_few_transactions(
+    autojump_clock: MockClock,
+) -> None:
+    """Catches a transaction for each result of a busy service, and a single one that waits."""
+    rig = Rig()
+    async with rig.running():
+        for number in range(10):
+            rig.writer.offer(key(number), entry())
+            await trio.sleep(GATHERING_SECONDS / 4)
+        await trio.sleep(2 * GATHERING_SECONDS)
+        assert len(rig.cache.kept) == 10
+        assert rig.cache.tries[0] == (key(0), 0)
+        assert len(rig.cache.together) <= 3
+        alone = trio.current_time()
+        rig.writer.offer(key(10), entry())
+        await trio.sleep(GATHERING_SECONDS / 4)
+        assert rig.cache.tries[-1] == (key(10), alone)
+
+
+async def test_a_purge_waits_for_writes_begun_together_and_takes_them_too() -> None:
+    """Catches a group of writes that puts a purged picture back."""
+    rig = Rig()
+    rig.cache.hang()
+    for number in range(3):
+        rig.writer.offer(key(number), entry())
+    removed: list[int] = []
+
+    async def purge() -> None:
+        removed.append(await rig.writer.purge(Selection(did=owner(1))))
+
+    async with rig.running(), trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()
+        nursery.start_soon(purge)
+        await wait_all_tasks_blocked()
+        assert removed == [], "it answers while the writes are still under way"
+        rig.cache.go_on()
+        await wait_all_tasks_blocked()
+        assert removed == [1]
+    assert list(rig.cache.kept) == [key(0), key(2)]
 
 
 async def test_a_purge_waits_for_a_write_begun_and_takes_it_too() -> None:
@@ -366,7 +439,9 @@ async def test_settled_waits_until_half_of_the_channel_is_free() -> None:
     assert rig.dropped == 0
 
 
-async def test_the_end_of_a_purged_write_leaves_the_next_write_of_its_key_alone() -> None:
+async def test_the_end_of_a_purged_write_leaves_the_next_write_of_its_key_alone(
+    autojump_clock: MockClock,
+) -> None:
     """Catches a write that settles another one: the result made after a purge is never kept."""
     rig = Rig()
     rig.cache.hang()
@@ -379,7 +454,7 @@ async def test_the_end_of_a_purged_write_leaves_the_next_write_of_its_key_alone(
         assert settled == ["first"]
         rig.cache.go_on()
         rig.cache.hang()
-        await wait_all_tasks_blocked()  # the first has ended, and the second has begun
+        await trio.sleep(2 * GATHERING_SECONDS)  # the first has ended, and the second has begun
         assert rig.writer.pending(key()) == entry(fill=b"2")
         assert settled == ["first"]
         rig.cache.go_on()
