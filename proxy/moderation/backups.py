@@ -10,15 +10,16 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
-from proxy.coordination.leader import Leadership, as_leader
-from proxy.moderation.first_start import BACKUPS, latest_backup
+from proxy.coordination.interface import Leadership
+from proxy.coordination.leader import as_leader
+from proxy.moderation.first_start import BACKUPS, copy_name, daily_copies, latest_backup
+from proxy.shared.ages import age_of
 
 KEPT = 7
 """How many daily copies are kept."""
@@ -90,22 +91,22 @@ def back_up_today(store: Path, now: float) -> Path:
     """
     folder = store.parent / BACKUPS
     folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / f"moderation-{datetime.fromtimestamp(now, UTC):%Y-%m-%d}.sqlite3"
+    target = folder / copy_name(now)
     back_up(store, target)
-    for old in sorted(folder.glob("moderation-*.sqlite3"))[:-KEPT]:
+    for old in daily_copies(store.parent, now)[:-KEPT]:
         old.unlink()
     # Of a process that was killed over its copy. A younger one may be under way in a command.
     for unfinished in folder.glob(".moderation-*"):
         with suppress(FileNotFoundError):
-            if unfinished.stat().st_mtime + DAY <= now:
+            if age_of(unfinished.stat().st_mtime, now) >= DAY:
                 unfinished.unlink()
     return target
 
 
 def is_due(store: Path, now: float) -> bool:
     """Whether the latest copy is a day old, or there is none."""
-    latest = latest_backup(store.parent)
-    return latest is None or latest.stat().st_mtime + DAY <= now
+    latest = latest_backup(store.parent, now)
+    return latest is None or age_of(latest.stat().st_mtime, now) >= DAY
 
 
 async def keep_backed_up(

@@ -7,10 +7,10 @@ request. So a request that begins after the change is always checked against it.
 
 from __future__ import annotations
 
-import errno
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Set
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -18,18 +18,14 @@ from typing import TypeVar
 import structlog
 import trio
 
-from proxy.coordination.change_watch import ChangeWatch, Stamp
-from proxy.coordination.replicas import SERVES_NOTHING, Replicas
+from proxy.coordination.interface import Replicas
+from proxy.coordination.replicas import SERVES_NOTHING
 from proxy.errors import BlobBlocked, ModerationUnreadable
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Covering, Everything, Selection, Selections
 from proxy.moderation.block_set import BlockSet
-from proxy.moderation.first_start import StoreMissing
-from proxy.moderation.store import Changes, ModerationStore
-from proxy.shared.sqlite import is_full
-
-POLL_SECONDS = 0.05
-"""How often this process looks for changes; a look takes a thread some microseconds."""
+from proxy.moderation.decision_store import BlocksSnapshot, Changes, DecisionStore
+from proxy.moderation.unfinished_purges import UnfinishedPurges
 
 RETRY_SECONDS = 0.5
 """Seconds until a store that cannot be read is tried again."""
@@ -45,35 +41,23 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class Blocks:
-    """Follows a moderation store.
+class Blocks(ABC):
+    """Follows a store of decisions. Subclasses know how its changes are noticed.
 
     Before ``follow`` runs, and while the store cannot be read, every check raises.
-
-    Args:
-        make_room: called before the next try if the disk is full.
     """
 
-    def __init__(
-        self,
-        store: ModerationStore,
-        replicas: Replicas,
-        *,
-        make_room: Callable[[], Awaitable[object]] | None = None,
-    ) -> None:
+    def __init__(self, store: DecisionStore, replicas: Replicas) -> None:
         self._store = store
         self._replicas = replicas
-        self._make_room = make_room
         self._limiter = trio.CapacityLimiter(1)
         self._blocked = BlockSet()
         self._purges: dict[int, list[Selection]] = {}
         self._unfinished: frozenset[int] = frozenset()
+        self._purging = UnfinishedPurges()
         self._version = 0
         self._last = 0
         self._noted = 0
-        self._watch = ChangeWatch(store.path)
-        self._stamp: Stamp | None = None
-        self._must_reopen = False
         self._was_read = False
         self._closed_because: str | None = "not read yet"
         self._reading_since: float | None = None
@@ -87,6 +71,10 @@ class Blocks:
     def purges_pending(self) -> int:
         """The number of unfinished purges of all processes."""
         return len(self._unfinished)
+
+    def is_purging(self, blob: BlobKey) -> bool:
+        """Whether a purge that may cover ``blob`` is not finished in every tier."""
+        return self._purging.covers(blob)
 
     @property
     def problem(self) -> str | None:
@@ -112,6 +100,16 @@ class Blocks:
             raise ModerationUnreadable(f"blocks cannot be read: {problem}")
         if self._blocked.covers(blob):
             raise BlobBlocked(f"{blob.did} {blob.cid} is blocked")
+
+    def make_store_at_first(self) -> None:  # noqa: B027 (not every store is a file there)
+        """Make the store before anything else shows that the cache folder is in use.
+
+        The disk may take files only some time after the start. A store that was read is not made
+        again. Blocks; call in a thread.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be made, or was lost.
+        """
 
     def nudge(self) -> None:
         """Look for changes now: this process has just made one."""
@@ -140,16 +138,10 @@ class Blocks:
                     try:
                         await self._catch_up(forget, written, nursery)
                     except (sqlite3.Error, OSError) as error:
-                        if await self._in_thread(self._can_be_none):
-                            self._serve_without(error)
-                        else:
-                            await self._close(error)
-                            if self._make_room is not None and is_full(error):
-                                with suppress(OSError):
-                                    await self._make_room()
+                        await self._failed(error)
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
-                    with trio.move_on_after(POLL_SECONDS if self._follows else RETRY_SECONDS):
+                    with trio.move_on_after(self._poll_seconds if self._follows else RETRY_SECONDS):
                         await self._nudged.wait()
                     self._nudged = trio.Event()
         finally:
@@ -179,46 +171,7 @@ class Blocks:
             return
         nursery.start_soon(self._acknowledge, self._version, written)
 
-    async def _has_changed(self) -> bool:
-        before, self._stamp = self._stamp, await self._read(self._look)
-        if before is None or self._stamp.file != before.file:
-            raise FileNotFoundError(errno.ENOENT, "the file was replaced by another")
-        if self._stamp.content != before.content:
-            # A checkpoint, or damage that a connection may not see if it has read before.
-            self._must_reopen = True
-        return self._stamp != before or self._stamp.commits is None
-
-    def _look(self) -> Stamp:
-        if not self._replicas.is_there():
-            raise FileNotFoundError(errno.ENOENT, "the mark of this process is gone")
-        return self._watch.stamp()
-
-    async def _read_all(self, forget: Callable[[Covering], None]) -> None:
-        await self._in_thread(self._replicas.enter)
-        await self._in_thread(self._store.close)
-        if not self._was_read:
-            # After the first read, a missing file means that the blocks were lost.
-            await self._in_thread(self._store.make_at_first_start)
-        await self._in_thread(self._watch.open)
-        # A million blocks take seconds. No decision waits for this: nothing is served yet.
-        snapshot = await self._in_thread(self._store.load)
-        self._blocked = snapshot.blocks
-        self._last = snapshot.last
-        self._unfinished, self._purges = snapshot.purges, {}
-        # From now on, other processes wait for this one. Their earlier decisions are read now.
-        self._noted = snapshot.version
-        await self._in_thread(partial(self._replicas.note, snapshot.version))
-        self._stamp = await self._in_thread(self._watch.stamp)
-        await self._read_changes(forget)
-        forget(Everything())
-        self._was_read = True
-        self._closed_because = None
-        log.info("blocks read", blocks=len(self._blocked))
-
     async def _read_changes(self, forget: Callable[[Covering], None]) -> None:
-        if self._must_reopen:
-            self._must_reopen = False
-            await self._in_thread(self._store.close)
         is_all = False
         while not is_all:
             changes = await self._read(partial(self._store.changes, self._last, AT_ONCE))
@@ -235,6 +188,7 @@ class Blocks:
                 self._blocked.discard(did, cid)
             meant.append(change.selection)
             if change.purge is not None:
+                self._purging.add(change.purge, change.selection)
                 again = self._purges.setdefault(change.purge, [])
                 if change.is_purge:
                     again.append(change.selection)
@@ -243,15 +197,23 @@ class Blocks:
         finished = (self._unfinished | self._purges.keys()) - changes.purges
         is_told = True
         for purge in finished:
+            self._purging.discard(purge)
             found = self._purges.pop(purge, None)
             is_told = is_told and found is not None
             meant += found or []
-        self._version, self._last = changes.version, changes.last
+        self._last = changes.last
+        if changes.is_all:  # until then this version is not in force here
+            self._version = changes.version
+        self._finish(finished)
         self._unfinished = changes.purges
         if not is_told:  # the purge began before this process followed the store
             forget(Everything())
         elif meant:
             forget(Selections(meant))
+
+    @abstractmethod
+    def _finish(self, purges: Set[int]) -> None:
+        """Called with purges that are finished from now on."""
 
     async def _acknowledge(self, version: int, written: Callable[[], Awaitable[None]]) -> None:
         await written()
@@ -264,42 +226,59 @@ class Blocks:
             except OSError as error:
                 await self._close(error)
 
-    def _can_be_none(self) -> bool:
-        """Whether there is no block here: there never was a store, and none can be made."""
-        if self._was_read:
-            return False
-        try:
-            if not self._store.is_there():
-                self._store.make_at_first_start()
-        except StoreMissing:
-            return False
-        except (sqlite3.Error, OSError):
-            with suppress(OSError):
-                return not self._store.is_there()
-        return False
-
-    def _serve_without(self, error: Exception) -> None:
-        """Serve without blocks: the cache folder never had a store, and cannot be used."""
-        if self._closed_because is not None:
-            log.error("blocks cannot be kept: there are none", error=str(error))
-        self._closed_because = None
-
     async def _close(self, error: Exception) -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if reason != self._closed_because:
-            named = getattr(error, "filename", None) or self._store.path.name
-            path = str(self._store.path.parent / named)
-            told = str(error) if isinstance(error, StoreMissing) else reason
-            log.error("blocks cannot be read: nothing is served", error=told, path=path)
+            self._tell(error, reason)
         self._closed_because = reason
         # If this fails, the mark is gone, and no decision waits for this process.
         with suppress(OSError):
             await self._in_thread(partial(self._replicas.note, SERVES_NOTHING))
 
+    @property
+    @abstractmethod
+    def _poll_seconds(self) -> float:
+        """Seconds between two looks for changes."""
+
+    @abstractmethod
+    async def _has_changed(self) -> bool:
+        """Whether there are changes to read.
+
+        Raises:
+            sqlite3.Error, OSError: that cannot be told.
+        """
+
+    @abstractmethod
+    async def _read_all(self, forget: Callable[[Covering], None]) -> None:
+        """Read everything, and open.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be read.
+        """
+
+    @abstractmethod
+    async def _failed(self, error: Exception) -> None:
+        """Judge a failure to read: ``_close``, or go on."""
+
+    @abstractmethod
+    def _tell(self, error: Exception, reason: str) -> None:
+        """Log why nothing is served."""
+
+    @abstractmethod
     def _leave(self) -> None:
-        self._watch.close()
-        self._replicas.leave()
-        self._store.close()
+        """Close what is open. Blocks."""
+
+    def _load(self, snapshot: BlocksSnapshot) -> None:
+        self._blocked = snapshot.blocks
+        self._last = snapshot.last
+        self._unfinished, self._purges = snapshot.purges, {}
+        self._purging = UnfinishedPurges(snapshot.purges)
+
+    def _open(self, forget: Callable[[Covering], None]) -> None:
+        forget(Everything())
+        self._was_read = True
+        self._closed_because = None
+        log.info("blocks read", blocks=len(self._blocked))
 
     async def _read(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the thread. While it takes too long, ``problem`` says so."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from proxy.cache.index import FILE_NAME as INDEX
 from proxy.cache.layout import IMAGES
+from proxy.shared.ages import horizon
 
 MARKER = "blocks-are-kept-here"
 """A file beside the store, made with it: a folder that has it had a store."""
@@ -80,12 +83,34 @@ def leave_marker(folder: Path) -> None:
         file.write(_TEXT)
 
 
-def latest_backup(folder: Path) -> Path | None:
-    """The latest daily copy of the store of a cache folder, or None."""
+def latest_backup(folder: Path, now: float | None = None) -> Path | None:
+    """The latest daily copy of the store of a cache folder, or None.
+
+    Args:
+        now: seconds since the epoch; the machine's clock by default.
+    """
     try:
-        return max((folder / BACKUPS).glob("moderation-*.sqlite3"), default=None)
+        copies = daily_copies(folder, time.time() if now is None else now)
     except OSError:
         return None
+    return copies[-1] if copies else None
+
+
+def copy_name(now: float) -> str:
+    """The file name of the copy of a day."""
+    return f"moderation-{datetime.fromtimestamp(now, UTC):%Y-%m-%d}.sqlite3"
+
+
+def daily_copies(folder: Path, now: float) -> list[Path]:
+    """The daily copies, oldest first. Those of days to come were made while the clock was ahead, so
+    they are older than any that was made since: they come first.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    last = copy_name(horizon(now))
+    copies = (folder / BACKUPS).glob("moderation-*.sqlite3")
+    return sorted(copies, key=lambda path: (path.name <= last, path.name))
 
 
 def has_content(path: Path) -> bool:

@@ -7,7 +7,9 @@ from typing import Protocol
 
 from proxy.errors import BlobBlocked, TakenDown
 from proxy.model.keys import BlobKey
-from proxy.moderation.policy import Policy, Verdict
+from proxy.model.selection import Covering
+from proxy.moderation.policy import Policy
+from proxy.moderation.policy_protocols import Verdict
 
 
 class Blocked(Protocol):
@@ -73,6 +75,11 @@ class Gate:
             raise
         # It may have been blocked while the service answered.
         self.check(blob)
+
+    def forget(self, covering: Covering) -> None:
+        """Have the policy service be asked again about what it permitted of ``covering``."""
+        if self._policy is not None:
+            self._policy.forget(covering)
 
     def refuses(self, blob: BlobKey) -> bool:
         """Whether ``blob`` is known to be refused. Results of such blobs are not stored either."""

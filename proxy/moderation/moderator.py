@@ -7,6 +7,7 @@ cancellation or a failing disk interrupts it, this process or another one finish
 from __future__ import annotations
 
 import itertools
+import math
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -18,10 +19,10 @@ import structlog
 import trio
 from trio_util import periodic
 
-from proxy.coordination.replicas import Replicas
+from proxy.coordination.interface import Replicas
 from proxy.model.selection import Selection
+from proxy.moderation.decision_store import OF_STORE, Action, DecisionStore, Purge
 from proxy.moderation.interface import NotInForce
-from proxy.moderation.store import Action, ModerationStore, Purge
 from proxy.shared.sqlite import TRIES_WITH_ROOM, is_full
 
 PATIENCE_SECONDS = 5.0
@@ -32,6 +33,9 @@ LOOK_SECONDS = 0.005
 
 FINISH_SECONDS = 5.0
 """Seconds between looks for purges that no process works on."""
+
+SHARED_SECONDS = 5.0
+"""Seconds that a decision waits for the shared tier; what takes longer goes on after its answer."""
 
 AT_ONCE = 2000
 """Decisions of a bulk in one transaction; other processes apply them in one step."""
@@ -51,6 +55,23 @@ class Remove(Protocol):
         ...
 
 
+class SharedTier(Protocol):
+    """A tier of results that machines share."""
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether it is left alone at the moment, because it has failed."""
+        ...
+
+    async def purge(self, *selections: Selection) -> int:
+        """Remove the selected objects, and return their number.
+
+        Raises:
+            OSError: not all of them are known to be removed.
+        """
+        ...
+
+
 class Moderator:
     """Carries decisions out; implements ``Decisions`` and ``Cursors``.
 
@@ -60,29 +81,40 @@ class Moderator:
         store: the store of the decisions.
         replicas: the processes that must apply them; this process has joined before the first one.
         remove: purges the cache.
+        shared: purged before the cache. If it fails, a purge of it is kept and tried again;
+            decisions are answered all the same.
         invalidate: queues the selected blobs for the CDN. Called before ``remove``, while the cache
             still knows which blobs an owner has, and again for a purge that is tried again.
         is_pending: whether this process knows of an unfinished purge; asked before the store.
         nudge: called after a change was stored, so that this process applies it at once.
         on_decision: called with the action and the number of decisions after they were stored.
         make_room: called if the disk is too full for a record. Returns whether to try again.
+        patience: seconds that processes may take to apply a decision.
+        removes_everywhere: whether processes on other machines remove what these have, when they
+            follow that a purge is finished here. A decision is answered after that.
     """
 
     def __init__(
         self,
-        store: ModerationStore,
+        store: DecisionStore,
         replicas: Replicas,
         *,
         remove: Remove,
+        shared: SharedTier | None = None,
         invalidate: Invalidate | None = None,
         is_pending: Callable[[], bool] = lambda: True,
         nudge: Callable[[], None] = lambda: None,
         on_decision: Callable[[Action, int], None] = lambda action, count: None,
         make_room: Callable[[], Awaitable[bool]] | None = None,
+        patience: float = PATIENCE_SECONDS,
+        removes_everywhere: bool = False,
     ) -> None:
         self.store = store
+        self._patience = patience
+        self._removes_everywhere = removes_everywhere
         self._replicas = replicas
         self._remove = remove
+        self._shared = shared
         self._invalidate = invalidate
         self._is_pending = is_pending
         self._nudge = nudge
@@ -90,6 +122,8 @@ class Moderator:
         self._make_room = make_room
         self._limiter = trio.CapacityLimiter(4)
         self._under_way: set[int] = set()
+        # The purges that the shared tier alone has yet to do.
+        self._of_shared: set[int] = set()
 
     async def block(self, selection: Selection, *, by: str, reason: str = "") -> int:
         """See ``Decisions``.
@@ -210,22 +244,63 @@ class Moderator:
             waits: wait afterwards until all processes know that the purge is finished.
         """
         late = await self._late(version)
+        # First: what it still has could come back to the cache.
+        shared = await self._remove_shared(meant, SHARED_SECONDS)
         if self._invalidate is not None:
             await self._invalidate(meant)
         removed = await self._remove(*meant)
         _raise_for(late)  # and the purge is tried again: a late process may bring an entry back
+        if shared is None:
+            # A purge of its own: what this one removes on other machines must not wait for it.
+            # While it is not finished, no process reads or writes what it covers.
+            await self._in_thread(partial(self._keep_shared, meant))
+        removed += shared or 0
         finished = await self._in_thread(partial(self.store.finish, purge, removed))
         self._nudge()
         log.info("purged", decisions=len(meant), removed=removed)
-        if waits:
+        if waits or self._removes_everywhere:
             _raise_for(await self._late(finished))
+        if self._removes_everywhere:
+            return await self._in_thread(partial(self.store.removed_by, purge))
         return removed
+
+    async def _remove_shared(self, meant: Sequence[Selection], seconds: float) -> int | None:
+        """Purge the shared tier; None: it failed, or took longer than ``seconds``."""
+        if self._shared is None:
+            return 0
+        with trio.move_on_after(seconds):
+            try:
+                return await self._shared.purge(*meant)
+            except OSError as error:
+                log.warning("the store is not purged yet", error=str(error))
+        return None
+
+    def _keep_shared(self, meant: Sequence[Selection]) -> None:
+        """Record a purge that the shared tier alone has yet to do. Blocks."""
+        entries = [(selection, "the store did not answer") for selection in meant]
+        recorded = self.store.record("purge", entries, by=OF_STORE, owner=self._replicas.token)
+        self._of_shared.add(recorded.purge)
+
+    async def _finish_shared(self, purge: Purge) -> None:
+        """Carry out a purge of the shared tier alone, unless that still fails."""
+        if self._shared is None or self._shared.is_resting:
+            return
+        meant, _ = await self._in_thread(partial(self.store.decisions_of, purge))
+        removed = await self._remove_shared(meant, math.inf)
+        if removed is not None:
+            await self._in_thread(partial(self.store.finish, purge.id, removed))
+            self._of_shared.discard(purge.id)
+            self._nudge()
+            log.info("purged", decisions=len(meant), removed=removed)
 
     async def _late(self, version: int) -> frozenset[str]:
         """Wait until every process applies a version; return those that do not in time."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + self._patience
         while True:
-            late = await self._in_thread(partial(self._replicas.late, version))
+            try:
+                late = await self._in_thread(partial(self._replicas.late, version))
+            except (sqlite3.Error, OSError) as error:
+                raise NotInForce(f"kept, but others cannot be asked: {error}") from error
             if not late or time.monotonic() > deadline:
                 return late
             await trio.sleep(LOOK_SECONDS)
@@ -243,7 +318,9 @@ class Moderator:
     async def _finish(self, purge: Purge) -> None:
         self._under_way.add(purge.id)
         try:
-            if await self._in_thread(partial(self.store.claim, purge, self._replicas.token)):
+            if purge.id in self._of_shared:
+                await self._finish_shared(purge)
+            elif await self._in_thread(partial(self.store.claim, purge, self._replicas.token)):
                 meant, version = await self._in_thread(partial(self.store.decisions_of, purge))
                 await self._carry_out(purge.id, meant, version)
         except (sqlite3.Error, OSError) as error:

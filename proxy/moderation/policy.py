@@ -1,15 +1,13 @@
 """The policy service: an external service that is asked about each blob before it is served.
 
-``GET {policy.url}/{did}/{cid}`` answers 200 to permit and 410 to take down. Anything else is not
-an answer: the blob is then not served, unless ``policy.fail_open`` is on.
+``policy_protocols`` has the question and its answers. What is no answer leaves the blob unserved,
+unless ``policy.fail_open`` is on.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
-from urllib.parse import quote
 
 import structlog
 import trio
@@ -21,29 +19,21 @@ from proxy.egress.gateway import standalone_gateway
 from proxy.egress.network import Network
 from proxy.errors import PolicyUnavailable, TakenDown
 from proxy.model.keys import BlobKey
+from proxy.model.selection import Covering
+from proxy.moderation.policy_protocols import PROTOCOLS, Verdict
+from proxy.observability.repeats import Repeats
 from proxy.shared.expiring_map import ExpiringMap
 from proxy.shared.memory_cost import cost_of
 from proxy.shared.single_flight import Flight, SingleFlight
 
 MAX_ANSWER = 64 * 1024
-"""Bytes of an answer that are read and ignored: only the status counts."""
+"""Maximum bytes of an answer."""
 
-VERDICT = 640
-"""Bytes that a verdict takes, its blob included; the longest (a did:web) takes twice as many."""
+VERDICT = 1024
+"""Bytes that a verdict takes, with its blob and the tags of it; the longest (a did:web) takes twice
+as many."""
 
 log = structlog.get_logger(__name__)
-
-
-class Verdict(StrEnum):
-    """The answer of the policy service about a blob."""
-
-    PERMITTED = "permitted"
-    TAKEN_DOWN = "taken_down"
-
-
-def verdict_of(status: int) -> Verdict | None:
-    """The verdict that an HTTP status means; None: it is not an answer. Pure, total."""
-    return {200: Verdict.PERMITTED, 410: Verdict.TAKEN_DOWN}.get(status)
 
 
 class Verdicts:
@@ -58,7 +48,7 @@ class Verdicts:
     def __init__(self, *, ttl: float, max_entries: int) -> None:
         self._ttl = ttl
         self._answers: ExpiringMap[BlobKey, Verdict] = ExpiringMap(
-            max_entries * VERDICT, cost=_cost
+            max_entries * VERDICT, cost=_cost, tags=lambda blob: (blob.did, blob.cid)
         )
 
     def __len__(self) -> int:
@@ -71,6 +61,18 @@ class Verdicts:
     def put(self, blob: BlobKey, verdict: Verdict, now: float) -> None:
         """Remember an answer."""
         self._answers.put(blob, verdict, now + self._ttl)
+
+    def forget_permissions(self, covering: Covering, now: float) -> None:
+        """Forget that what is covered is permitted; what is taken down stays so for its time.
+
+        If ``covering`` is everything, forget all.
+        """
+        if covering.tags is None:
+            self._answers.remove_tagged(None)
+            return
+        for blob in self._answers.find(covering.tags):
+            if self._answers.get(blob, now) is Verdict.PERMITTED:
+                self._answers.remove(blob)
 
 
 def _cost(blob: BlobKey, verdict: Verdict) -> int:
@@ -97,6 +99,7 @@ class Policy:
     ) -> None:
         self._settings = settings = config.policy
         self._origin, self._path = configured_origin(settings.url)
+        self._protocol = PROTOCOLS[settings.protocol]
         # A way out of its own: questions wait for no blob, and one host may have every worker.
         fetch = config.fetch.model_copy(
             update={"timeout": settings.timeout, "per_host": config.fetch.workers}
@@ -106,6 +109,8 @@ class Policy:
         self._on_answer = on_answer
         self._verdicts = Verdicts(ttl=settings.ttl, max_entries=settings.max_entries)
         self._flights: SingleFlight[BlobKey, Verdict | None] | None = None
+        self._forgotten = 0  # times that anything was
+        self._failures = Repeats()
 
     async def run(
         self,
@@ -129,6 +134,11 @@ class Policy:
     def known(self, blob: BlobKey) -> Verdict | None:
         """The remembered verdict; None: the service must be asked. Takes microseconds."""
         return self._verdicts.get(blob.content, trio.current_time())
+
+    def forget(self, covering: Covering) -> None:
+        """Ask again about what was permitted: somebody purged it, or changed a block of it."""
+        self._forgotten += 1
+        self._verdicts.forget_permissions(covering, trio.current_time())
 
     async def permit(self, blob: BlobKey) -> None:
         """Return if ``blob`` is permitted, or if there is no answer and ``policy.fail_open`` is on.
@@ -156,21 +166,33 @@ class Policy:
             return landed.value
 
     async def _answer(self, blob: BlobKey) -> Verdict | None:
-        target = f"{self._path}/{quote(blob.did, safe=':')}/{blob.cid}"
+        forgotten = self._forgotten
+        target = self._path + self._protocol.target_of(blob)
         verdict = None
         try:
             answer = await self._gateway.get(
                 self._origin, target, max_bytes=MAX_ANSWER, lane="operator"
             )
-            verdict = verdict_of(answer.status)
-            problem = f"status {answer.status}"
+            verdict = self._protocol.verdict_of(answer.status, answer.body)
+            problem = f"status {answer.status}, {len(answer.body)} bytes"
         except EgressError as error:
             problem = str(error)
         self._on_answer(verdict or "failure")
         if verdict is None:
-            log.error("no answer of the policy service", did=blob.did, cid=blob.cid, cause=problem)
+            self._failures.write(
+                self._origin.host,
+                trio.current_time(),
+                log.error,
+                log.debug,
+                "no answer of the policy service",
+                did=blob.did,
+                cid=blob.cid,
+                cause=problem,
+            )
             return None
-        self._verdicts.put(blob, verdict, trio.current_time())
+        # A permission may be older than the purge that came while the service answered.
+        if verdict is Verdict.TAKEN_DOWN or self._forgotten == forgotten:
+            self._verdicts.put(blob, verdict, trio.current_time())
         if verdict is Verdict.TAKEN_DOWN:
             await self._purge(blob)
         return verdict

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.coordination.replicas import Replicas
+from proxy.coordination.replicas import FolderReplicas
 from proxy.errors import InvalidRequest
 from proxy.model.identifiers import parse_cid, parse_did
 from proxy.model.selection import Selection
@@ -52,7 +52,7 @@ class LoggedDecision:
     reason: str
 
 
-def restore(store: ModerationStore, replicas: Replicas, source: Path | None) -> int:
+def restore(store: ModerationStore, replicas: FolderReplicas, source: Path | None) -> int:
     """Put a new store in the place of one that is missing or damaged.
 
     A damaged one is kept beside it, as ``moderation.sqlite3.damaged``.
@@ -165,7 +165,7 @@ def _replay(store: ModerationStore, decisions: Iterable[LoggedDecision]) -> None
             store.lift(each.selection, by=each.by, reason=each.reason, of_all=of_all)
 
 
-def _raise_version(new: Path, replicas: Replicas) -> None:
+def _raise_version(new: Path, replicas: FolderReplicas) -> None:
     """Give the new store a version that no running process has noted as in force."""
     noted = replicas.noted_versions()
     with closing(sqlite3.connect(new)) as database, database:

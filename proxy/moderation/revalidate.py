@@ -2,7 +2,7 @@
 
 Each cached blob is asked for once in ``cache.revalidate_days``, without reading it. A blob that its
 PDS no longer gives out is purged. If a PDS cannot be asked, its blobs stay, and are asked for
-again in the next sweep.
+again in the next sweep, until ``cache.unconfirmed_days`` have passed since they were last seen.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 import structlog
 import trio
 
-from proxy.accounts.did_documents import MIGRATION_AGE, Resolver
+from proxy.accounts.did_documents import Resolver
+from proxy.accounts.whereabouts import ask_pds
 from proxy.cache.interface import Due
-from proxy.errors import DidNotFound, ImageProxyError
+from proxy.errors import BlobNotFound, Busy, ImageProxyError
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
 from proxy.moderation.interface import Decisions
+from proxy.shared.ages import age_of
 
 BY = "revalidation"
 """The name of the decider in the audit."""
@@ -58,6 +61,17 @@ class CheckTimes(Protocol):
         """
         ...
 
+    async def last_checked(self, blob: BlobKey) -> float | None:
+        """When ``blob`` was last seen, by any of its entries; None: it is not cached."""
+        ...
+
+    async def correct_checks(self, time: float) -> None:
+        """Let blobs that were last seen in the future have been seen at ``time``.
+
+        The clock was ahead then. They would not come to be due before it is there again.
+        """
+        ...
+
     async def mark_checked(self, blob: BlobKey) -> None:
         """Note that the PDS has ``blob`` now."""
         ...
@@ -69,21 +83,16 @@ class Availability(StrEnum):
     PRESENT = "present"
     ABSENT = "absent"
     UNKNOWN = "unknown"
+    UNCONFIRMED = "unconfirmed"
+    """Unknown for so long that it counts as absent."""
 
 
-def availability_of(outcome: bool | ImageProxyError) -> Availability:
-    """Return what an answer, or the failure to get one, says about a blob. Pure, total.
+def availability_of(error: ImageProxyError) -> Availability:
+    """What the failure to find a blob says about it. Pure, total.
 
-    Args:
-        outcome: whether the PDS has the blob, or the error because of which that is not known.
+    Absent: the PDS does not have it, or the directory says that there is no such account.
     """
-    match outcome:
-        case True:
-            return Availability.PRESENT
-        case False | DidNotFound():  # the directory says that there is no such account
-            return Availability.ABSENT
-        case _:
-            return Availability.UNKNOWN
+    return Availability.ABSENT if isinstance(error, BlobNotFound) else Availability.UNKNOWN
 
 
 class Revalidator:
@@ -91,8 +100,10 @@ class Revalidator:
 
     Args:
         age: seconds after which a cached blob is asked for again.
+        unconfirmed_age: seconds after which a blob goes whose PDS gave no clear answer; 0: never.
         times: when each cached blob was last checked.
         exists: whether the PDS at a URL has a blob (``PdsFetcher.exists``).
+        timeout: seconds for the questions about one blob.
         decisions: carries out purges.
         on_checked: called with each finding.
         wall_clock: seconds since the epoch.
@@ -102,17 +113,21 @@ class Revalidator:
         self,
         *,
         age: float,
+        unconfirmed_age: float,
         times: CheckTimes,
         resolver: Resolver,
         exists: Callable[[str, BlobKey], Awaitable[bool]],
+        timeout: float,
         decisions: Decisions,
         on_checked: Callable[[Availability], None] = lambda finding: None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._age = age
+        self._unconfirmed_age = unconfirmed_age
         self._times = times
         self._resolver = resolver
         self._exists = exists
+        self._timeout = timeout
         self._decisions = decisions
         self._on_checked = on_checked
         self._wall_clock = wall_clock
@@ -134,6 +149,7 @@ class Revalidator:
             sqlite3.Error, OSError: the times cannot be read.
         """
         before, after = self._wall_clock() - self._age * DUE, 0.0
+        await self._times.correct_checks(before)
         # In pages by time: blobs that cannot be asked for stay due, and do not hold up others.
         while page := await self._times.due_for_check(before, PAGE, after=after):
             after = page[-1].checked
@@ -150,27 +166,42 @@ class Revalidator:
             sqlite3.Error, OSError: the result could not be stored or the blob purged; it stays due.
         """
         try:
-            finding = availability_of(await self._is_there(blob))
+            await self._find(blob)
+            finding = Availability.PRESENT
         except ImageProxyError as error:
             finding = availability_of(error)
             if finding is Availability.UNKNOWN:
                 log.info("cannot be revalidated", did=blob.did, cid=blob.cid, cause=str(error))
+                # Nothing was asked where this service was at its limits.
+                if not isinstance(error, Busy) and await self._is_unconfirmed(blob):
+                    finding = Availability.UNCONFIRMED
         match finding:
             case Availability.PRESENT:
                 await self._times.mark_checked(blob)
             case Availability.ABSENT:
                 selection = Selection(blob.did, blob.cid)
                 await self._decisions.purge(selection, by=BY, reason="its PDS no longer has it")
+            case Availability.UNCONFIRMED:
+                selection = Selection(blob.did, blob.cid)
+                reason = "its PDS gave no clear answer for too long"
+                await self._decisions.purge(selection, by=BY, reason=reason)
         self._on_checked(finding)
         return finding
 
-    async def _is_there(self, blob: BlobKey) -> bool:
+    async def _is_unconfirmed(self, blob: BlobKey) -> bool:
+        if not self._unconfirmed_age:
+            return False
+        seen = await self._times.last_checked(blob)
+        return seen is not None and age_of(seen, self._wall_clock()) >= self._unconfirmed_age
+
+    async def _find(self, blob: BlobKey) -> None:
         pds = await self._resolver.resolve(blob.did)
-        if await self._exists(pds, blob):
-            return True
-        # An account that migrated is deactivated at its old PDS: the document may name a new one.
-        current = await self._resolver.resolve(blob.did, max_age=MIGRATION_AGE)
-        return current != pds and await self._exists(current, blob)
+        question = partial(self._find_at, blob=blob)
+        await ask_pds(self._resolver, blob.did, pds, question, timeout=self._timeout)
+
+    async def _find_at(self, pds: str, *, blob: BlobKey) -> None:
+        if not await self._exists(pds, blob):
+            raise BlobNotFound(f"{pds} does not have it")
 
     async def _check_and_release(self, blob: BlobKey) -> None:
         try:

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import trio
 
-from proxy.coordination.replicas import Replicas
+from proxy.coordination.replicas import FolderReplicas
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Covering, Selection
-from proxy.moderation.blocks import Blocks
+from proxy.moderation.decision_store import DecisionStore
+from proxy.moderation.feeds.label_store import SCHEMA, FeedStore
+from proxy.moderation.first_start import FEEDS
+from proxy.moderation.folder_blocks import FolderBlocks
 from proxy.moderation.store import ModerationStore
+from proxy.shared.sqlite import Database
 from tests.cache import blob_cid, owner
 from tests.processes import until
 
@@ -34,6 +38,9 @@ PAIR = Selection(did=owner(1), cid=blob_cid(1))
 StoreIn = Callable[[Path], ModerationStore]
 """The fixture ``store_in``."""
 
+AnyStoreIn = Callable[[Path], DecisionStore]
+"""The fixture ``any_store_in``."""
+
 
 def open_store(folder: Path) -> ModerationStore:
     """A store as another process would open it; to be closed."""
@@ -42,18 +49,23 @@ def open_store(folder: Path) -> ModerationStore:
     return store
 
 
-def followers_in(folder: Path) -> Replicas:
+def feed_store_in(folder: Path) -> FeedStore:
+    """The store of a folder's labels; to be closed."""
+    return FeedStore(Database(folder / FEEDS, SCHEMA, synchronous="FULL"))
+
+
+def followers_in(folder: Path) -> FolderReplicas:
     """A mark as another process would leave it."""
-    return Replicas(folder / "followers")
+    return FolderReplicas(folder / "followers")
 
 
-def decide(store: ModerationStore, *selections: Selection, by: str = "a test") -> int:
+def decide(store: DecisionStore, *selections: Selection, by: str = "a test") -> int:
     """Keep blocks; the version to follow."""
     entries = [(selection, "") for selection in selections]
     return store.record("block", entries, by=by, owner="nobody").version
 
 
-def lift(store: ModerationStore, selection: Selection, by: str = "a test") -> bool:
+def lift(store: DecisionStore, selection: Selection, by: str = "a test") -> bool:
     """Lift the block that ``by`` asked for; whether there was one."""
     return store.lift(selection, by=by, reason="", of_all=False)[0]
 
@@ -77,7 +89,7 @@ def checkpoint(path: Path) -> None:
         assert not busy
 
 
-class CountingFollowers(Replicas):
+class CountingFollowers(FolderReplicas):
     """Counts what a process does in vain, to be waited for.
 
     Attributes:
@@ -105,7 +117,7 @@ class Process:
 
     def __init__(self, folder: Path) -> None:
         self.replicas = CountingFollowers(folder / "followers")
-        self.blocks = Blocks(ModerationStore(folder / "moderation.sqlite3"), self.replicas)
+        self.blocks = FolderBlocks(ModerationStore(folder / "moderation.sqlite3"), self.replicas)
         self.forgotten: list[Covering] = []
         self.written = trio.Event()
         self.written.set()

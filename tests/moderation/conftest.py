@@ -1,4 +1,4 @@
-"""Stores that end with the test that opened them."""
+"""Stores that end with the test that opened them, in SQLite and in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from proxy.moderation.cluster.schema import migrate
+from proxy.moderation.cluster.store import ClusterStore
+from proxy.moderation.decision_store import DecisionStore
 from proxy.moderation.store import ModerationStore
-from tests.moderation import StoreIn, open_store
+from proxy.shared.postgres import PostgresDatabase
+from tests.moderation import AnyStoreIn, StoreIn, open_store
+from tests.postgres import Postgres, run_postgres
 
 
 @pytest.fixture
@@ -21,3 +26,34 @@ def store_in() -> Iterator[StoreIn]:
             return opened.enter_context(closing(open_store(folder)))
 
         yield open_here
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL for all tests, each of which has databases of its own in it."""
+    with run_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: Postgres) -> str:
+    """The URL of a new, empty database."""
+    return postgres.new_database()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def any_store_in(request: pytest.FixtureRequest) -> Iterator[AnyStoreIn]:
+    """``store_in`` over both kinds of databases: for each folder, a database."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("store_in")
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    urls: dict[Path, str] = {}
+    with ExitStack() as opened:
+
+        def open_there(folder: Path) -> DecisionStore:
+            url = urls.get(folder) or urls.setdefault(folder, server.new_database())
+            database = PostgresDatabase(url, lock=1, patience=10, prepare=migrate)
+            return opened.enter_context(closing(ClusterStore(database, "a test")))
+
+        yield open_there

@@ -9,6 +9,7 @@ import trio
 from proxy.cache.interface import Due
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
+from proxy.shared.ages import horizon
 
 
 class FakeDecisions:
@@ -65,6 +66,19 @@ class FakeCheckTimes:
             raise self.error
         due = [Due(blob, at) for blob, at in self.times.items() if after < at <= before]
         return sorted(due, key=lambda each: each.checked)[:limit]
+
+    async def last_checked(self, blob: BlobKey) -> float | None:
+        """See ``CheckTimes.last_checked``."""
+        await trio.lowlevel.checkpoint()
+        return self.times.get(blob)
+
+    async def correct_checks(self, time: float) -> None:
+        """See ``CheckTimes.correct_checks``."""
+        await trio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise self.error
+        for blob, at in self.times.items():
+            self.times[blob] = time if at > horizon(self._wall_clock()) else at
 
     async def mark_checked(self, blob: BlobKey) -> None:
         """See ``CheckTimes.mark_checked``."""

@@ -36,7 +36,7 @@ async def race(
     requests: int,
     connections: int,
 ) -> Outcome:
-    """Send ``requests``, with ``block`` begun when a third of them have been answered.
+    """Send half of ``requests`` before ``block`` begins, others until it returns, and half after.
 
     Args:
         port: of a proxy, or of what stands before it.
@@ -45,22 +45,22 @@ async def race(
         connections: kept alive, each with one request at a time.
     """
     outcome = Outcome()
-    left = requests
+    left = requests // 2
     begin, blocked = trio.Event(), trio.Event()
 
     async def ask() -> None:
         nonlocal left
         async with Client(port) as client:
             while left > 0:
-                left -= 1
                 is_late = blocked.is_set()
+                left -= is_late
                 target, headers = next(targets)
                 await client.send(target, *headers)
                 reply = await client.reply()
                 (outcome.after if is_late else outcome.before)[reply.status] += 1
                 if is_late and reply.status != 404:
                     outcome.leaked.append(reply)
-                if left < requests * 2 // 3:
+                if outcome.before.total() >= requests // 2:
                     begin.set()
 
     async with trio.open_nursery() as nursery:

@@ -21,7 +21,7 @@ from proxy.coordination.replicas import SERVES_NOTHING
 from proxy.errors import BlobBlocked, ModerationUnreadable
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Everything, Selection
-from proxy.moderation import blocks
+from proxy.moderation import blocks, folder_blocks
 from proxy.moderation.store import ModerationStore
 from tests.cache import blob_cid, owner
 from tests.moderation import (
@@ -129,7 +129,7 @@ async def test_a_file_without_changes_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
 ) -> None:
     """Catches a query fifty times a second, in every worker."""
-    monkeypatch.setattr(blocks, "POLL_SECONDS", 0)
+    monkeypatch.setattr(folder_blocks, "POLL_SECONDS", 0)
     decide(store_in(tmp_path), OWNER)
     process = Process(tmp_path)
     async with process.following():

@@ -14,20 +14,22 @@ import trio
 import trio.lowlevel
 from click.testing import CliRunner, Result
 
-import proxy.moderation.blocks
+import proxy.moderation.folder_blocks
 import proxy.moderation.restore
+from proxy.cache.disk import DiskCache
 from proxy.cli import cli
-from proxy.coordination.leader import Leadership
+from proxy.coordination.leader import FolderLeadership
 from proxy.errors import BlobBlocked, ModerationUnreadable
 from proxy.lifecycle import open_moderator
 from proxy.model.selection import Selection
 from proxy.moderation import backups
 from proxy.moderation.backups import KEPT, back_up, back_up_today, is_due, keep_backed_up
-from proxy.moderation.first_start import BACKUPS, MARKER, StoreMissing
+from proxy.moderation.configured_store import folder_store_of
+from proxy.moderation.first_start import BACKUPS, MARKER, StoreMissing, latest_backup
 from proxy.moderation.restore import CannotRestore, restore
 from proxy.moderation.store import ModerationStore
 from proxy.shared.regular_file import NotRegular
-from proxy.wiring import moderation_store_of
+from tests.cache import entry, key
 from tests.fakes.world import World
 from tests.logs import logged_by
 from tests.moderation import (
@@ -140,7 +142,7 @@ async def test_any_sign_of_an_earlier_start_keeps_a_start_from_making_a_store(
         path /= "content"
     path.write_bytes(b"content")
     process = Process(tmp_path)
-    with logged_by(proxy.moderation.blocks, monkeypatch) as logs:
+    with logged_by(proxy.moderation.folder_blocks, monkeypatch) as logs:
         async with process.following():
             await process.started_again()
             with pytest.raises(ModerationUnreadable):
@@ -227,7 +229,7 @@ def test_a_lost_store_is_not_made_from_the_file_of_an_older_version(tmp_path: Pa
 
 async def test_a_command_makes_no_store_for_the_queue_of_the_cdn(world: World) -> None:
     """Catches a queue in a new file that the next start takes for the store."""
-    cdn = {"kind": "bunny", "token": "secret"}
+    cdn = {"kind": "bunny", "zone": "1", "token": "secret"}
     config = world.config(cdn=cdn, server={"cdn_url": "https://cdn.example"})
     async with world.service(config):
         pass
@@ -408,6 +410,24 @@ def test_the_latest_copies_are_kept(tmp_path: Path, store_in: StoreIn) -> None:
     assert is_due(store.path, NOW + 86400)
 
 
+def test_copies_of_days_to_come_are_the_oldest(tmp_path: Path, store_in: StoreIn) -> None:
+    """Catches: after a clock that was ahead no copy is made for a year, or each goes at once."""
+    store = store_in(tmp_path)
+    for day in range(KEPT):
+        ahead = NOW + (365 + day) * 86400
+        os.utime(back_up_today(store.path, ahead), (ahead, ahead))
+    assert is_due(store.path, NOW)
+    made = back_up_today(store.path, NOW)
+    os.utime(made, (NOW, NOW))
+    assert made.exists()
+    assert latest_backup(tmp_path, NOW) == made
+    assert not is_due(store.path, NOW)
+    for day in range(1, KEPT):
+        made = back_up_today(store.path, NOW + day * 86400)
+    left = sorted((tmp_path / BACKUPS).iterdir())
+    assert (len(left), left[-1]) == (KEPT, made), "those of the future went first"
+
+
 def test_what_a_killed_process_left_of_a_copy_goes_with_a_later_one(
     tmp_path: Path, store_in: StoreIn
 ) -> None:
@@ -433,7 +453,7 @@ async def test_one_process_makes_the_copy_of_a_day(
     with logged_by(backups, monkeypatch) as logs:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
-                leadership = Leadership(tmp_path / "turns" / "backup")
+                leadership = FolderLeadership(tmp_path / "turns" / "backup")
                 nursery.start_soon(keep_backed_up, store.path, leadership, lambda: NOW)
             await until(lambda: bool(logs))
             await trio.sleep(0.05)
@@ -450,5 +470,34 @@ async def test_a_service_makes_copies(world: World, monkeypatch: pytest.MonkeyPa
     async with world.service() as service:
         await until(lambda: bool(list(world.cache_path.glob(f"{BACKUPS}/*"))))
         assert service.blocks.problem is None
-    with closing(moderation_store_of(world.config())) as store:
+    with closing(folder_store_of(world.config())) as store:
         assert list(store.blocks()) == []
+
+
+# A disk that takes files some time after the start
+
+
+async def test_what_first_uses_a_folder_makes_its_store_before_its_index(tmp_path: Path) -> None:
+    """Catches an index that passes for the sign of a lost store: nothing would be served again."""
+    process = Process(tmp_path)
+    cache = DiskCache(tmp_path, max_bytes=1 << 20, before_making=process.blocks.make_store_at_first)
+    await cache.put(key(1), entry())
+    async with process.following():
+        assert process.blocks.problem is None
+    await cache.aclose()
+
+
+async def test_an_index_that_is_made_anew_makes_no_new_store_of_one_that_was_read(
+    tmp_path: Path,
+) -> None:
+    """Catches blocks that are gone without a word when all of the folder was deleted."""
+    process = Process(tmp_path)
+    cache = DiskCache(tmp_path, max_bytes=1 << 20, before_making=process.blocks.make_store_at_first)
+    async with process.following():
+        lose(tmp_path)
+        (tmp_path / MARKER).unlink()
+        await cache.put(key(1), entry())
+        await until(lambda: process.blocks.problem is not None)
+        await process.started_again()
+        assert process.blocks.problem is not None
+    await cache.aclose()

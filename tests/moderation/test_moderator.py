@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from proxy.coordination.replicas import Replicas
+from proxy.coordination.replicas import FolderReplicas
 from proxy.model.selection import Selection
 from proxy.moderation import moderator as moderating
 from proxy.moderation.interface import Cursors, Decisions, NotInForce
@@ -187,8 +187,8 @@ async def test_no_process_is_waited_for_that_has_ended_or_serves_nothing(
 STUCK = """
 import sys, time
 from pathlib import Path
-from proxy.coordination.replicas import Replicas
-replicas = Replicas(Path(sys.argv[1]) / "followers")
+from proxy.coordination.replicas import FolderReplicas
+replicas = FolderReplicas(Path(sys.argv[1]) / "followers")
 replicas.enter()
 replicas.note(0)
 print("there", flush=True)
@@ -299,7 +299,7 @@ from pathlib import Path
 import trio
 from proxy.model.selection import Selection
 from proxy.model.identifiers import parse_did
-from proxy.coordination.replicas import Replicas
+from proxy.coordination.replicas import FolderReplicas
 from proxy.moderation.moderator import Moderator
 from proxy.moderation.store import ModerationStore
 
@@ -309,7 +309,7 @@ async def remove(*selections):
     os.kill(os.getpid(), signal.SIGKILL)
 
 async def main():
-    replicas = Replicas(folder / "followers")
+    replicas = FolderReplicas(folder / "followers")
     replicas.enter()
     moderator = Moderator(ModerationStore(folder / "moderation.sqlite3"), replicas, remove=remove)
     await getattr(moderator, action)(Selection(did=did), by="who died")
@@ -422,7 +422,7 @@ async def test_one_purge_that_fails_does_not_hold_up_the_others(
 
 def test_a_process_is_late_if_it_lives_and_has_not_confirmed(tmp_path: Path) -> None:
     """Catches a mark that is taken for an acknowledgement."""
-    first, second = Replicas(tmp_path), Replicas(tmp_path)
+    first, second = FolderReplicas(tmp_path), FolderReplicas(tmp_path)
     assert first.late(1) == frozenset()
     first.enter()
     second.enter()

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import trio
 import trio.testing
-from structlog.testing import capture_logs
 
+import proxy.moderation.policy
 from proxy.errors import BlobBlocked, ImageProxyError, PolicyUnavailable, TakenDown
 from proxy.model.identifiers import Did
 from proxy.model.keys import BlobKey
-from proxy.model.selection import Selection
-from proxy.moderation.policy import Policy, Verdict, Verdicts, verdict_of
+from proxy.model.selection import Everything, Selection
+from proxy.moderation.policy import Policy, Verdicts
+from proxy.moderation.policy_protocols import GET_BLOB_POLICY, PROTOCOLS, Verdict
 from tests.fakes import faults
 from tests.fakes.misbehaviours import heal
 from tests.fakes.network import Fault, Request, Response, Site
 from tests.fakes.parts import FakeCache, FakeProcessor
 from tests.fakes.sites import cid_of, new_plc_did
 from tests.fakes.world import World, tiny_png
+from tests.logs import logged_by
 from tests.web import img, serving
 
 Clock = trio.testing.MockClock
@@ -47,6 +51,11 @@ class FakePolicy(Site):
 
     def answer(self, request: Request) -> Response:
         """See ``Site.answer``."""
+        target = urlsplit(request.target)
+        if target.path == f"/v1/xrpc/{GET_BLOB_POLICY}":
+            query = dict(parse_qsl(target.query))
+            status = self.statuses.get(f"/v1/{query['did']}/{query['cid']}", 200)
+            return Response(200, body=porxie_answer("allowed" if status == 200 else "forbidden"))
         return Response(self.statuses.get(request.target, 200))
 
 
@@ -97,9 +106,69 @@ async def policy_of(
 
 def test_no_other_status_is_a_verdict() -> None:
     """Catches a redirect, an empty answer or a 404 of a wrong path that permits."""
-    verdicts = {status: verdict_of(status) for status in range(100, 600)}
+    verdict_of = PROTOCOLS["status"].verdict_of
+    verdicts = {status: verdict_of(status, b"") for status in range(100, 600)}
     told = {status: verdict for status, verdict in verdicts.items() if verdict is not None}
     assert told == {200: Verdict.PERMITTED, 410: Verdict.TAKEN_DOWN}
+
+
+def porxie_answer(variant: str) -> bytes:
+    """An answer by the Lexicon of Porxie's policy service."""
+    return json.dumps({"policy": {"$type": f"{GET_BLOB_POLICY}#{variant}"}}).encode()
+
+
+def test_porxies_answer_is_in_its_body() -> None:
+    """Catches a 200 that says "forbidden" and is read as a permission."""
+    verdict_of = PROTOCOLS["porxie"].verdict_of
+    assert verdict_of(200, porxie_answer("allowed")) is Verdict.PERMITTED
+    assert verdict_of(200, porxie_answer("forbidden")) is Verdict.TAKEN_DOWN
+    for status in (201, 204, 400, 404, 410, 500):
+        assert verdict_of(status, porxie_answer("allowed")) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"ok",
+        b"\xff",
+        b"null",
+        b"[]",
+        b'"allowed"',
+        b"{}",
+        b'{"policy": null}',
+        b'{"policy": "allowed"}',
+        b'{"policy": {}}',
+        b'{"policy": {"$type": 1}}',
+        b'{"policy": {"$type": "#allowed"}}',
+        porxie_answer("Allowed"),
+        porxie_answer("quarantined"),
+        porxie_answer("allowed")[:-1],
+        b"[" * 65536,
+    ],
+)
+def test_an_answer_of_neither_form_is_none(body: bytes) -> None:
+    """Catches a permission by default, and a body that raises."""
+    assert PROTOCOLS["porxie"].verdict_of(200, body) is None
+
+
+def test_a_purge_takes_permissions_back_and_no_takedown() -> None:
+    """Catches a takedown that is asked about again because it purged, for ever."""
+    verdicts = Verdicts(ttl=60, max_entries=10)
+    mine = BlobKey(BLOB.did, OTHER.cid)
+    for blob in (BLOB, mine, OTHER):
+        verdicts.put(blob, Verdict.PERMITTED, 0)
+    verdicts.forget_permissions(Selection(did=BLOB.did), 1)
+    assert [verdicts.get(blob, 1) for blob in (BLOB, mine, OTHER)] == [
+        None,
+        None,
+        Verdict.PERMITTED,
+    ]
+    verdicts.put(BLOB, Verdict.TAKEN_DOWN, 1)
+    verdicts.forget_permissions(Selection(cid=BLOB.cid), 2)
+    assert verdicts.get(BLOB, 2) is Verdict.TAKEN_DOWN
+    verdicts.forget_permissions(Everything(), 3)
+    assert len(verdicts) == 0
 
 
 def test_an_answer_counts_for_its_time_and_no_longer() -> None:
@@ -230,6 +299,7 @@ async def test_a_missing_answer_does_not_permit_unless_the_operator_says_so(
             assert (caught.value.status, caught.value.public_message) == (503, "busy")
         assert policy.known(BLOB) is None
         heal(site)
+        await trio.sleep(60)  # what said 429 is left alone for a moment
         site.take_down(BLOB)
         with pytest.raises(TakenDown):
             await policy.permit(BLOB)
@@ -289,12 +359,12 @@ async def test_what_is_taken_down_is_purged_before_it_is_refused(
 
 @pytest.mark.parametrize("error", [sqlite3.OperationalError("locked"), OSError("disk")])
 async def test_a_purge_that_fails_permits_nothing(
-    world: World, site: FakePolicy, error: Exception
+    world: World, site: FakePolicy, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.take_down(BLOB)
     purges = Purges()
     purges.error = error
-    with capture_logs() as logs:
+    with logged_by(proxy.moderation.policy, monkeypatch) as logs:
         async with policy_of(world, purges) as policy:
             with pytest.raises(TakenDown):
                 await policy.permit(BLOB)
@@ -309,10 +379,67 @@ async def test_a_service_that_has_ended_permits_nothing(world: World, site: Fake
     assert caught.value.status == 503
 
 
+async def test_porxies_policy_service_is_asked_as_porxie_asks_it(
+    world: World, site: FakePolicy
+) -> None:
+    """Catches a question that such a service answers with a 404, and a 200 that permits."""
+    owner = BlobKey(Did("did:web:localhost%3A2583"), BLOB.cid)
+    site.take_down(BLOB)
+    async with policy_of(world, protocol="porxie") as policy:
+        with pytest.raises(TakenDown):
+            await policy.permit(BLOB)
+        await policy.permit(owner)
+    assert [request.target for request in site.requests] == [
+        f"/v1/xrpc/dev.blooym.porxie.getBlobPolicy?did={BLOB.did}&cid={BLOB.cid}",
+        f"/v1/xrpc/dev.blooym.porxie.getBlobPolicy?did=did:web:localhost%253A2583&cid={BLOB.cid}",
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["status", "porxie"])
+async def test_an_answer_in_the_other_protocol_permits_nothing(
+    world: World, site: FakePolicy, protocol: str
+) -> None:
+    """Catches a setting that does not fit the service, and serves what that forbids."""
+    body = b"ok" if protocol == "porxie" else porxie_answer("forbidden")
+    site.fault = faults.answers(200 if protocol == "porxie" else 404, body)
+    async with policy_of(world, protocol=protocol) as policy:
+        with pytest.raises(PolicyUnavailable):
+            await policy.permit(BLOB)
+
+
+async def test_a_permission_older_than_a_purge_is_not_remembered(
+    world: World, site: FakePolicy
+) -> None:
+    """Catches a purge that meets its question under way, and is forgotten by the answer."""
+    gate, seen = trio.Event(), trio.Event()
+    site.fault = faults.gated(gate, seen=seen)
+    async with policy_of(world) as policy:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(policy.permit, BLOB)
+            await seen.wait()
+            policy.forget(Selection(cid=BLOB.cid))
+            gate.set()
+        assert policy.known(BLOB) is None
+
+
 # Serving.
 
 
+@pytest.mark.usefixtures("both_ways")
+async def test_a_purge_has_the_policy_service_asked_again(world: World, site: FakePolicy) -> None:
+    """Catches a service that changes its mind, calls purge, and is not asked for ``policy.ttl``."""
+    did, cid = world.add_blob(tiny_png())
+    config = world.config(policy=settings(protocol="porxie"))
+    async with serving(world, config) as client:
+        assert (await client.get(img(did, cid))).status == 200
+        site.take_down(BlobKey(did, cid))
+        assert (await client.get(img(did, cid))).status == 200, "remembered"
+        await client.service.moderator.purge(Selection(cid=cid), by="test")
+        assert (await client.get(img(did, cid))).status == 404
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.usefixtures("both_ways")
 async def test_what_is_taken_down_is_a_404_before_the_cache_and_before_a_304(
     world: World, site: FakePolicy, method: str, mock_clock: Clock
 ) -> None:
@@ -345,6 +472,7 @@ async def test_what_is_taken_down_is_a_404_before_the_cache_and_before_a_304(
 
 
 @pytest.mark.parametrize("target", ["image", "blob"])
+@pytest.mark.usefixtures("both_ways")
 async def test_a_304_waits_for_the_word_too(world: World, site: FakePolicy, target: str) -> None:
     did, cid = world.add_blob(tiny_png())
     path = img(did, cid) if target == "image" else f"/blob/{did}/{cid}"
@@ -371,6 +499,7 @@ async def test_a_block_decides_without_a_question(world: World, site: FakePolicy
     assert site.requests == []
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_a_block_that_comes_while_the_word_is_waited_for_is_not_passed_over(
     world: World, site: FakePolicy
 ) -> None:

@@ -37,6 +37,7 @@ from tests.moderation.fakes import FakeCheckTimes, FakeDecisions
 
 DAY = 86400.0
 AGE = 7 * DAY
+UNCONFIRMED = 30 * DAY
 EPOCH = 1_800_000_000.0
 PDS = "https://pds.example"
 
@@ -80,9 +81,11 @@ class Sweeper:
         self._numbers = itertools.count()
         self.revalidator = Revalidator(
             age=AGE,
+            unconfirmed_age=UNCONFIRMED,
             times=self.times,
             resolver=self.resolver,
             exists=self.hosts.exists,
+            timeout=60,
             decisions=self.decisions,
             on_checked=self.findings.append,
             wall_clock=wall_clock,
@@ -122,11 +125,9 @@ async def sweeper() -> Sweeper:
 @pytest.mark.parametrize(
     ("outcome", "finding"),
     [
-        (True, Availability.PRESENT),
-        (False, Availability.ABSENT),
+        (BlobNotFound(), Availability.ABSENT),
         (DidNotFound(), Availability.ABSENT),
-        # As they are raised here, none of these says that the PDS lacks the blob.
-        (BlobNotFound(), Availability.UNKNOWN),
+        # None of these says that the PDS lacks the blob.
         (DidUnresolvable(), Availability.UNKNOWN),
         (NoPdsEndpoint(), Availability.UNKNOWN),
         (FetchFailed(), Availability.UNKNOWN),
@@ -135,9 +136,7 @@ async def sweeper() -> Sweeper:
         (Busy(), Availability.UNKNOWN),
     ],
 )
-def test_only_a_clear_no_counts_as_one(
-    outcome: bool | ImageProxyError, finding: Availability
-) -> None:
+def test_only_a_clear_no_counts_as_one(outcome: ImageProxyError, finding: Availability) -> None:
     """Catches a purge on a failure: a PDS that is down for an hour would empty the cache."""
     assert availability_of(outcome) is finding
 
@@ -177,6 +176,47 @@ async def test_a_pds_that_is_down_keeps_its_blobs_and_is_asked_again(
     del sweeper.hosts.errors[PDS]
     await sweeper.revalidator.sweep()
     assert sweeper.purged == [blob]
+
+
+@pytest.mark.parametrize("error", [FetchFailed("down"), NoPdsEndpoint(), UpstreamTimeout()])
+async def test_what_no_pds_confirms_for_its_time_goes(
+    sweeper: Sweeper, autojump_clock: trio.testing.MockClock, error: ImageProxyError
+) -> None:
+    """Catches a picture that is served for ever because its server died."""
+    early, late = sweeper.cached(days=29), sweeper.cached(days=31)
+    sweeper.hosts.errors[PDS] = error
+    await sweeper.revalidator.sweep()
+    assert sweeper.purged == [late]
+    assert sorted(sweeper.findings) == [Availability.UNCONFIRMED, Availability.UNKNOWN]
+    await trio.sleep(2 * DAY)
+    await sweeper.revalidator.sweep()
+    assert sweeper.purged == [late, early]
+
+
+async def test_a_service_at_its_limits_takes_nothing_for_unconfirmed(
+    sweeper: Sweeper, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a purge of what nobody was asked for."""
+    sweeper.cached(days=400)
+    sweeper.hosts.errors[PDS] = Busy("full")
+    await sweeper.revalidator.sweep()
+    assert (sweeper.purged, sweeper.findings) == ([], [Availability.UNKNOWN])
+
+
+async def test_what_was_seen_in_the_future_is_due_now_and_is_not_yet_unconfirmed(
+    sweeper: Sweeper, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches: what was checked while the clock was ahead is asked for when it is there again,
+    and a purge of it because of one bad moment."""
+    there, gone = sweeper.cached(days=-365), sweeper.cached(days=-365, is_there=False)
+    down = sweeper.cached(days=-365, pds="https://down.example")
+    sweeper.hosts.errors["https://down.example"] = FetchFailed("down")
+    await sweeper.revalidator.sweep()
+    assert sweeper.purged == [gone]
+    assert sweeper.times.times[there] == pytest.approx(wall_clock(), abs=60)
+    await trio.sleep(UNCONFIRMED)
+    await sweeper.revalidator.sweep()
+    assert down in sweeper.purged
 
 
 async def test_a_dead_host_with_many_blobs_does_not_delay_other_hosts(

@@ -12,6 +12,7 @@ import pytest
 
 from proxy.errors import BlobBlocked, BlobNotFound
 from proxy.lifecycle import open_moderator
+from proxy.model.cache_tags import content_tag, owner_tag
 from proxy.model.formats import OUTPUTS
 from proxy.model.identifiers import Cid, Did, spellings
 from proxy.model.keys import BlobKey
@@ -19,16 +20,18 @@ from proxy.model.presets import DEFAULT_PRESETS
 from proxy.model.selection import Selection
 from proxy.service import Service
 from proxy.urls import public_urls
-from tests.fakes.cdns import TOKEN, FakeBunny
+from tests.fakes import faults
+from tests.fakes.cdns import BASE, SETTINGS, FakeBunny, FakeCloudflare
+from tests.fakes.network import Conversation, Response, honest
+from tests.fakes.sites import GET_BLOB
 from tests.fakes.streams import FakeJetstream, FakeLabeler
 from tests.fakes.world import World
 from tests.processes import files_in, until
 
 pytestmark = pytest.mark.slow
 
-BASE = "https://img.example"
 CDN: dict[str, Any] = {
-    "cdn": {"kind": "bunny", "token": TOKEN},
+    "cdn": {**SETTINGS["bunny"], "purge": "urls"},
     "server": {"cdn_url": BASE},
 }
 
@@ -75,7 +78,24 @@ async def test_a_block_of_an_owner_tells_the_cdn_every_url_of_what_was_cached(
         await service.moderator.block(Selection(did=did), by="test")
         await until(lambda: set(bunny.purged) == urls_of(pictures[0]))
         assert len(files(world)) == 1
-    assert len(bunny.purged) == (len(OUTPUTS) + 1) * len(DEFAULT_PRESETS) + 1
+    # The original, and what /info tells.
+    assert len(bunny.purged) == (len(OUTPUTS) + 1) * len(DEFAULT_PRESETS) + 2
+
+
+@pytest.mark.parametrize("by_cid", [False, True])
+async def test_by_tag_a_block_reaches_what_this_machine_evicted_or_never_had(
+    by_cid: bool, world: World
+) -> None:
+    """Catches a purge that looks up in the cache which copies there may be."""
+    cdn = FakeCloudflare()
+    world.directory_network.add(cdn)
+    did, cid = world.add_blob()
+    selection = Selection(cid=cid) if by_cid else Selection(did=did)
+    sections = {"cdn": SETTINGS["cloudflare"], "server": {"cdn_url": BASE}}
+    async with holding(world, **sections) as service:
+        await service.moderator.block(selection, by="test")
+        tag = content_tag(cid) if by_cid else owner_tag(did)
+        await until(lambda: cdn.purged == [tag])
 
 
 async def test_a_block_of_a_blob_reaches_the_cdn_for_every_owner_who_has_it(
@@ -136,6 +156,57 @@ async def test_a_blob_that_its_pds_no_longer_gives_out_goes_within_the_age(world
         assert (await service.get_image("avatar_thumbnail", *stays)).cache == "hit"
         purged = service.moderator.store.audit(10)
         assert [(each.by, each.did) for each in purged] == [("revalidation", gone[0])]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b"blob not found"),
+        (410, b""),
+        (451, b"<html>"),
+        (400, b'{"error":"InvalidRequest","message":"No blob found for CID bafk"}'),
+        (400, b'{"message":"No blob found for CID bafk"}'),
+        (400, b'{"error":"BlobNotFound"}'),
+        (403, b'{"error":"RepoTakendown"}'),
+        # Unclear by themselves: the account is gone.
+        (400, b'{"error":"InvalidRequest"}'),
+        (401, b""),
+        (403, b"<html>"),
+    ],
+)
+async def test_each_answer_that_means_gone_purges_within_the_age(
+    world: World, status: int, body: bytes
+) -> None:
+    """Catches: "gone" in other words than Bluesky's is not believed, and is served for ever."""
+    gone = world.add_blob()
+    cache = {"path": world.cache_path, "revalidate_days": 0.5 / 86400}
+    async with holding(world, gone, cache=cache) as service:
+
+        async def answer(conversation: Conversation) -> None:
+            if conversation.request.path == GET_BLOB:
+                conversation.response = Response(status, body)
+            await honest(conversation)
+
+        world.pds.fault = answer
+        del world.pds.accounts[gone[0]]
+        await until(lambda: files(world) == [])
+        with pytest.raises(BlobNotFound):
+            await service.get_image("avatar_thumbnail", *gone)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 405, 429, 500, 503])
+async def test_an_answer_that_means_nothing_purges_only_what_was_not_confirmed_for_too_long(
+    world: World, status: int
+) -> None:
+    """Catches a purge on a firewall's word, and what is served for ever from a dead PDS."""
+    kept = world.add_blob()
+    cache = {"path": world.cache_path, "revalidate_days": 0.5 / 86400}
+    async with holding(world, kept, cache=cache) as service:
+        world.pds.fault = faults.answers(status)
+        await until(lambda: any(each.method == "HEAD" for each in world.pds.requests))
+        assert (await service.get_image("avatar_thumbnail", *kept)).cache == "hit"
+    async with holding(world, cache={**cache, "unconfirmed_days": 1 / 86400}):
+        await until(lambda: files(world) == [])
 
 
 async def test_only_the_account_that_is_deleted_is_purged(world: World) -> None:

@@ -72,10 +72,15 @@ async def race_rounds(internet: Upstream, port: int, admin_port: int) -> None:
         assert set(outcome.before) <= {200, 304, 404}
 
 
-async def test_after_the_call_has_answered_no_request_gets_a_byte(tmp_path: Path) -> None:
-    """Catches an answer before all workers know, and a hit between its check and its end."""
+@pytest.mark.parametrize("memory_mb", ["64", "0"])
+async def test_after_the_call_has_answered_no_request_gets_a_byte(
+    memory_mb: str, tmp_path: Path
+) -> None:
+    """Catches an answer before all workers know, and a hit between its check and its end: from
+    memory, and from disk."""
     async with upstream() as internet:
-        environment = internet.environment(tmp_path, SERVER__ADMIN_TOKEN=TOKEN)
+        more = {"SERVER__ADMIN_TOKEN": TOKEN, "CACHE__MEMORY_MB": memory_mb}
+        environment = internet.environment(tmp_path, **more)
         async with serve(WORKERS, environment, workers=2) as server:
             await race_rounds(internet, server.port, server.port)
 

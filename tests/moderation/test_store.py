@@ -14,7 +14,7 @@ from libipld import encode_cid
 from proxy.model.identifiers import Cid, Did, cid_digest, spellings
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
-from proxy.moderation.store import Block, Decision, Purge, _of_content
+from proxy.moderation.decision_store import Block, Decision, DecisionStore, Purge, _of_content
 from tests.cache import blob_cid, owner
 from tests.moderation import (
     A1,
@@ -24,10 +24,10 @@ from tests.moderation import (
     BLOB,
     OWNER,
     PAIR,
+    AnyStoreIn,
     StoreIn,
     decide,
     lift,
-    open_store,
     plant_older,
 )
 
@@ -38,11 +38,10 @@ SELECTIONS = pytest.mark.parametrize(
 )
 
 
-def blocked(folder: Path) -> list[BlobKey]:
-    """What is blocked, both as it is asked for in the file and as it is loaded."""
-    with closing(open_store(folder)) as store:
-        loaded = store.load().blocks
-        found = [blob for blob in ALL if store.blocks_now(blob)]
+def blocked(store: DecisionStore) -> list[BlobKey]:
+    """What is blocked, both as it is asked for in the database and as it is loaded."""
+    loaded = store.load().blocks
+    found = [blob for blob in ALL if store.blocks_now(blob)]
     assert found == [blob for blob in ALL if loaded.covers(blob)]
     return found
 
@@ -54,11 +53,11 @@ CIDS = spellings(PAIR.cid or blob_cid(1))
 @pytest.mark.parametrize("did", [None, owner(1)], ids=["blob", "pair"])
 @pytest.mark.parametrize("typed", CIDS)
 def test_a_block_of_any_cid_covers_every_cid_of_the_same_bytes(
-    typed: Cid, did: Did | None, tmp_path: Path, store_in: StoreIn
+    typed: Cid, did: Did | None, tmp_path: Path, any_store_in: AnyStoreIn
 ) -> None:
     """Catches a block by one CID that leaves the same picture served by another one; and a list
     that shows another CID than the one that was typed."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     before = store.load()
     decide(store, Selection(did, typed))
     (change,) = store.changes(before.last, 10).decided
@@ -74,10 +73,10 @@ def test_a_block_of_any_cid_covers_every_cid_of_the_same_bytes(
 
 @pytest.mark.parametrize("lifted", CIDS)
 def test_a_block_is_lifted_by_any_cid_of_the_same_bytes(
-    lifted: Cid, tmp_path: Path, store_in: StoreIn
+    lifted: Cid, tmp_path: Path, any_store_in: AnyStoreIn
 ) -> None:
     """Catches a block that stays because it was made with another CID, and one of two that does."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     for cid in CIDS:
         decide(store, Selection(cid=cid))
     last = store.load().last
@@ -88,10 +87,10 @@ def test_a_block_is_lifted_by_any_cid_of_the_same_bytes(
 
 
 def test_one_cid_that_is_still_blocked_by_somebody_keeps_all_blocked(
-    tmp_path: Path, store_in: StoreIn
+    tmp_path: Path, any_store_in: AnyStoreIn
 ) -> None:
     """Catches a process that forgets a block because one of two CIDs was lifted."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     decide(store, Selection(cid=CIDS[0]), by="labeler")
     decide(store, Selection(cid=CIDS[2]), by="admin")
     last = store.load().last
@@ -100,13 +99,13 @@ def test_one_cid_that_is_still_blocked_by_somebody_keeps_all_blocked(
 
 
 def test_blocks_by_the_cid_of_a_record_are_taken_over_as_those_of_the_blob(
-    tmp_path: Path, store_in: StoreIn
+    tmp_path: Path, any_store_in: AnyStoreIn
 ) -> None:
     """Catches a block of an earlier release that is not found, or cannot be lifted: its codec is
     not accepted any more."""
     multihash = b"\x12\x20" + cid_digest(CIDS[0])
     record = Cid(encode_cid(b"\x01\x71" + multihash))
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     decide(store, PAIR, Selection(cid=record), Selection(did=owner(1), cid=record))
     assert store.load().blocks.covers(B1)
     assert store.blocks_now(B1)
@@ -120,61 +119,63 @@ def test_blocks_by_the_cid_of_a_record_are_taken_over_as_those_of_the_blob(
 
 @SELECTIONS
 def test_a_block_covers_exactly_what_it_names_until_it_is_lifted(
-    tmp_path: Path, selection: Selection, covered: list[BlobKey], store_in: StoreIn
+    tmp_path: Path, selection: Selection, covered: list[BlobKey], any_store_in: AnyStoreIn
 ) -> None:
     """Catches an owner's block that spares a blob, and a pair's that takes every owner."""
-    store = store_in(tmp_path)
-    assert blocked(tmp_path) == []
+    store = any_store_in(tmp_path)
+    assert blocked(any_store_in(tmp_path)) == []
     assert lift(store, selection) is False
     decide(store, selection)
-    assert blocked(tmp_path) == covered
+    assert blocked(any_store_in(tmp_path)) == covered
     assert lift(store, selection) is True
-    assert blocked(tmp_path) == []
+    assert blocked(any_store_in(tmp_path)) == []
     assert lift(store, selection) is False
 
 
-def test_lifting_one_block_leaves_the_others(tmp_path: Path, store_in: StoreIn) -> None:
+def test_lifting_one_block_leaves_the_others(tmp_path: Path, any_store_in: AnyStoreIn) -> None:
     """Catches a pair whose lifting frees its owner, or the blob everywhere."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     decide(store, OWNER, BLOB, PAIR)
     assert lift(store, PAIR)
-    assert blocked(tmp_path) == [A1, A2, B1]
+    assert blocked(any_store_in(tmp_path)) == [A1, A2, B1]
     assert lift(store, OWNER)
-    assert blocked(tmp_path) == [A1, B1]
+    assert blocked(any_store_in(tmp_path)) == [A1, B1]
     assert lift(store, BLOB)
-    assert blocked(tmp_path) == []
+    assert blocked(any_store_in(tmp_path)) == []
 
 
 def test_a_label_that_is_negated_leaves_the_operators_block(
-    tmp_path: Path, store_in: StoreIn
+    tmp_path: Path, any_store_in: AnyStoreIn
 ) -> None:
     """Catches one row for what two asked for: who takes it back takes the other's too."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     for first, second in (("admin", "labeler"), ("labeler", "admin")):
         decide(store, OWNER, by=first)
         decide(store, OWNER, by=second)
         assert lift(store, OWNER, "labeler")
-        assert blocked(tmp_path) == [A1, A2]
+        assert blocked(any_store_in(tmp_path)) == [A1, A2]
         assert not lift(store, OWNER, "labeler")
         assert lift(store, OWNER, "admin")
-        assert blocked(tmp_path) == []
+        assert blocked(any_store_in(tmp_path)) == []
 
 
-def test_the_operator_lifts_what_all_others_asked_for(tmp_path: Path, store_in: StoreIn) -> None:
+def test_the_operator_lifts_what_all_others_asked_for(
+    tmp_path: Path, any_store_in: AnyStoreIn
+) -> None:
     """Catches a block that only its labeler can take back."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     decide(store, OWNER, by="labeler")
     decide(store, OWNER, by="alice")
     decide(store, PAIR, by="labeler")
     assert store.lift(OWNER, by="bob", reason="", of_all=True)[0]
-    assert blocked(tmp_path) == [A1]
+    assert blocked(any_store_in(tmp_path)) == [A1]
 
 
 def test_blocks_are_listed_as_they_came_and_renewed_in_their_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_store_in: AnyStoreIn
 ) -> None:
     """Catches an order by identifier, a reason that is lost, and a second row of one block."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     now = 1000.0
     monkeypatch.setattr(time, "time", lambda: now)
     store.record("block", [(Selection(did=owner(9)), "spam")], by="a", owner="")
@@ -190,11 +191,11 @@ def test_blocks_are_listed_as_they_came_and_renewed_in_their_place(
 
 
 def test_a_listing_reads_pages_and_is_none_the_worse_for_changes_between_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_store_in: AnyStoreIn
 ) -> None:
     """Catches a page that begins where the last one did, and one transaction over all."""
-    monkeypatch.setattr("proxy.moderation.store.PAGE", 4)
-    store = store_in(tmp_path)
+    monkeypatch.setattr("proxy.moderation.decision_store.PAGE", 4)
+    store = any_store_in(tmp_path)
     decide(store, *(Selection(did=owner(number)) for number in range(10)))
     listed = []
     for block in store.blocks():
@@ -206,32 +207,72 @@ def test_a_listing_reads_pages_and_is_none_the_worse_for_changes_between_them(
 
 
 def test_the_audit_has_every_decision_and_the_removals_of_its_purge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_store_in: AnyStoreIn
 ) -> None:
     """Catches an audit that a lifting erases, and a count before there is one."""
     monkeypatch.setattr(time, "time", lambda: 5.0)
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     bulk = store.record("block", [(OWNER, "one"), (BLOB, "two")], by="a", owner="")
     store.record("block", [(PAIR, "three")], by="a", owner="", purge=bulk.purge)
     purge = store.record("purge", [(OWNER, "four")], by="b", owner="")
     store.finish(bulk.purge, 7)
     store.lift(OWNER, by="a", reason="five", of_all=False)
     expected = [
-        Decision(5.0, "a", "block", owner(1), None, "one", 7),
-        Decision(5.0, "a", "block", None, blob_cid(1), "two", 7),
-        Decision(5.0, "a", "block", owner(1), blob_cid(1), "three", 7),
-        Decision(5.0, "b", "purge", owner(1), None, "four", None),
-        Decision(5.0, "a", "lift", owner(1), None, "five", None),
+        Decision(1, 5.0, "a", "block", owner(1), None, "one", 7),
+        Decision(2, 5.0, "a", "block", None, blob_cid(1), "two", 7),
+        Decision(3, 5.0, "a", "block", owner(1), blob_cid(1), "three", 7),
+        Decision(4, 5.0, "b", "purge", owner(1), None, "four", None),
+        Decision(5, 5.0, "a", "lift", owner(1), None, "five", None),
     ]
     assert store.audit(100) == expected
     assert store.audit(2) == expected[-2:]
+    assert store.audit(2, before=4) == expected[1:3]
+    assert store.audit(2, before=1) == []
     store.finish(purge.purge, 0)
     assert store.audit(2)[0].removed == 0
 
 
-def test_changes_are_what_came_since_and_no_more(tmp_path: Path, store_in: StoreIn) -> None:
+def test_a_purge_that_was_taken_for_abandoned_is_taken_back_by_the_bulk_that_goes_on(
+    tmp_path: Path, any_store_in: AnyStoreIn
+) -> None:
+    """Catches decisions of a command that was stopped for a while: their purge counts as done, and
+    if the command dies before it is, nobody carries it out."""
+    store = any_store_in(tmp_path)
+    bulk = store.record("block", [(OWNER, "one")], by="a", owner="stopped")
+    assert store.claim(Purge(bulk.purge, "stopped"), "another")
+    store.finish(bulk.purge, 1)
+    later = store.record("block", [(BLOB, "two")], by="a", owner="stopped", purge=bulk.purge)
+    assert store.unfinished() == [Purge(later.purge, "stopped")]
+    assert store.decisions_of(Purge(later.purge, "stopped"))[0] == [OWNER, BLOB]
+
+
+def test_the_blocks_of_a_pair_are_its_own_its_owners_and_its_blobs(
+    tmp_path: Path, any_store_in: AnyStoreIn
+) -> None:
+    """Catches a block that holds and is not shown, and another's that is."""
+    store = any_store_in(tmp_path)
+    assert store.blocks_of(PAIR) == []
+    decide(store, BLOB)
+    decide(store, PAIR, by="labeler")
+    decide(store, OWNER, by="labeler")
+    decide(store, OWNER)
+    decide(store, Selection(owner(1), blob_cid(2)), Selection(owner(2)), Selection(cid=blob_cid(2)))
+
+    def told(selection: Selection) -> list[tuple[Selection, str]]:
+        return [(Selection(each.did, each.cid), each.by) for each in store.blocks_of(selection)]
+
+    owners = [(OWNER, "labeler"), (OWNER, "a test")]
+    assert told(PAIR) == [(BLOB, "a test"), (PAIR, "labeler"), *owners]
+    assert told(OWNER) == owners
+    assert told(BLOB) == [(BLOB, "a test")]
+    for cid in spellings(blob_cid(1)):
+        assert told(Selection(owner(1), cid)) == told(PAIR)
+        assert told(Selection(cid=cid)) == told(BLOB)
+
+
+def test_changes_are_what_came_since_and_no_more(tmp_path: Path, any_store_in: AnyStoreIn) -> None:
     """Catches a follower that reads a million rows for one more."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     decide(store, OWNER)
     before = store.load()
     version = decide(store, BLOB, by="labeler")
@@ -252,10 +293,10 @@ def test_changes_are_what_came_since_and_no_more(tmp_path: Path, store_in: Store
 
 
 def test_changes_come_in_steps_that_say_whether_more_follow(
-    tmp_path: Path, store_in: StoreIn
+    tmp_path: Path, any_store_in: AnyStoreIn
 ) -> None:
     """Catches a follower that says it follows when it has read half."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     decide(store, *(Selection(did=owner(number)) for number in range(5)))
     after = found = 0
     steps: list[bool] = []
@@ -276,9 +317,9 @@ def test_a_file_that_was_put_back_is_not_taken_for_the_one_it_was(
         store.changes(2, 100)
 
 
-def test_an_unfinished_purge_is_claimed_once(tmp_path: Path, store_in: StoreIn) -> None:
+def test_an_unfinished_purge_is_claimed_once(tmp_path: Path, any_store_in: AnyStoreIn) -> None:
     """Catches two processes that finish the work of one that died."""
-    stores = [store_in(tmp_path) for _ in range(4)]
+    stores = [any_store_in(tmp_path) for _ in range(4)]
     decide(stores[0], OWNER, PAIR)
     (purge,) = stores[0].unfinished()
     assert purge == Purge(1, "nobody")
@@ -303,20 +344,20 @@ def test_an_unfinished_purge_is_claimed_once(tmp_path: Path, store_in: StoreIn) 
     assert not stores[1].claim(Purge(1, f"process {claimed[0]}"), "late")
 
 
-def test_cursors_are_kept_by_stream(tmp_path: Path, store_in: StoreIn) -> None:
+def test_cursors_are_kept_by_stream(tmp_path: Path, any_store_in: AnyStoreIn) -> None:
     """Catches a cursor of one labeler that another one goes on from."""
-    store_in(tmp_path).set_cursor("labels at a", 5)
-    store_in(tmp_path).set_cursor("labels at b", 2**62)
-    store_in(tmp_path).set_cursor("labels at a", 6)
-    store = store_in(tmp_path)
+    any_store_in(tmp_path).set_cursor("labels at a", 5)
+    any_store_in(tmp_path).set_cursor("labels at b", 2**62)
+    any_store_in(tmp_path).set_cursor("labels at a", 6)
+    store = any_store_in(tmp_path)
     assert [store.cursor(f"labels at {name}") for name in "abc"] == [6, 2**62, None]
 
 
 def test_a_cursor_is_nothing_that_processes_have_to_follow(
-    tmp_path: Path, store_in: StoreIn
+    tmp_path: Path, any_store_in: AnyStoreIn
 ) -> None:
     """Catches a version that every event raises: all would read, thirty times a second."""
-    store = store_in(tmp_path)
+    store = any_store_in(tmp_path)
     version = decide(store, OWNER)
     store.set_cursor("labels", 5)
     assert store.load().version == version
@@ -416,9 +457,9 @@ def test_a_damaged_file_fails_everything(tmp_path: Path, content: bytes, store_i
             work()
 
 
-def test_many_that_write_at_once_lose_nothing(tmp_path: Path, store_in: StoreIn) -> None:
+def test_many_that_write_at_once_lose_nothing(tmp_path: Path, any_store_in: AnyStoreIn) -> None:
     """Catches writers that lock each other out, or write over each other's rows."""
-    stores = [store_in(tmp_path) for _ in range(4)]
+    stores = [any_store_in(tmp_path) for _ in range(4)]
 
     def work(number: int) -> None:
         for step in range(10):

@@ -1,4 +1,4 @@
-"""Sends the public URLs of the queued blobs to the CDN until it has purged them."""
+"""Sends what is queued to the CDN until it has purged its copies."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from typing import TypeVar
 import structlog
 import trio
 
-from proxy.config import Config
-from proxy.coordination.leader import Leadership, as_leader
+from proxy.coordination.interface import Leadership
+from proxy.coordination.leader import as_leader
 from proxy.egress.errors import EgressError
 from proxy.egress.guarded_get import USER_AGENT, first_bytes
 from proxy.egress.httpx2_client import Httpx2Client
 from proxy.egress.network import Network
-from proxy.model.keys import BlobKey
-from proxy.moderation.cdn.apis import ApiResponse, CdnApi, Failure
+from proxy.model.selection import Selection
+from proxy.moderation.cdn.interface import ApiRequest, ApiResponse, CdnApi, Failure, Post
 from proxy.moderation.cdn.queue import CdnQueue, Pending
-from proxy.urls import public_urls
 
 T = TypeVar("T")
 
 POLL_SECONDS = 1.0
-"""Seconds between looks for new blobs; other processes queue blobs too."""
+"""Seconds between looks for what was queued; other processes queue too."""
 
-GROUP = 50
-"""Blobs that are sent together. A blob that failed is sent alone: it may be the cause."""
+GROUP = 100
+"""Selections that are sent together. One that was refused is sent alone: it may be the cause."""
 
 DEADLINE = 30.0
 """Seconds that one answer may take."""
@@ -55,22 +54,20 @@ def pause_after(failures: int, wait: float, chance: float) -> float:
 
 
 class CdnSender:
-    """Queues blobs that the CDN must purge, and sends them to it.
+    """Queues what the CDN must purge, and sends it.
 
     Args:
-        config: its presets and public URLs.
         api: the API of the CDN; None: no CDN is configured, and nothing is queued.
         network: the network for requests to the CDN.
         leadership: one process at a time sends.
         on_request: called with ``"ok"`` or ``"failed"`` for each request to the CDN.
 
     Attributes:
-        pending: the number of queued blobs at the last look; 0 while another process sends.
+        pending: the number of queued selections at the last look; 0 while another process sends.
     """
 
     def __init__(
         self,
-        config: Config,
         queue: CdnQueue,
         api: CdnApi | None,
         network: Network,
@@ -78,8 +75,6 @@ class CdnSender:
         *,
         on_request: Callable[[str], None] = lambda outcome: None,
     ) -> None:
-        self._presets = config.presets
-        self._base = config.server.cdn_url or config.server.base_url
         self._queue = queue
         self._api = api
         self._client = Httpx2Client(network, max_idle=1, idle_seconds=30)
@@ -88,19 +83,19 @@ class CdnSender:
         self._limiter = trio.CapacityLimiter(1)
         self.pending = 0
 
-    async def invalidate(self, blobs: Sequence[BlobKey]) -> None:
-        """Queue the URLs of ``blobs`` durably; they are sent soon after.
+    async def invalidate(self, selections: Sequence[Selection]) -> None:
+        """Queue ``selections`` durably; they are sent soon after.
 
         Raises:
             sqlite3.Error, OSError: they could not be queued.
         """
-        if self._api is not None and blobs:
-            await self._in_thread(partial(self._queue.add, blobs))
+        if self._api is not None and selections:
+            await self._in_thread(partial(self._queue.add, selections))
 
     async def run(self) -> None:
         """Send until cancelled, while this process is the leader. Returns at once without a CDN.
 
-        On cancellation, blobs that the CDN has not confirmed stay in the queue and are sent again.
+        On cancellation, what the CDN has not confirmed stays in the queue and is sent again.
         """
         if self._api is None:
             return
@@ -142,35 +137,33 @@ class CdnSender:
         return [pending for pending in group if not pending.failures]
 
     async def _send(self, api: CdnApi, group: Sequence[Pending]) -> bool:
-        """Return whether the CDN purged all URLs of the group.
+        """Return whether the CDN purged all copies of the group.
 
-        A group that the CDN refuses goes to the end of the queue. A failure that any other URL
+        A group that the CDN refuses goes to the end of the queue. A failure that anything else
         would have too is tried again here, without an end.
         """
-        urls = [
-            url for pending in group for url in public_urls(self._presets, pending.blob, self._base)
-        ]
-        for start in range(0, len(urls), api.batch):
+        posts = api.posts([pending.selection for pending in group])
+        for post in posts:
             failures = 0
-            while failure := await self._post(api, urls[start : start + api.batch]):
+            while failure := await self._post(api, post):
                 failures += 1
-                log.error("the CDN was not purged", error=failure.reason, blobs=len(group))
-                await self._in_thread(partial(self._queue.failed, group, failure.reason))
+                log.error("the CDN was not purged", error=failure.reason, selections=len(group))
+                record = partial(self._queue.failed, is_refusal=failure.is_refusal)
+                await self._in_thread(partial(record, group, failure.reason))
                 if failure.is_refusal:
                     return False
                 await trio.sleep(pause_after(failures, failure.wait, random.random()))  # noqa: S311
         await self._in_thread(partial(self._queue.purged, group))
-        log.info("the CDN was purged", blobs=len(group), urls=len(urls))
+        log.info("the CDN was purged", selections=len(group), requests=len(posts))
         return True
 
-    async def _post(self, api: CdnApi, urls: Sequence[str]) -> Failure | None:
-        failure = await self._try_to_post(api, urls)
+    async def _post(self, api: CdnApi, post: Post) -> Failure | None:
+        failure = await self._try_to_post(api, post(time.time()))
         self._on_request("ok" if failure is None else "failed")
         return failure
 
-    async def _try_to_post(self, api: CdnApi, urls: Sequence[str]) -> Failure | None:
-        post = api.post(urls)
-        headers = {"User-Agent": USER_AGENT, "Accept": "application/json", **post.headers}
+    async def _try_to_post(self, api: CdnApi, post: ApiRequest) -> Failure | None:
+        headers = {"User-Agent": USER_AGENT, "Accept": "*/*", **post.headers}
         try:
             with trio.fail_after(DEADLINE):
                 async with self._client.request(
@@ -184,7 +177,7 @@ class CdnSender:
         return api.failure(ApiResponse(reply.status, reply.headers, body), time.time())
 
     async def _pause_unless_there_are_others(self, seconds: float) -> None:
-        """Wait, but not while there are blobs that have not failed: a refusal is of one blob."""
+        """Wait, but not while there is what has not failed: a refusal is of one selection."""
         with trio.move_on_after(seconds):
             while True:
                 await trio.sleep(POLL_SECONDS)

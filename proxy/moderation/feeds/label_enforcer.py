@@ -18,6 +18,7 @@ from proxy.moderation.feeds.label_store import FeedStore, Kept, Touched
 from proxy.moderation.feeds.labels import Label, LabelledRecord, selection_of, subject_of
 from proxy.moderation.interface import Decisions
 from proxy.observability.metrics import Metrics
+from proxy.shared.ages import horizon
 
 BATCH = 100
 """Labels handled between two looks at what else is due."""
@@ -99,12 +100,16 @@ class LabelEnforcer:
         self._wake()
 
     async def run(self) -> None:
-        """Ask for records, and end labels that expire, until cancelled."""
+        """Ask for records, and end labels that expire, until cancelled.
+
+        What ended while the clock was ahead is in force again once it is right.
+        """
         await self.drop_unwanted()
         async with trio.open_nursery() as nursery:
             while True:
                 changed = self._changed
                 try:
+                    await self._resume_ended()
                     await self._end_expired()
                     await self._ask_for_records(nursery)
                     wait = await self._idle_seconds()
@@ -132,6 +137,17 @@ class LabelEnforcer:
                     await self._carry_out(touched)
                 await self._in_store(self._store.remove, [touched.label for touched in dropped])
 
+    async def _resume_ended(self) -> None:
+        while True:
+            async with self._carrying_out:
+                latest = horizon(self._clock())
+                resumed = await self._in_store(self._store.resumed, latest, BATCH)
+                if not resumed:
+                    return
+                for touched in resumed:
+                    await self._carry_out(touched)
+                    await self._in_store(self._store.resume, touched.label)
+
     async def _end_expired(self) -> None:
         while True:
             async with self._carrying_out:
@@ -146,8 +162,10 @@ class LabelEnforcer:
         room = MAX_ASKED - len(self._asking)
         if room == 0:
             return
+        now = self._clock()
+        latest = horizon(now) + LAST_RETRY
         for label, record in await self._in_store(
-            self._store.due, self._clock(), room, tuple(self._asking)
+            self._store.due, now, latest, room, tuple(self._asking)
         ):
             self._asking.add(label.id)
             nursery.start_soon(self._ask, label, record)

@@ -1,4 +1,4 @@
-"""The labels that block, and what each of them asks for. In SQLite beside the cache.
+"""The labels that block, and what each of them asks for. In a database.
 
 What a label asks for has to be known when it is negated or expires: its record may be gone by
 then, and another label may ask for the same. Every method blocks; for threads.
@@ -6,18 +6,15 @@ then, and another label may ask for the same. Every method blocks; for threads.
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from proxy.model.identifiers import Cid, Did
 from proxy.model.selection import Selection
 from proxy.moderation.feeds.labels import Label, LabelledRecord
-from proxy.shared.sqlite import Database
+from proxy.shared.sql import SqlDatabase, Statements, placeholders
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS labels (
     id INTEGER PRIMARY KEY,
     src TEXT NOT NULL,
@@ -45,6 +42,7 @@ CREATE TABLE IF NOT EXISTS asks (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS asks_by_selection ON asks (did, cid);
 CREATE INDEX IF NOT EXISTS labels_by_expiry ON labels (exp) WHERE NOT neg AND NOT ended;
+CREATE INDEX IF NOT EXISTS labels_by_end ON labels (exp) WHERE NOT neg AND ended;
 CREATE INDEX IF NOT EXISTS labels_by_asking ON labels (ask_at) WHERE NOT neg AND NOT ended;
 CREATE TABLE IF NOT EXISTS followed (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -56,6 +54,9 @@ CREATE TABLE IF NOT EXISTS forgotten (
     did TEXT NOT NULL
 );
 """
+
+_NO_ID = 0
+"""The id of no label: a list of a condition must have an element."""
 
 MAX_FORGOTTEN = 10_000
 """Events about identities that processes can lag behind; they look every second."""
@@ -88,22 +89,25 @@ class Touched:
 
 
 class FeedStore:
-    """The labels of one cache folder, and the identities that changed.
+    """The labels of one cache folder or cluster, and the identities that changed.
 
     Every method may raise ``sqlite3.Error`` or ``OSError``.
+
+    Args:
+        database: has the tables of ``SCHEMA``. A commit there is durable. A cursor is stored after
+            the labels before it: a label that was lost here comes again.
     """
 
-    def __init__(self, path: Path) -> None:
-        # A cursor is stored after the labels before it: a label that was lost here comes again.
-        self._database = Database(path, _SCHEMA, synchronous="FULL")
+    def __init__(self, database: SqlDatabase) -> None:
+        self._database = database
 
     def close(self) -> None:
-        """Close every connection. The next call opens the file again."""
+        """Close every connection. The next call opens one again."""
         self._database.close()
 
     def exists(self) -> bool:
         """Whether anything was ever kept here."""
-        return self._database.path.exists()
+        return self._database.exists()
 
     def follow(self, src: str, settings: str) -> int:
         """Return a number for a labeler as it is followed; it changes when ``settings`` change.
@@ -151,14 +155,14 @@ class FeedStore:
                 (number,) = database.execute(
                     "INSERT INTO labels (src, uri, blob, val, cts, exp, neg, did, collection, key,"
                     " version, ask_at, ended, tries)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0) RETURNING id",
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, FALSE, 0) RETURNING id",
                     (*key, *row),
                 ).fetchone()
             else:
                 number = known[0]
                 database.execute(
                     "UPDATE labels SET cts = ?, exp = ?, neg = ?, did = ?, collection = ?, key = ?,"
-                    " version = ?, ask_at = ?, ended = 0, tries = 0 WHERE id = ?",
+                    " version = ?, ask_at = ?, ended = FALSE, tries = 0 WHERE id = ?",
                     (*row, number),
                 )
             kept = Kept(number, label.src, label.uri, label.val, label.cts, 0)
@@ -169,19 +173,21 @@ class FeedStore:
             return _touched(database, kept, before, now)
 
     def due(
-        self, now: float, limit: int, under_way: Collection[int]
+        self, now: float, latest: float, limit: int, under_way: Collection[int]
     ) -> list[tuple[Kept, LabelledRecord]]:
         """Labels whose record has to be asked for, those that wait longest first.
 
         Args:
+            latest: a later time to ask at is of a clock that was ahead: it has come too.
             under_way: ids of those that are left out.
         """
+        busy = (_NO_ID, *under_way)
         with self._database.reading() as database:
             rows = database.execute(
-                "SELECT id, src, uri, val, cts, tries, did, collection, key, version FROM labels"
-                " WHERE NOT neg AND NOT ended AND ask_at <= ?"
-                " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY ask_at LIMIT ?",
-                (now, _listed(under_way), limit),
+                "SELECT id, src, uri, val, cts, tries, did, collection, key, version FROM labels"  # noqa: S608
+                " WHERE NOT neg AND NOT ended AND (ask_at <= ? OR ask_at > ?)"
+                f" AND id NOT IN ({placeholders(busy)}) ORDER BY ask_at LIMIT ?",
+                (now, latest, *busy, limit),
             ).fetchall()
         return [
             (Kept(*row[:6]), LabelledRecord(Did(row[6]), row[7], row[8], row[9] or None))
@@ -226,11 +232,36 @@ class FeedStore:
             labels = [Kept(*row) for row in rows]
             return [_touched(database, label, _asks(database, label.id), now) for label in labels]
 
+    def resumed(self, latest: float, limit: int) -> list[Touched]:
+        """What changes by labels that ended before their time, until ``resume`` is called for each.
+
+        Args:
+            latest: a label that ended and expires later did so by a clock that was ahead.
+        """
+        with self._database.reading() as database:
+            rows = database.execute(
+                "SELECT id, src, uri, val, cts, tries FROM labels"
+                " WHERE NOT neg AND ended AND exp > ? LIMIT ?",
+                (latest, limit),
+            ).fetchall()
+            found = []
+            for label in (Kept(*row) for row in rows):
+                asks = database.execute(
+                    "SELECT did, cid FROM asks WHERE label = ? AND NOT gone", (label.id,)
+                )
+                found.append(Touched(label, tuple(map(_selection, asks.fetchall())), ()))
+            return found
+
+    def resume(self, label: Kept) -> None:
+        """Note that a label that had ended is in force again."""
+        with self._database.writing() as database:
+            database.execute("UPDATE labels SET ended = FALSE WHERE id = ?", (label.id,))
+
     def ended(self, label: Kept) -> None:
         """Note that the end of a label was carried out."""
         with self._database.writing() as database:
             database.execute(
-                "UPDATE labels SET ended = 1 WHERE id = ? AND cts = ?", (label.id, label.cts)
+                "UPDATE labels SET ended = TRUE WHERE id = ? AND cts = ?", (label.id, label.cts)
             )
 
     def next_at(self, under_way: Collection[int]) -> tuple[float | None, float | None]:
@@ -239,11 +270,12 @@ class FeedStore:
         Args:
             under_way: ids of those whose record is being asked for.
         """
+        busy = (_NO_ID, *under_way)
         with self._database.reading() as database:
             (ask_at,) = database.execute(
-                "SELECT min(ask_at) FROM labels WHERE NOT neg AND NOT ended"
-                " AND id NOT IN (SELECT value FROM json_each(?))",
-                (_listed(under_way),),
+                "SELECT min(ask_at) FROM labels WHERE NOT neg AND NOT ended"  # noqa: S608
+                f" AND id NOT IN ({placeholders(busy)})",
+                busy,
             ).fetchone()
             (expires_at,) = database.execute(
                 "SELECT min(exp) FROM labels WHERE NOT neg AND NOT ended"
@@ -262,20 +294,21 @@ class FeedStore:
         self, subscribed: Collection[str], values: Collection[str], now: float, limit: int
     ) -> list[Touched]:
         """What changes when labels of others and with other values are gone, until ``remove``."""
+        # No labeler and no label have the empty name; a list must have an element.
+        sources, names = ("", *subscribed), ("", *values)
         with self._database.writing() as database:
             database.execute(
-                "DELETE FROM followed WHERE src NOT IN (SELECT value FROM json_each(?))",
-                (_listed(subscribed),),
+                f"DELETE FROM followed WHERE src NOT IN ({placeholders(sources)})",  # noqa: S608
+                sources,
             )
             rows = database.execute(
-                "SELECT id, src, uri, val, cts, tries FROM labels WHERE NOT ("
-                " src IN (SELECT value FROM json_each(?))"
-                " AND val IN (SELECT value FROM json_each(?))) LIMIT ?",
-                (_listed(subscribed), _listed(values), limit),
+                "SELECT id, src, uri, val, cts, tries FROM labels WHERE NOT ("  # noqa: S608
+                f" src IN ({placeholders(sources)}) AND val IN ({placeholders(names)})) LIMIT ?",
+                (*sources, *names, limit),
             ).fetchall()
             labels = [Kept(*row) for row in rows]
             database.executemany(
-                "UPDATE labels SET ended = 1 WHERE id = ?", [(label.id,) for label in labels]
+                "UPDATE labels SET ended = TRUE WHERE id = ?", [(label.id,) for label in labels]
             )
             return [_touched(database, label, _asks(database, label.id), now) for label in labels]
 
@@ -306,29 +339,28 @@ class FeedStore:
         return newest, [Did(did) for (did,) in rows]
 
 
-def _is_current(database: sqlite3.Connection, label: Kept) -> bool:
+def _is_current(database: Statements, label: Kept) -> bool:
     row = database.execute(
         "SELECT 1 FROM labels WHERE id = ? AND cts = ? AND NOT neg", (label.id, label.cts)
     ).fetchone()
     return row is not None
 
 
-def _asks(database: sqlite3.Connection, label: int) -> set[tuple[str, str]]:
+def _asks(database: Statements, label: int) -> set[tuple[str, str]]:
     return set(database.execute("SELECT did, cid FROM asks WHERE label = ?", (label,)).fetchall())
 
 
-def _replace_asks(
-    database: sqlite3.Connection, label: int, selections: Collection[Selection]
-) -> None:
-    database.execute("UPDATE asks SET gone = 1 WHERE label = ?", (label,))
+def _replace_asks(database: Statements, label: int, selections: Collection[Selection]) -> None:
+    database.execute("UPDATE asks SET gone = TRUE WHERE label = ?", (label,))
     database.executemany(
-        "INSERT INTO asks VALUES (?, ?, ?, 0) ON CONFLICT DO UPDATE SET gone = 0",
+        "INSERT INTO asks VALUES (?, ?, ?, FALSE)"
+        " ON CONFLICT (label, did, cid) DO UPDATE SET gone = FALSE",
         [(label, *_pair(each)) for each in selections],
     )
 
 
 def _touched(
-    database: sqlite3.Connection, label: Kept, pairs: Collection[tuple[str, str]], now: float
+    database: Statements, label: Kept, pairs: Collection[tuple[str, str]], now: float
 ) -> Touched:
     block: list[Selection] = []
     lift: list[Selection] = []
@@ -339,15 +371,14 @@ def _touched(
             " AND NOT gone AND NOT neg AND NOT ended AND (exp IS NULL OR exp > ?) LIMIT 1",
             (did, cid, label.src, now),
         ).fetchone()
-        selection = Selection(Did(did) if did else None, Cid(cid) if cid else None)
-        (lift if wanted is None else block).append(selection)
+        (lift if wanted is None else block).append(_selection((did, cid)))
     return Touched(label, tuple(block), tuple(lift))
+
+
+def _selection(pair: tuple[str, str]) -> Selection:
+    did, cid = pair
+    return Selection(Did(did) if did else None, Cid(cid) if cid else None)
 
 
 def _pair(selection: Selection) -> tuple[str, str]:
     return selection.did or "", selection.cid or ""
-
-
-def _listed(values: Collection[str] | Collection[int]) -> str:
-    """For ``json_each``: SQLite takes no list as a parameter."""
-    return json.dumps(list(values))

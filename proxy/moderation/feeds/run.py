@@ -12,7 +12,8 @@ import trio
 
 from proxy.accounts.did_documents import DidResolver
 from proxy.config import Config
-from proxy.coordination.leader import Leadership, as_leader
+from proxy.coordination.interface import Leadership
+from proxy.coordination.leader import as_leader
 from proxy.egress.endpoint import Origin
 from proxy.egress.gateway import Gateway
 from proxy.egress.network import Network
@@ -20,7 +21,6 @@ from proxy.model.identifiers import Did
 from proxy.moderation.feeds.label_enforcer import LabelEnforcer
 from proxy.moderation.feeds.label_records import RecordReader
 from proxy.moderation.feeds.label_store import FeedStore
-from proxy.moderation.first_start import FEEDS
 from proxy.moderation.interface import Cursors, Decisions
 from proxy.observability.metrics import Metrics
 
@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 async def run_feeds(
     config: Config,
+    store: FeedStore,
     *,
     decisions: Decisions,
     cursors: Cursors,
@@ -52,13 +53,13 @@ async def run_feeds(
     that were carried out stay; a message that was under way comes again.
 
     Args:
+        store: keeps what followed labels are about; closed at the end.
         is_cached: whether there are cached results of an owner.
         resolver: resolves owners, and forgets the documents that changed.
         networks: the networks for strangers' hosts, and for the operator's own.
         leadership: one process at a time follows.
         clock: seconds since the epoch.
     """
-    store = FeedStore(config.cache.path / FEEDS)
     labels, origin = config.labels, config.accounts.origin
     limiter = trio.CapacityLimiter(1)
     has_labels = bool(labels.subscribe) or await trio.to_thread.run_sync(

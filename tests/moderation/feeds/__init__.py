@@ -18,6 +18,7 @@ from proxy.model.identifiers import Did
 from proxy.model.selection import Selection
 from proxy.moderation.feeds.run import run_feeds
 from proxy.observability.metrics import Metrics
+from proxy.wiring import feed_store_of
 from tests.fakes.world import World
 
 EPOCH = 1_800_000_000.0
@@ -151,6 +152,7 @@ async def _run(
 
     await run_feeds(
         config,
+        feed_store_of(config),
         decisions=told,
         cursors=told,
         is_cached=cached,

@@ -23,7 +23,8 @@ from tests.fakes.sites import cid_of, new_plc_did, record_cid
 from tests.fakes.steps import cancelled_at_every_step
 from tests.fakes.streams import Connection, FakeLabeler, SigningKey, frame, iso
 from tests.fakes.world import World
-from tests.moderation.feeds import EPOCH, Told, following
+from tests.moderation import feeds
+from tests.moderation.feeds import EPOCH, Told, following, wall_clock
 
 POST = "app.bsky.feed.post"
 
@@ -259,6 +260,26 @@ async def test_an_expired_label_blocks_no_more_also_after_a_restart(
     await trio.sleep(20 * 86400)
     async with following(world, told, labels=labels(labeler)):
         await told.until(lambda: not told.standing)
+
+
+async def test_a_label_that_ended_by_a_wrong_clock_blocks_again(
+    world: World,
+    told: Told,
+    labeler: FakeLabeler,
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches: a clock that was ahead for a moment ends takedowns for ever."""
+    did = new_plc_did()
+    labeler.label(did, EPOCH, exp=iso(EPOCH + 30 * 86400))
+    async with following(world, told, labels=labels(labeler)):
+        await told.until(lambda: told.blocked == {Selection(did=did)})
+    with monkeypatch.context() as ahead:
+        ahead.setattr(feeds, "wall_clock", lambda: wall_clock() + 365 * 86400)
+        async with following(world, told, labels=labels(labeler)):
+            await told.until(lambda: not told.standing)
+    async with following(world, told, labels=labels(labeler)):
+        await told.until(lambda: told.blocked == {Selection(did=did)})
 
 
 async def test_a_block_stays_while_another_label_asks_for_it(

@@ -34,6 +34,7 @@ from proxy.moderation.feeds.labels import LabelledRecord
 from proxy.moderation.feeds.run import run_feeds
 from proxy.moderation.feeds.websocket import Server, open_socket
 from proxy.observability.metrics import Metrics
+from proxy.wiring import feed_store_of
 from tests import devnet as real
 from tests.devnet import Account, Devnet, DevnetUnavailable, blob_cid
 from tests.devnet.ozone import Ozone, run_ozone
@@ -94,6 +95,7 @@ async def following(
         async def run() -> None:
             await run_feeds(
                 config,
+                feed_store_of(config),
                 decisions=told,
                 cursors=told,
                 is_cached=is_cached,

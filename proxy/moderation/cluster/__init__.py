@@ -1,0 +1,1 @@
+"""Decisions of several machines: in PostgreSQL, and followed by every process."""
