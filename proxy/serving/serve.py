@@ -6,33 +6,37 @@ import errno
 import gc
 import os
 import signal
+import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import hypercorn
-import hypercorn.trio
 import structlog
 import trio
 from hypercorn.utils import LifespanFailureError
 
-from proxy.config import CONFIG_VARIABLE, Config, ConfigError, Layer, environment_for
-from proxy.observability.log import configure_logging, server_log
-from proxy.observability.metrics_snapshot import MetricsSnapshot
+from proxy.config import Config, ConfigError, Layer
+from proxy.observability.log import configure_logging, server_log, set_level
+from proxy.observability.process_snapshot import ProcessSnapshot
 from proxy.serving import systemd
+from proxy.serving.accepting import serve_app
+from proxy.serving.hangup import Reloader, on_hangups
 from proxy.serving.multiprocess.supervisor import Supervisor
+from proxy.serving.sockets import open_sockets, remove_sockets
+from proxy.shared.binds import TcpBind
 from proxy.web.app import Peers, create_app
 from proxy.web.hypercorn_connection import check_hypercorn
+from proxy.web.hypercorn_protocols import DrainingContext
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s for which reverse proxies keep idle connections: those close first."""
 
 READ_SECONDS = 120
 """A client that sends nothing for this time, during a request or between two, is disconnected."""
-
-BACKLOG = 1024
 
 CANNOT_BIND = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES})
 """Errors that another address would solve."""
@@ -41,60 +45,81 @@ log = structlog.get_logger(__name__)
 
 
 def serve(config: Config, file: Path | None, overrides: Layer) -> int:
-    """Serve until SIGTERM, SIGINT or SIGHUP; return the exit code.
+    """Serve until SIGTERM or SIGINT; return the exit code. SIGHUP reloads the configuration.
 
     Args:
         config: the effective configuration.
-        file, overrides: its sources, from which worker processes load it again.
+        file, overrides: its sources, for a reload.
     """
     try:
         check_hypercorn()
     except ConfigError as error:
         print(f"imageproxy: {error}", file=sys.stderr)
         return 2
+    binds = config.server.binds
     if config.server.workers == 1:
-        return run(
+        opened: list[socket.socket] = []
+
+        def sockets() -> Sequence[socket.socket]:
+            opened.extend(open_sockets(binds))
+            return opened
+
+        code = run(
             config,
-            config.server.bind,
-            on_serving=lambda: systemd.notify(systemd.READY),
+            sockets,
+            on_serving=lambda: _tell_serving(config, opened),
             on_stopping=lambda: systemd.notify(systemd.STOPPING),
+            reloader=partial(Reloader, config, file, overrides),
         )
+        remove_sockets(binds)
+        return code
     configure_logging(config.log, names_process=True)
-    environment = {**os.environ, **environment_for(overrides)}
-    if file is not None:
-        environment[CONFIG_VARIABLE] = str(file.absolute())
-    settings = hypercorn_config(config, config.server.bind)
+    settings = hypercorn_config(config)
     try:
-        (listener,) = settings.create_sockets().insecure_sockets
-        listener.listen(BACKLOG)
+        listeners = open_sockets(binds)
     except OSError as error:
-        return _cannot_start(config, error)
-    # Only this user may enter it.
-    with listener, TemporaryDirectory(prefix="imageproxy-") as folder:
+        return _cannot_start(error)
+    with ExitStack() as stack:
+        stack.callback(remove_sockets, binds)
+        for listener in listeners:
+            stack.enter_context(listener)
+        # Only this user may enter it.
+        folder = stack.enter_context(TemporaryDirectory(prefix="imageproxy-"))
+        patience = settings.graceful_timeout + settings.shutdown_timeout + config.server.drain_delay
         supervisor = Supervisor(
-            listener,
-            count=config.server.workers,
-            environment=environment,
+            listeners,
+            config=config,
+            environment=os.environ,
             folder=Path(folder),
-            patience=settings.graceful_timeout + settings.shutdown_timeout,
+            patience=patience,
+            on_serving=lambda: _tell_serving(config, listeners),
         )
-        return trio.run(_supervise, supervisor)
+
+        def take(config: Config) -> None:
+            set_level(config.log.level)
+            supervisor.take(config)
+
+        return trio.run(_supervise, supervisor, Reloader(config, file, overrides, take))
 
 
 def run(
     config: Config,
-    bind: str,
+    sockets: Callable[[], Sequence[socket.socket]],
     *,
     on_serving: Callable[[], object],
     on_stopping: Callable[[], object] = lambda: None,
-    also_until: Callable[[], Awaitable[object]] = trio.sleep_forever,
-    peers: Callable[[Callable[[], MetricsSnapshot]], Peers] | None = None,
+    orders: Callable[[], Awaitable[Config | None]] | None = None,
+    reloader: Callable[[Callable[[Config], None]], Reloader] | None = None,
+    peers: Callable[[Callable[[], ProcessSnapshot]], Peers] | None = None,
 ) -> int:
-    """Serve in this process until a signal, or the end of ``also_until``; return the exit code.
+    """Serve in this process until a signal or an order to stop; return the exit code.
 
     Args:
-        bind: in Hypercorn's syntax.
+        sockets: returns those to listen on; called when the service has started.
         on_serving: called once the service answers.
+        orders: waits for a configuration, which is then in force, or None, which counts as a
+            signal to stop; called until it has returned None twice.
+        reloader: makes what reloads on SIGHUP, from what puts a configuration in force.
         peers: see ``proxy.web.app.ImageProxyApp``.
         on_stopping: called when the stop begins, before the requests in flight are answered.
     """
@@ -102,24 +127,24 @@ def run(
         trio.run(
             _serve,
             config,
-            hypercorn_config(config, bind),
+            hypercorn_config(config),
+            sockets,
             on_serving,
             on_stopping,
-            also_until,
+            orders,
+            reloader,
             peers,
         )
     except (OSError, ExceptionGroup) as error:
-        return _cannot_start(config, error)
+        return _cannot_start(error)
     return 0
 
 
-def hypercorn_config(config: Config, bind: str) -> hypercorn.Config:
+def hypercorn_config(config: Config) -> hypercorn.Config:
     """Derive Hypercorn's settings from ours."""
     settings = hypercorn.Config()
     settings.application_path = "proxy:create_app()"
     settings.worker_class = "trio"
-    settings.bind = [bind]
-    settings.backlog = BACKLOG
     settings.graceful_timeout = config.server.shutdown_timeout
     settings.shutdown_timeout = config.server.shutdown_timeout + 5
     settings.keep_alive_timeout = KEEP_ALIVE_SECONDS
@@ -129,9 +154,25 @@ def hypercorn_config(config: Config, bind: str) -> hypercorn.Config:
     return settings
 
 
-async def _supervise(supervisor: Supervisor) -> int:
+def _tell_serving(config: Config, listeners: Sequence[socket.socket]) -> None:
+    """Tell systemd, and a person where the page is: the last line of the start."""
+    systemd.notify(systemd.READY)
+    if config.server.base_url:
+        log.info("ready", open=f"{config.server.base_url}/")
+        return
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX:
+            host, port = listener.getsockname()[:2]
+            path = f"{config.server.root_path}/"
+            log.info("ready", open=f"http://{TcpBind(host, port).reached_at}{path}")
+            return
+    log.info("ready")
+
+
+async def _supervise(supervisor: Supervisor, reloader: Reloader) -> int:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_on_signals, supervisor.stop)
+        nursery.start_soon(_on_signals, supervisor.stop, supervisor.stop_now)
+        nursery.start_soon(on_hangups, reloader, supervisor.stop)
         code = await supervisor.run()
         nursery.cancel_scope.cancel()
     return code
@@ -140,40 +181,56 @@ async def _supervise(supervisor: Supervisor) -> int:
 async def _serve(
     config: Config,
     settings: hypercorn.Config,
+    sockets: Callable[[], Sequence[socket.socket]],
     on_serving: Callable[[], object],
     on_stopping: Callable[[], object],
-    also_until: Callable[[], Awaitable[object]],
-    peers: Callable[[Callable[[], MetricsSnapshot]], Peers] | None,
+    orders: Callable[[], Awaitable[Config | None]] | None,
+    reloader: Callable[[Callable[[Config], None]], Reloader] | None,
+    peers: Callable[[Callable[[], ProcessSnapshot]], Peers] | None,
 ) -> None:
     app = create_app(config, peers=peers)
-    stopping = trio.Event()
+    context, closing = DrainingContext(others_accept=peers is not None), trio.Event()
     has_started = False
 
-    def stop() -> None:
-        if not stopping.is_set():
+    def stop(*, is_repeated: bool = False) -> None:
+        if is_repeated:  # no balancer is waited for
+            closing.set()
+        if not context.draining.is_set():
             on_stopping()
             app.drain()
-            stopping.set()
+            context.draining.set()
         if not has_started:  # there are no requests to wait for
             nursery.cancel_scope.cancel()
 
-    async def stop_after_that() -> None:
-        await also_until()
+    async def close_after_delay() -> None:
+        await context.draining.wait()
+        with trio.move_on_after(config.server.drain_delay):
+            await closing.wait()
+        closing.set()
+
+    async def obey(orders: Callable[[], Awaitable[Config | None]]) -> None:
+        while (config := await orders()) is not None:
+            app.take(config)
+            log.info("configuration taken")
+        context.others_accept = False  # the first process stops all of them
         stop()
+        while await orders() is not None:
+            pass
+        stop(is_repeated=True)
 
     # Before anything listens: it takes a moment, for which no client should wait.
     _spare_what_stays()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_on_signals, stop)
-        nursery.start_soon(stop_after_that)
+        nursery.start_soon(_on_signals, stop, lambda: stop(is_repeated=True))
+        if reloader is not None:
+            nursery.start_soon(on_hangups, reloader(app.take), stop)
+        if orders is not None:
+            nursery.start_soon(obey, orders)
+        nursery.start_soon(close_after_delay)
         async with trio.open_nursery() as serving:
-            await serving.start(
-                partial(
-                    hypercorn.trio.serve, app, settings, shutdown_trigger=stopping.wait, mode="asgi"
-                )
-            )
+            await serving.start(serve_app, app, settings, sockets, context, closing)
             has_started = True
-            # Hypercorn listens for a moment even if the application could not start.
+            # It listens for a moment even if the application could not start.
             if app.responder.service is not None:
                 on_serving()
         nursery.cancel_scope.cancel()
@@ -189,29 +246,24 @@ def _spare_what_stays() -> None:
     gc.freeze()
 
 
-async def _on_signals(stop: Callable[[], None]) -> None:
-    """Call ``stop`` for each signal that asks this process to end, until cancelled.
-
-    SIGHUP is one of them, because a changed configuration needs a new process. It does not count
-    if the parent process set it to be ignored, as nohup(1) does.
-    """
-    asked = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        asked.append(signal.SIGHUP)
-    with trio.open_signal_receiver(*asked) as signals:
+async def _on_signals(stop: Callable[[], None], stop_now: Callable[[], None]) -> None:
+    """Call ``stop`` at the first signal that asks this process to end, ``stop_now`` at others."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("stopping", signal=signal.Signals(number).name)
             stop()
+            stop = stop_now
 
 
-def _cannot_start(config: Config, error: OSError | ExceptionGroup[Exception]) -> int:
+def _cannot_start(error: OSError | ExceptionGroup[Exception]) -> int:
     """Print in one line why the start failed; raise failures of other kinds again."""
     cause: Exception = error
     while isinstance(cause, ExceptionGroup) and len(cause.exceptions) == 1:
         cause = cause.exceptions[0]
     if isinstance(cause, OSError):
         another = "; --bind HOST:PORT chooses another" if cause.errno in CANNOT_BIND else ""
-        reason = f"{config.server.bind}: {cause.strerror or cause}{another}"
+        where = f"{cause.filename}: " if cause.filename else ""
+        reason = f"{where}{cause.strerror or cause}{another}"
     elif isinstance(cause, LifespanFailureError):
         reason = str(cause)
     else:

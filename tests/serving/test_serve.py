@@ -109,12 +109,14 @@ WALKED = """
 import gc, os, signal
 from proxy.config import load_config
 from proxy.serving.serve import run
+from proxy.serving.sockets import open_sockets
+from proxy.shared.binds import parse_bind
 
 def on_serving():
     print("walked:", len(gc.get_objects()), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
 
-run(load_config(), "127.0.0.1:0", on_serving=on_serving)
+run(load_config(), lambda: open_sockets([parse_bind("127.0.0.1:0")]), on_serving=on_serving)
 """
 
 
@@ -156,7 +158,7 @@ async def test_each_request_has_one_line_with_the_same_fields_whatever_way_it_we
         assert (each["path"], each["level"]) == (img(did, cid), "info")
     refused = requests[3]
     assert refused.keys() == common | {"error", "cause"}
-    assert (refused["level"], refused["error"]) == ("warning", "InvalidRequest")
+    assert (refused["level"], refused["error"]) == ("info", "InvalidRequest")
     assert len(refused["path"]) == 300
 
 
@@ -492,9 +494,9 @@ async def test_a_head_that_comes_a_byte_at_a_time_is_cut_as_a_whole_not_byte_by_
 ) -> None:
     config = world.config(server={"bind": "127.0.0.1:0"})
     app = create_app(config, networks=(world.network, world.directory_network))
-    start = partial(
-        hypercorn.trio.serve, app, hypercorn_config(config, config.server.bind), mode="asgi"
-    )
+    settings = hypercorn_config(config)
+    settings.bind = list(config.server.bind)
+    start = partial(hypercorn.trio.serve, app, settings, mode="asgi")
     (bound,) = await nursery.start(start)
     async with Client(int(bound.rpartition(":")[2])) as client:
         closed = trio.Event()
@@ -659,14 +661,14 @@ async def test_warm_fills_the_cache_from_every_form_of_line_and_reports_what_fai
         environment = internet.environment(tmp_path / "cache")
         async with run(imageproxy("warm", str(file)), environment) as process:
             assert await process.exit_code() == 0
-            assert "12 of 12 are cached" in process.text
+            assert "12 made, 0 were cached, 0 skipped, 0 failed" in process.text
         assert len(files_in(tmp_path / "cache")) == 12
         asked = internet.blobs_asked_for
 
         file.write_text("\n".join([*lines, f"banner {text[0]} {text[1]}"]))
         async with run(imageproxy("warm", str(file)), environment) as process:
             assert await process.exit_code() == 1
-            assert "12 of 13 are cached" in process.text
+            assert "0 made, 12 were cached, 1 skipped, 0 failed" in process.text
             assert img(*text, preset="banner") in process.text
             assert "Traceback" not in process.text
         # What was cached is not asked for again.

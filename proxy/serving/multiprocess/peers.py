@@ -1,7 +1,7 @@
-"""Exchanges metrics between the worker processes of one server.
+"""Exchanges metrics, and what is known of hosts, between the worker processes of one server.
 
-Each process listens on its own socket in a folder that the first process made. A request for the
-metrics asks the others while it waits. Between such requests nothing is written, so a hit costs
+Each process listens on its own socket in a folder that the first process made. A request for
+them asks the others while it waits. Between such requests nothing is written, so a hit costs
 no more than without this.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from proxy.observability.metrics_snapshot import MetricsSnapshot
+from proxy.observability.process_snapshot import ProcessSnapshot
 
 FOLDER_VARIABLE = "IMAGEPROXY_WORKERS_FOLDER"
 """The variable that gives worker processes the folder. Not a setting: its prefix differs."""
@@ -34,10 +34,10 @@ class WorkerPeers:
 
     Args:
         folder: the folder of the sockets; only this user may enter it.
-        own: returns the metrics of this process.
+        own: returns what this process tells.
     """
 
-    def __init__(self, folder: Path, own: Callable[[], MetricsSnapshot]) -> None:
+    def __init__(self, folder: Path, own: Callable[[], ProcessSnapshot]) -> None:
         self._folder = folder
         self._own = own
         self._path = _path(folder, os.getpid())
@@ -68,7 +68,7 @@ class WorkerPeers:
                 with trio.CancelScope(shield=True), suppress(OSError):
                     await trio.to_thread.run_sync(os.unlink, self._path)
 
-    async def snapshots(self) -> list[MetricsSnapshot]:
+    async def snapshots(self) -> list[ProcessSnapshot]:
         """Return the snapshots of this process, and of all others that answer in ``PATIENCE``.
 
         Cancellation leaves no connection open.
@@ -83,11 +83,11 @@ class WorkerPeers:
     def _others(self) -> list[Path]:
         return [path for path in self._folder.glob("*.sock") if path != self._path]
 
-    async def _ask(self, path: Path, found: list[MetricsSnapshot]) -> None:
+    async def _ask(self, path: Path, found: list[ProcessSnapshot]) -> None:
         try:
             async with await trio.open_unix_socket(str(path)) as stream:
                 data = b"".join([bytes(part) async for part in stream])
-            found.append(MetricsSnapshot.from_json(data))
+            found.append(ProcessSnapshot.from_json(data))
         except (OSError, trio.BrokenResourceError, ValueError) as error:
             # The process has ended, or is about to end: its counts are lost.
             log.info("a worker does not tell its metrics", cause=str(error))

@@ -1,27 +1,27 @@
 """Starts the worker processes of one server, replaces those that end, and stops them together.
 
-The first process owns the listening socket and answers no requests. Each worker inherits that
-socket, and one end of a socket pair, its tie. The worker sends a byte over the tie when it serves.
-When the tie closes, the worker stops; the tie also closes when the first process is killed.
+The first process owns the listening sockets and answers no requests. Each worker inherits these
+sockets, and one end of a socket pair, its tie (``tie``), which brings its configuration, and says
+when it must stop; when the tie closes, it stops without the delay of a drain. The tie also closes
+when the first process is killed.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from os.path import abspath
 from pathlib import Path
 
 import structlog
 import trio
 
+from proxy.config import Config
 from proxy.serving import systemd
 from proxy.serving.multiprocess import peers as siblings
-
-SERVES = b"1"
-"""The byte that a worker sends over its tie."""
+from proxy.serving.multiprocess.tie import SERVES, STOPS, configuring
 
 RESTART_PAUSE = 1.0
 """Seconds before a worker that ended is replaced."""
@@ -30,39 +30,47 @@ BOOTSTRAP = """
 import sys
 sys.path[:] = sys.argv[2:]
 from proxy.serving.multiprocess.worker_process import main
-sys.exit(main(int(sys.argv[1])))
+sys.exit(main([int(each) for each in sys.argv[1].split(',')]))
 """
 
 log = structlog.get_logger(__name__)
 
 
 class Supervisor:
-    """Runs ``count`` workers.
+    """Runs ``server.workers`` workers.
 
     Args:
-        listener: the bound socket; closed when the workers must stop.
-        environment: the environment of the workers; contains their configuration.
+        listeners: the sockets that listen; closed when the workers must stop.
+        config: what the workers are given.
+        environment: the environment of the workers.
         folder: the folder in which they exchange metrics.
         patience: seconds for a worker to stop, before it is killed.
+        on_serving: called once all workers serve for the first time.
     """
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         *,
-        count: int,
+        config: Config,
         environment: Mapping[str, str],
         folder: Path,
         patience: float,
+        on_serving: Callable[[], object] = lambda: None,
     ) -> None:
-        self._listener = listener
-        self._count = count
+        self._on_serving = on_serving
+        self._listeners = listeners
+        self._config = config
+        self._count = config.server.workers
         self._folder = folder
         # Workers notify this process, and this process notifies systemd.
         environment = {key: value for key, value in environment.items() if key != systemd.VARIABLE}
         self._environment = environment | {siblings.FOLDER_VARIABLE: str(folder)}
         self._patience = patience
         self._stopping = trio.Event()
+        self._hurrying = trio.Event()
+        # Set, and replaced, when there is something to tell the workers.
+        self._news = trio.Event()
         self._serving = 0
         self._was_ready = False
         self._code = 0
@@ -71,8 +79,21 @@ class Supervisor:
         """End ``run`` once the requests in flight are answered; accept no new connections."""
         if not self._stopping.is_set():
             systemd.notify(systemd.STOPPING)
-            self._listener.close()
+            for listener in self._listeners:
+                listener.close()
             self._stopping.set()
+            self._news.set()
+
+    def take(self, config: Config) -> None:
+        """Give ``config`` to every worker, now or when it starts."""
+        self._config = config
+        self._news.set()
+        self._news = trio.Event()
+
+    def stop_now(self) -> None:
+        """``stop`` without the delay of a drain."""
+        self.stop()
+        self._hurrying.set()
 
     async def run(self) -> int:
         """Run the workers until ``stop``, or until one cannot start while no other serves.
@@ -95,7 +116,7 @@ class Supervisor:
                 async with self._started() as (process, tie):
                     served = await self._serves(tie)
                     with self._counted(served):
-                        code = await self._end_of(process, tie)
+                        code = await self._end_of(process)
                 how: dict[str, object] = {"pid": process.pid, **_how(code)}
             except OSError as error:  # no process, no descriptor
                 code, how = 1, {"cause": str(error)}
@@ -116,9 +137,10 @@ class Supervisor:
     def _counted(self, serves: bool) -> Iterator[None]:
         """Count a worker as serving during the block."""
         self._serving += serves
-        if self._serving == self._count and not self._was_ready:
+        is_ready = self._serving == self._count and not self._stopping.is_set()
+        if is_ready and not self._was_ready:
             self._was_ready = True
-            systemd.notify(systemd.READY)
+            self._on_serving()
         try:
             yield
         finally:
@@ -134,21 +156,25 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         tie = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         try:
-            # A copy: ``stop`` may close the listener meanwhile.
-            with theirs, self._listener.dup() as listener:
-                descriptor = listener.fileno()
+            with theirs, ExitStack() as copies:
+                # Copies: ``stop`` may close the listeners meanwhile.
+                found = [copies.enter_context(each.dup()).fileno() for each in self._listeners]
+                descriptors = ",".join(map(str, found))
                 process = await trio.lowlevel.open_process(
                     # Like ``-m``, but the current folder is not searched for modules.
-                    [sys.executable, "-c", BOOTSTRAP, str(descriptor), *map(abspath, sys.path)],
+                    [sys.executable, "-c", BOOTSTRAP, descriptors, *map(abspath, sys.path)],
                     stdin=theirs,
                     env=self._environment,
-                    pass_fds=[descriptor],
+                    pass_fds=found,
                 )
         except BaseException:
             ours.close()
             raise
         try:
-            yield process, tie
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell, tie)
+                yield process, tie
+                nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(tie)
@@ -157,13 +183,27 @@ class Supervisor:
                     await process.wait()
                 siblings.forget(self._folder, process.pid)
 
+    async def _tell(self, tie: trio.SocketStream) -> None:
+        """Give a worker each configuration, the first of them at once, and tell it when to stop."""
+        told: Config | None = None
+        with suppress(trio.BrokenResourceError):  # it has ended
+            while not self._stopping.is_set():
+                if told is self._config:
+                    await self._news.wait()
+                else:
+                    told = self._config
+                    await tie.send_all(configuring(told))
+            await tie.send_all(STOPS)
+        await self._hurrying.wait()
+        await trio.aclose_forcefully(tie)
+
     async def _serves(self, tie: trio.SocketStream) -> bool:
         """Wait until the worker serves, ends, or must stop; return whether it serves."""
         serves = False
 
         async def heard() -> None:
             nonlocal serves
-            with suppress(trio.BrokenResourceError):
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 serves = await tie.receive_some(1) == SERVES
             nursery.cancel_scope.cancel()
 
@@ -173,21 +213,20 @@ class Supervisor:
             nursery.cancel_scope.cancel()
         return serves
 
-    async def _end_of(self, process: trio.Process, tie: trio.SocketStream) -> int:
-        """Wait for a worker to end, and tell it when to stop.
+    async def _end_of(self, process: trio.Process) -> int:
+        """Wait for a worker to end; kill it if it does not in time once it must.
 
         Returns:
             Its exit code, or minus the number of the signal that ended it.
         """
 
-        async def tell() -> None:
+        async def limit() -> None:
             await self._stopping.wait()
-            await trio.aclose_forcefully(tie)
             scope.deadline = trio.current_time() + self._patience
 
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(tell)
+                nursery.start_soon(limit)
                 await process.wait()
                 nursery.cancel_scope.cancel()
         if scope.cancelled_caught:

@@ -1,39 +1,41 @@
 """One of several worker processes of a server, started by ``supervisor``.
 
-Its configuration is in its environment. Its tie is its standard input.
+Its tie is its standard input, and brings its configuration.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from proxy.config import ConfigError, load_config
+from proxy.config import Config
 from proxy.serving.multiprocess.peers import FOLDER_VARIABLE, WorkerPeers
-from proxy.serving.multiprocess.supervisor import SERVES
+from proxy.serving.multiprocess.tie import SERVES, next_configuration
 from proxy.serving.serve import run
 
 
-def main(descriptor: int) -> int:
-    """Serve on the socket inherited as ``descriptor``; return the exit code."""
-    try:
-        config = load_config()
-    except ConfigError as error:  # the file was changed since the first process read it
-        print(f"imageproxy: {error}", file=sys.stderr)
-        return 2
+def main(descriptors: Sequence[int]) -> int:
+    """Serve on the sockets inherited as ``descriptors``; return the exit code."""
+    # The first process hears it, also where the whole group does.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as tie:
         tie.setblocking(False)
+        config = trio.run(_told, tie)
+        if config is None:  # the server stops before this process has begun
+            return 0
         return run(
             config,
-            f"fd://{descriptor}",
+            lambda: [socket.socket(fileno=each) for each in descriptors],
             on_serving=partial(_tell, tie),
-            also_until=partial(_end_of, tie),
+            orders=partial(_told, tie),
             peers=partial(WorkerPeers, Path(os.environ[FOLDER_VARIABLE])),
         )
 
@@ -43,8 +45,5 @@ def _tell(tie: socket.socket) -> None:
         tie.send(SERVES)
 
 
-async def _end_of(tie: socket.socket) -> None:
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(tie))
-    with suppress(trio.BrokenResourceError):
-        async for _ in stream:
-            pass
+async def _told(tie: socket.socket) -> Config | None:
+    return await next_configuration(trio.socket.from_stdlib_socket(tie))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,23 +13,29 @@ import pytest
 import trio
 import trio.testing
 
+from proxy.egress.known_hosts import HostPace, KnownHosts
 from proxy.observability.metrics import Metrics
-from proxy.observability.metrics_snapshot import MetricsSnapshot, merge, render
+from proxy.observability.metrics_snapshot import merge, render
+from proxy.observability.process_snapshot import ProcessSnapshot
+from proxy.observability.state import state_of
 from proxy.serving.multiprocess.peers import PATIENCE, WorkerPeers
 from tests.fakes.world import tiny_jpeg
 from tests.processes import SERVE, serve, upstream
 
 pytestmark = pytest.mark.slow
 
+TOKEN = "a-token-of-the-operator"
 
-def snapshot(count: int) -> MetricsSnapshot:
+
+def snapshot(pid: int, count: int) -> ProcessSnapshot:
     metrics = Metrics()
     metrics.coalesced.inc(count)
-    return metrics.snapshot()
+    host = HostPace(f"pds{pid}.example", "slow", float(count))
+    return ProcessSnapshot(pid, metrics.snapshot(), KnownHosts((host,)))
 
 
 async def coalesced(siblings: WorkerPeers) -> float:
-    text = render(merge(await siblings.snapshots())).decode()
+    text = render(merge(each.metrics for each in await siblings.snapshots())).decode()
     (value,) = re.findall(r"^imageproxy_coalesced_total (\S+)$", text, re.MULTILINE)
     return float(value)
 
@@ -38,7 +45,7 @@ async def started(
 ) -> WorkerPeers:
     """One of several processes; all of them are this one."""
     monkeypatch.setattr(os, "getpid", lambda: pid)
-    siblings = WorkerPeers(folder, lambda: snapshot(count))
+    siblings = WorkerPeers(folder, lambda: snapshot(pid, count))
     monkeypatch.undo()
     await nursery.start(siblings.run)
     return siblings
@@ -54,6 +61,13 @@ async def test_each_process_answers_for_all(
     ]
     for siblings in everybody:
         assert await coalesced(siblings) == 111
+        state = state_of(await siblings.snapshots())
+        assert [worker.pid for worker in state.workers] == [1, 2, 3]
+        assert [pace.host for pace in state.hosts] == [
+            "pds3.example",
+            "pds2.example",
+            "pds1.example",
+        ]
     everybody[0].stop()
     await trio.testing.wait_all_tasks_blocked()
     assert await coalesced(everybody[1]) == 110
@@ -100,7 +114,7 @@ async def test_each_of_two_workers_reports_the_requests_of_both(
     async with upstream() as internet:
         did, cid = internet.add_blob(tiny_jpeg())
         arguments = [*SERVE, "--workers", "2"]
-        environment = internet.environment(tmp_path)
+        environment = internet.environment(tmp_path, SERVER__ADMIN_TOKEN=TOKEN)
         async with serve(arguments, environment, workers=2) as server:
             for _ in range(20):
                 reply = await server.get(f"/img/avatar_thumbnail/plain/{did}/{cid}")
@@ -114,6 +128,12 @@ async def test_each_of_two_workers_reports_the_requests_of_both(
                 )
 
             assert {await total() for _ in range(20)} == {20}
+            reply = await server.get("/admin/state", ("Authorization", f"Bearer {TOKEN}"))
+            state = json.loads(reply.body)
+            assert {worker["pid"] for worker in state["workers"]} == server.workers
+            assert sum(worker["requests"] for worker in state["workers"]) == 20
+            assert state["memory_bytes"] > 2 * 10**7
+            assert sum(state["requests"].values()) == 20
             folder = _folder_of(server.workers)
             assert folder.stat().st_mode & 0o777 == 0o700
             server.send(signal.SIGTERM)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,17 @@ from typing import Any
 import pytest
 import trio
 
+from proxy.config import Config
 from proxy.serving.multiprocess import supervisor
 from proxy.serving.multiprocess.supervisor import Supervisor
 from tests.fakes.world import tiny_jpeg
 from tests.processes import (
     SERVE,
-    Client,
     imageproxy,
     run,
     serve,
     started,
     until,
-    until_refused,
     upstream,
     what_cannot_start,
 )
@@ -91,40 +92,6 @@ async def test_workers_that_cannot_start_end_it_with_their_reason(tmp_path: Path
         await process.line_with("imageproxy: .*cannot import name")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_a_hangup_ends_it_as_a_termination_does(workers: int, tmp_path: Path) -> None:
-    """Catches a process that is gone at once, and its requests with it."""
-    async with upstream() as internet:
-        did, cid = internet.add_blob(tiny_jpeg())
-        held = internet.hold_blobs()
-        arguments = [*SERVE, "--workers", str(workers)]
-        async with (
-            serve(arguments, internet.environment(tmp_path), workers=workers) as server,
-            Client(server.port) as client,
-        ):
-            await client.send(img(did, cid))
-            await held.seen.wait()
-            server.send(signal.SIGHUP)
-            await until_refused(server.port)
-            held.released.set()
-            assert (await client.reply()).status == 200
-            assert await server.exit_code() == 0
-            await server.line_with('"signal":"SIGHUP","event":"stopping"')
-
-
-async def test_a_hangup_that_is_ignored_stays_so(tmp_path: Path) -> None:
-    """Catches a server under nohup(1) that ends with the terminal that it was started in."""
-    ignoring = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", sys.executable]
-    environment = {"IMAGE_PROXY_CACHE__PATH": str(tmp_path)}
-    async with started([*ignoring, *SERVE], environment) as server:
-        server.send(signal.SIGHUP)
-        for _ in range(3):
-            assert (await server.get("/healthz")).status == 200
-        server.send(signal.SIGTERM)
-        assert await server.exit_code() == 0
-        assert "SIGHUP" not in server.text
-
-
 async def test_workers_import_nothing_from_the_folder_that_they_are_started_in(
     tmp_path: Path,
 ) -> None:
@@ -146,10 +113,18 @@ import os, socket, sys
 if os.path.exists(os.environ["BROKEN"]):
     sys.exit(3)
 tie = socket.socket(fileno=0)
+told = tie.makefile("rb")
+def configured():
+    length = int.from_bytes(told.read(4), "big")
+    with open(os.environ["TOLD"], "a") as file:
+        print(os.getpid(), told.read(length).hex(), file=file)
+assert told.read(1) == b"c"
+configured()
 tie.send(b"1")
 with open(os.environ["STARTED"], "a") as file:
     print(os.getpid(), file=file)
-tie.recv(1)
+while told.read(1) == b"c":
+    configured()
 """
 
 
@@ -167,6 +142,11 @@ class Stubs:
         except FileNotFoundError:
             return []
 
+    def levels(self) -> list[tuple[int, str]]:
+        """The process and the level of the log of each configuration that one was given."""
+        lines = [line.split() for line in (self.folder / "told").read_text().splitlines()]
+        return [(int(pid), pickle.loads(bytes.fromhex(data)).log.level) for pid, data in lines]  # noqa: S301
+
     async def serve(self, count: int) -> None:
         """Wait until so many have served."""
         await until(lambda: len(self.pids()) == count)
@@ -175,10 +155,11 @@ class Stubs:
 @pytest.fixture
 def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubs]:
     monkeypatch.setattr(supervisor, "BOOTSTRAP", STUB)
-    own = {"STARTED": str(tmp_path / "started"), "BROKEN": str(tmp_path / "broken")}
+    own = {name.upper(): str(tmp_path / name) for name in ("started", "told", "broken")}
+    config = Config.model_validate({"server": {"workers": 2}})
     with socket.create_server(("127.0.0.1", 0)) as listener:
         made = Supervisor(
-            listener, count=2, environment=os.environ | own, folder=tmp_path, patience=10
+            [listener], config=config, environment=os.environ | own, folder=tmp_path, patience=10
         )
         yield Stubs(made, tmp_path)
 
@@ -214,6 +195,46 @@ async def test_a_worker_that_cannot_be_started_for_now_leaves_the_others_serving
         await stubs.serve(3)
         assert failures == []
         assert not is_gone(other)
+        stubs.supervisor.stop()
+    assert all(is_gone(pid) for pid in stubs.pids())
+
+
+async def test_a_server_that_stops_says_no_more_that_it_is_ready(stubs: Stubs) -> None:
+    """Catches a stop in the moment in which the last worker serves: its sockets are closed."""
+    ready: list[None] = []
+
+    def stop_it(serves: bool) -> AbstractContextManager[None]:
+        if serves and stubs.supervisor._serving == 1:
+            stubs.supervisor.stop()
+        return counted(serves)
+
+    counted = stubs.supervisor._counted
+    stubs.supervisor._on_serving = lambda: ready.append(None)
+    stubs.supervisor._counted = stop_it  # type: ignore[method-assign, assignment]
+    assert await stubs.supervisor.run() == 0
+    assert ready == []
+
+
+def of_level(level: str) -> Config:
+    return Config.model_validate({"server": {"workers": 2}, "log": {"level": level}})
+
+
+async def test_every_worker_gets_a_new_configuration_and_so_does_one_that_starts_later(
+    stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a worker that begins with what the server began with, or with a file half written."""
+    monkeypatch.setattr(supervisor, "RESTART_PAUSE", 0.01)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stubs.supervisor.run)
+        await stubs.serve(2)
+        first = stubs.pids()
+        stubs.supervisor.take(of_level("debug"))
+        stubs.supervisor.take(of_level("error"))
+        await until(lambda: {(pid, "error") for pid in first} <= set(stubs.levels()))
+        os.kill(first[0], signal.SIGKILL)
+        await stubs.serve(3)
+        (later,) = set(stubs.pids()) - set(first)
+        assert [level for pid, level in stubs.levels() if pid == later] == ["error"]
         stubs.supervisor.stop()
     assert all(is_gone(pid) for pid in stubs.pids())
 
