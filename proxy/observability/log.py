@@ -20,6 +20,8 @@ import structlog
 
 from proxy.config import LogSection
 from proxy.observability import request_id
+from proxy.observability.repeats import Repeats
+from proxy.observability.spans import trace_id
 from proxy.shared.printable import printable
 
 SERVER = "hypercorn.error"
@@ -66,7 +68,7 @@ def configure_logging(
             if readable
             else [add_context, structlog.processors.format_exc_info, _as_json]
         ),
-        wrapper_class=structlog.make_filtering_bound_logger(settings.level),
+        wrapper_class=type("Lines", (structlog.make_filtering_bound_logger(settings.level),), {}),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -79,6 +81,15 @@ def configure_logging(
     root.handlers = [each for each in root.handlers if not isinstance(each, _ToStructlog)]
     root.addHandler(handler)
     logging.getLogger(ACCEPT).filters = [_Seldom(ACCEPT_SECONDS)]
+
+
+def set_level(level: str) -> None:
+    """Write lines of ``level`` and above from now on.
+
+    Loggers keep the class that they were made with, so the class gets another base.
+    """
+    lines = structlog.get_config()["wrapper_class"]
+    lines.__bases__ = (structlog.make_filtering_bound_logger(level),)
 
 
 def server_log() -> logging.Logger:
@@ -112,31 +123,30 @@ class _Seldom(logging.Filter):
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
-        self._seconds = seconds
-        self._next = 0.0
-        self._left_out = 0
+        self._repeats = Repeats(seconds)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the line passes."""
-        if record.created < self._next:
-            self._left_out += 1
+        left_out = self._repeats.admit(record.name, record.created)
+        if left_out is None:
             return False
         record.exc_info = None
-        record.left_out, self._left_out = self._left_out, 0
-        self._next = record.created + self._seconds
+        record.left_out = left_out
         return True
 
 
 def _context_adder(
     pid: int | None,
 ) -> Callable[[object, str, structlog.typing.EventDict], structlog.typing.EventDict]:
-    """Return a processor that adds the request's name, and ``pid`` if given."""
+    """Return a processor that adds the request's name and trace, and ``pid`` if given."""
 
     def add(
         _logger: object, _level: str, event: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
         if (name := request_id.current.get()) is not None:
             event["request_id"] = name
+        if (trace := trace_id.get()) is not None:
+            event["trace_id"] = trace
         if pid is not None:
             event.setdefault("pid", pid)
         return event

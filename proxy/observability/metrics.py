@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 
 from prometheus_client import (
@@ -26,9 +26,39 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the se
 
 VERSION = version("atproto-imageproxy")
 
+
+def version_of(package: str) -> str:
+    """The version of a package, which need not be imported; empty if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+BUILD = {
+    "version": VERSION,
+    "python": python_version(),
+    "pillow": version_of("pillow"),
+    "pillow_heif": version_of("pillow-heif"),
+}
+"""What runs."""
+
+DECODERS = (
+    "libjpeg_turbo",
+    "zlib",
+    "deflate",
+    "libwebp",
+    "libavif",
+    "dav1d",
+    "libheif",
+    "libde265",
+    "ffmpeg",
+)
+"""What decodes: labels of the same metric, with the versions that ``tell_decoders`` tells."""
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-ACTOR_OUTCOMES = ("found", "absent", "invalid", "busy", "failed", "cancelled")
+ACTOR_OUTCOMES = ("found", "absent", "invalid", "busy", "failed", "cancelled", "drawn")
 """Outcomes of requests for an account's picture by name."""
 
 GAUGES = {
@@ -39,7 +69,8 @@ GAUGES = {
     "cache_free_bytes": "Bytes that the file system of the cache has left",
     "fetch_queue_depth": "Fetches that wait",
     "process_waiting": "Transforms that have not begun",
-    "cdn_pending": "Blobs that the CDN has yet to forget",
+    "cdn_pending": "Owners and blobs that the CDN has yet to forget",
+    "lease_held": "1 while this process holds its lease of the cluster",
     "labels_waiting": "Labels whose record is not known yet",
 }
 """Gauges that are read when the metrics are; each exists only if its source exists."""
@@ -92,7 +123,16 @@ class Metrics:
         self.writes_dropped = counter(
             "cache_writes_dropped_total", "Cache writes that found the channel full"
         )
+        self.store_requests = counter(
+            "store_requests_total",
+            "Requests to the shared store, and writes that were not sent",
+            "operation",
+            "outcome",
+        )
         self.worker_deaths = counter("worker_deaths_total", "Image workers that died", "reason")
+        self.image_defects = counter(
+            "image_defects_total", "Results that a defect of the proxy prevented"
+        )
         self.decisions = counter("decisions_total", "Blocks, liftings and purges decided", "action")
         self.blocked = counter("blocked_total", "Requests for what is blocked")
         self.policy_answers = counter(
@@ -124,10 +164,16 @@ class Metrics:
         self.not_ready = Gauge(
             "imageproxy_not_ready", "Processes that are not ready", ["reason"], registry=registry
         )
-        build = Gauge(
-            "imageproxy_build_info", "1, of what runs", ["version", "python"], registry=registry
+        self.degraded = Gauge(
+            "imageproxy_degraded",
+            "Processes that serve without something",
+            ["reason"],
+            registry=registry,
         )
-        build.labels(VERSION, python_version()).set(1)
+        labels = [*BUILD, *DECODERS]
+        self._build = Gauge("imageproxy_build_info", "1, of what runs", labels, registry=registry)
+        self._decoders = dict.fromkeys(DECODERS, "")
+        self.tell_decoders({})
 
         # Start at 0, not absent: otherwise a query does not see the first event as an increase.
         for metric, values in (
@@ -138,6 +184,7 @@ class Metrics:
             (self.directory_requests, ("ok", "failed")),
             (self.admin_requests, ("401",)),
             (self.not_ready, ("blocks", "cache", "draining")),
+            (self.degraded, ("cache", "store")),
         ):
             for value in values:
                 metric.labels(value)
@@ -154,6 +201,12 @@ class Metrics:
         self._request_counter(preset, status, state).inc()
         self._request_timer(state).observe(seconds)
 
+    def unwritten(self) -> int:
+        """How many results were not written to the cache."""
+        names = ("cache_write_errors_total", "cache_writes_dropped_total")
+        values = (self.registry.get_sample_value(f"imageproxy_{name}") for name in names)
+        return int(sum(value or 0 for value in values))
+
     def gauge(self, name: str, value: Callable[[], float]) -> None:
         """Create one of ``GAUGES``, which reads its value by calling ``value``."""
         Gauge(f"imageproxy_{name}", GAUGES[name], registry=self.registry).set_function(value)
@@ -169,6 +222,18 @@ class Metrics:
     def tell_not_ready(self, reason: str, holds: Callable[[], bool]) -> None:
         """Register a reason for which this process may be not ready; ``holds`` tells if it is."""
         self.not_ready.labels(reason).set_function(lambda: float(holds()))
+
+    def tell_degraded(self, reason: str, holds: Callable[[], bool]) -> None:
+        """Register what this process may have to serve without, like ``tell_not_ready``."""
+        self.degraded.labels(reason).set_function(lambda: float(holds()))
+
+    def tell_decoders(self, found: Mapping[str, str]) -> None:
+        """Export the versions of decoders beside those told before. Others than ``DECODERS`` are
+        left out."""
+        named = {name.lower().replace("-", "_"): version for name, version in found.items()}
+        self._decoders |= {name: named[name] for name in DECODERS if name in named}
+        self._build.clear()
+        self._build.labels(**BUILD, **self._decoders).set(1)
 
     def snapshot(self) -> MetricsSnapshot:
         """Return the current values."""

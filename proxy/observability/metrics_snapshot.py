@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,8 @@ class MetricsSnapshot:
     families: tuple[Metric, ...]
     shared: frozenset[str] = frozenset()
 
-    def to_json(self) -> bytes:
-        """Serialize for another process."""
+    def to_document(self) -> dict[str, object]:
+        """Return what JSON can carry to another process."""
         families = [
             {
                 "name": family.name,
@@ -33,17 +34,16 @@ class MetricsSnapshot:
             }
             for family in self.families
         ]
-        return json.dumps({"families": families, "shared": sorted(self.shared)}).encode()
+        return {"families": families, "shared": sorted(self.shared)}
 
     @classmethod
-    def from_json(cls, data: bytes) -> MetricsSnapshot:
-        """Parse the output of ``to_json``.
+    def from_document(cls, found: Any) -> MetricsSnapshot:
+        """Read the result of ``to_document``.
 
         Raises:
-            ValueError: ``data`` is something else, or incomplete.
+            ValueError: ``found`` is something else, or incomplete.
         """
         try:
-            found = json.loads(data)
             families = []
             for each in found["families"]:
                 family = Metric(each["name"], each["text"], each["type"])
@@ -76,7 +76,29 @@ def merge(snapshots: Iterable[MetricsSnapshot]) -> MetricsSnapshot:
     for name, family in families.items():
         for (sample_name, labels), value in values[name].items():
             family.add_sample(sample_name, dict(labels), value)
+        if name.endswith("_info"):
+            _join(family)
     return MetricsSnapshot(tuple(families.values()), shared)
+
+
+def _join(family: Metric) -> None:
+    """Make one sample of those whose labels differ only where one of them is empty.
+
+    A process knows its decoders when it has the first worker, so that some know more than others.
+    """
+    joined: list[Sample] = []
+    for sample in family.samples:
+        for at, other in enumerate(joined):
+            pairs = [(sample.labels[name], value) for name, value in other.labels.items()]
+            if all(ours == theirs or not (ours and theirs) for ours, theirs in pairs):
+                labels = {
+                    name: value or sample.labels[name] for name, value in other.labels.items()
+                }
+                joined[at] = other._replace(labels=labels)
+                break
+        else:
+            joined.append(sample)
+    family.samples = joined
 
 
 def render(snapshot: MetricsSnapshot) -> bytes:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Protocol
 
 Headers = Mapping[str, str]
 Note = Callable[[int, str | None], None]
 """Called once with the status of an answer and its ``X-Cache``."""
+
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""The trace of the request that the task works for, in hexadecimal, if it is exported."""
 
 
 class Spans(Protocol):

@@ -23,11 +23,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from proxy.config import TraceSection
-from proxy.observability.spans import Headers, Note
+from proxy.observability.spans import Headers, Note, trace_id
 
 QUEUE_SIZE = 2048
 """Spans that may wait; the default of the SDK."""
@@ -91,7 +91,13 @@ class Tracing:
                 if status >= 500:
                     span.set_status(Status(StatusCode.ERROR))
 
-            yield note
+            context = span.get_span_context()
+            own = format_trace_id(context.trace_id) if context.trace_flags.sampled else None
+            token = trace_id.set(own)
+            try:
+                yield note
+            finally:
+                trace_id.reset(token)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import h11
 import pytest
+import structlog
 import trio
 import trio.testing
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -16,6 +18,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 import proxy.observability.tracing
+import proxy.web.app
+import proxy.web.responder
 from proxy.config import TraceSection
 from proxy.observability.spans import NoSpans
 from proxy.observability.tracing import BATCH, FLUSH_SECONDS, QUEUE_SIZE, Tracing, tracing_of
@@ -123,6 +127,7 @@ async def test_a_miss_has_resolve_fetch_queue_process_and_write_beneath_its_span
     assert ends == sorted(ends)
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_a_request_says_its_status_and_cache_state_and_no_query(world: World) -> None:
     found, replies = await trace_of(world, times=2)
     assert [reply.headers["x-cache"] for reply in replies] == ["miss", "hit"]
@@ -178,12 +183,14 @@ async def test_a_pds_is_told_of_the_trace_only_when_that_was_asked_for(
     assert not any("traceparent" in request.headers for request in world.plc.requests)
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_without_an_endpoint_nothing_listens(world: World) -> None:
     async with serving(world) as client:
         assert isinstance(client.service.spans, NoSpans)
         assert (await client.get(img(*world.add_blob()))).status == 200
 
 
+@pytest.mark.usefixtures("both_ways")
 async def test_a_collector_that_refuses_costs_its_spans_and_no_request(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,3 +303,27 @@ async def test_an_exporter_that_breaks_does_not_end_the_service(
     with logged_by(proxy.observability.tracing, monkeypatch):
         await tracing.run()
     assert exporter.sizes == [BATCH, 1]
+
+
+@pytest.mark.parametrize(("sample", "has_trace"), [(1, True), (0, False)])
+async def test_the_line_of_a_request_that_waited_has_the_trace_that_shows_for_what(
+    sample: int,
+    has_trace: bool,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Catches a slow request in the log that cannot be found among the traces, and a false hint."""
+    # Another test may have bound the other one.
+    monkeypatch.setattr(proxy.web.responder, "log", structlog.get_logger())
+    monkeypatch.setattr(proxy.web.app, "log", structlog.get_logger())
+    found, _ = await trace_of(world, sample=sample)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (line,) = [each for each in lines if each["event"] == "request"]
+    if has_trace:
+        (span,) = found.named("GET /img/{preset}/plain/{did}/{cid}")
+        assert line["trace_id"] == span.trace_id.hex()
+    else:
+        assert "trace_id" not in line
+    (stopped,) = [each for each in lines if each["event"] == "service stopped"]
+    assert "trace_id" not in stopped
