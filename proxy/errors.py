@@ -9,7 +9,13 @@ Pure.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 from typing import ClassVar, Self
+
+MOST_NAMED = 4
+"""Names of presets that an answer suggests."""
 
 
 class ImageProxyError(Exception):
@@ -21,6 +27,10 @@ class ImageProxyError(Exception):
 
     status: ClassVar[int] = 500
     message: ClassVar[str] = "internal server error"
+    retry_after: float | None = None
+    """Seconds after which a client should ask again; None if it is not known."""
+    host: str = ""
+    """The host that failed, for the log; empty if it was none, or is not known."""
 
     def __init__(self, cause: str = "") -> None:
         super().__init__(cause or self.message)
@@ -47,6 +57,17 @@ class ImageProxyError(Exception):
         return twin
 
 
+@contextmanager
+def failing_at(host: str) -> Iterator[None]:
+    """Name ``host`` in the errors that the block raises, but where this service was busy."""
+    try:
+        yield
+    except ImageProxyError as error:
+        if not isinstance(error, Busy):
+            error.host = error.host or host
+        raise
+
+
 class InvalidRequest(ImageProxyError):
     """The URL does not follow the grammar; nothing was looked up."""
 
@@ -54,21 +75,42 @@ class InvalidRequest(ImageProxyError):
     message = "invalid request"
 
 
+class TrailingSlash(InvalidRequest):
+    """A URL of the grammar, and a slash after it."""
+
+    message = "invalid request: a trailing slash"
+
+
 class InvalidPreset(InvalidRequest):
-    """No such preset. The message repeats ``name`` shortened and escaped: it comes from a URL."""
+    """No such preset. The message repeats ``name`` shortened and escaped: it comes from a URL.
+
+    Args:
+        known: the names that exist; clients are told those that begin most like ``name``.
+    """
 
     message = "invalid preset"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
         super().__init__(f"no preset {name[:64]!a}")
         self.name = name
+        self._known = tuple(known)
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.name,)
+    def __reduce__(self) -> tuple[type[Self], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.name, self._known)
+
+    @property
+    def named(self) -> str:
+        """The message without suggestions."""
+        return f"{self.message}: {_plain(self.name, 64)}"
 
     @property
     def public_message(self) -> str:
-        return f"invalid preset: {ascii(self.name[:64])[1:-1]}"
+        if not self._known:
+            return self.named
+        near = sorted(self._known, key=lambda each: -_alike(each, self.name))
+        names = [each for each in self._known if each in near[:MOST_NAMED]]
+        more = ["…"] if len(self._known) > MOST_NAMED else []
+        return f"{self.named} ({', '.join([*names, *more])})"
 
 
 class InvalidDid(InvalidRequest):
@@ -90,9 +132,26 @@ class InvalidHandle(InvalidRequest):
 
 
 class InvalidFormat(InvalidRequest):
-    """An output format other than jpeg, png, webp and avif."""
+    """An output format other than those that exist. The message is as ``InvalidPreset`` has it.
+
+    Args:
+        known: the names that exist.
+    """
 
     message = "invalid format"
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        super().__init__(f"format {name[:32]!a}")
+        self.name = name
+        self._known = tuple(known)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.name, self._known)
+
+    @property
+    def public_message(self) -> str:
+        known = f" ({', '.join(self._known)})" if self._known else ""
+        return f"{self.message}: {_plain(self.name, 32)}{known}"
 
 
 class UnsupportedImage(ImageProxyError):
@@ -209,14 +268,17 @@ class FetchFailed(ImageProxyError):
     message = "failed to fetch blob from PDS"
 
 
-class RateLimited(FetchFailed):
-    """The PDS asks for fewer fetches: a 429, or a 503 that gives a duration.
+class RateLimited(ImageProxyError):
+    """The PDS or the directory asks for fewer requests: a 429, or a 503 that gives a duration.
 
-    Differs from ``Busy``, our own lack of capacity. Clients see an ordinary failed fetch.
+    Differs from ``Busy``, our own lack of capacity; clients see the same.
 
     Args:
-        retry_after: seconds that the PDS asks us to pause, and we do; None if it gives none.
+        retry_after: seconds for which the host is left alone; None if it is not.
     """
+
+    status = 503
+    message = "busy"
 
     def __init__(self, cause: str = "", retry_after: float | None = None) -> None:
         super().__init__(cause)
@@ -257,3 +319,12 @@ class UpstreamTimeout(ImageProxyError):
 
     status = 504
     message = "request timed out"
+
+
+def _plain(text: str, length: int) -> str:
+    return ascii(text[:length])[1:-1]
+
+
+def _alike(one: str, other: str) -> int:
+    """With how many equal characters both begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

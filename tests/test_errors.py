@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from proxy import errors
-from proxy.errors import ImageProxyError, InvalidPreset
+from proxy.errors import ImageProxyError, InvalidFormat, InvalidPreset
+from proxy.model.presets import DEFAULT_PRESETS
 from proxy.service import OUTCOMES
 from tests.docs.test_urls import table
 
@@ -21,6 +22,9 @@ def family(base: type[ImageProxyError] = ImageProxyError) -> list[type[ImageProx
 
 
 FAMILY = family()
+
+NAMING = (InvalidPreset, InvalidFormat)
+"""What repeats a part of the URL."""
 
 
 class Row(NamedTuple):
@@ -35,7 +39,7 @@ class Row(NamedTuple):
 TABLE = table("## Errors")
 
 ROWS = {
-    name: Row(int(status), body.removesuffix("NAME"), caching, outcome)
+    name: Row(int(status), body.partition("NAME")[0], caching, outcome)
     for name, _, status, body, caching, outcome in TABLE
 }
 
@@ -61,7 +65,7 @@ def test_each_error_that_ends_a_fetch_is_counted_as_the_table_says() -> None:
     assert counted == {name: row.outcome for name, row in ROWS.items() if row.outcome}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind is not InvalidPreset])
+@pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind not in NAMING])
 def test_a_client_sees_nothing_of_the_cause(kind: type[ImageProxyError]) -> None:
     """Catches an address, a path or a traceback in a body."""
     error = kind(SECRET)
@@ -71,7 +75,7 @@ def test_a_client_sees_nothing_of_the_cause(kind: type[ImageProxyError]) -> None
     assert error.explained == f"{error.public_message}: {SECRET}"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind is not InvalidPreset])
+@pytest.mark.parametrize("kind", [kind for kind in FAMILY if kind not in NAMING])
 def test_an_error_without_a_cause_still_says_something_in_a_log(
     kind: type[ImageProxyError],
 ) -> None:
@@ -118,6 +122,27 @@ def test_the_name_of_a_preset_is_echoed_cut_and_escaped(name: str, shown: str) -
     assert error.public_message == f"invalid preset: {shown}"
     assert len(str(error)) < 1000
     assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("avatar_smal", "avatar_smal (avatar, avatar_small, banner, avatar_thumbnail, …)"),
+        ("feed", "feed (avatar, avatar_small, feed_thumbnail, feed_fullsize, …)"),
+        ("", " (avatar, avatar_small, banner, content_preview, …)"),
+    ],
+)
+def test_an_unknown_preset_is_told_the_names_nearest_to_it(name: str, said: str) -> None:
+    """Catches a list of thirty names, and one without the name that was meant."""
+    assert InvalidPreset(name, DEFAULT_PRESETS).public_message == f"invalid preset: {said}"
+    few = InvalidPreset("a", ["b", "c"])
+    assert few.public_message == few.fresh().public_message == "invalid preset: a (b, c)"
+
+
+def test_an_unknown_format_is_told_all_that_there_are() -> None:
+    """Catches a format that is echoed as it came, and one that hides what would do."""
+    error = InvalidFormat("b\n\u00e9" + "x" * 100, ("jpeg", "png"))
+    assert error.public_message == f"invalid format: b\\n\\xe9{'x' * 29} (jpeg, png)"
 
 
 def made(kind: type[ImageProxyError]) -> ImageProxyError:

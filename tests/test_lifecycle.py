@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from proxy.imaging.pipeline import Outcome
+from proxy.imaging.recipes import Outcome
 from proxy.imaging.workers.batch import Job
 from proxy.imaging.workers.client import ImageWorker
 from proxy.service import Service
@@ -18,7 +17,7 @@ from tests.fakes.world import World
 
 ROOT = Path(__file__).parent.parent
 
-NURSERIES = ("exporting", "following", "writing", "nursery")
+NURSERIES = ("exporting", "following", "sharing", "writing", "nursery")
 """Those of ``open_service``, from the outermost in, under the names that it gives them."""
 
 
@@ -62,8 +61,9 @@ def everything(world: World) -> dict[str, dict[str, object]]:
         "server": {"base_url": "https://img.test"},
         "process": {"isolation": "sandbox", "threads": 1},
         "cache": {"path": world.cache_path, "revalidate_days": 7},
+        "store": {"url": (world.cache_path.parent / "store").as_uri()},
         "policy": {"url": "http://policy.test", "fail_open": True},
-        "cdn": {"kind": "bunny", "token": "secret"},
+        "cdn": {"kind": "bunny", "zone": "1", "token": "secret"},
         "labels": {"subscribe": ["did:plc:" + "a" * 24]},
         "trace": {"endpoint": "http://127.0.0.1:9/v1/traces"},
     }
@@ -74,13 +74,15 @@ async def test_the_tree_of_tasks_is_the_one_that_the_document_draws(
 ) -> None:
     """Catches a task that nobody drew, one in another nursery, and one that is gone."""
     did, cid = world.add_blob()
-    rendering, answered, release = trio.Event(), trio.Event(), threading.Event()
+    rendering, answered, release = trio.Event(), trio.Event(), trio.Event()
     run = ImageWorker.run
 
-    def run_when_released(worker: ImageWorker, job: Job) -> Iterator[Outcome]:
-        trio.from_thread.run_sync(rendering.set)
-        release.wait()
-        return run(worker, job)
+    async def run_when_released(
+        worker: ImageWorker, job: Job, tell: Callable[[Outcome], object]
+    ) -> Outcome:
+        rendering.set()
+        await release.wait()
+        return await run(worker, job, tell)
 
     monkeypatch.setattr(ImageWorker, "run", run_when_released)
 

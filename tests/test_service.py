@@ -13,8 +13,9 @@ import trio.testing
 
 from proxy.accounts.did_documents import MIGRATION_AGE
 from proxy.cache.interface import Entry
-from proxy.cache.writer import RETRY_PAUSE, CacheWriter
+from proxy.cache.writer import GATHERING_SECONDS, RETRY_PAUSE, CacheWriter
 from proxy.config import Config
+from proxy.egress.circuit import UNNAMED_PAUSE
 from proxy.errors import (
     BlobBlocked,
     BlobNotFound,
@@ -51,7 +52,7 @@ from proxy.model.selection import Selection
 from proxy.service import Image, Service
 from proxy.shared.supervision import RESTART_PAUSE, supervise
 from tests.fakes import faults
-from tests.fakes.network import Fault
+from tests.fakes.network import Fault, honest
 from tests.fakes.parts import FakeCache, FakeFetcher, FakeProcessor, FakeResolver
 from tests.fakes.sites import FakePds, cid_of, document, new_plc_did, pds_service
 from tests.fakes.world import World, tiny_jpeg, tiny_png
@@ -317,8 +318,8 @@ async def test_a_pause_that_a_pds_asked_for_ends_when_it_said(
         assert (await service.get_image("avatar", did, cid)).cache == "miss"
 
 
-async def test_a_pds_that_says_429_without_a_time_is_asked_twice_at_most(
-    world: World, mock_clock: trio.testing.MockClock
+async def test_a_pds_that_says_429_without_a_time_is_left_alone_for_a_while(
+    world: World, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Catches: a PDS that says 429 alone is asked each time."""
     did, cid = world.add_blob(b"a picture")
@@ -326,7 +327,10 @@ async def test_a_pds_that_says_429_without_a_time_is_asked_twice_at_most(
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
         for preset in SIX:
             assert type(await failure(service, preset, did, cid)) is RateLimited
-    assert world.pds.blob_requests == 2
+        assert world.pds.blob_requests == 1
+        world.pds.fault = honest
+        await trio.sleep(UNNAMED_PAUSE)
+        assert (await service.get_image("avatar", did, cid)).cache == "miss"
 
 
 async def test_a_dead_link_is_asked_for_once(
@@ -631,7 +635,7 @@ async def test_a_failed_write_is_tried_once_more_and_then_counted(
 
 
 async def test_a_full_write_channel_drops_writes_and_no_answer_waits(
-    world: World, parts: Parts
+    world: World, parts: Parts, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Catches: a full write channel makes answers wait or grows."""
     parts.cache.put_gate.close()
@@ -642,7 +646,7 @@ async def test_a_full_write_channel_drops_writes_and_no_answer_waits(
             await settled()
         assert sample(service, "cache_writes_dropped_total") == 3
         parts.cache.put_gate.open()
-        await settled()
+        await trio.sleep(2 * GATHERING_SECONDS)
         assert len(parts.cache.entries) == 3
 
 
@@ -816,6 +820,19 @@ def move(world: World, did: Did, new_home: FakePds) -> None:
     new_home.add_blob(did, b"new")
 
 
+LEAVING: dict[str, Fault] = {
+    "reset": faults.reset,
+    "hang": faults.hang,
+    "hang in body": faults.hang_in_body,
+    "other bytes": faults.with_body(lambda data: data + b"!"),
+    "truncated": faults.truncated,
+    **{f"status {each}": faults.answers(each, b"") for each in (401, 403, 410, 451, 500, 503, 429)},
+    "limited": faults.answers(429, b"", ("Retry-After", "250")),
+    "not HTTP": faults.sends(b"220 smtp.example ESMTP\r\n"),
+}
+"""What the PDS that an account left does, beside what comes before HTTP."""
+
+
 async def test_an_account_that_moved_is_found_at_its_new_pds_at_once(
     client_world: World, mock_clock: trio.testing.MockClock
 ) -> None:
@@ -858,18 +875,73 @@ async def test_a_blob_that_is_missing_at_an_unchanged_pds_is_asked_for_once(
     assert (len(world.plc.requests), world.pds.blob_requests) == (2, 3)
 
 
-@pytest.mark.parametrize("fault", [faults.answers(500), faults.reset])
-async def test_a_failure_that_is_no_absence_is_not_taken_for_a_migration(
-    world: World, mock_clock: trio.testing.MockClock, fault: Fault
+@pytest.mark.parametrize("end", ["refuses", "silent", "no TLS", "forbidden", *LEAVING])
+async def test_an_account_whose_pds_died_is_found_at_its_new_one(
+    client_world: World, autojump_clock: trio.testing.MockClock, end: str
 ) -> None:
-    """Catches: a failure that is no absence is taken for a migration."""
+    """Catches: an account that left a dead server is a 502 until its document expires."""
+    world = client_world
+    did, cid, new_home = await migrated(world)
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        # Refused, so that no open connection remains: the pool reads the system's clock.
+        world.pds.refuses = -1
+        assert type(await failure(service, "avatar", did, cid_of(b"old"))) is FetchFailed
+        world.pds.refuses = 0
+        world.move_account(did, new_home)
+        for pds in (world.pds, new_home):
+            pds.add_blob(did, b"new")
+        await trio.sleep(MIGRATION_AGE + 1)
+        match end:
+            case "refuses":
+                world.pds.refuses = -1
+            case "silent":
+                world.pds.answers_connections = False
+            case "no TLS":
+                world.pds.has_certificate = False
+            case "forbidden":
+                world.network.forbids.add(world.pds.host)
+            case _:
+                world.pds.fault = LEAVING[end]
+        began = trio.current_time()
+        assert (await service.get_image("avatar", did, cid)).data.endswith(b"new")
+        assert trio.current_time() - began < service.config.fetch.timeout
+        # The next one asks at the new PDS alone.
+        asked = len(world.pds.requests)
+        assert (await service.get_image("banner", did, cid)).data.endswith(b"new")
+    assert (len(world.plc.requests), len(world.pds.requests)) == (2, asked)
+
+
+@pytest.mark.parametrize("fault", [faults.answers(500), faults.reset, faults.hang])
+async def test_a_pds_that_fails_has_the_directory_asked_once_a_minute(
+    world: World, autojump_clock: trio.testing.MockClock, fault: Fault
+) -> None:
+    """Catches: every request of a dead server's accounts asks the directory."""
     did, cid = world.add_blob(b"old")
     async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
         await service.get_image("avatar", did, cid)
-        mock_clock.jump(MIGRATION_AGE + 1)
+        await trio.sleep(MIGRATION_AGE + 1)
         world.pds.fault = fault
-        assert type(await failure(service, "banner", did, cid)) is FetchFailed
-    assert len(world.plc.requests) == 1
+        began = trio.current_time()
+        for number in range(8):
+            other = world.pds.add_blob(did, b"%d" % number)
+            assert isinstance(await failure(service, "banner", did, other), ImageProxyError)
+        minutes = (trio.current_time() - began) / MIGRATION_AGE
+        assert len(world.plc.requests) <= 2 + minutes
+
+
+async def test_a_directory_that_fails_too_leaves_the_failure_of_the_pds(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches: a dead directory is asked with each request, or is what a client hears of."""
+    did, cid = world.add_blob(b"old")
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
+        await service.get_image("avatar", did, cid)
+        await trio.sleep(MIGRATION_AGE + 1)
+        world.plc.fault = world.pds.fault = faults.answers(500)
+        for number in range(5):
+            other = world.pds.add_blob(did, b"%d" % number)
+            assert type(await failure(service, "banner", did, other)) is FetchFailed
+    assert len(world.plc.requests) == 2
 
 
 async def test_an_account_that_was_deleted_is_no_failure_of_the_directory(
@@ -897,7 +969,7 @@ async def test_a_full_fetch_channel_refuses_misses_at_once_and_serves_hits(
     """Catches: a full fetch channel makes requests wait or stops the hits."""
     world, resolver = client_world, FakeResolver()
     kept = world.add_blob(b"kept")
-    blobs = [world.add_blob(b"picture %d" % number) for number in range(4)]
+    blobs = [world.add_blob(b"picture %d" % number) for number in range(5)]
     resolver.pds = {did: world.pds.url for did, _ in (kept, *blobs)}
     config = world.config(fetch={"queue_size": 2, "workers": 1, "per_host": 1})
     parts: dict[str, Any] = {
@@ -918,7 +990,7 @@ async def test_a_full_fetch_channel_refuses_misses_at_once_and_serves_hits(
         assert (await service.get_image("avatar", *kept)).cache == "hit"
         gate.set()
         await settled()
-        assert len(requests.images) == 2
+        assert len(requests.images) == 3
         # Busy is a moment's state of ours, and is not remembered of the blob.
         assert (await service.get_image("avatar", *blobs[-1])).cache == "miss"
 

@@ -9,11 +9,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
+from proxy.errors import (
+    InvalidCid,
+    InvalidDid,
+    InvalidFormat,
+    InvalidPreset,
+    InvalidRequest,
+    TrailingSlash,
+)
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.keys import BlobKey, ImageKey, image_key
+from proxy.model.picture_info import info_key
 from proxy.model.presets import DEFAULT_PRESETS, Preset, with_variants
-from proxy.urls import blob_url, image_url, parse_blob_path, parse_image_path, public_urls, srcset
+from proxy.urls import (
+    blob_url,
+    image_url,
+    info_url,
+    parse_blob_path,
+    parse_image_path,
+    public_urls,
+    srcset,
+)
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
 WEB = "did:web:example.com"
@@ -43,7 +59,9 @@ def test_what_is_written_is_read_as_the_same_image(
 def test_what_is_written_is_read_as_the_same_original(did: str) -> None:
     blob = parse(unquote(image_url(image_key(DEFAULT_PRESETS, "avatar", did, CID)))).blob
     assert parse_blob_path(unquote(blob_url(blob))) == blob
-    assert public_urls({}, blob, "https://a.example/") == [blob_url(blob, "https://a.example")]
+    base = "https://a.example"
+    assert public_urls({}, blob, f"{base}/") == [info_url(blob, base), blob_url(blob, base)]
+    assert parse_image_path({}, unquote(info_url(blob))) == info_key(blob)
 
 
 def test_a_path_has_the_shape_of_coves_and_of_blueskys_cdn() -> None:
@@ -105,7 +123,7 @@ def test_a_base_is_joined_with_one_slash(base: str, start: str) -> None:
         (f"{GOOD}?w=100", InvalidCid),
         (f"{GOOD}#x", InvalidCid),
         (f"{GOOD}@", InvalidFormat),
-        (f"{GOOD}@jpg", InvalidFormat),
+        (f"{GOOD}@JPG", InvalidFormat),
         (f"{GOOD}@JPEG", InvalidFormat),
         (f"{GOOD}@gif", InvalidFormat),
         (f"{GOOD}@jpeg@jpeg", InvalidFormat),
@@ -121,7 +139,7 @@ def test_a_base_is_joined_with_one_slash(base: str, start: str) -> None:
         (f"/img/avatar/fit/{DID}/{CID}", InvalidRequest),
         (f"/img/avatar/Plain/{DID}/{CID}", InvalidRequest),
         (f"/IMG/avatar/plain/{DID}/{CID}", InvalidRequest),
-        (f"{GOOD}/", InvalidRequest),
+        (f"{GOOD}/", TrailingSlash),
         (f"{GOOD}/more", InvalidRequest),
         (f"/{GOOD}", InvalidRequest),
         (f"/x{GOOD}", InvalidRequest),
@@ -242,7 +260,7 @@ def test_a_blob_path_names_owner_and_blob(did: str, cid: str) -> None:
         (f"/blob/{DID}/", InvalidCid),
         (f"/blob/{DID}/{CID}@jpeg", InvalidCid),
         (f"/blob/{DID}", InvalidRequest),
-        (f"/blob/{DID}/{CID}/", InvalidRequest),
+        (f"/blob/{DID}/{CID}/", TrailingSlash),
         (f"/blob/plain/{DID}/{CID}", InvalidRequest),
         (f"/Blob/{DID}/{CID}", InvalidRequest),
         (f"blob/{DID}/{CID}", InvalidRequest),

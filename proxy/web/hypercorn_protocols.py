@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import h2.errors
@@ -11,13 +12,15 @@ import h2.events
 import h2.exceptions
 import h2.settings
 import h11
+import hyperframe.frame
 import structlog
 import trio
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Response
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.typing import Event as IOEvent
 from hypercorn.typing import H11SendableEvent
 
@@ -55,6 +58,29 @@ log = structlog.get_logger(__name__)
 _BLANKS = b" " * (MAX_BLANKS + 1)
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _LAST_CHUNK = re.compile(rb"(?:\r\n)?0+(?:;[^\n]*)?\r\n")
+
+
+class DrainingContext(WorkerContext):
+    """Hypercorn's context of a server, whose connections end before its listener closes.
+
+    Args:
+        others_accept: whether other processes go on accepting from the same listeners.
+
+    Attributes:
+        draining: from now on each connection ends after its next answer.
+        terminated: of Hypercorn; the listener is closed, and idle connections end soon.
+    """
+
+    def __init__(self, *, others_accept: bool) -> None:
+        super().__init__(None)
+        self.others_accept = others_accept
+        self.draining = trio.Event()
+
+
+def draining_of(context: Any) -> trio.Event | EventWrapper:
+    """Return the event from which on connections end; Hypercorn's own loop has one for both."""
+    found: trio.Event | EventWrapper = getattr(context, "draining", context.terminated)
+    return found
 
 
 class RefusingParser(h11.Connection):
@@ -162,6 +188,10 @@ class Http1(H11Protocol):
 
     Over cleartext, HTTP/2 would pass through a reverse proxy as a tunnel, in which the rules of
     that proxy do not hold.
+
+    When the server drains, the next answer says ``Connection: close``, and the connection closes
+    after it and not before. Hypercorn closes without a word, and the client's next request, which
+    may be under way by then, has no answer (RFC 9112, section 9.6).
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -169,6 +199,25 @@ class Http1(H11Protocol):
         limit = self.config.h11_max_incomplete_size
         self._parser = RefusingParser(h11.SERVER, max_incomplete_event_size=limit)
         self.connection = self._parser
+        self._draining = draining_of(self.context)
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send a part of an answer."""
+        if isinstance(event, Response) and event.status_code >= 200 and self._draining.is_set():
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+    async def _maybe_recycle(self) -> None:
+        # First: it waits, and the client may leave meanwhile.
+        await self._close_stream()
+        states = (self.connection.our_state, self.connection.their_state)
+        if states != (h11.DONE, h11.DONE):
+            await super()._maybe_recycle()
+            return
+        # Also when the server has stopped meanwhile: the answer did not say that it is the last.
+        self._parser.start_next_cycle()
+        await self.can_read.set()
+        await self.send(Updated(idle=True))
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """Do nothing: Hypercorn would change to HTTP/2 here."""
@@ -248,7 +297,7 @@ class StreamBuffer:
 
 
 class Http2(H2Protocol):
-    """Hypercorn's HTTP/2, which TLS chooses by ALPN, with five differences.
+    """Hypercorn's HTTP/2, which TLS chooses by ALPN, with six differences.
 
     1. A request that cannot be one of ours (CONNECT, a method or path outside ASCII, a body that
     goes on after the answer) costs its stream. In Hypercorn it costs the connection.
@@ -263,6 +312,9 @@ class Http2(H2Protocol):
 
     5. A request for which there is no room (``OpenStreams``) is refused. The client may send it
     again (RFC 9113, section 8.7), and browsers do.
+
+    6. When the server drains, the client is told to send nothing more here, and what it has sent by
+    then is answered (RFC 9113, section 6.8: the first of two GOAWAY). Hypercorn resets it.
     """
 
     _counted = 0
@@ -274,10 +326,24 @@ class Http2(H2Protocol):
         self.connection.decoder.max_header_list_size = self.config.h2_max_header_list_size
         self._credit = MAX_CREDIT
         self._link = Link()
+        self._warning = trio.CancelScope()
+
+    async def initiate(self, *arguments: Any) -> None:
+        """Begin the connection."""
+        await super().initiate(*arguments)
+        self.task_group.spawn(self._warn)
+
+    async def _warn(self) -> None:
+        with self._warning:
+            await draining_of(self.context).wait()
+            # Not through ``connection``, which refuses everything after a GOAWAY.
+            last = hyperframe.frame.GoAwayFrame(0, last_stream_id=2**31 - 1)
+            await self.send(RawData(last.serialize()))
 
     async def handle(self, event: Event) -> None:
         """Handle what the connection has read, and its end."""
         if not isinstance(event, RawData):
+            self._warning.cancel()
             await super().handle(event)
             for buffer in self.stream_buffers.values():
                 await buffer.close()
@@ -323,6 +389,10 @@ class Http2(H2Protocol):
                 # The answer came before the end of the body, which nobody reads.
                 length = event.flow_controlled_length or 0
                 self.connection.acknowledge_received_data(length, event.stream_id)
+            elif isinstance(event, h2.events.RequestReceived) and self.context.terminated.is_set():
+                await self._create_stream(event)
+                await self.send(Updated(idle=False))
+                await self._flush()
             else:
                 await super()._handle_events([event])
 

@@ -67,6 +67,11 @@ class OpenConnections:
         elif not is_idle and connection in self._busy:
             self._busy.move_to_end(connection)
 
+    def used(self, connection: Closable) -> None:
+        """Note that an idle connection was busy for a moment: it is idle from now on."""
+        if connection in self._idle:
+            self._idle.move_to_end(connection)
+
     def remove(self, connection: Closable) -> None:
         """Forget a connection that has ended, or ends soon."""
         self._busy.pop(connection, None)

@@ -12,10 +12,14 @@ import trio
 from proxy.errors import Busy, ImageProxyError, ResultTooCostly, ResultTooLarge
 from proxy.model.formats import Format
 from proxy.model.keys import BlobKey, ImageKey
-from proxy.model.presets import Preset
+from proxy.model.preset_table import PresetTable
+from proxy.observability.repeats import Repeats
 from proxy.service import Service
-from proxy.urls import parse_blob_path, parse_image_path
+from proxy.shared.current import Current
+from proxy.urls import parse_blob_path, parse_image_path, parse_poster_path
+from proxy.web.caching import Caching
 from proxy.web.conditional import is_any, none_match
+from proxy.web.ranges import Wanted, in_range
 from proxy.web.responses import (
     HttpResponse,
     PendingResponse,
@@ -31,6 +35,9 @@ PARSED = 4096
 
 LOGGED = 300
 """Characters of a path that are logged."""
+
+USUAL = (400, 404)
+"""Errors that every crawler causes: lines at ``info``."""
 
 Timings = Mapping[str, float]
 
@@ -53,19 +60,32 @@ class _Asked:
     preset: str | None = None
 
 
+class _Grammar:
+    """Paths as one table of presets reads them; those of valid requests are remembered."""
+
+    def __init__(self, table: PresetTable) -> None:
+        self.table = table
+        presets = table.by_name
+        self.image_key = lru_cache(PARSED)(partial(parse_image_path, presets))
+        self.poster_key = lru_cache(PARSED)(partial(parse_poster_path, presets, table.poster))
+
+
 class Responder:
     """Answers requests with a service. Never raises, except on cancellation.
 
     Args:
-        presets: the configured presets.
+        presets: an answer is by those that were in force when its request came.
+        caching: what caches are told of an answer.
 
     Attributes:
         service: None if no service runs: starting, ended, or crashed and about to start again.
         draining: this process will end.
     """
 
-    def __init__(self, presets: Mapping[str, Preset]) -> None:
-        self._image_key = lru_cache(PARSED)(partial(parse_image_path, presets))
+    def __init__(self, presets: Current[PresetTable], caching: Caching) -> None:
+        self._caching = caching
+        self._failures = Repeats()
+        self._grammar = presets.derived(_Grammar)
         self.service: Service | None = None
         self.draining = False
 
@@ -77,39 +97,46 @@ class Responder:
             return "starting"
         if self.service.blocks.problem is not None:
             return f"blocks cannot be read: {self.service.blocks.problem}"
-        if self.service.cache_health.problem is not None:
-            return f"cache unusable: {self.service.cache_health.problem}"
+        health = self.service.cache_health
+        if health.problem is not None and not health.is_full:
+            return f"cache unusable: {health.problem}"
         return None
+
+    def degraded_because(self) -> str | None:
+        """Return in one line what a process that serves does without now, or None."""
+        if self.service is None:
+            return None
+        found = []
+        health = self.service.cache_health
+        if health.is_full:
+            found.append(f"the cache takes no more: {health.problem}")
+        if self.service.is_without_store:
+            found.append("the shared store fails, and is left alone")
+        return f"degraded: {'; '.join(found)}" if found else None
 
     def image(
         self, path: str, if_none_match: str | None, chosen: Format | None = None
     ) -> HttpResponse | PendingResponse:
-        """Answer a GET for ``/img/...``, percent-decoded once: immediately if no wait is needed.
+        """Answer a GET for ``/img/...`` or ``/info/...``, percent-decoded once.
+
+        Immediately if no wait is needed.
 
         Args:
             chosen: the format to answer in, if ``path`` names none. A result that it cannot hold
                 is answered in the source's format.
         """
-        asked = _Asked(path, trio.current_time(), preset="none")
-        try:
-            service = self._service()
-            key = self._image_key(path if chosen is None else f"{path}@{chosen.value}")
-            asked.preset = key.preset
-            if if_none_match is not None and _names(if_none_match, key.etag):
-                return self._unmodified(asked, service, key.blob, key.etag)
-            image = service.hit(key)
-            if image is not None and if_none_match is not None and is_any(if_none_match):
-                return self._answered(asked, not_modified(key.etag))
-            if image is None:
-                keys = (key,) if chosen is None else (key, self._image_key(path))
-                work = partial(_get_image, service, keys, if_none_match)
-                return partial(self._answer_later, asked, work)
-            return self._answered(asked, image_response(key, image), image.cache)
-        except Exception as failure:
-            return self._failed(asked, failure)
+        grammar = self._grammar()
+        return self._picture(path, if_none_match, grammar, grammar.image_key, chosen)
 
-    def blob(self, path: str, if_none_match: str | None) -> HttpResponse | PendingResponse:
-        """Answer a GET for ``/blob/...``, like ``image``."""
+    def poster(self, path: str, if_none_match: str | None) -> HttpResponse | PendingResponse:
+        """Answer a GET for ``/vid/...``, like ``image``."""
+        grammar = self._grammar()
+        return self._picture(path, if_none_match, grammar, grammar.poster_key)
+
+    def blob(
+        self, path: str, if_none_match: str | None, asked_range: Wanted | None = None
+    ) -> HttpResponse | PendingResponse:
+        """Answer a GET for ``/blob/...``, like ``image``, perhaps with a part of it."""
         asked = _Asked(path, trio.current_time())
         try:
             service = self._service()
@@ -117,7 +144,34 @@ class Responder:
             etag = f'"{key.cid}"'
             if if_none_match is not None and _names(if_none_match, etag):
                 return self._unmodified(asked, service, key, etag)
-            return partial(self._answer_later, asked, partial(_get_blob, service, key))
+            work = partial(self._get_blob, service, key, asked_range)
+            return partial(self._answer_later, asked, work)
+        except Exception as failure:
+            return self._failed(asked, failure)
+
+    def _picture(
+        self,
+        path: str,
+        if_none_match: str | None,
+        grammar: _Grammar,
+        parse: Callable[[str], ImageKey],
+        chosen: Format | None = None,
+    ) -> HttpResponse | PendingResponse:
+        asked = _Asked(path, trio.current_time(), preset="none")
+        try:
+            service = self._service()
+            key = parse(path if chosen is None else f"{path}@{chosen.value}")
+            asked.preset = key.preset
+            if if_none_match is not None and _names(if_none_match, key.etag):
+                return self._unmodified(asked, service, key.blob, key.etag)
+            image = service.hit(key)
+            if image is not None and if_none_match is not None and is_any(if_none_match):
+                return self._answered(asked, not_modified(key.blob, key.etag, self._caching))
+            if image is None:
+                keys = (key,) if chosen is None else (key, parse(path))
+                work = partial(self._get_image, service, grammar.table, keys, if_none_match)
+                return partial(self._answer_later, asked, work)
+            return self._answered(asked, image_response(key, image, self._caching), image.cache)
         except Exception as failure:
             return self._failed(asked, failure)
 
@@ -126,8 +180,8 @@ class Responder:
     ) -> HttpResponse | PendingResponse:
         """Answer 304, if the blob may be served."""
         if service.gate.check(blob):
-            return self._answered(asked, not_modified(etag))
-        return partial(self._answer_later, asked, partial(_confirm, service, blob, etag))
+            return self._answered(asked, not_modified(blob, etag, self._caching))
+        return partial(self._answer_later, asked, partial(self._confirm, service, blob, etag))
 
     async def _answer_later(
         self, asked: _Asked, work: Callable[[], Awaitable[tuple[HttpResponse, str, Timings]]]
@@ -180,16 +234,27 @@ class Responder:
     def _failed(self, asked: _Asked, failure: Exception) -> HttpResponse:
         error = as_ours(failure)
         answer = error_response(error)
-        ms = self._count(asked, answer, "none")
-        log.warning(
-            "request",
-            error=type(error).__name__,
-            cause=str(error),
-            path=asked.path[:LOGGED],
-            status=answer.status,
-            ms=ms,
-        )
+        self.tell_failure(error, asked.path, self._count(asked, answer, "none"))
         return answer
+
+    def tell_failure(self, error: ImageProxyError, path: str, ms: float) -> None:
+        """Log a request that failed.
+
+        What fails at a host, or for want of our own capacity, is one line a minute; at ``debug``
+        there are all of them.
+        """
+        fields: dict[str, object] = {"error": type(error).__name__, "cause": str(error)}
+        if error.host:
+            fields["host"] = error.host
+        fields |= {"path": path[:LOGGED], "status": error.status, "ms": ms}
+        if error.status in USUAL:
+            # Asked wrongly, or not there: nothing that an operator can mend.
+            log.info("request", **fields)
+        elif error.status <= 500:
+            log.warning("request", **fields)
+        else:
+            key, now = error.host or type(error).__name__, trio.current_time()
+            self._failures.write(key, now, log.warning, log.debug, "request", **fields)
 
     def _count(self, asked: _Asked, answer: HttpResponse, state: str) -> float:
         """Count an image request in the metrics; return its milliseconds, for the log line."""
@@ -197,6 +262,44 @@ class Responder:
         if self.service is not None and asked.preset is not None:
             self.service.metrics.answered(asked.preset, answer.status, state, seconds)
         return round(seconds * 1000, 1)
+
+    async def _get_image(
+        self,
+        service: Service,
+        presets: PresetTable,
+        keys: Sequence[ImageKey],
+        if_none_match: str | None,
+    ) -> tuple[HttpResponse, str, Timings]:
+        """Answer with the first of ``keys``; if its format cannot hold the result, with the next.
+
+        Also with the next if the result in the first format costs too much.
+        """
+        key, *others = keys
+        try:
+            image = await service.get(key, presets.of(key))
+        except (ResultTooLarge, ResultTooCostly):
+            if not others:
+                raise
+            if if_none_match is not None and _names(if_none_match, others[0].etag):
+                return await self._confirm(service, key.blob, others[0].etag)
+            return await self._get_image(service, presets, others, if_none_match)
+        if image.cache == "hit" and if_none_match is not None and is_any(if_none_match):
+            return not_modified(key.blob, key.etag, self._caching), "none", NO_TIMINGS
+        return image_response(key, image, self._caching), image.cache, image.timings
+
+    async def _get_blob(
+        self, service: Service, key: BlobKey, asked_range: Wanted | None
+    ) -> tuple[HttpResponse, str, Timings]:
+        answer = blob_response(key, await service.get_blob(key), self._caching)
+        if asked_range is not None:
+            answer = in_range(answer, asked_range)
+        return answer, "none", NO_TIMINGS
+
+    async def _confirm(
+        self, service: Service, blob: BlobKey, etag: str
+    ) -> tuple[HttpResponse, str, Timings]:
+        await service.gate.permit(blob)
+        return not_modified(blob, etag, self._caching), "none", NO_TIMINGS
 
 
 def _names(if_none_match: str, etag: str) -> bool:
@@ -206,36 +309,6 @@ def _names(if_none_match: str, etag: str) -> bool:
     the cache has. Originals are not in the cache.
     """
     return not is_any(if_none_match) and not none_match(if_none_match, etag)
-
-
-async def _get_image(
-    service: Service, keys: Sequence[ImageKey], if_none_match: str | None
-) -> tuple[HttpResponse, str, Timings]:
-    """Answer with the first of ``keys``; if its format cannot hold the result, with the next.
-
-    Also with the next if the result in the first format costs too much.
-    """
-    key, *others = keys
-    try:
-        image = await service.get(key)
-    except (ResultTooLarge, ResultTooCostly):
-        if not others:
-            raise
-        if if_none_match is not None and _names(if_none_match, others[0].etag):
-            return await _confirm(service, key.blob, others[0].etag)
-        return await _get_image(service, others, if_none_match)
-    if image.cache == "hit" and if_none_match is not None and is_any(if_none_match):
-        return not_modified(key.etag), "none", NO_TIMINGS
-    return image_response(key, image), image.cache, image.timings
-
-
-async def _get_blob(service: Service, key: BlobKey) -> tuple[HttpResponse, str, Timings]:
-    return blob_response(key, await service.get_blob(key)), "none", NO_TIMINGS
-
-
-async def _confirm(service: Service, blob: BlobKey, etag: str) -> tuple[HttpResponse, str, Timings]:
-    await service.gate.permit(blob)
-    return not_modified(etag), "none", NO_TIMINGS
 
 
 def as_ours(failure: Exception) -> ImageProxyError:

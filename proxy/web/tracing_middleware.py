@@ -7,6 +7,7 @@ from typing import Any
 
 from proxy.observability.spans import Spans
 from proxy.web.asgi import Receive, Scope, Send
+from proxy.web.responses import HttpResponse
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -19,12 +20,7 @@ async def traced(
     Args:
         route: OpenTelemetry's ``http.route``: the path with placeholders for its parts.
     """
-    headers = {
-        name.decode("latin-1"): value.decode("latin-1")
-        for name, value in scope["headers"]
-        if name in (b"traceparent", b"tracestate")
-    }
-    with spans.request(scope["method"], route, scope["path"], headers) as note:
+    with spans.request(scope["method"], route, scope["path"], _caller(scope)) as note:
 
         async def send_and_note(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -33,3 +29,21 @@ async def traced(
             await send(dict(message))
 
         await app(scope, receive, send_and_note)
+
+
+def trace_at_once(spans: Spans, route: str, scope: Scope, answer: HttpResponse) -> None:
+    """Record the span of a request that was answered without a wait.
+
+    It begins when the answer is known: what has to wait gets its span from ``traced``.
+    """
+    with spans.request(scope["method"], route, scope["path"], _caller(scope)) as note:
+        note(answer.status, dict(answer.headers).get("X-Cache"))
+
+
+def _caller(scope: Scope) -> dict[str, str]:
+    """Return the headers that name the span of the caller."""
+    return {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in (b"traceparent", b"tracestate")
+    }

@@ -20,11 +20,18 @@ from proxy.config import ENV_PREFIX
 from tests import devnet as real
 from tests.devnet import Devnet, blob_cid
 from tests.fakes.dns import FakeDns, serving_dns
+from tests.imaging.videos import video
 from tests.processes import SERVE, serve
 
 T = TypeVar("T")
 
 HANDLE = "alice.test"
+
+PATIENCE = 60_000
+"""Milliseconds; an AVIF of 2000 pixels takes a second."""
+
+Look = Callable[..., None]
+"""Opens a page for a function, and fails on what the browser complains of."""
 
 FLAGS = (
     "--headless",
@@ -50,6 +57,9 @@ class PageSite:
         url: of the page, without a slash at its end.
         avatar, banner, photos: CIDs.
         post: the at:// URI of what has ``photos``, two with descriptions.
+        quoting: that of a gallery of these that quotes a post of ``other_did``, with one picture.
+        quoting_nothing: that of a post that quotes what is gone.
+        film, damaged_film: those of posts with a video.
     """
 
     url: str
@@ -58,6 +68,16 @@ class PageSite:
     banner: str
     photos: tuple[str, str]
     post: str
+    other_did: str
+    quoted: str
+    quoting: str
+    quoting_nothing: str
+    film: str
+    damaged_film: str
+
+
+OTHER_HANDLE = "bob.test"
+"""Of an account whose only picture is its avatar in Tangled, beside the one that it posted."""
 
 
 @asynccontextmanager
@@ -82,6 +102,31 @@ async def page_site(folder: Path, **settings: str) -> AsyncIterator[PageSite]:
         await real.set_profile(devnet, account, avatar, banner)
         photos = [await upload(2400, 1600, 3), await upload(1600, 2000, 4)]
         post = await real.create_post(devnet, account, photos)
+        other = await real.create_account(devnet, OTHER_HANDLE)
+        dns.records[f"_atproto.{OTHER_HANDLE}"] = [f"did={other.did}"]
+        data = landscape(800, 600, 5)
+        shown = await real.upload_blob(devnet, other, data, "image/jpeg")
+        quoted = await real.create_post(devnet, other, [shown])
+        tangled = {"$type": "sh.tangled.actor.profile", "bluesky": True, "avatar": shown}
+        await real.create_record(devnet, other, tangled)
+
+        def quoting(uri: str) -> dict[str, object]:
+            return {
+                "$type": "app.bsky.embed.record",
+                "record": {"uri": uri, "cid": blob_cid(shown)},
+            }
+
+        async def post_of(embed: dict[str, object]) -> str:
+            return await real.create_record(devnet, account, real.post_with(embed))
+
+        items = [{"image": photo, "alt": f"Hills {i}"} for i, photo in enumerate(photos)]
+        gallery = {"$type": "app.bsky.embed.gallery", "items": items}
+        both = {"record": quoting(quoted), "media": gallery}
+
+        async def post_of_film(data: bytes) -> str:
+            film = await real.upload_blob(devnet, account, data, "video/mp4")
+            return await post_of({"$type": "app.bsky.embed.video", "video": film, "alt": "A film"})
+
         async with serve(SERVE, _environment(devnet, dns, folder, settings)) as server:
             yield PageSite(
                 f"http://127.0.0.1:{server.port}",
@@ -90,6 +135,12 @@ async def page_site(folder: Path, **settings: str) -> AsyncIterator[PageSite]:
                 blob_cid(banner),
                 (blob_cid(photos[0]), blob_cid(photos[1])),
                 post,
+                other.did,
+                blob_cid(shown),
+                await post_of({"$type": "app.bsky.embed.recordWithMedia"} | both),
+                await post_of(quoting(f"at://{other.did}/app.bsky.feed.post/3k")),
+                await post_of_film(video(size=(640, 360))),
+                await post_of_film(b"no film" * 99),
             )
 
 
@@ -107,8 +158,11 @@ def _environment(
 
 
 @contextmanager
-def chromium() -> Iterator[Callable[[Callable[[Browser], T]], T]]:
+def chromium(*flags: str) -> Iterator[Callable[[Callable[[Browser], T]], T]]:
     """A browser, and what runs a function with it: on a thread of its own, as it brings asyncio.
+
+    Args:
+        flags: further ones of its command line.
 
     Raises:
         NoBrowser: it is not installed.
@@ -120,7 +174,7 @@ def chromium() -> Iterator[Callable[[Callable[[Browser], T]], T]]:
         playwright = thread.submit(lambda: sync_playwright().start()).result()
         try:
             browser = thread.submit(
-                lambda: playwright.chromium.launch(executable_path=program, args=FLAGS)
+                lambda: playwright.chromium.launch(executable_path=program, args=[*FLAGS, *flags])
             ).result()
             try:
                 yield lambda work: thread.submit(work, browser).result()

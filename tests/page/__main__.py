@@ -16,7 +16,7 @@ from tests.page import HANDLE, NoBrowser, PageSite, chromium, page_site
 from tests.processes import ROOT, in_background
 
 TARGET = ROOT / "docs/img/page.png"
-SIZE = {"width": 1200, "height": 1080}
+SIZE = {"width": 1200, "height": 1240}
 
 
 def screenshot(browser: Browser, site: PageSite) -> bytes:
@@ -26,6 +26,8 @@ def screenshot(browser: Browser, site: PageSite) -> bytes:
     page.get_by_label("Account, post or picture").fill(HANDLE)
     page.get_by_role("button", name="Show").click()
     expect(page.get_by_role("status")).to_have_text(re.compile("presets shown"), timeout=60_000)
+    # What they would weigh as WebP comes last.
+    expect(page.locator(".weight:empty")).to_have_count(0, timeout=60_000)
     return page.screenshot()
 
 

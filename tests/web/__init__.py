@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+import h11
 import trio
 
 from proxy.config import Config
 from proxy.service import Service
 from proxy.web.app import ImageProxyApp, create_app
+from proxy.web.door import plain_request, start_of_head
+from proxy.web.responses import HttpResponse, PendingResponse
 from tests.fakes.world import World
 
 PATIENCE = 30.0
@@ -25,6 +28,15 @@ SECURITY = {
     "content-security-policy": "default-src 'none'; sandbox",
 }
 """The headers that every answer about an image or a blob has."""
+
+
+SHARED = {
+    "access-control-expose-headers": (
+        "Accept-Ranges, Content-Disposition, Content-Range, ETag, Server-Timing, X-Cache"
+    ),
+    "timing-allow-origin": "*",
+}
+"""The headers of a 200 that let scripts of other origins read it."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +58,36 @@ class Reply:
         return self.body.decode()
 
 
+WAYS = ("ASGI", "door")
+"""How a request reaches the application: through its server, or before that where it can be."""
+
+
+class Way:
+    """The way of the test under way; the fixture ``both_ways`` changes it.
+
+    Attributes:
+        opened: how many requests the door answered.
+    """
+
+    name = WAYS[0]
+    opened = 0
+
+
 class Exchange:
     """One request to an application, and what has come of it.
+
+    Args:
+        target: as in a request line.
 
     Attributes:
         receives: how often the application asked for the body or the client's leaving.
     """
 
-    def __init__(self, app: ImageProxyApp, scope: dict[str, Any], body: bytes) -> None:
+    def __init__(
+        self, app: ImageProxyApp, scope: dict[str, Any], body: bytes, target: str = ""
+    ) -> None:
         self._app = app
+        self._target = target
         self._scope = scope
         self._body: bytes | None = body
         self._gone = trio.Event()
@@ -68,13 +101,58 @@ class Exchange:
 
     async def run(self) -> Reply | None:
         """Run it to its end; None for no answer."""
+        if Way.name == "door" and self._target and self._scope["http_version"] == "1.1":
+            answer = self._ask_the_door()
+            if answer is not None:
+                Way.opened += 1
+                return await self._at_the_door(answer)
         await self._app(self._scope, self._receive, self._send)  # type: ignore[arg-type]
         if self._start is None:
             return None
-        pairs = list(self._start["headers"])
-        headers = {name.decode(): value.decode("latin-1") for name, value in pairs}
-        assert len(headers) == len(pairs), f"a header came twice: {pairs}"
-        return Reply(self._start["status"], headers, pairs, self._received)
+        return _reply(self._start["status"], list(self._start["headers"]), self._received)
+
+    def _ask_the_door(self) -> HttpResponse | PendingResponse | None:
+        """Ask the door, in the bytes of HTTP/1.1; None: it leaves the request to the server."""
+        lines = [f"{self._scope['method']} {self._target} HTTP/1.1".encode()]
+        lines += [name.title() + b": " + value for name, value in self._scope["headers"]]
+        data = b"\r\n".join((*lines, b"", self._body or b""))
+        scope = plain_request(data, self._app.images)
+        return None if scope is None else self._app.answer(scope)
+
+    async def _at_the_door(self, answer: HttpResponse | PendingResponse) -> Reply | None:
+        """What comes of an answer; None for a client that leaves before it is there."""
+        if not isinstance(answer, HttpResponse):
+            found = await self._awaited(answer)
+            if found is None:
+                return None
+            answer = found
+        method = self._scope["method"]
+        client = h11.Connection(h11.CLIENT)
+        client.send(h11.Request(method=method, target=self._target, headers=[("Host", "a")]))
+        client.send(h11.EndOfMessage())
+        client.receive_data(start_of_head(answer) + b"\r\n")
+        client.receive_data(b"" if method == "HEAD" else answer.body)
+        head = client.next_event()
+        assert isinstance(head, h11.Response)
+        body = b""
+        while isinstance(event := client.next_event(), h11.Data):
+            body += event.data
+        assert isinstance(event, h11.EndOfMessage), "more or less than Content-Length says"
+        return _reply(head.status_code, list(head.headers), body)
+
+    async def _awaited(self, pending: PendingResponse) -> HttpResponse | None:
+        found: HttpResponse | None = None
+        self.receives += 1  # somebody listens for its client
+        async with trio.open_nursery() as nursery:
+
+            async def end() -> None:
+                await self._gone.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end)
+            found = await pending()
+            nursery.cancel_scope.cancel()
+        return found
 
     async def _receive(self) -> dict[str, Any]:
         self.receives += 1
@@ -93,6 +171,12 @@ class Exchange:
             assert message["type"] == "http.response.body"
             assert self._start is not None
             self._received += message.get("body", b"")
+
+
+def _reply(status: int, pairs: list[tuple[bytes, bytes]], body: bytes) -> Reply:
+    headers = {name.decode(): value.decode("latin-1") for name, value in pairs}
+    assert len(headers) == len(pairs), f"a header came twice: {pairs}"
+    return Reply(status, headers, pairs, body)
 
 
 class Client:
@@ -142,7 +226,7 @@ class Client:
             "state": {},
             "extensions": {},
         }
-        return Exchange(self.app, scope, body)
+        return Exchange(self.app, scope, body, target)
 
     async def ask(
         self,

@@ -10,10 +10,10 @@ import h11
 import hypercorn
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from proxy.web.hypercorn_connection import Connection, install
+from proxy.web.hypercorn_protocols import DrainingContext
 from tests.web import PATIENCE
 
 App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
@@ -65,7 +65,7 @@ class Secured(Noted):
 class Talk:
     """A client, and the server's end of its connection."""
 
-    def __init__(self, client: trio.SocketStream, server: Noted, context: WorkerContext) -> None:
+    def __init__(self, client: trio.SocketStream, server: Noted, context: DrainingContext) -> None:
         self.client = client
         self.server = server
         self.context = context
@@ -88,7 +88,8 @@ class Talk:
                 elif isinstance(event, h11.Data):
                     body += event.data
                 elif isinstance(event, h11.EndOfMessage):
-                    self._protocol.start_next_cycle()
+                    if self._protocol.our_state is h11.DONE:
+                        self._protocol.start_next_cycle()
                     return body
 
 
@@ -103,7 +104,7 @@ async def talking(
         client = await trio.open_tcp_stream(*listener.socket.getsockname()[:2])
         server = kind(await listener.accept())
         wrapped = ASGIWrapper(app)  # type: ignore[arg-type]
-        context = WorkerContext(None)
+        context = DrainingContext(others_accept=False)
         config = hypercorn.Config()
         config.keep_alive_timeout = keep_alive
         connection = Connection(

@@ -11,11 +11,11 @@ import pytest
 import trio
 import trio.testing
 
-import proxy.web.admin
-from proxy.coordination.replicas import Replicas
+import proxy.web.admin_access
+from proxy.coordination.replicas import FolderReplicas
 from proxy.model.identifiers import Cid, Did
 from proxy.model.selection import Selection
-from proxy.web.admin import MAX_REASON
+from proxy.web.admin_input import MAX_REASON
 from proxy.web.failed_tokens import MAX_FAILURES, WINDOW
 from proxy.web.hypercorn_protocols import MAX_BODY
 from tests.cache import owner
@@ -30,10 +30,14 @@ from tests.web import Client, Reply, img, serving
 TOKEN = "a-token-of-the-operator"
 
 ROUTES = [
+    ("GET", "/admin/state"),
     ("POST", "/admin/purge"),
     ("GET", "/admin/blocks"),
     ("POST", "/admin/blocks"),
     ("DELETE", "/admin/blocks"),
+    ("GET", "/admin/check"),
+    ("GET", "/admin/audit"),
+    ("GET", "/admin/lookup"),
 ]
 
 PRESETS = ["avatar_thumbnail", "avatar_small", "banner"]
@@ -64,7 +68,7 @@ async def fill(world: World, *blobs: tuple[Did, Cid]) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "OPTIONS"])
-@pytest.mark.parametrize("path", ["/admin/purge", "/admin/blocks"])
+@pytest.mark.parametrize("path", ["/admin", *sorted({path for _, path in ROUTES})])
 async def test_without_a_configured_token_nothing_of_it_exists_for_any_method(
     method: str, path: str, world: World
 ) -> None:
@@ -350,7 +354,7 @@ async def test_why_a_body_is_wrong_is_told_to_the_operator_and_to_the_log(
     """Catches a block that was never made, and nobody knows why."""
     headers = (("Authorization", f"Bearer {TOKEN}"),)
     async with serving(world, world.config(**WITH_TOKEN)) as client:
-        with logged_by(proxy.web.admin, monkeypatch) as lines:
+        with logged_by(proxy.web.admin_access, monkeypatch) as lines:
             reply = await client.ask(
                 "/admin/blocks", *headers, method="POST", body=BAD_BODIES[name]
             )
@@ -367,7 +371,7 @@ async def test_a_wrong_token_is_logged_and_counted_and_never_written(
     refused = 'imageproxy_admin_requests_total{status="401"}'
     async with serving(world, world.config(**WITH_TOKEN)) as client:
         assert await client.metric(refused) == 0
-        with logged_by(proxy.web.admin, monkeypatch) as lines:
+        with logged_by(proxy.web.admin_access, monkeypatch) as lines:
             for given in (f"Bearer {TOKEN}x", "Basic s3cret"):
                 await client.get("/admin/blocks", ("Authorization", given))
             await client.get("/admin/blocks")
@@ -433,7 +437,7 @@ async def test_a_block_that_a_process_does_not_follow_is_told_as_such(
     """Catches "blocked" told while some process goes on serving it."""
     monkeypatch.setattr("proxy.moderation.moderator.PATIENCE_SECONDS", 0.1)
     did, cid = world.add_blob()
-    stuck = Replicas(world.cache_path / "followers")
+    stuck = FolderReplicas(world.cache_path / "followers")
     async with serving(world, world.config(**WITH_TOKEN)) as client:
         stuck.enter()
         stuck.note(0)
@@ -486,7 +490,7 @@ async def test_a_listing_of_many_pages_is_one_json_document(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a comma too few between pages, and a page that comes twice."""
-    monkeypatch.setattr("proxy.moderation.store.PAGE", 3)
+    monkeypatch.setattr("proxy.moderation.decision_store.PAGE", 3)
     async with serving(world, world.config(**WITH_TOKEN)) as client:
         entries = [(Selection(did=owner(number)), "") for number in range(10)]
         await client.service.moderator.block_all(entries, by="a test")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import trio
 
+from proxy.shared.cached_file import CachedFiles
 from tests.fakes.world import World
+from tests.required import skip_unless_required
 from tests.web import PATIENCE, Client, Exchange, Reply, img, serving
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 ANNOUNCED = [("Content-Length", "4"), ("Transfer-Encoding", "chunked")]
 
@@ -73,6 +79,27 @@ async def test_head_of_a_hit_is_answered_at_once_as_get_without_the_body(world: 
         head = await at_once(client, img(did, cid), method="HEAD")
     assert (head.status, head.pairs, head.body) == (got.status, got.pairs, b"")
     assert head.headers["content-length"] == str(len(got.body))
+
+
+async def test_a_hit_from_disk_is_answered_at_once_from_its_second_time_on(world: World) -> None:
+    """Catches a thread for what is in the page cache, and a block that only memory knows."""
+    did, cid = world.add_blob()
+    (world.cache_path.parent / "probe").write_bytes(b"x")
+    if CachedFiles().read(os.fsencode(world.cache_path.parent / "probe"), 1) is None:
+        skip_unless_required("needs Linux 5.12, and temporary files on a disk")
+    async with serving(world, world.config(cache={"memory_mb": 0})) as client:
+        await client.get(img(did, cid))
+        exchange = client.exchange(img(did, cid))
+        first = await run(exchange)
+        while exchange.receives == 0:  # it was still in the queue of writes
+            await trio.lowlevel.checkpoint()
+            exchange = client.exchange(img(did, cid))
+            first = await run(exchange)
+        hit = await at_once(client, img(did, cid))
+        assert (hit.status, hit.pairs, hit.body) == (first.status, first.pairs, first.body)
+        assert hit.headers["x-cache"] == "hit"
+        client.service.blocks._blocked.add(did, "")
+        assert (await at_once(client, img(did, cid))).status == 404
 
 
 @pytest.mark.parametrize("header", ANNOUNCED)

@@ -14,7 +14,7 @@ from proxy.web.slow_clients import LARGE, Transfers
 from tests.fakes.faults import with_body
 from tests.fakes.sites import cid_of
 from tests.fakes.world import World, tiny_jpeg, tiny_png
-from tests.web import SECURITY, img, serving
+from tests.web import SECURITY, SHARED, img, serving
 
 
 def encoded(format: str) -> bytes:
@@ -42,9 +42,11 @@ async def test_an_original_comes_byte_for_byte_as_an_attachment_of_the_type_of_i
         "content-type": f"image/{format.lower()}",  # and not what its owner claims
         "content-length": str(len(data)),
         "content-disposition": f'attachment; filename="{cid}"',
-        "cache-control": "public, max-age=31536000, immutable",
+        "cache-control": "public, max-age=86400",
         "etag": f'"{cid}"',
+        "accept-ranges": "bytes",
         **SECURITY,
+        **SHARED,
     }
 
 
@@ -112,7 +114,7 @@ async def test_a_matching_etag_is_a_304_without_a_fetch_unless_the_blob_is_block
             assert (reply.status, reply.body) == (304, b"")
             assert reply.headers == {
                 "etag": f'"{cid}"',
-                "cache-control": "public, max-age=31536000, immutable",
+                "cache-control": "public, max-age=86400",
                 **SECURITY,
             }
         assert world.pds.requests == world.plc.requests == []
@@ -160,7 +162,7 @@ REFUSED: dict[str, tuple[int, str, dict[str, Any]]] = {
     "/blob/did:plc:a/{cid}": (400, "invalid DID format\n", {}),
     "/blob/{did}/bafk": (400, "invalid CID format\n", {}),
     "/blob/{did}/{cid}@png": (400, "invalid CID format\n", {}),
-    "/blob/{did}/{cid}/": (400, "invalid request\n", {}),
+    "/blob/{did}/{cid}/": (400, "invalid request: a trailing slash\n", {}),
     "/blob/{did}": (400, "invalid request\n", {}),
     "/blob/": (400, "invalid request\n", {}),
     "/blob/{did}/{cid}%00": (400, "invalid CID format\n", {}),

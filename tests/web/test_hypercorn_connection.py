@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import hypercorn.trio.run
@@ -15,7 +16,9 @@ from hypercorn.trio.tcp_server import TCPServer
 
 from proxy.config import Config, ConfigError
 from proxy.serving.serve import serve
+from proxy.web import hypercorn_connection
 from proxy.web.hypercorn_connection import MAX_JOINED, PARTS, check_hypercorn, install
+from proxy.web.hypercorn_protocols import Http1
 from tests.web import PATIENCE
 from tests.web.connections import GET, Talk, app_of, talking
 
@@ -153,27 +156,63 @@ async def test_a_connection_that_is_busy_for_longer_is_not_idle() -> None:
         assert await is_closed(talk), "and idle again afterwards"
 
 
-@pytest.mark.parametrize("busy", [False, True])
-async def test_when_the_server_stops_an_idle_connection_ends_at_once_and_a_busy_one_with_its_answer(
-    busy: bool,
+async def test_when_the_server_stops_an_idle_connection_has_a_moment_for_its_next_request(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Catches a shutdown that idle clients hold up, and one that cuts an answer."""
+    """Catches a close that cuts a request under way, and a stop that idle clients hold up."""
+    monkeypatch.setattr(hypercorn_connection, "GRACE_SECONDS", math.inf)
+    async with talking(app_of(b"body")) as talk:
+        await talk.client.send_all(GET)
+        assert await talk.answer() == b"body"
+        talk.context.draining.set()
+        await talk.context.terminated.set()
+        assert not await is_closed(talk)
+        await talk.client.send_all(GET)
+        assert await talk.answer() == b"body"
+        assert [dict(head.headers).get(b"connection") for head in talk.heads] == [None, b"close"]
+        assert await is_closed(talk)
+    monkeypatch.setattr(hypercorn_connection, "GRACE_SECONDS", 0)
+    async with talking(app_of(b"body")) as talk:
+        await talk.context.terminated.set()
+        assert await is_closed(talk)
+
+
+async def test_a_server_that_drains_lets_each_connection_end_with_its_next_answer() -> None:
+    """Catches connections that a balancer keeps to a node that it takes out."""
+    async with talking(app_of(b"body")) as talk:
+        talk.context.draining.set()
+        await talk.client.send_all(GET)
+        assert await talk.answer() == b"body"
+        assert dict(talk.heads[0].headers)[b"connection"] == b"close"
+        assert await is_closed(talk)
+
+
+async def test_an_answer_that_had_begun_when_the_server_stops_does_not_end_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a close after an answer that did not announce it: the next request is lost."""
+    monkeypatch.setattr(hypercorn_connection, "GRACE_SECONDS", math.inf)
     go_on = trio.Event()
 
-    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    async def app(_scope: dict[str, Any], _receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"4")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"bo", "more_body": True})
         await go_on.wait()
-        await app_of(b"body")(scope, receive, send)
+        await send({"type": "http.response.body", "body": b"dy"})
 
     async with talking(app) as talk:
-        if busy:
-            await talk.client.send_all(GET)
-            await settled()
+        await talk.client.send_all(GET)
+        await settled()
+        talk.context.draining.set()
         await talk.context.terminated.set()
-        if busy:
-            assert not await is_closed(talk)
-            go_on.set()
-            assert await talk.answer() == b"body"
+        go_on.set()
+        assert await talk.answer() == b"body"
+        assert not await is_closed(talk)
+        await talk.client.send_all(GET)
+        assert await talk.answer() == b"body"
         assert await is_closed(talk)
+    assert [dict(head.headers).get(b"connection") for head in talk.heads] == [None, b"close"]
 
 
 @pytest.mark.parametrize("closes", ["the client", "the client, over its answer", "the server"])
@@ -201,6 +240,34 @@ async def test_nothing_is_left_of_a_connection_that_was_closed(closes: str) -> N
             go_on.set()
         with trio.fail_after(PATIENCE):
             await talk.ended.wait()
+
+
+async def test_a_client_that_leaves_just_as_its_answer_ends_is_no_failure_of_the_application(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a traceback in the log: the client's end is read while that of the answer waits."""
+    failures: list[Exception] = []
+    close = Http1._close_stream
+
+    async def close_slowly(self: Http1) -> None:
+        monkeypatch.setattr(Http1, "_close_stream", close)
+        await talk.client.send_eof()
+        await settled()
+        await close(self)
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        try:
+            await app_of(b"body")(scope, receive, send)
+        except Exception as failure:
+            failures.append(failure)
+
+    monkeypatch.setattr(Http1, "_close_stream", close_slowly)
+    async with talking(app) as talk:
+        await talk.client.send_all(GET)
+        assert await talk.answer() == b"body"
+        with trio.fail_after(PATIENCE):
+            await talk.ended.wait()
+    assert failures == []
 
 
 async def test_a_connection_closes_although_its_application_is_cancelled_over_it() -> None:

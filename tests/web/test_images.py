@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -11,20 +12,29 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+import proxy.web.responder
+from proxy.imaging.workers import forks
+from proxy.model.formats import Format
 from proxy.model.identifiers import Cid, Did
+from proxy.model.presets import DEFAULT_PRESETS
 from proxy.model.selection import Selection
 from proxy.service import Service
 from tests.fakes.faults import answers, gated, hang, redirects, reset, truncated, with_body
 from tests.fakes.sites import cid_of, document, new_plc_did, pds_service
 from tests.fakes.world import World, tiny_jpeg, tiny_png
+from tests.imaging import sources
+from tests.imaging.moving import saved
+from tests.logs import logged_by
 from tests.processes import files_in, until
-from tests.web import SECURITY, Client, Exchange, Reply, img, serving
+from tests.web import SECURITY, SHARED, Client, Exchange, Reply, img, serving
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 PLAIN = "text/plain; charset=utf-8"
 
-OTHER_METHODS = ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get"]
+OTHER_METHODS = ["POST", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND", "get"]
 
 
 def picture(format: str, size: tuple[int, int] = (16, 12), **options: Any) -> bytes:
@@ -58,9 +68,10 @@ async def test_a_200_has_exactly_the_headers_of_the_contract_no_more_and_no_less
     expected = {
         "content-type": "image/jpeg",
         "content-length": str(len(miss.body)),
-        "cache-control": "public, max-age=31536000, immutable",
+        "cache-control": "public, max-age=86400",
         "content-disposition": f'inline; filename="{cid}.jpg"',
         **SECURITY,
+        **SHARED,
     }
     etag = miss.headers.pop("etag")
     assert re.fullmatch(rf'"avatar_thumbnail-{cid}-[0-9a-f]{{6,}}"', etag)
@@ -102,6 +113,29 @@ async def test_type_and_file_name_are_those_of_the_bytes_that_are_sent(
             name = f'inline; filename="{cid}.{extension}"'
             assert reply.headers["content-disposition"] == name
             assert Image.open(BytesIO(reply.body)).get_format_mimetype() == content_type
+
+
+@pytest.mark.parametrize("size", [(160, 12), (1700, 24)], ids=["fits", "too wide"])
+@pytest.mark.parametrize("suffix", ["", "@webp"])
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "AVIF"])
+async def test_what_moves_is_served_moving_from_the_cache_too(
+    format: str, suffix: str, size: tuple[int, int], world: World
+) -> None:
+    """Catches frames that are lost on the way, and a hit that is looked for in other formats."""
+    photo = sources.photo(*size)
+    frames = [Image.fromarray(each) for each in (photo, photo[::-1], photo[:, ::-1])]
+    # So that a smaller WebP is not larger than a source that is one too.
+    fine = {"lossless": True} if format == "WEBP" else {}
+    did, cid = world.add_blob(saved(format, frames, duration=50, **fine))
+    served = "WEBP" if suffix else format
+    async with serving(world) as client:
+        for state in ("miss", "hit"):
+            reply = await client.get(img(did, cid, "content_full", suffix))
+            assert (reply.status, reply.headers["x-cache"]) == (200, state)
+            assert reply.headers["content-type"] == Format[served].content_type
+            with Image.open(BytesIO(reply.body)) as image:
+                assert (image.format, getattr(image, "n_frames", 1)) == (served, 3)
+                assert image.width == min(size[0], 1600)
 
 
 async def test_requests_that_share_a_miss_say_so_and_one_fetch_serves_them(world: World) -> None:
@@ -148,6 +182,26 @@ async def test_head_answers_an_error_as_get_does_without_the_body(
     assert got.status == 400
 
 
+async def test_options_says_what_a_page_of_another_origin_may_ask(world: World) -> None:
+    """Catches a player whose preflight fails, and a 204 that announces a body."""
+    did, cid = world.add_blob()
+    async with serving(world) as client:
+        for path in (img(did, cid), f"/blob/{did}/{cid}", f"/avatar/{did}", "/banner/x/y"):
+            reply = await client.ask(
+                path, ("Origin", "https://a.example"), ("Access-Control-Request-Method", "GET"),
+                method="OPTIONS",
+            )  # fmt: skip
+            assert (reply.status, reply.body) == (204, b"")
+            assert reply.headers == {
+                "allow": "GET, HEAD, OPTIONS",
+                "access-control-allow-methods": "GET, HEAD, OPTIONS",
+                "access-control-allow-headers": "*",
+                "access-control-max-age": "86400",
+                **SECURITY,
+            }
+    assert world.pds.requests == world.plc.requests == []
+
+
 @pytest.mark.parametrize("method", OTHER_METHODS)
 async def test_any_other_method_is_a_405_with_allow_and_sends_no_request(
     method: str, world: World
@@ -156,7 +210,7 @@ async def test_any_other_method_is_a_405_with_allow_and_sends_no_request(
     async with serving(world) as client:
         for target in (img(did, cid), f"/blob/{did}/{cid}", "/img/x", "/blob/"):
             reply = await client.ask(target, method=method, body=b"x" * 1000)
-            assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+            assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
             assert reply.headers["content-type"] == PLAIN
             assert "no-store" in reply.headers["cache-control"]
     assert world.pds.requests == world.plc.requests == []
@@ -192,7 +246,7 @@ async def test_a_matching_etag_is_a_304_in_every_form_of_the_rfc_and_touches_no_
                 assert (reply.status, reply.body) == (304, b""), name
                 assert reply.headers == {
                     "etag": etag,
-                    "cache-control": "public, max-age=31536000, immutable",
+                    "cache-control": "public, max-age=86400",
                     **SECURITY,
                 }, name
         # One header in two lines is one list.
@@ -367,6 +421,14 @@ async def directory_down(world: World) -> str:
     return img(*world.add_blob())
 
 
+def directory_plays(fault: Any) -> Callable[[World], Awaitable[str]]:
+    async def prepare(world: World) -> str:
+        world.plc.fault = fault
+        return img(*world.add_blob())
+
+    return prepare
+
+
 async def directory_hangs(world: World) -> str:
     world.plc.fault = hang
     return img(*world.add_blob())
@@ -420,6 +482,18 @@ ERRORS: dict[str, tuple[int, str, Callable[[World], Awaitable[str]], dict[str, A
     "bad CID": (400, "invalid CID format", spelled("/img/avatar/plain/{did}/bafk"), {}),
     "empty CID": (400, "invalid CID format", spelled("/img/avatar/plain/{did}/"), {}),
     "bad format": (400, "invalid format", spelled("/img/avatar/plain/{did}/{cid}@gif"), {}),
+    "another format": (
+        400,
+        "invalid format: bmp (jpeg, png, webp, avif)\n",
+        spelled("/img/avatar/plain/{did}/{cid}@bmp"),
+        {},
+    ),
+    "trailing slash": (
+        400,
+        "invalid request: a trailing slash\n",
+        spelled("/img/avatar/plain/{did}/{cid}/"),
+        {},
+    ),
     "empty format": (400, "invalid format", spelled("/img/avatar/plain/{did}/{cid}@"), {}),
     "two formats": (400, "invalid format", spelled("/img/avatar/plain/{did}/{cid}@png@png"), {}),
     "text": (400, "unsupported image format", text_blob, {}),
@@ -440,12 +514,9 @@ ERRORS: dict[str, tuple[int, str, Callable[[World], Awaitable[str]], dict[str, A
     "reset": (502, "failed to fetch blob from PDS", pds_plays(reset), {}),
     "forbidden": (502, "failed to fetch blob from PDS", forbidden_pds, {}),
     "bad status": (502, "failed to fetch blob from PDS", pds_plays(answers(500)), {}),
-    "PDS is asked too often": (
-        502,
-        "failed to fetch blob from PDS",
-        pds_plays(answers(429, b"", ("Retry-After", "9"))),
-        {},
-    ),
+    "PDS is asked too often": (503, "busy", pds_plays(answers(429)), {}),
+    "PDS names a pause": (503, "busy", pds_plays(answers(429, b"", ("Retry-After", "9"))), {}),
+    "directory is asked too often": (503, "busy", directory_plays(answers(429)), {}),
     "400 of another kind": (502, "failed to fetch blob from PDS", pds_plays(answers(400)), {}),
     "redirects": (502, "failed to fetch blob from PDS", pds_plays(redirects("/xrpc/a?b")), {}),
     "truncated": (502, "failed to fetch blob from PDS", pds_plays(truncated), {}),
@@ -534,6 +605,46 @@ async def test_a_defect_is_a_500_that_tells_nothing_and_the_next_request_is_serv
             patch.setattr(Service, "get", broken)
             check_error(await client.get(img(did, cid)), 500, "internal server error")
         assert (await client.get(img(did, cid))).status == 200
+
+
+IMPORTS_LATE = """
+import sys; sys.path[:] = sys.argv[2:]
+from PIL import PngImagePlugin
+def load_end(self):
+    if self.size != (24, 16):  # that of the pictures which a worker tries first
+        import wave
+PngImagePlugin.PngImageFile.load_end = load_end
+from proxy.imaging.workers.fork_server import main
+main(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("isolation", ["thread", "sandbox"])
+async def test_a_defect_in_a_decoder_is_a_500_that_is_logged_counted_and_not_remembered(
+    isolation: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a module that the sandbox keeps from a decoder, told as a broken picture."""
+    did, cid = world.add_blob(tiny_png())
+    defects = "imageproxy_image_defects_total"
+    monkeypatch.setattr(forks, "BOOTSTRAP", IMPORTS_LATE)
+    async with serving(world, world.config(process={"isolation": isolation})) as client:
+        assert await client.metric(defects) == 0
+        with monkeypatch.context() as patch, logged_by(proxy.web.responder, monkeypatch) as lines:
+
+            def load_end(_: object) -> None:
+                raise ImportError("no module named wave")
+
+            if isolation == "thread":
+                patch.setattr(PngImagePlugin.PngImageFile, "load_end", load_end)
+            for asked in (1, 2):
+                check_error(await client.get(img(did, cid)), 500, "internal server error")
+                assert await client.metric(defects) == asked
+        told = [line for line in lines if line["event"] == "defect"]
+        assert [line["log_level"] for line in told] == ["error"] * 2
+        assert all("wave" in str(line["exc_info"]) for line in told)
+        if isolation == "thread":
+            assert (await client.get(img(did, cid))).status == 200
+            assert await client.metric(defects) == 2
 
 
 @pytest.mark.parametrize("target", ["/img/huge/plain/a/b", "/img/avatar/plain/a/b"])
@@ -629,6 +740,16 @@ async def test_a_query_string_makes_no_second_entry_and_no_second_fetch(world: W
     )
 
 
+async def test_jpg_is_the_entry_of_jpeg(world: World) -> None:
+    """Catches a second entry, and another ETag, for URLs made for Bluesky's CDN."""
+    did, cid = world.add_blob()
+    async with serving(world) as client:
+        made = await client.get(img(did, cid, suffix="@jpeg"))
+        other = await client.get(img(did, cid, suffix="@jpg"))
+    assert (made.status, other.status, other.headers["x-cache"]) == (200, 200, "hit")
+    assert other.headers["etag"] == made.headers["etag"]
+
+
 async def test_percent_encoding_is_undone_once_and_makes_no_second_entry(world: World) -> None:
     await one_entry(
         world,
@@ -671,7 +792,7 @@ async def test_every_other_spelling_is_refused_instead_of_being_a_second_entry(
             img(did, "%ff%fe" + cid),
             img(did, "%e2%80%8b" + cid),  # a zero-width blank
             img(did, cid, suffix="@JPEG"),
-            img(did, cid, suffix="@jpg"),
+            img(did, cid, suffix="@JPG"),
             "/img/" + "a" * 100_000,
             "/img/" + "%2f" * 10_000,
             img(did, cid) + "a" * 100_000,
@@ -719,7 +840,7 @@ async def test_a_web_did_with_a_port_is_one_owner_in_its_one_spelling(world: Wor
 async def test_a_name_that_is_echoed_is_cut_and_escaped(world: World) -> None:
     async with serving(world) as client:
         reply = await client.get("/img/%0d%0aX:%201%3Cscript%3E%ff/plain/a/b")
-        assert reply.text == "invalid preset: \\r\\nX: 1<script>\\ufffd\n"
+        assert reply.text.startswith("invalid preset: \\r\\nX: 1<script>\\ufffd (")
         assert reply.headers["content-type"] == PLAIN
         long = await client.get(f"/img/{'%F0%9F%98%80' * 1000}/plain/a/b")
         assert len(long.body) < 1000
@@ -821,3 +942,28 @@ async def test_what_one_network_is_asked_the_other_is_not(world: World) -> None:
         assert (await client.get(img(did, cid))).status == 200
     assert world.directory_network.asked == [(world.plc.host, 443)]
     assert world.network.asked == [(world.pds.host, 443)]
+
+
+async def test_a_png_that_is_a_photograph_has_the_type_and_name_of_the_jpeg_it_becomes(
+    world: World,
+) -> None:
+    """Catches a type that follows the source, and an entry of yesterday's PNG."""
+    source = sources.png(sources.photo(160, 120))
+    did, cid = world.add_blob(source)
+    drawn = world.add_blob(sources.png(sources.pixel_art(160, 120)))
+    settings = {**DEFAULT_PRESETS["avatar_small"].model_dump(), "png": "photographs-to-jpeg"}
+    async with serving(world) as client:
+        before = await client.get(img(did, cid, "avatar_small"))
+    async with serving(world, world.config(presets={"avatar_small": settings})) as client:
+        for state in ("miss", "hit"):
+            reply = await client.get(img(did, cid, "avatar_small"))
+            assert reply.headers["x-cache"] == state
+            assert reply.headers["content-type"] == "image/jpeg"
+            assert reply.headers["content-disposition"] == f'inline; filename="{cid}.jpg"'
+            assert reply.headers["etag"] != before.headers["etag"]
+        art = await client.get(img(*drawn, "avatar_small"))
+        named = await client.get(f"{img(did, cid, 'avatar_small')}@png")
+        told = await client.get(f"/info/{did}/{cid}")
+    types = [each.headers["content-type"] for each in (before, art, named)]
+    assert types == ["image/png"] * 3
+    assert json.loads(told.body)["type"] == "image/png"

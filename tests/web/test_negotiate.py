@@ -17,6 +17,8 @@ from tests.fakes.world import World, tiny_png
 from tests.logs import logged_by
 from tests.web import img, serving
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 AVIF, WEBP = Format.AVIF, Format.WEBP
 
 CHROME = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"

@@ -30,7 +30,7 @@ from tests.examples import many
 from tests.fakes.sites import GET_BLOB
 from tests.fakes.world import World
 from tests.processes import Background, in_background, until
-from tests.web import Client, Reply, img, serving
+from tests.web import WAYS, Client, Reply, Way, img, serving
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or many(200))
 
@@ -58,7 +58,7 @@ class Stage:
     def is_spelled_as_it_should_be(self, path: str) -> bool:
         """Whether a decoded path names the blob in its one spelling."""
         start = f"/plain/{self.did}/{self.cid}"
-        names = {"", *(f"@{format_.value}" for format_ in OUTPUTS)}
+        names = {"", "@jpg", *(f"@{format_.value}" for format_ in OUTPUTS)}
         paths = {f"/img/{preset}{start}{name}" for preset in DEFAULT_PRESETS for name in names}
         return path in paths | {f"/blob/{self.did}/{self.cid}"}
 
@@ -79,6 +79,14 @@ def connections() -> None:
     """Not counted for each test: the server that all of them ask keeps its own open."""
 
 
+@pytest.fixture(scope="module", params=WAYS, autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each property holds through the server's interface, and through the door."""
+    Way.name = request.param
+    yield
+    Way.name = WAYS[0]
+
+
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background[Stage]]:
     """One for all examples: what one request leaves behind, the next one meets."""
@@ -93,12 +101,12 @@ FILES = re.compile(
     r"|index-1\.sqlite3(?:-wal|-shm)?|\.index-1\.sqlite3\.lock|flights\.lock"
     r"|processes/[0-9a-f]{16}(?:\.new)?|writing/[0-9a-f]{16}/[0-9]+"
     r"|images/plc/[a-z2-7]{2}/[a-z2-7]{24}/[a-z_]+-[0-9a-f]{10}"
-    r"/(?:b[a-z2-7]{58}@(?:auto|jpeg|png|webp|avif)\.(?:jpg|png|webp|avif|gif))"
+    r"/(?:b[a-z2-7]{58}@(?:auto|jpeg|png|webp|avif|json)\.(?:jpg|png|webp|avif|gif|json))"
     r"|images/\.[0-9a-f]{16})"
 )
 """All that may be in the folder."""
 
-STATUSES = {200, 304, 400, 401, 404, 405, 413}
+STATUSES = {200, 204, 304, 400, 401, 404, 405, 413}
 
 NUMBERS = count(1)
 
@@ -151,7 +159,10 @@ ODD = ["..", ".", "", "%2e%2e", "%2F", "%5C", "%00", "%0d%0aX-Evil:%201", "%ff",
 visible = st.text(st.sampled_from(string.printable[:94]), max_size=30)
 escaped = st.binary(max_size=12).map(lambda data: "".join(f"%{byte:02X}" for byte in data))
 segments = st.one_of(st.sampled_from(ODD), visible, escaped)
-starts = st.sampled_from(["/img/", "/blob/", "/img/avatar/plain/", "/admin/", "/", "//", "/img%2F"])
+starts = st.sampled_from(
+    ["/img/", "/blob/", "/img/avatar/plain/", "/vid/", "/vid/avatar/", "/info/", "/admin/", "/",
+     "//", "/img%2F"]
+)  # fmt: skip
 targets = st.builds(
     lambda start, parts, query: start + "/".join(parts) + query,
     starts,
@@ -187,9 +198,11 @@ def test_no_request_whatever_is_a_500_or_reaches_a_header_or_a_file_it_should_no
 ) -> None:
     reply = ask(stage, target, *headers, method=method, body=body)
     path = unquote(target.partition("?")[0])
-    if path.startswith(("/img/", "/blob/")):
-        if method not in ("GET", "HEAD"):
-            assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+    if path.startswith(("/img/", "/blob/", "/vid/", "/info/")):
+        if method == "OPTIONS":
+            assert (reply.status, reply.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+        elif method not in ("GET", "HEAD"):
+            assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
         else:
             assert reply.status in (400, 404)
 

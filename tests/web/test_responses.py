@@ -16,11 +16,13 @@ from proxy.errors import (
     ForbiddenDestination,
     ImageProxyError,
     InvalidPreset,
+    RateLimited,
 )
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.keys import BlobKey, ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS
 from proxy.service import Blob, Image
+from proxy.web.caching import Caching
 from proxy.web.responses import (
     HttpResponse,
     blob_response,
@@ -30,7 +32,8 @@ from proxy.web.responses import (
     not_modified,
     plain_response,
 )
-from tests.test_errors import FAMILY, ROWS, SECRET
+from tests.test_errors import FAMILY, NAMING, ROWS, SECRET
+from tests.web import SHARED
 
 DID = "did:plc:z72i7hdynmk6r22z27h6tvur"
 CIDS = [
@@ -44,7 +47,7 @@ SECURITY = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "default-src 'none'; sandbox",
 }
-IMMUTABLE = "public, max-age=31536000, immutable"
+DAY = "public, max-age=86400"
 
 
 def fields(answer: HttpResponse) -> dict[str, str]:
@@ -72,23 +75,24 @@ def image(
 
 def test_an_image_has_exactly_the_specified_headers() -> None:
     """Catches a header that is missing, and one that nobody promised."""
-    answer = image_response(key(), image(key()))
+    answer = image_response(key(), image(key()), Caching())
     assert answer.status == 200
     assert answer.body == b"pixels"
     assert fields(answer) == {
         "content-type": "image/jpeg",
-        "cache-control": IMMUTABLE,
+        "cache-control": DAY,
         "etag": key().etag,
         "x-cache": "miss",
         "content-disposition": f'inline; filename="{CID}.jpg"',
         **SECURITY,
+        **SHARED,
     }
 
 
 @pytest.mark.parametrize("format_", list(Format))
 def test_type_and_file_name_follow_the_result(format_: Format) -> None:
     """Catches the asked format in place of the one that was served: a GIF named .jpg."""
-    headers = fields(image_response(key(), image(key(), format_)))
+    headers = fields(image_response(key(), image(key(), format_), Caching()))
     assert headers["content-type"] == format_.content_type
     assert headers["content-disposition"] == f'inline; filename="{CID}.{format_.extension}"'
 
@@ -101,7 +105,10 @@ def test_no_preset_and_no_cid_breaks_a_header(
 ) -> None:
     """Catches a line break, a quote or a control character on its way into a header."""
     made = key(preset, cid, format_ and format_.value)
-    for answer in (image_response(made, image(made)), not_modified(made.etag)):
+    for answer in (
+        image_response(made, image(made), Caching()),
+        not_modified(made.blob, made.etag, Caching()),
+    ):
         etag = fields(answer)["etag"]
         assert re.fullmatch(r'"[a-z0-9_]+-[A-Za-z0-9]+-[0-9a-f]{10}"', etag)
 
@@ -109,32 +116,34 @@ def test_no_preset_and_no_cid_breaks_a_header(
 def test_the_timings_that_took_place_are_told_in_milliseconds() -> None:
     """Catches seconds, and durations of stages that a hit never had."""
     timings = {"resolve": 0.0012, "fetch": 1.5, "queue": 0.0, "process": 0.04567}
-    headers = fields(image_response(key(), image(key(), timings=timings)))
+    headers = fields(image_response(key(), image(key(), timings=timings), Caching()))
     assert headers["server-timing"] == (
         "resolve;dur=1.2, fetch;dur=1500.0, queue;dur=0.0, process;dur=45.7"
     )
-    assert "server-timing" not in fields(image_response(key(), image(key())))
+    assert "server-timing" not in fields(image_response(key(), image(key()), Caching()))
 
 
 def test_a_304_repeats_what_a_200_would_say_to_a_cache() -> None:
     """Catches a cached copy that loses its lifetime when it is revalidated."""
-    answer = not_modified(key().etag)
+    answer = not_modified(key().blob, key().etag, Caching())
     assert (answer.status, answer.body) == (304, b"")
-    assert fields(answer) == {"cache-control": IMMUTABLE, "etag": key().etag, **SECURITY}
+    assert fields(answer) == {"cache-control": DAY, "etag": key().etag, **SECURITY}
 
 
 @pytest.mark.parametrize("cid", CIDS)
 def test_a_blob_is_a_download_that_no_browser_runs(cid: str) -> None:
     """Catches an original shown inline: whatever somebody uploaded, from this origin."""
     blob_key = BlobKey(key(cid=cid).blob.did, key(cid=cid).blob.cid)
-    answer = blob_response(blob_key, Blob(b"original", "image/png", f'"{cid}"'))
+    answer = blob_response(blob_key, Blob(b"original", "image/png", f'"{cid}"'), Caching())
     assert (answer.status, answer.body) == (200, b"original")
     assert fields(answer) == {
         "content-type": "image/png",
-        "cache-control": IMMUTABLE,
+        "cache-control": DAY,
         "etag": f'"{cid}"',
         "content-disposition": f'attachment; filename="{cid}"',
+        "accept-ranges": "bytes",
         **SECURITY,
+        **SHARED,
     }
 
 
@@ -148,7 +157,7 @@ def test_every_error_gives_its_row_of_the_table(kind: type[ImageProxyError]) -> 
     assert body.startswith(message)
     assert body.endswith("\n")
     assert body.count("\n") == 1, "one line"
-    if kind is not InvalidPreset:
+    if kind not in NAMING:
         assert body == f"{message}\n", "nothing of the cause"
     expected = {
         "content-type": "text/plain; charset=utf-8",
@@ -164,6 +173,8 @@ def test_every_error_gives_its_row_of_the_table(kind: type[ImageProxyError]) -> 
 def test_busy_says_when_to_come_back_in_whole_seconds() -> None:
     """Catches a Retry-After of 0, which is a storm, and one that is no number."""
     assert int(fields(error_response(Busy()))["retry-after"]) >= 1
+    assert fields(error_response(RateLimited("status 429", 8.2)))["retry-after"] == "9"
+    assert int(fields(error_response(RateLimited("status 429")))["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize(
@@ -190,10 +201,10 @@ def test_any_preset_name_is_answered_in_one_plain_line(name: str) -> None:
 
 def test_another_method_is_told_which_are_allowed() -> None:
     """Catches a 405 without Allow, which RFC 9110 asks for."""
-    answer = method_not_allowed(("GET", "HEAD"))
+    answer = method_not_allowed()
     headers = fields(answer)
     assert answer.status == 405
-    assert headers["allow"] == "GET, HEAD"
+    assert headers["allow"] == "GET, HEAD, OPTIONS"
     assert headers["cache-control"] == "no-store"
 
 

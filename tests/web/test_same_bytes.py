@@ -19,6 +19,8 @@ from tests.processes import files_in
 from tests.web import Client, img, serving
 from tests.web.test_admin import WITH_TOKEN, admin, told
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 CODECS = [0x00, 0x51, 0x71, 0x72, 0x0129, 0x0200]
 """Codecs that no blob has: identity, DAG-CBOR and others."""
 
