@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,15 @@ import trio
 
 from proxy.errors import BlobBlocked, Busy, ImageProxyError, RateLimited, UnsupportedImage
 from proxy.model.identifiers import Did
-from proxy.model.keys import BlobKey, ImageKey, image_key
+from proxy.model.keys import BlobKey, ImageKey, VideoKey, image_key, poster_key
 from proxy.service import Service
 from proxy.shared.negative_cache import SETTLED
 from proxy.urls import blob_url, image_url
 
 T = TypeVar("T")
+
+SKIPPED = (UnsupportedImage, BlobBlocked)
+"""What no run makes: it is no failure of this one."""
 
 BUSY_SECONDS = 5.0
 """Seconds to pause after the service or a PDS is busy, multiplied by the number of the try.
@@ -65,11 +69,19 @@ class Failures:
         if len(names) < MAX_NAMES:
             names.append(url)
 
-    def lines(self) -> Iterator[str]:
-        """Yield the lines of the report: each reason and its count, then the names."""
+    def reasons(self) -> Iterator[tuple[str, int, list[str]]]:
+        """Yield each reason, how many results failed for it, and the URLs of some of them."""
         for reason, count in self._counts.items():
-            names = self._names[reason]
-            yield reason if count == 1 else f"{reason} ({count} times)"
+            yield reason, count, self._names[reason]
+
+    def lines(self, heading: str = "") -> Iterator[str]:
+        """Yield the lines of the report: each reason and its count, then the names.
+
+        Args:
+            heading: what each reason begins with.
+        """
+        for reason, count, names in self.reasons():
+            yield heading + (reason if count == 1 else f"{reason} ({count} times)")
             yield from (f"  {name}" for name in names)
             if count > len(names):
                 yield f"  and {count - len(names)} more"
@@ -79,7 +91,7 @@ class Failures:
 
 @dataclass
 class Tally:
-    """The outcome of a run, counted in blobs.
+    """The outcome of a run, counted in blobs; that of a list, in results.
 
     Attributes:
         made: at least one result is new.
@@ -88,6 +100,7 @@ class Tally:
         failed: at least one result is missing.
         unsettled: the failed blobs that another run may make.
         failures: each missing result, and the reason.
+        skips: what was skipped, and why.
     """
 
     made: int = 0
@@ -96,6 +109,7 @@ class Tally:
     failed: int = 0
     unsettled: int = 0
     failures: Failures = field(default_factory=Failures)
+    skips: Failures = field(default_factory=Failures)
 
 
 UNNAMED_PAUSE = 60.0
@@ -147,13 +161,15 @@ class Patience:
 class Warmer:
     """Makes a service produce the results of blobs.
 
-    All presets of a blob are requested together, so that it is fetched once.
+    All presets of a blob are requested together, so that it is fetched once. Of a ``VideoKey`` the
+    poster is made, by ``video.preset``.
 
     Args:
         presets: names of configured presets.
         at_once: blobs in progress at the same time.
         per_second: blobs started per second; cached blobs do not count.
         on_done: called for each finished blob.
+        on_present: called for each blob with all of its results.
     """
 
     def __init__(
@@ -164,12 +180,14 @@ class Warmer:
         at_once: int,
         per_second: float,
         on_done: Callable[[], None] = lambda: None,
+        on_present: Callable[[BlobKey], None] = lambda blob: None,
     ) -> None:
         self._service = service
         self._presets = presets
         self._at_once = at_once
         self._pace = Pace(per_second)
         self._on_done = on_done
+        self._on_present = on_present
         # One for the whole run: wait for a PDS that always refuses once, not once per page.
         self._patience = Patience()
         self.tally = Tally()
@@ -208,31 +226,41 @@ class Warmer:
         self._on_done()
 
     async def _make(self, blob: BlobKey, patience: Patience) -> None:
-        presets = self._service.config.presets
-        keys = [image_key(presets, name, blob.did, blob.cid) for name in self._presets]
+        table = self._service.presets.now
+        keys: list[ImageKey]
+        if isinstance(blob, VideoKey):
+            keys = [poster_key(table.by_name, table.poster, *blob)]
+        else:
+            keys = [image_key(table.by_name, name, *blob) for name in self._presets]
         missing = [key for key in keys if not await self._service.is_cached(key)]
         if not missing:
             self._pace.give_back()
             self.tally.cached += 1
+            self._on_present(blob)
             return
         try:
             failed = await patience.try_for(
                 blob.did, partial(self._make_all, blob, missing, patience)
             )
-        except (UnsupportedImage, BlobBlocked):
-            self.tally.skipped += 1
+        except SKIPPED as error:
+            self._skip(blob, error)
             return
         except ImageProxyError as error:
             failed = [(blob_url(blob), error)]
         if not failed:
             self.tally.made += 1
+            self._on_present(blob)
         elif all(isinstance(error, UnsupportedImage) for _, error in failed):
-            self.tally.skipped += 1
+            self._skip(blob, failed[0][1])
         else:
             self.tally.failed += 1
             self.tally.unsettled += any(not isinstance(error, SETTLED) for _, error in failed)
             for url, why in failed:
                 self.tally.failures.add(url, blob.did, why)
+
+    def _skip(self, blob: BlobKey, error: ImageProxyError) -> None:
+        self.tally.skipped += 1
+        self.tally.skips.add(blob_url(blob), blob.did, error)
 
     async def _make_all(
         self, blob: BlobKey, keys: Iterable[ImageKey], patience: Patience
@@ -250,20 +278,28 @@ class Warmer:
             except ImageProxyError as error:
                 failed.append((image_url(key), error))
 
-        async with self._service.sharing(blob), trio.open_nursery() as nursery:
+        # A video goes to a file, and only its poster is made.
+        is_video = isinstance(blob, VideoKey)
+        sharing = nullcontext() if is_video else self._service.sharing(blob)
+        async with sharing, trio.open_nursery() as nursery:
             for key in keys:
                 nursery.start_soon(make, key)
         return failed
 
 
-async def make_image(service: Service, key: ImageKey, patience: Patience) -> None:
+async def make_image(service: Service, key: ImageKey, patience: Patience) -> bool:
     """Make the result of ``key``; it is then in the cache, or queued for it.
+
+    Returns:
+        Whether it is new.
 
     Raises:
         ImageProxyError: see ``Service.get``.
     """
-    await patience.try_for(key.blob.did, partial(service.get, key))
+    preset = service.presets.now.of(key)
+    image = await patience.try_for(key.blob.did, partial(service.get, key, preset))
     await service.written()
+    return image.cache != "hit"
 
 
 async def warm_images(
@@ -272,31 +308,38 @@ async def warm_images(
     *,
     at_once: int,
     on_done: Callable[[], None] = lambda: None,
-) -> Failures:
+    on_present: Callable[[ImageKey], None] = lambda key: None,
+) -> Tally:
     """Make results of one or more blobs. Cancellation keeps the finished results.
 
     Args:
         at_once: results in progress at the same time.
         on_done: called for each finished result.
-
-    Returns:
-        The missing results, and the reasons.
+        on_present: called for each result that there is.
     """
     todo, patience = iter(keys), Patience()
-    failures = Failures()
+    tally = Tally()
 
     async def work() -> None:
         for key in todo:
             try:
-                await make_image(service, key, patience)
+                if await make_image(service, key, patience):
+                    tally.made += 1
+                else:
+                    tally.cached += 1
+                on_present(key)
+            except SKIPPED as error:
+                tally.skipped += 1
+                tally.skips.add(image_url(key), key.blob.did, error)
             except ImageProxyError as error:
-                failures.add(image_url(key), key.blob.did, error)
+                tally.failed += 1
+                tally.failures.add(image_url(key), key.blob.did, error)
             on_done()
 
     async with trio.open_nursery() as nursery:
         for _ in range(at_once):
             nursery.start_soon(work)
-    return failures
+    return tally
 
 
 class Pace:

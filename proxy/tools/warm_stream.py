@@ -11,12 +11,12 @@ from urllib.parse import urlencode
 
 import trio
 
-from proxy.accounts.records import pictures_in
+from proxy.accounts.record_contents import contents_of
 from proxy.egress.endpoint import Origin
 from proxy.egress.network import Network
 from proxy.errors import InvalidDid
 from proxy.model.identifiers import parse_did
-from proxy.model.keys import BlobKey
+from proxy.model.keys import BlobKey, VideoKey
 from proxy.moderation.feeds.account_events import jetstream_event
 from proxy.moderation.feeds.account_feed import MAX_MESSAGE
 from proxy.moderation.feeds.follower import follow
@@ -30,6 +30,8 @@ MAX_WAITING = 1000
 
 def new_pictures(text: str | bytes, collections: Collection[str]) -> tuple[int, list[BlobKey]]:
     """Return an event's cursor, and the pictures of its record if in one of ``collections``.
+
+    Videos among them are ``VideoKey``.
 
     Pure, total.
 
@@ -49,7 +51,11 @@ def new_pictures(text: str | bytes, collections: Collection[str]) -> tuple[int, 
         did = parse_did(str(event.get("did")))
     except InvalidDid:
         return cursor, []
-    return cursor, [BlobKey(did, picture.cid) for picture in pictures_in(commit.get("record"))]
+    pictures = contents_of(commit.get("record")).pictures
+    return cursor, [
+        (VideoKey if picture.medium == "video" else BlobKey)(did, picture.cid)
+        for picture in pictures
+    ]
 
 
 class PictureFeed:

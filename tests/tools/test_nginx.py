@@ -11,10 +11,20 @@ from hypothesis import strategies as st
 
 from proxy.cache.layout import AUTO, entry_folder, entry_name, possible_formats
 from proxy.config import Config
+from proxy.model.cache_tags import content_tag, owner_tag
 from proxy.model.formats import OUTPUTS, Format
+from proxy.model.identifiers import parse_cid, parse_did
 from proxy.model.keys import image_key
 from proxy.model.presets import DEFAULT_PRESETS, Preset
-from proxy.tools.nginx import CANONICAL, IS_KNOWN, accept_patterns, server_block
+from proxy.tools.balancer.nginx import nginx_balancer
+from proxy.tools.nginx import (
+    CANONICAL,
+    EXACT,
+    IS_KNOWN,
+    TAGGED,
+    accept_patterns,
+    server_block,
+)
 from proxy.urls import image_url
 from proxy.web.conditional import none_match
 from proxy.web.negotiate import choose
@@ -186,9 +196,11 @@ def test_nginx_answers_304_exactly_where_the_proxy_does(header: str) -> None:
         ("127.0.0.1:8080", "127.0.0.1:8080"),
         ("0.0.0.0:8080", "127.0.0.1:8080"),
         ("[::]:8080", "[::1]:8080"),
-        (":::8080", "[::1]:8080"),
+        ("unix:/run/imageproxy/socket", "unix:/run/imageproxy/socket"),
+        ("[fd00::1]:8080, unix:/run/a", "[fd00::1]:8080"),
         ("[fd00::1]:8080", "[fd00::1]:8080"),
         ("localhost:9", "localhost:9"),
+        ("127.0.0.1:0, [fe80::1%eth0]:8080, 127.0.0.1:9", "127.0.0.1:9"),
     ],
 )
 def test_nginx_connects_to_what_the_proxy_listens_on(bind: str, address: str) -> None:
@@ -217,6 +229,39 @@ def test_the_server_is_named_as_the_base_url_is(base_url: str, name: str) -> Non
     assert f"    server_name {name};\n" in block
 
 
+@pytest.mark.parametrize(
+    ("base_url", "expected"),
+    [
+        ("", ["listen 80;", "listen [::]:80;"]),
+        ("http://images.example:8081/below", ["listen 8081;", "listen [::]:8081;"]),
+        (
+            "https://images.example",
+            [
+                "listen 443 ssl;",
+                "listen [::]:443 ssl;",
+                "ssl_certificate /etc/letsencrypt/live/images.example/fullchain.pem;",
+                "ssl_certificate_key /etc/letsencrypt/live/images.example/privkey.pem;",
+            ],
+        ),
+        (
+            "https://[::1]:8443",
+            [
+                "listen 8443 ssl;",
+                "listen [::]:8443 ssl;",
+                "ssl_certificate /etc/letsencrypt/live/HOST/fullchain.pem;",
+                "ssl_certificate_key /etc/letsencrypt/live/HOST/privkey.pem;",
+            ],
+        ),
+    ],
+)
+def test_nginx_listens_where_the_base_url_says(base_url: str, expected: list[str]) -> None:
+    """Catches a block on port 80 for URLs that begin with https://."""
+    config = Config.model_validate({"server": {"base_url": base_url}})
+    for text in (server_block(config, IMAGES), nginx_balancer(config, ("a:1",))):
+        found = re.findall(r"^    ((?:listen|ssl_)[^;]*;)", text, re.MULTILINE)
+        assert found == expected
+
+
 def test_every_preset_and_format_has_its_fingerprint_and_nothing_has_when_images_are_off() -> None:
     """Catches a format that is always a miss, and hits of a proxy that is switched off."""
     mine = Preset(width=77, fit="contain", quality=3)
@@ -227,6 +272,47 @@ def test_every_preset_and_format_has_its_fingerprint_and_nothing_has_when_images
     assert "avatar@" not in block
     off = config.model_copy(update={"server": config.server.model_copy(update={"enabled": False})})
     assert "mine@" not in server_block(off, IMAGES)
+
+
+def parts_of(patterns: tuple[str, ...], target: str, condition: str = "") -> dict[str, str] | None:
+    for pattern in patterns:
+        if found := re.search(pattern, f"{condition} GET {target}"):
+            return found.groupdict(default="")
+    return None
+
+
+LONG = "did:web:" + ".".join(["a" * 60] * 2 + ["example"])
+"""Of 129 characters behind the method."""
+
+
+@given(did=dids)
+def test_nginx_takes_the_tags_of_a_cdn_from_the_url(did: str) -> None:
+    """Catches hits whose tags no purge names."""
+    parts = parts_of(TAGGED, GOOD.replace(DID, did) + "?x=1")
+    assert parts is not None
+    assert owner_tag(parse_did(did)) == f"{parts['imageproxy_method']}-{parts['imageproxy_owner']}"
+    assert content_tag(parse_cid(CID)) == f"cid-{parts['imageproxy_digest']}"
+
+
+def test_what_nginx_has_no_tags_for_is_left_to_the_proxy() -> None:
+    """Catches an answer without tags, and one with tags of nothing."""
+    assert parts_of(CANONICAL, GOOD.replace(CID, CID_V0)) is not None
+    assert parts_of(TAGGED, GOOD.replace(CID, CID_V0)) is None
+    assert parts_of(CANONICAL, GOOD.replace(DID, LONG)) is not None
+    assert parts_of(TAGGED, GOOD.replace(DID, LONG)) is None
+
+
+def test_where_purges_go_by_url_nginx_answers_no_other_spelling() -> None:
+    """Catches a shared copy of ``?x``, of an escape or of an ``Origin``: no purge names it."""
+    assert parts_of(EXACT, GOOD) is not None
+    for target in (f"{GOOD}?x=1", f"{GOOD}?", GOOD.replace(":", "%3A")):
+        assert parts_of(TAGGED, target) is not None
+        assert parts_of(EXACT, target) is None
+    assert parts_of(EXACT, GOOD, condition="https://app.example") is None
+    by_url = {"kind": "bunny", "purge": "urls", "token": "a-token"}
+    server = {"cdn_url": "https://img.example"}
+    block = server_block(Config.model_validate({"cdn": by_url, "server": server}), IMAGES)
+    assert "$http_if_unmodified_since$http_origin $request_method" in block
 
 
 def test_nginx_waits_for_longer_than_the_slowest_answer() -> None:

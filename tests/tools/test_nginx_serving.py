@@ -25,13 +25,18 @@ from proxy.cache.layout import entry_folder, entry_name
 from proxy.config import Config, load_config
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.identifiers import Cid, Did, parse_did
-from proxy.model.keys import ImageKey, image_key
+from proxy.model.keys import BlobKey, ImageKey, PosterKey, image_key, poster_key
+from proxy.model.picture_info import info_key
 from proxy.model.presets import DEFAULT_PRESETS, Preset
+from proxy.moderation.configured_store import folder_store_of
 from proxy.urls import image_url
-from proxy.wiring import disk_cache_of, moderation_store_of
+from proxy.web.caching import TAG_FIELDS
+from proxy.wiring import disk_cache_of
 from tests.cache import blob_cid, entry, owner
+from tests.fakes.cdns import BASE, SETTINGS
 from tests.fakes.sites import document, new_plc_did, pds_service
 from tests.fakes.world import tiny_jpeg
+from tests.imaging.sources import photo, pixel_art, png
 from tests.nginx import block_for, check, free_port, images_of, nginx_program, run_nginx
 from tests.processes import (
     ROOT,
@@ -70,9 +75,16 @@ def key(
     return image_key(DEFAULT_PRESETS, preset, did, cid, format_ and format_.value)
 
 
+def poster(preset: str = "content_preview", did: Did = DID, cid: Cid = CID) -> PosterKey:
+    return poster_key(DEFAULT_PRESETS, preset, did, cid)
+
+
 AUTO = key()
 ETAG = AUTO.etag
 GOOD = image_url(AUTO)
+INFO = info_key(AUTO.blob)
+POSTER = image_url(poster())
+UNNAMED_POSTER = POSTER.replace("/content_preview", "")
 
 CACHED: dict[ImageKey, Format] = {
     **{key(preset): Format.JPEG for preset in DEFAULT_PRESETS},
@@ -80,10 +92,16 @@ CACHED: dict[ImageKey, Format] = {
     key(cid=blob_cid(2)): Format.PNG,
     key("content_full", cid=blob_cid(3)): Format.GIF,
     key("content_full", cid=blob_cid(4)): Format.WEBP,
+    key("content_full", cid=blob_cid(5)): Format.AVIF,
     key(cid=CID_V0): Format.JPEG,
     key(did=WEB): Format.JPEG,
     key(did=LONGEST): Format.PNG,
     key(did=PORT): Format.JPEG,
+    **{info_key(BlobKey(did, CID)): Format.JSON for did in (DID, WEB, LONGEST)},
+    info_key(BlobKey(DID, CID_V0)): Format.JSON,
+    **{poster(preset): Format.JPEG for preset in DEFAULT_PRESETS},
+    **{poster(did=did): Format.JPEG for did in (WEB, LONGEST, PORT)},
+    poster(cid=CID_V0): Format.JPEG,
 }
 """What lies in the cache before either is asked, each of a length of its own."""
 
@@ -112,6 +130,8 @@ UNKNOWN = {
     "the tag in another one": f'"a,{ETAG[1:-1]}"',
 }
 
+KNOWN_TAG = "If-None-Match: the tag"
+
 FROM_DISK: dict[str, Request] = {
     **{image_url(each): request(image_url(each)) for each in CACHED if "%" not in each.blob.did},
     **{f"HEAD of a {each}": request(image_url(key(format_=each)), "HEAD") for each in OUTPUTS},
@@ -121,6 +141,20 @@ FROM_DISK: dict[str, Request] = {
         for name, value in UNKNOWN.items()
     },
     "HEAD with If-None-Match": request(method="HEAD", If_None_Match=ETAG),
+    "a poster without a preset": request(UNNAMED_POSTER),
+    "a poster without a preset, of a did:web": request(UNNAMED_POSTER.replace(DID, WEB)),
+    "HEAD of a poster": request(POSTER, "HEAD"),
+    "a poster with a query": request(UNNAMED_POSTER + "?v=2"),
+    "If-None-Match of a poster": request(POSTER, If_None_Match=poster().etag),
+    "If-None-Match of a poster without a preset": request(
+        UNNAMED_POSTER, If_None_Match=poster().etag
+    ),
+    "If-None-Match of the picture, for a poster": request(
+        POSTER, If_None_Match=key("content_preview", format_=Format.JPEG).etag
+    ),
+    "HEAD of what is told": request(image_url(INFO), "HEAD"),
+    "If-None-Match of what is told": request(image_url(INFO), If_None_Match=INFO.etag),
+    "what is told, with a query": request(image_url(INFO) + "?v=2"),
     "If-None-Match of a PNG without a format": request(
         image_url(key(cid=blob_cid(2))), If_None_Match="*"
     ),
@@ -148,6 +182,21 @@ PASSED_ON: dict[str, Request] = {
         f"{method} of an image": request(method=method)
         for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "FOO")
     },
+    **{
+        f"OPTIONS of {target}": request(target, "OPTIONS", Origin="https://app.example")
+        for target in (
+            f"/blob/{DID}/{CID}",
+            image_url(INFO),
+            f"/vid/{DID}/{CID}/thumbnail.jpg",
+            "/",
+            f"/avatar/{DID}",
+            f"/banner/{DID}",
+            "/lookup",
+            "/healthz",
+            "/readyz",
+            "/nothing",
+        )
+    },
     "If-Match": request(If_Match='"a"'),
     "If-Match: *": request(If_Match="*"),
     "If-Unmodified-Since": request(If_Unmodified_Since="Thu, 01 Jan 1970 00:00:00 GMT"),
@@ -165,6 +214,13 @@ PASSED_ON: dict[str, Request] = {
     "an escaped at sign": request(GOOD + "%40jpeg"),
     "a slash at the end": request(GOOD + "/"),
     "a fragment": request(GOOD + "#x"),
+    "a format of what is told": request(image_url(INFO) + "@json"),
+    "another name of a poster": request(POSTER.replace(".jpg", ".png")),
+    "a format of a poster": request(POSTER + "@jpeg"),
+    "a poster that is a picture": request(GOOD + "/thumbnail.jpg"),
+    "a poster by no preset there is": request(POSTER.replace("content_preview", "nothing")),
+    "a poster that nobody made": request(image_url(poster(did=owner(99)))),
+    "a poster of a did:web with a port": request(image_url(poster(did=PORT))),
     "no such preset": request(GOOD.replace("avatar", "nothing")),
     "an upper-case DID": request(GOOD.replace(DID, DID.upper())),
     "a DID of another method": request(GOOD.replace("plc", "key")),
@@ -185,6 +241,8 @@ PASSED_ON: dict[str, Request] = {
     "the blocks": request("/blocks.sqlite3"),
     "the page": request("/", Accept_Encoding="gzip"),
     "health": request("/healthz"),
+    "the document": request("/openapi.json"),
+    "a preflight of the document": request("/openapi.json", "OPTIONS"),
     "health of a HEAD": request("/healthz", "HEAD"),
     "readiness": request("/readyz"),
     "a page that is not there": request("/nothing"),
@@ -228,7 +286,7 @@ async def run_site(folder: Path, environment: Mapping[str, str]) -> AsyncIterato
 async def put(config: Config, each: ImageKey, made: Entry) -> None:
     async with aclosing(disk_cache_of(config)) as cache:
         await cache.put(each, made)
-    with closing(moderation_store_of(config)) as store:
+    with closing(folder_store_of(config)) as store:
         store.make()
 
 
@@ -236,7 +294,7 @@ async def put_all(config: Config) -> None:
     async with aclosing(disk_cache_of(config)) as cache:
         for size, (each, format_) in enumerate(CACHED.items(), 100):
             await cache.put(each, entry(size, format_))
-    with closing(moderation_store_of(config)) as store:
+    with closing(folder_store_of(config)) as store:
         store.make()
 
 
@@ -264,6 +322,28 @@ async def test_nginx_answers_as_the_proxy_does(site: Site, name: str) -> None:
     direct, front = await site.answers({**FROM_DISK, **PASSED_ON}[name])
     assert told(front) == told(direct)
     assert front.status in ((200, 304) if name in FROM_DISK else range(200, 500))
+
+
+async def test_parts_of_an_original_are_those_of_the_proxy(tmp_path: Path) -> None:
+    """Catches a block that cuts, ignores or refuses ranges itself: a player could not seek."""
+    nginx_program()
+    async with upstream() as internet:
+        did, cid = internet.add_blob(tiny_jpeg())
+        async with run_site(tmp_path / "nginx", internet.environment(tmp_path / "cache")) as site:
+            statuses = set()
+            for method, ranges in (
+                ("GET", {"Range": "bytes=1-3"}),
+                ("GET", {"Range": "bytes=-5"}),
+                ("GET", {"Range": "bytes=0-0,2-3"}),
+                ("GET", {"Range": "bytes=99999-"}),
+                ("GET", {"Range": "bytes=1-3", "If-Range": f'"{cid}"'}),
+                ("GET", {"Range": "bytes=1-3", "If-Range": '"other"'}),
+                ("HEAD", {"Range": "bytes=1-3"}),
+            ):
+                direct, front = await site.answers((f"/blob/{did}/{cid}", ranges, method))
+                assert told(front) == told(direct), ranges
+                statuses.add(front.status)
+            assert statuses == {200, 206, 416}
 
 
 REFUSED = {
@@ -298,6 +378,48 @@ ACCEPTS = {
     "nonsense": "image/avif;q=x,,image/",
     "something that only begins alike": "image/avif-sequence",
 }
+
+
+def environment_of(section: Mapping[str, str]) -> dict[str, str]:
+    return {f"IMAGE_PROXY_CDN__{key.upper()}": value for key, value in section.items()}
+
+
+@pytest.mark.parametrize("purge", ["tags", "urls"])
+@pytest.mark.parametrize("kind", SETTINGS)
+async def test_nginx_tells_a_cdn_what_the_proxy_does(kind: str, purge: str, tmp_path: Path) -> None:
+    """Catches a hit of nginx without tags, and one that a purge by URL could not name."""
+    environment = {
+        "IMAGE_PROXY_CACHE_PATH": str(tmp_path / "cache"),
+        "IMAGE_PROXY_SERVER__CDN_URL": BASE,
+        "IMAGE_PROXY_CACHE_CONTROL__BROWSER": "60",
+        **environment_of({**SETTINGS[kind], "purge": purge}),
+    }
+    nginx_program()
+    await put_all(load_config(environment=environment))
+    odd = {
+        "a query": request(GOOD + "?v=2"),
+        "escaped colons": request(GOOD.replace(":", "%3A")),
+        "an origin": request(Origin="https://app.example"),
+        "an origin and the tag": request(Origin="https://app.example", If_None_Match=ETAG),
+    }
+    usual = {name: FROM_DISK[name] for name in (*map(image_url, (AUTO, key(did=WEB))), KNOWN_TAG)}
+    async with run_site(tmp_path / "nginx", environment) as site:
+        for name, asked in {**FROM_DISK, **odd}.items():
+            direct, front = await site.answers(asked)
+            assert told(front) == told(direct), name
+            assert front.headers[TAG_FIELDS[kind].lower()], name
+            control = "public, max-age=60, s-maxage=31536000"
+            if purge == "urls" and name in odd:
+                control = "private, max-age=60"
+            if name in {**usual, **odd}:
+                assert front.headers["cache-control"] == control, name
+        # What nginx decides needs no proxy.
+        site.proxy.send(signal.SIGTERM)
+        assert await site.proxy.exit_code() == 0
+        for name, asked in usual.items():
+            target, headers, method = asked
+            reply = await site.front.get(target, *headers.items(), method=method)
+            assert reply.status in (200, 304), name
 
 
 async def test_nginx_negotiates_as_the_proxy_does(tmp_path: Path) -> None:
@@ -426,6 +548,26 @@ async def test_a_miss_comes_from_the_proxy_and_is_a_hit_of_nginx_from_then_on(
                 differing = told(first)[1]
                 del differing["server-timing"]
                 assert told(again)[1] == {**differing, "x-cache": "hit"}
+
+
+async def test_nginx_serves_a_png_as_the_jpeg_that_it_has_become(tmp_path: Path) -> None:
+    """Catches a block that knows another fingerprint, or takes the type from the source."""
+    async with upstream() as internet:
+        environment = internet.environment(
+            tmp_path / "cache", PRESETS__AVATAR_THUMBNAIL__PNG="photographs-to-jpeg"
+        )
+        nginx_program()
+        async with run_site(tmp_path / "nginx", environment) as site:
+            made = {"jpeg": photo(160, 120), "png": pixel_art(160, 120)}
+            for number, (type_, pixels) in enumerate(made.items(), start=1):
+                did, cid = internet.add_blob(png(pixels), "image/png")
+                target = image_url(key("avatar_thumbnail", did, cid))
+                miss = await site.front.get(target)
+                await until(lambda: len(files_below(tmp_path / "cache")) == number)  # noqa: B023
+                hit = await site.front.get(target)
+                types = {each.headers["content-type"] for each in (miss, hit)}
+                assert types == {f"image/{type_}"}
+                assert (hit.headers["x-cache"], hit.headers.get("server-timing")) == ("hit", None)
 
 
 async def test_a_request_has_one_id_in_both_logs_which_no_stranger_chooses(tmp_path: Path) -> None:
@@ -644,6 +786,11 @@ async def test_a_kept_connection_that_dies_costs_a_get_nothing_and_repeats_no_po
 CONFIGURATIONS: dict[str, dict[str, object]] = {
     "the default": {},
     "a base URL": {"server": {"base_url": "https://images.example/below"}},
+    "a root path": {"server": {"root_path": "/a.b/c-d~e_f"}},
+    "a root path beside a base URL": {
+        "server": {"root_path": "/img", "base_url": "http://images.example/img"}
+    },
+    "a base URL with an odd path": {"server": {"base_url": "https://images.example/a%20{b;$c"}},
     "every address": {"server": {"bind": "[::]:8080"}},
     "images switched off": {"server": {"enabled": False}},
     "no presets": {"presets": {}},
@@ -699,6 +846,25 @@ async def test_a_preset_is_served_however_long_its_name(length: int, tmp_path: P
         assert (await front.get(image_url(each).replace(name, name + "p"))).status == 503
 
 
+@pytest.mark.parametrize(
+    "server", [{"root_path": "/img.s"}, {"base_url": "http://images.example/img.s"}]
+)
+async def test_hits_below_a_path_come_from_the_disk(server: dict[str, str], tmp_path: Path) -> None:
+    """Catches a block that passes on what it has, and one whose dot is any character."""
+    config = Config.model_validate({"server": server, "cache": {"path": tmp_path}})
+    await put(config, AUTO, entry(123, Format.JPEG))
+    await put(config, INFO, entry(45, Format.JSON))
+    nginx_program()
+    async with run_nginx(tmp_path / "nginx", config) as front:
+        for target, length in ((GOOD, 123), (image_url(INFO), 45)):
+            reply = await front.get(f"/img.s{target}")
+            assert (reply.status, len(reply.body)) == (200, length)
+            # Nobody is behind it: what is not on disk is not here.
+            assert (await front.get(f"/img.s/x{target}")).status == 503
+            assert (await front.get(target)).status == 404
+            assert (await front.get(f"/imgxs{target}")).status == 404
+
+
 async def test_the_command_prints_that_block(tmp_path: Path) -> None:
     """Catches a command that prints another folder than the one that is served from."""
     environment = {
@@ -713,8 +879,11 @@ async def test_the_command_prints_that_block(tmp_path: Path) -> None:
     )
     printed = done.stdout.decode()
     port = free_port()
-    here = printed.replace("listen 80;", f"listen 127.0.0.1:{port};").replace(
-        "    listen [::]:80;\n", ""
+    told = "    # An https:// URL as server.base_url adds the lines of TLS; certbot does so too.\n"
+    here = (
+        printed.replace(told, "")
+        .replace("listen 80;", f"listen 127.0.0.1:{port};")
+        .replace("    listen [::]:80;\n", "")
     )
     assert here == block_for(load_config(environment=environment), port)
     assert check(tmp_path / "nginx", here) == ""

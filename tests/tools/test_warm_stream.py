@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from proxy.cli import cli
 from proxy.egress.endpoint import Origin
 from proxy.model.identifiers import Cid, Did
-from proxy.model.keys import BlobKey
+from proxy.model.keys import BlobKey, poster_key
 from proxy.moderation.feeds.event_frames import BadFrame
 from proxy.service import Service
 from proxy.tools import warm_stream as module
@@ -29,6 +29,7 @@ from proxy.tools.warm_stream import BookmarkedCursors, new_pictures, warm_stream
 from tests.fakes.sites import cid_of, new_plc_did
 from tests.fakes.streams import FakeJetstream
 from tests.fakes.world import World, tiny_jpeg, tiny_png
+from tests.imaging.videos import video
 from tests.processes import imageproxy, run, until, upstream
 
 PROFILE, POST = "app.bsky.actor.profile", "app.bsky.feed.post"
@@ -79,6 +80,23 @@ def test_records_that_appear_in_the_wanted_collections_bring_pictures(
     """Catches deletions, and other collections, that are fetched."""
     found = new_pictures(json.dumps(event(DID, 7, CID, **change)), {PROFILE})
     assert found == (7, [BlobKey(DID, cid) for cid in cids])
+
+
+@pytest.mark.parametrize(
+    ("collection", "field"),
+    [
+        ("sh.tangled.actor.profile", "avatar"),
+        ("site.standard.document", "coverImage"),
+        ("pub.leaflet.publication", "icon"),
+        ("social.grain.photo", "photo"),
+    ],
+)
+def test_collections_of_other_apps_bring_theirs(collection: str, field: str) -> None:
+    """Catches a stream that knows the fields of Bluesky alone."""
+    blob = {"$type": "blob", "ref": {"$link": CID}, "mimeType": "image/png", "size": 1}
+    change = {"collection": collection, "record": {"$type": collection, field: blob}}
+    found = new_pictures(json.dumps(event(DID, 7, CID, **change)), {collection})
+    assert found == (7, [BlobKey(DID, CID)])
 
 
 @pytest.mark.parametrize(
@@ -165,6 +183,21 @@ async def jetstream(world: World) -> FakeJetstream:
     stream = FakeJetstream()
     world.network.add(stream)
     return stream
+
+
+async def test_a_new_video_has_its_poster_before_anybody_asks(
+    world: World, jetstream: FakeJetstream
+) -> None:
+    """Catches a video that is fetched as a picture, into memory, for nothing."""
+    did, cid = world.add_blob(video(), mime="video/mp4")
+    embedded = {"video": {"$type": "blob", "ref": {"$link": cid}, "mimeType": "video/mp4"}}
+    async with running(world, jetstream) as under_way:
+        jetstream.send(event(did, 1, record=embedded))
+        await until(lambda: under_way.warmer.tally.made == 1)
+        service = under_way.service
+        key = poster_key(service.config.presets, service.config.video.preset, did, cid)
+        assert service.hit(key) is not None
+        assert world.pds.blob_requests == 1
 
 
 async def test_new_pictures_are_there_before_anybody_asks(

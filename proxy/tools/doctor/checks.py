@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from proxy.config import Config
 from proxy.egress.gateway import fetches_at_once
 from proxy.egress.http_client import MAX_IDLE
-from proxy.imaging.memory_estimate import MIB
-from proxy.tools.doctor.memory_ceiling import SERVICE, WORKER, ceiling
+from proxy.imaging.memory_estimate import at_rest, budget, budget_within
+from proxy.shared.binary_size import GIB, in_gib
+from proxy.tools.doctor.memory_ceiling import ceiling
 from proxy.web.open_connections import MAX_CONNECTIONS
 
 Level = Literal["ok", "warn", "fail"]
@@ -39,8 +40,6 @@ seconds only makes ages inexact."""
 
 OWN_FILES = 64
 """Descriptors of a worker besides its connections: libraries, databases, files being read."""
-
-GIB = 1 << 30
 
 
 def judge_folder(path: str, error: OSError | None, *, is_there: bool = True) -> Finding:
@@ -100,6 +99,18 @@ def judge_blocks(
     return Finding("ok", "blocks", f"{path} can be written" if is_there else "none were ever made")
 
 
+def judge_database(place: str, error: str | None) -> Finding:
+    """Whether the database of a cluster can be used: without it nothing is served.
+
+    Args:
+        error: why not.
+    """
+    if error is not None:
+        fix = "see cluster.database, its user's rights, and the way there (docs/cluster.md)"
+        return Finding("fail", "blocks", f"nothing is served: {place}: {error}", fix)
+    return Finding("ok", "blocks", f"{place} answers")
+
+
 def judge_index(path: str, error: str | None, *, is_there: bool) -> Finding:
     """Whether the index of the cache can be read and written.
 
@@ -113,10 +124,22 @@ def judge_index(path: str, error: str | None, *, is_there: bool) -> Finding:
     return Finding("ok", "cache index", text)
 
 
+def judge_store(url: str, error: str | None) -> Finding:
+    """Whether objects can be written to the shared store, read and removed.
+
+    Args:
+        error: why not.
+    """
+    if error is None:
+        return Finding("ok", "shared store", f"{url} can be written")
+    fix = "check [store], the bucket, and the right to list, read, write and delete in it"
+    return Finding("warn", "shared store", f"{url}: {error}", fix)
+
+
 def judge_room(free: int, kept: int, limit: int) -> Finding:
     """Whether the disk has room for the whole cache. All arguments are in bytes."""
     room = free + kept
-    text = f"{_gib(room)} for a cache of {_gib(limit)}"
+    text = f"{in_gib(room)} for a cache of {in_gib(limit)}"
     if room >= limit:
         return Finding("ok", "disk space", text)
     most = math.floor(room / GIB * 10) / 10
@@ -209,6 +232,23 @@ def files_needed(config: Config, cpus: int) -> int:
     return fetches_at_once(config.fetch) + 2 * MAX_IDLE + 2 * workers + OWN_FILES
 
 
+def judge_cpus(threads: int, allowed: int, quota: float | None, cpus: int) -> Finding:
+    """How many transforms run at once, and by what.
+
+    Args:
+        threads: ``process.threads``; 0: as many as there are CPUs for this process.
+        allowed: CPUs of the machine that this process may run on.
+        quota: CPU seconds a second that its control groups allow; None: no limit.
+        cpus: what follows from both.
+    """
+    text = f"{threads or cpus} transforms at once, on {allowed} CPUs"
+    if quota is not None:
+        text += f" of which the control group allows {quota:g}"
+    if threads > cpus:
+        return Finding("warn", "CPUs", text, "set process.threads = 0, or allow more CPUs")
+    return Finding("ok", "CPUs", text)
+
+
 def judge_files(limit: int, needed: int) -> Finding:
     """Whether a worker process may open as many files as it needs.
 
@@ -233,27 +273,45 @@ def judge_memory(config: Config, cpus: int, available: int) -> Finding:
         available: bytes available to the machine, or to the control group.
     """
     processes = config.server.workers
-    most = processes * ceiling(config, cpus)
+    most = processes * ceiling(config, cpus, available)
     image_workers = config.process.threads or cpus
-    cached = int(config.cache.memory_mb * MIB)
-    least = processes * (SERVICE + cached + image_workers * WORKER)
-    text = f"at most {_gib(most)} of {_gib(available)}"
+    least = processes * at_rest(config, image_workers)
+    text = f"at most {in_gib(most)} of {in_gib(available)}"
+    wanted, given = budget(config), budget_within(config, image_workers, available)
+    if given < wanted:
+        text += (
+            f"; transforms get {in_gib(given)}, and the largest pictures may need {in_gib(wanted)}"
+        )
     fix = (
         "lower process.max_megapixels, fetch.workers, fetch.max_source_mb, process.threads or "
         "server.workers"
     )
     if least > available:
-        idle = f"{_gib(least)} of {_gib(available)} while it does little"
+        idle = f"{in_gib(least)} of {in_gib(available)} while it does little"
         return Finding("fail", "memory", idle, fix)
     if most > available:
         return Finding("warn", "memory", text, fix)
     return Finding("ok", "memory", text)
 
 
+def judge_package(place: str, other: str | None) -> Finding:
+    """Whether another distribution has files in this package's folder.
+
+    Args:
+        other: its name and version.
+    """
+    if other is None:
+        return Finding("ok", "package", place)
+    text = f"{other} has files in {place} too: its upgrade or removal takes this package's away"
+    fix = "install atproto-imageproxy into a virtual environment of its own"
+    return Finding("warn", "package", text, fix)
+
+
+def judge_decoders(found: Mapping[str, str]) -> Finding:
+    """Report which libraries decode pictures; it is for the operator to compare with advisories."""
+    return Finding("ok", "decoders", ", ".join(f"{name} {each}" for name, each in found.items()))
+
+
 def failed(findings: Sequence[Finding]) -> bool:
     """Whether the service cannot do its work here."""
     return any(finding.level == "fail" for finding in findings)
-
-
-def _gib(amount: int) -> str:
-    return f"{amount / GIB:.1f} GiB"

@@ -8,12 +8,15 @@ import resource
 import shutil
 import sqlite3
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, closing, suppress
 from email.utils import parsedate_to_datetime
-from pathlib import Path, PurePosixPath
+from importlib import metadata
+from importlib.resources import files
+from pathlib import Path
 
 import trio
 
@@ -25,12 +28,18 @@ from proxy.egress.gateway import guarded_networks, standalone_gateway
 from proxy.egress.guarded_get import Response
 from proxy.egress.network import Network
 from proxy.imaging import memory_estimate as memory
-from proxy.imaging.workers.client import CannotStart, started
-from proxy.imaging.workers.pool import cpus_of_this_process
+from proxy.imaging.decoders import decoders
+from proxy.imaging.workers.client import CannotStart, fork_server, started
 from proxy.imaging.workers.sandbox import Limits
 from proxy.moderation.first_start import has_content, latest_backup, sign_in
 from proxy.moderation.store import FILE_NAME as STORE
 from proxy.moderation.store import OLDER_NAME as OLDER_STORE
+from proxy.shared.machine import (
+    cpu_quota,
+    cpus_allowed,
+    cpus_of_this_process,
+    memory_of_this_process,
+)
 from proxy.tools.doctor.checks import (
     AccessTimes,
     Finding,
@@ -38,6 +47,9 @@ from proxy.tools.doctor.checks import (
     judge_access_times,
     judge_blocks,
     judge_clock,
+    judge_cpus,
+    judge_database,
+    judge_decoders,
     judge_directory,
     judge_dns,
     judge_files,
@@ -45,12 +57,14 @@ from proxy.tools.doctor.checks import (
     judge_index,
     judge_memory,
     judge_owner,
+    judge_package,
     judge_room,
     judge_sandbox,
+    judge_store,
     lacks_room,
 )
 from proxy.tools.existing_folder import owner_beside_root
-from proxy.wiring import disk_cache_of
+from proxy.wiring import disk_cache_of, object_store_of
 
 LOOKUP_SECONDS = 10.0
 
@@ -63,15 +77,21 @@ MAX_HEALTH = 65536
 async def examine(
     config: Config, networks: tuple[Network, Network] | None = None
 ) -> AsyncGenerator[Finding, None]:
-    """Yield findings one by one. The only request to the outside is one GET to the directory.
+    """Yield findings one by one.
+
+    The only requests to the outside are one GET to the directory, and those that write, read and
+    remove an object where there is a shared store.
 
     Args:
         networks: see ``open_service``.
     """
     cpus = cpus_of_this_process()
+    yield judge_cpus(config.process.threads, cpus_allowed(), cpu_quota(), cpus)
     async with aclosing(_examine_folder(config)) as found:
         async for finding in found:
             yield finding
+    if config.store.url:
+        yield judge_store(config.store.url, await why_no_store(config))
     host = configured_origin(config.identity.plc_url)[0].host
     yield judge_dns(host, await why_not_resolved(host))
     answer, why = await ask_directory(config, networks)
@@ -80,9 +100,25 @@ async def examine(
     yield judge_clock(skew)
     missing, broken = await sandbox_parts(config) if _is_sandboxed(config) else ((), None)
     yield judge_sandbox(config.process.isolation, missing, broken)
+    package = Path(str(files("proxy")))
+    other = await trio.to_thread.run_sync(shares_package_with, package)
+    yield judge_package(str(package), other)
+    yield judge_decoders(await trio.to_thread.run_sync(decoders))
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield judge_files(limit, files_needed(config, cpus))
-    yield judge_memory(config, cpus, await trio.to_thread.run_sync(memory_available))
+    yield judge_memory(config, cpus, memory_of_this_process())
+
+
+def shares_package_with(package: Path, path: Sequence[str] = sys.path) -> str | None:
+    """Return name and version of proxy.py, if it is installed where ``package`` is.
+
+    Args:
+        path: where installed distributions are looked for.
+    """
+    for found in metadata.distributions(name="proxy.py", path=list(path)):
+        if Path(str(found.locate_file("proxy"))).resolve() == package.resolve():
+            return f"{found.name} {found.version}"
+    return None
 
 
 async def _examine_folder(config: Config) -> AsyncGenerator[Finding, None]:
@@ -99,13 +135,8 @@ async def _examine_folder(config: Config) -> AsyncGenerator[Finding, None]:
     is_full = error is not None and lacks_room(error)
     kept = 0
     if not is_full:  # on a full disk SQLite cannot open files
-        store, index = folder / STORE, folder / INDEX
-        _, broken = await trio.to_thread.run_sync(_look_at, store)
-        has_store = broken is None and await trio.to_thread.run_sync(has_content, store)
-        if broken is None:
-            _, broken = await trio.to_thread.run_sync(_look_at, folder / OLDER_STORE)
-        sign, backup = await trio.to_thread.run_sync(_signs_of_a_store, folder)
-        yield judge_blocks(str(store), broken, is_there=has_store, sign=sign, backup=backup)
+        index = folder / INDEX
+        yield await _examine_blocks(config, folder)
         has_index, broken = await trio.to_thread.run_sync(_look_at, index)
         yield judge_index(str(index), broken, is_there=has_index)
         if has_index and broken is None:
@@ -115,6 +146,23 @@ async def _examine_folder(config: Config) -> AsyncGenerator[Finding, None]:
         yield judge_room(free, kept, config.cache.max_bytes)
     if error is None:
         yield judge_access_times(await trio.to_thread.run_sync(access_times_of, folder))
+
+
+async def _examine_blocks(config: Config, folder: Path) -> Finding:
+    if config.cluster.url:
+        # Imported late: it needs an extra.
+        from proxy.moderation.cluster.parts import why_unusable
+        from proxy.shared.postgres import place_of
+
+        why = await trio.to_thread.run_sync(why_unusable, config)
+        return judge_database(place_of(config.cluster.url), why)
+    store = folder / STORE
+    _, broken = await trio.to_thread.run_sync(_look_at, store)
+    has_store = broken is None and await trio.to_thread.run_sync(has_content, store)
+    if broken is None:
+        _, broken = await trio.to_thread.run_sync(_look_at, folder / OLDER_STORE)
+    sign, backup = await trio.to_thread.run_sync(_signs_of_a_store, folder)
+    return judge_blocks(str(store), broken, is_there=has_store, sign=sign, backup=backup)
 
 
 def _owner_beside_root(folder: Path) -> str | None:
@@ -211,6 +259,17 @@ def _changes(path: Path, accessed: int, modified: int) -> bool:
     return int(path.stat().st_atime) != accessed
 
 
+async def why_no_store(config: Config) -> str | None:
+    """Return why an object cannot be written to the shared store, read or removed; None: it can."""
+    store = object_store_of(config)
+    try:
+        if store is not None:
+            await store.probe()
+    except OSError as error:
+        return str(error)
+    return None
+
+
 async def why_not_resolved(host: str) -> str | None:
     """Return why the system does not resolve a name; None: it does."""
     try:
@@ -257,46 +316,13 @@ def skew_of(answer: Response, now: float) -> float | None:
 
 async def sandbox_parts(config: Config) -> tuple[Sequence[str], str | None]:
     """Return the sandbox parts that a real worker lacks; or why no worker starts."""
-    limits = Limits(memory.budget(config), 60)
+    limits, threads = Limits(memory.budget(config), 60), trio.CapacityLimiter(1)
+    room = config.fetch.max_source_bytes
     try:
-        async with started(limits, trio.CapacityLimiter(1)) as (_, ready):
-            return ready.missing, None
+        async with fork_server(threads) as server, started(server, limits, room, threads) as found:
+            return found[1].missing, None
     except CannotStart as error:
         return (), str(error)
-
-
-def memory_available(root: Path = Path("/")) -> int:
-    """Return the bytes that this process's control groups allow, at most the machine's memory.
-
-    Args:
-        root: the root of the file system; another folder in tests.
-    """
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([machine, *_group_limits(root)])
-
-
-def _group_limits(root: Path) -> list[int]:
-    """Return the limits of this process's control groups, from its own up to the root."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not Linux
-        return []
-    limits = []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        # The unified hierarchy (cgroups(7), version 2), or the memory hierarchy of version 1.
-        mount = root / "sys/fs/cgroup" / controllers
-        file = "memory.limit_in_bytes" if controllers else "memory.max"
-        for folder in (PurePosixPath(group), *PurePosixPath(group).parents):
-            try:
-                text = (mount / folder.relative_to("/") / file).read_text().strip()
-            except (OSError, ValueError):
-                continue
-            if text.isdigit():  # "max": no limit
-                limits.append(int(text))
-    return limits
 
 
 async def _kept(config: Config) -> int:

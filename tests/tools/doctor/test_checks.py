@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from proxy.config import Config
+from proxy.shared.binary_size import GIB
 from proxy.tools.doctor.checks import (
-    GIB,
     AccessTimes,
     Finding,
     failed,
@@ -18,6 +18,7 @@ from proxy.tools.doctor.checks import (
     judge_access_times,
     judge_blocks,
     judge_clock,
+    judge_cpus,
     judge_directory,
     judge_dns,
     judge_files,
@@ -167,8 +168,8 @@ def test_a_mount_that_notes_no_reads_is_told(found: AccessTimes, level: str) -> 
 def test_files_are_judged_by_the_configuration_and_not_by_a_constant() -> None:
     few = files_needed(config(fetch={"workers": 1, "per_host": 1}, process={"threads": 1}), 64)
     many = files_needed(config(fetch={"workers": 1000, "per_host": 1}, process={"threads": 1}), 64)
-    # Blobs, handles and the documents of did:web have as many consumers each.
-    assert many - few == 3 * 999
+    # Blobs, handles and the documents of did:web have as many consumers each; videos at most four.
+    assert many - few == 3 * 999 + 3
     # By processor where the configuration leaves it to the machine.
     assert files_needed(config(), 64) - files_needed(config(), 1) == 2 * 63
     assert told(judge_files(many + MAX_CONNECTIONS, many)) == "ok"
@@ -179,6 +180,30 @@ def test_files_are_judged_by_the_configuration_and_not_by_a_constant() -> None:
 def test_the_ordinary_limit_of_a_login_is_told_for_the_default_configuration() -> None:
     """Catches a check that finds 1024 enough for a thousand clients and everything else."""
     assert told(judge_files(1024, files_needed(Config(), 2))) == "warn"
+
+
+def test_cpus_are_told_with_the_quota_and_more_threads_than_cpus_are_a_warning() -> None:
+    """Catches a container whose quota is not told, and 64 threads on the two CPUs that it has."""
+    found = judge_cpus(0, allowed=64, quota=1.5, cpus=2)
+    assert told(found) == "ok"
+    assert "2 transforms" in found.text
+    assert "64 CPUs" in found.text
+    assert "1.5" in found.text
+    assert told(judge_cpus(64, allowed=64, quota=1.5, cpus=2)) == "warn"
+    assert "control group" not in judge_cpus(0, allowed=4, quota=None, cpus=4).text
+
+
+def test_little_memory_is_not_told_as_none() -> None:
+    """Catches "0.0 GiB" for a cache of 10 MB."""
+    assert "0.01 GiB" in judge_room(free=12 << 20, kept=0, limit=10 << 20).text
+
+
+def test_a_budget_of_transforms_that_memory_cuts_is_told() -> None:
+    """Catches a picture that fails in a small container, with no word of why."""
+    finding = judge_memory(Config(), 2, 2 * GIB)
+    assert told(finding) == "warn"
+    assert "transforms get 1.4" in finding.text
+    assert "transforms" not in judge_memory(Config(), 2, 64 * GIB).text
 
 
 def test_memory_is_judged_for_all_processes_together() -> None:

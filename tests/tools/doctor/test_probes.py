@@ -22,14 +22,15 @@ from proxy.tools.doctor.probes import (
     access_times_of,
     ask_directory,
     examine,
-    memory_available,
     sandbox_parts,
     skew_of,
+    why_no_store,
     why_not_resolved,
     why_not_usable,
     why_not_writable,
 )
 from tests.fakes.world import World
+from tests.nginx import free_port
 from tests.required import skip_unless_required
 
 
@@ -233,34 +234,6 @@ async def test_the_sandbox_is_tried_in_a_real_worker_which_ends_with_it(
     assert error is not None
 
 
-@pytest.mark.parametrize(
-    ("lines", "files", "expected"),
-    [
-        ("0::/\n", {}, None),
-        ("0::/system.slice/proxy.service\n", {"system.slice/proxy.service/memory.max": 512}, 512),
-        ("0::/system.slice/proxy.service\n", {"system.slice/memory.max": 256}, 256),
-        ("0::/a/b\n", {"a/memory.max": 256, "a/b/memory.max": 512}, 256),
-        ("4:memory:/a\n2:cpu:/a\n", {"memory/a/memory.limit_in_bytes": 128}, 128),
-    ],
-    ids=["none", "its own", "its parent's", "the least of all", "version 1"],
-)
-def test_the_memory_of_a_control_group_counts_not_only_that_of_the_machine(
-    lines: str, files: dict[str, int], expected: int | None, tmp_path: Path
-) -> None:
-    """Catches a container of half a gigabyte that is told that it has the host's memory."""
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(lines)
-    unlimited = tmp_path / "sys/fs/cgroup/memory.max"
-    unlimited.parent.mkdir(parents=True)
-    unlimited.write_text("max\n")
-    for name, mib in files.items():
-        file = tmp_path / "sys/fs/cgroup" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{mib << 20}\n")
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert memory_available(tmp_path) == (machine if expected is None else expected << 20)
-
-
 @pytest.mark.slow
 async def test_an_examination_reports_on_everything_and_goes_on_after_a_failure(
     world: World, monkeypatch: pytest.MonkeyPatch
@@ -275,6 +248,37 @@ async def test_an_examination_reports_on_everything_and_goes_on_after_a_failure(
     found = await levels_of(world.config(), world)
     expected = {"cache folder": "fail", "DNS": "fail", "PLC directory": "ok", "sandbox": "warn"}
     assert found.items() >= expected.items()
-    assert {"clock", "open files", "memory"} <= found.keys()
+    assert {"CPUs", "clock", "open files", "memory"} <= found.keys()
     # Nothing to be said of a folder that is not there.
     assert not {"disk space", "access times"} & found.keys()
+
+
+async def test_a_shared_store_is_tried_by_writing_and_nothing_stays_behind(
+    world: World, tmp_path: Path
+) -> None:
+    """Catches a check that fills the bucket, and "ok" for one that nobody may write to."""
+    folder = tmp_path / "store"
+    assert await why_no_store(world.config(store={"url": folder.as_uri()})) is None
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    dead = {
+        "url": "s3://bucket",
+        "endpoint": f"http://127.0.0.1:{free_port()}",
+        "region": "us-east-1",
+        "access_key_id": "key",
+        "secret_access_key": "secret",
+        "allow_http": True,
+    }
+    assert await why_no_store(world.config(store=dead)) is not None
+
+
+async def test_only_a_machine_with_a_shared_store_is_examined_for_it(
+    world: World, tmp_path: Path
+) -> None:
+    """Catches a warning about what one machine does not need, and no word about what is needed."""
+    names = []
+    networks = (world.network, world.directory_network)
+    for settings in ({}, {"url": (tmp_path / "store").as_uri()}):
+        async with aclosing(examine(world.config(store=settings), networks)) as found:
+            names.append([finding.name async for finding in found])
+    assert "shared store" not in names[0]
+    assert "shared store" in names[1]

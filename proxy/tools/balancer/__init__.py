@@ -1,0 +1,1 @@
+"""A balancer before several nodes: nginx or HAProxy, configured so that a picture has one node."""

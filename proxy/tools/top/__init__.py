@@ -1,0 +1,1 @@
+"""What ``imageproxy top`` shows of a running server."""
