@@ -9,29 +9,60 @@ import click
 
 from proxy.cli.blocking import blocks
 from proxy.cli.caching import cache
-from proxy.cli.configuring import config
-from proxy.cli.serving import doctor, fetch, nginx, serve, url
+from proxy.cli.clustering import cluster
+from proxy.cli.configuring import config, presets
+from proxy.cli.helping import example
+from proxy.cli.manual import completion, man
+from proxy.cli.serving import doctor, fetch, haproxy, info, nginx, serve, url
 from proxy.cli.warming import warm
-from proxy.config import LogSection
-from proxy.observability.log import configure_logging
+from proxy.cli.watching import top
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="atproto-imageproxy")
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    epilog=example("serve"),
+)
+@click.version_option(package_name="atproto-imageproxy", prog_name="imageproxy")
 def cli() -> None:
     """An image proxy of the AT Protocol."""
 
 
-for command in (serve, config, url, fetch, warm, cache, doctor, blocks, nginx):
+for command in (
+    serve,
+    config,
+    presets,
+    url,
+    fetch,
+    info,
+    warm,
+    cache,
+    doctor,
+    top,
+    blocks,
+    cluster,
+    nginx,
+    haproxy,
+    completion,
+    man,
+):
     cli.add_command(command)
 
 
 def main() -> None:
     """The console script."""
-    # Commands print their own results; ``serve`` configures its own logging.
-    configure_logging(LogSection(level="warning"))
     try:
-        cli()
+        cli(obj=_log_warnings)  # as ``Context.log_warnings``
     except (OSError, sqlite3.Error) as error:
         click.echo(f"imageproxy: {error}", err=True)
         sys.exit(1)
+
+
+def _log_warnings() -> None:
+    """Have warnings on standard error: commands print their own results.
+
+    ``serve`` configures its own logging.
+    """
+    from proxy.config import LogSection
+    from proxy.observability.log import configure_logging
+
+    configure_logging(LogSection(level="warning"))

@@ -1,4 +1,8 @@
-"""Shared by the commands: the configuration, the cache folder, and how mistakes are reported."""
+"""Shared by the commands: the configuration, the cache folder, and how mistakes are reported.
+
+The modules of this room import at their head only what every command needs: each function imports
+what it uses, so that a command that needs little starts at once (tests/cli/test_start.py).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,10 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
-import trio
 
-from proxy.cache.disk import DiskCache
-from proxy.config import Config, ConfigError, Layer, load_config
 from proxy.errors import (
     DidUnresolvable,
     ImageProxyError,
@@ -28,48 +29,93 @@ from proxy.errors import (
     InvalidRequest,
     UpstreamTimeout,
 )
-from proxy.extras import check_extras
-from proxy.lifecycle import open_moderator, open_service
 from proxy.model.formats import OUTPUTS
-from proxy.model.identifiers import parse_cid, parse_did
-from proxy.model.selection import Selection
-from proxy.moderation.moderator import Moderator
-from proxy.service import Service
 from proxy.shared.printable import printable
-from proxy.tools.existing_folder import owner_beside_root, signs_in
-from proxy.wiring import disk_cache_of
+
+if TYPE_CHECKING:
+    from proxy.cache.disk import DiskCache
+    from proxy.config import Config, ConfigError, Layer
+    from proxy.moderation.moderator import Moderator
+    from proxy.service import Service
 
 T = TypeVar("T")
 
 
 class Context:
-    """The configuration of this run."""
+    """The configuration of this run.
 
-    def __init__(self, file: Path | None) -> None:
+    Args:
+        log_warnings: configures logging; None: it is not the console script that runs.
+    """
+
+    def __init__(self, file: Path | None, log_warnings: Callable[[], None] | None = None) -> None:
         self.file = file
+        self._log_warnings = log_warnings
 
-    def load(self, overrides: Layer | None = None, *, to_serve: bool = False) -> Config:
-        """Load the configuration. On a mistake, print all mistakes and end the process.
+    def log_warnings(self) -> None:
+        """Have what the work of the command logs on standard error, from warnings up."""
+        if self._log_warnings is not None:
+            self._log_warnings()
+
+    def read(self, overrides: Layer | None = None, *, to_serve: bool = False) -> Config:
+        """Load the configuration.
 
         Args:
             to_serve: also check that the packages that a service needs are installed.
+
+        Raises:
+            ConfigError: with all mistakes.
         """
+        from proxy.config import ConfigError, load_config
+        from proxy.extras import check_extras
+
+        mistakes: list[str] = []
         try:
             config = load_config(self.file, overrides=overrides)
-            if to_serve:
-                check_extras(config)
-            return config
         except ConfigError as error:
-            for mistake in error.mistakes:
-                click.echo(f"config: {mistake}", err=True)
+            if not to_serve or error.rest is None:
+                raise
+            # What can be found at once is not told one by one.
+            config, mistakes = error.rest, error.mistakes
+        if to_serve:
+            try:
+                check_extras(config)
+            except ConfigError as error:
+                mistakes = [*mistakes, *error.mistakes]
+        if mistakes:
+            raise ConfigError(mistakes)
+        return config
+
+    def load(
+        self, overrides: Layer | None = None, *, to_serve: bool = False, logs: bool = True
+    ) -> Config:
+        """Load the configuration as ``read`` does. On a mistake, print all and end the process.
+
+        Args:
+            logs: whether the command does what may log. Without it, a command starts sooner.
+        """
+        from proxy.config import ConfigError
+
+        if logs:
+            self.log_warnings()
+        try:
+            return self.read(overrides, to_serve=to_serve)
+        except ConfigError as error:
+            for line in mistakes_in(error):
+                click.echo(line, err=True)
             sys.exit(2)
+
+
+def mistakes_in(error: ConfigError) -> list[str]:
+    return [f"config: {mistake}" for mistake in error.mistakes]
 
 
 _config_option = click.option(
     "--config",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A TOML file; without it IMAGE_PROXY_CONFIG, or the defaults.",
+    metavar="FILE",
+    help="A TOML file; without it that of IMAGE_PROXY_CONFIG, or the defaults.",
 )
 
 
@@ -79,29 +125,60 @@ def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
     @_config_option
     @wraps(command)
     def wrapper(file: Path | None, **arguments: Any) -> Any:
-        return command(context=Context(file), **arguments)
+        log_warnings = click.get_current_context().find_root().obj
+        return command(context=Context(file, log_warnings), **arguments)
 
     return wrapper
 
 
+def lines_of(file: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a list, without the byte order mark that some editors begin it with."""
+    for number, line in enumerate(file):
+        yield line.removeprefix("\ufeff") if number == 0 else line
+
+
 @contextmanager
-def in_folder(settings: Config, *, may_be_new: bool = False) -> Iterator[None]:
+def in_folder(
+    settings: Config, *, may_be_new: bool = False, must_be_meant: bool = False
+) -> Iterator[None]:
     """Guard work in a server's cache folder; report failures in the block with its path.
 
     Args:
         may_be_new: work in a folder that no server has run on, too.
+        must_be_meant: refuse the default folder, which is whatever ``cache`` is in the working
+            directory, unless a server runs on it.
     """
+    from proxy.tools.existing_folder import signs_in
+
     folder = settings.cache.path
     try:
         if not may_be_new and not signs_in(folder):
             refuse(no_cache(settings))
         refuse_root(settings)
+        is_named = "path" in settings.cache.model_fields_set
+        if must_be_meant and not is_named and not serving_in(settings):
+            refuse(
+                f"{folder} only happens to be in the working directory, and no server runs on it;"
+                " give the server's configuration with --config, or, if you mean this folder,"
+                f" IMAGE_PROXY_CACHE__PATH={folder}"
+            )
         yield
     except (OSError, sqlite3.Error) as error:
         if isinstance(error, BrokenPipeError) or str(folder) in str(error):
             raise
         click.echo(f"imageproxy: {folder}: {error}", err=True)
         sys.exit(1)
+
+
+def serving_in(settings: Config) -> int:
+    """How many processes serve from the cache folder."""
+    from proxy.wiring import coordination_of
+
+    replicas = coordination_of(settings).replicas()
+    try:
+        return replicas.serving()
+    finally:
+        replicas.leave()
 
 
 def no_cache(settings: Config) -> str:
@@ -112,6 +189,8 @@ def no_cache(settings: Config) -> str:
 
 
 def refuse_root(settings: Config) -> None:
+    from proxy.tools.existing_folder import owner_beside_root
+
     owner = owner_beside_root(settings.cache.path)
     if owner is not None:
         refuse(
@@ -125,31 +204,33 @@ def refuse(why: str) -> NoReturn:
     sys.exit(2)
 
 
-def selection_of(did: str | None, cid: str | None) -> Selection:
-    if did is None and cid is None:
-        raise click.UsageError("give --did, --cid, or both")
-    try:
-        return Selection(
-            None if did is None else parse_did(did), None if cid is None else parse_cid(cid)
-        )
-    except InvalidRequest as error:
-        raise click.UsageError(in_words(error)) from None
+def with_cache(
+    settings: Config, work: Callable[[DiskCache], Awaitable[T]], *, must_be_meant: bool = False
+) -> T:
+    """Run ``work`` with only the disk cache, once its index has every file.
 
+    Args:
+        must_be_meant: see ``in_folder``.
+    """
+    import trio
 
-def with_cache(settings: Config, work: Callable[[DiskCache], Awaitable[T]]) -> T:
-    """Run ``work`` with only the disk cache, once its index has every file."""
+    from proxy.wiring import disk_cache_of
 
     async def run() -> T:
         async with aclosing(disk_cache_of(settings)) as disk:
             await disk.make_indexed()
             return await work(disk)
 
-    with in_folder(settings):
+    with in_folder(settings, must_be_meant=must_be_meant):
         return trio.run(run)
 
 
 def with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) -> None:
     """Run ``work`` with its own service; an ``ImageProxyError`` ends the process with 1."""
+    import trio
+
+    from proxy.lifecycle import open_service
+
     # A single run skips the cleanup, which would walk the whole cache.
     once = settings.cache.model_copy(update={"cleanup_interval_minutes": 0})
     settings = settings.model_copy(update={"cache": once})
@@ -159,8 +240,15 @@ def with_service(settings: Config, work: Callable[[Service], Awaitable[None]]) -
         async with open_service(settings) as service:
             await work(service)
 
-    try:
+    with mapped_errors(settings):
         trio.run(run)
+
+
+@contextmanager
+def mapped_errors(settings: Config) -> Iterator[None]:
+    """End the process with 1 for an ``ImageProxyError``; what was mistyped is wrong usage."""
+    try:
+        yield
     except InvalidRequest as error:
         raise click.UsageError(in_words(error, settings.presets)) from None
     except ImageProxyError as error:
@@ -176,9 +264,9 @@ def point_to_doctor(kinds: Iterable[type[ImageProxyError]]) -> None:
 
 
 _EXPECTED: dict[type[InvalidRequest], str] = {
-    InvalidDid: "did:plc:... or did:web:HOST; a handle is no DID",
+    InvalidDid: "did:plc:..., did:web:HOST, or a handle such as alice.community",
     InvalidCid: "the CID of a blob, bafkrei... as a rule",
-    InvalidHandle: "a handle such as alice.example, or a DID",
+    InvalidHandle: "a handle such as alice.community, or a DID",
     InvalidFormat: ", ".join(format_.value for format_ in OUTPUTS),
 }
 
@@ -191,24 +279,31 @@ def in_words(error: InvalidRequest, presets: Iterable[str] = (), line: str = "")
         line: the form of a line of a list.
     """
     if isinstance(error, InvalidPreset):
-        return f"{error.public_message}; expected one of {', '.join(presets)}"
+        return f"{error.named}; expected one of {', '.join(presets)}"
     if type(error) in _EXPECTED:
-        return f"{error.public_message}: {error}; expected {_EXPECTED[type(error)]}"
+        return f"{error.message}: {error}; expected {_EXPECTED[type(error)]}"
     return f"{error.public_message}; expected {line}" if line else error.public_message
 
 
-def decide(settings: Config, work: Callable[[Moderator], Awaitable[T]]) -> tuple[T, str]:
-    """Return the result of ``work``, and a text: in how many processes it is in force."""
+def decide(settings: Config, work: Callable[[Moderator], Awaitable[T]]) -> tuple[T, int]:
+    """Return the result of ``work``, and in how many other processes it is in force."""
+    import trio
+
+    from proxy.lifecycle import open_moderator
 
     async def run() -> tuple[T, int]:
         async with open_moderator(settings) as moderator:
             return await work(moderator), await moderator.serving()
 
-    with in_folder(settings):
+    with in_folder(settings, must_be_meant=True), mapped_errors(settings):
         done, serving = trio.run(run)
     if not serving:
         click.echo(f"warning: no server runs on {settings.cache.path}", err=True)
-    return done, f"in force in {serving} process{'' if serving == 1 else 'es'}"
+    return done, serving
+
+
+def in_force(processes: int) -> str:
+    return f"in force in {processes} process{'' if processes == 1 else 'es'}"
 
 
 def user() -> str:
