@@ -1,5 +1,5 @@
 """``python -m proxy`` is ``imageproxy``."""
 
-from proxy.cli import main
+from atproto_imageproxy import main
 
 main()

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, NamedTuple, Self
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -36,17 +36,24 @@ from pydantic_core import ErrorDetails
 
 from proxy.egress.endpoint import Origin, parse_origin
 from proxy.egress.errors import Forbidden
+from proxy.egress.own_hosts import PrivateHosts, own_host
 from proxy.errors import InvalidDid
+from proxy.model.animation import AnimationBounds
 from proxy.model.formats import Format
 from proxy.model.identifiers import Did, parse_did
+from proxy.model.preset_table import PresetTable
 from proxy.model.presets import (
     DEFAULT_PRESETS,
+    DEFAULT_WEBP_EFFORT,
     CommaSeparated,
     NoneOrMore,
     NotBool,
     Preset,
+    WebpEffort,
+    variants_of,
     with_variants,
 )
+from proxy.shared.binds import Bind, parse_bind
 
 ENV_PREFIX = "IMAGE_PROXY_"
 CONFIG_VARIABLE = "IMAGE_PROXY_CONFIG"
@@ -61,23 +68,54 @@ SEED_VARIABLES: dict[str, tuple[str, str]] = {
     "IMAGE_PROXY_CLEANUP_INTERVAL_MINUTES": ("cache", "cleanup_interval_minutes"),
     "IMAGE_PROXY_FETCH_TIMEOUT_SECONDS": ("fetch", "timeout"),
     "IMAGE_PROXY_MAX_SOURCE_SIZE_MB": ("fetch", "max_source_mb"),
+    "IMAGE_PROXY_MAX_SOURCE_MEGAPIXELS": ("process", "max_megapixels"),
+    "IMAGE_PROXY_MAX_CONCURRENT_PROCESSES": ("process", "threads"),
+    "IMAGE_PROXY_MAX_IN_FLIGHT_REQUESTS": ("fetch", "queue_size"),
+    "CLOUDFLARE_CACHE_PURGE_ZONE_ID": ("cdn", "zone"),
+    "CLOUDFLARE_CACHE_PURGE_API_TOKEN": ("cdn", "token"),
 }
 """The environment variables of Coves' imageproxy, which work here unchanged."""
 
+CLOUDFLARE_VARIABLES = ("CLOUDFLARE_CACHE_PURGE_ZONE_ID", "CLOUDFLARE_CACHE_PURGE_API_TOKEN")
+"""Those that also say which CDN there is."""
+
+PLATFORM_VARIABLES = re.compile(
+    rf"{ENV_PREFIX}(?!.*__)(?:[A-Z0-9_]+_)?"
+    "(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?"
+    "|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes writes for services that are named ``image-proxy`` or ``image-proxy-...``, and
+Docker for links (Kubernetes, "Service", "Environment variables")."""
+
+
+STORES = ("s3", "gs", "az", "file")
+"""The schemes of ``store.url``."""
+
+OPERATIONS = ("admin", "healthz", "metrics", "readyz", "xrpc")
+"""Routes that answer beside ``server.root_path``, to who asks the server itself."""
 
 MIN_ADMIN_TOKEN = 16
 """Characters of an admin token."""
+
+MIN_TOKEN = 6
+"""Characters of a secret that a service gives: fewer are a slip of the keyboard."""
 
 DEPLOYED = "deployed"
 """The validation context for a configuration that an operator wrote."""
 
 
 class ConfigError(Exception):
-    """The configuration is wrong; ``mistakes`` has a line for each wrong key."""
+    """The configuration is wrong; ``mistakes`` has a line for each wrong key.
 
-    def __init__(self, mistakes: list[str]) -> None:
+    Attributes:
+        rest: the configuration without the wrong keys, to look for more mistakes in; None if there
+            is none.
+    """
+
+    def __init__(self, mistakes: list[str], rest: Config | None = None) -> None:
         super().__init__("\n".join(mistakes))
         self.mistakes = mistakes
+        self.rest = rest
 
 
 def _url(text: str) -> str:
@@ -87,6 +125,20 @@ def _url(text: str) -> str:
     _ = parts.port  # raises ValueError if the port is invalid
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http:// or https:// URL without query or fragment")
+    return text.rstrip("/")
+
+
+def _store_url(text: str) -> str:
+    if text == "":
+        return text
+    parts = urlsplit(text)
+    is_file = parts.scheme == "file"
+    named = parts.path.strip("/") and not parts.netloc if is_file else parts.netloc
+    # The service's own secrets are no part of a URL, which logs and reports show.
+    if parts.scheme not in STORES or not named or "@" in parts.netloc:
+        raise ValueError("must be s3://BUCKET, gs://BUCKET or az://CONTAINER, or file:///FOLDER")
+    if parts.query or parts.fragment:
+        raise ValueError("must have no query and no fragment")
     return text.rstrip("/")
 
 
@@ -107,9 +159,10 @@ def stream_origin(text: str) -> Origin:
     """
     scheme, separator, rest = text.partition("://")
     schemes = {"wss": "https", "ws": "http"}
-    # ``parse_origin`` refuses any other scheme.
+    if scheme not in schemes:
+        raise Forbidden(f"{text[:200]!a} begins with neither")
     return parse_origin(
-        schemes.get(scheme, "other") + separator + rest, allow_http=True, allow_private_hosts=True
+        schemes[scheme] + separator + rest, allow_http=True, allow_private_hosts=True
     )
 
 
@@ -120,6 +173,12 @@ def _did(text: str) -> Did:
         raise ValueError("must be a DID such as did:plc:ar7c4by46qjdydhdevvrndac") from None
 
 
+def _cors_origin(text: str) -> str:
+    if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", text):
+        raise ValueError("must be an origin as browsers send it, such as https://app.example")
+    return text
+
+
 def _required_url(text: str) -> str:
     if text == "":
         raise ValueError("must not be empty")
@@ -127,10 +186,24 @@ def _required_url(text: str) -> str:
 
 
 def _bind(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError("must be HOST:PORT")
-    return text
+    return str(parse_bind(text))
+
+
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if not re.fullmatch(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*", path):
+        raise ValueError("must be a path, as /pictures, of letters, digits and ._~-, or empty")
+    if path.partition("/")[2].partition("/")[0] in OPERATIONS:
+        raise ValueError("must not begin with a route of operations")
+    return path
+
+
+def _each_once(texts: tuple[str, ...]) -> tuple[str, ...]:
+    # Port 0 is another one each time.
+    again = dict.fromkeys(each for each in texts if texts.count(each) > 1 and each[-2:] != ":0")
+    if again:
+        raise ValueError(f"names {' and '.join(again)} twice")
+    return texts
 
 
 def _path(value: object) -> object:
@@ -141,7 +214,12 @@ def _path(value: object) -> object:
     return value
 
 
-def _admin_token(value: SecretStr) -> SecretStr:
+def checked_admin_token(value: SecretStr) -> SecretStr:
+    """Return a token as it is.
+
+    Raises:
+        ValueError: no header can have it, or it is short; the message does not repeat it.
+    """
     # RFC 9110, section 5.5: spaces around a field value are not part of it.
     if not re.fullmatch(r"([!-~]([ -~]*[!-~])?)?", value.get_secret_value()):
         raise ValueError("must be ASCII characters that are visible, with spaces only among them")
@@ -150,10 +228,29 @@ def _admin_token(value: SecretStr) -> SecretStr:
     return value
 
 
+def _database(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    # The value is not repeated: it may have a password.
+    parts = _secret_parts(text)
+    if text and (parts is None or parts.scheme not in ("postgresql", "postgres")):
+        raise ValueError("must be postgresql://USER:PASSWORD@HOST/DATABASE")
+    return value
+
+
+def _secret_parts(url: str) -> SplitResult | None:
+    """The parts of a URL, or None. The errors of ``urlsplit`` repeat what may be a password."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
+
+
 def _token(value: SecretStr) -> SecretStr:
     # The token goes into a header; an error about an invalid header would reveal it.
     if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
         raise ValueError("must be visible ASCII characters")
+    if 0 < len(value.get_secret_value()) < MIN_TOKEN:
+        raise ValueError(f"must have at least {MIN_TOKEN} characters")
     return value
 
 
@@ -163,6 +260,49 @@ def _nameserver(text: str) -> str:
     if not 0 < port <= 65535:
         raise ValueError("must have a port of 1 to 65535")
     return text
+
+
+def _private_hosts(value: object) -> object:
+    # In the environment everything is text: the words of a boolean come before the names of hosts.
+    words = dict.fromkeys(("true", "1", "yes", "y", "on", "t"), True)
+    words |= dict.fromkeys(("false", "0", "no", "n", "off", "f"), False)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if value.lower() in words:
+            return words[value.lower()]
+        value = value.split(",")
+    if not isinstance(value, (list, tuple)) or not all(isinstance(each, str) for each in value):
+        raise ValueError("must be a boolean, or a list of names, addresses and networks")
+    hosts, wrong = [], []
+    for each in value:
+        try:
+            hosts.append(own_host(each.strip()))
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return tuple(hosts)
+
+
+def _proxy_url(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    # The value is not repeated: it may have a password.
+    if text and not _is_proxy_url(text):
+        raise ValueError("must be http://HOST:PORT or https://USER:PASSWORD@HOST:PORT")
+    return value
+
+
+def _is_proxy_url(text: str) -> bool:
+    parts = _secret_parts(text)
+    # None of it may end a line of a request.
+    if parts is None or not (re.fullmatch(r"https?://[!-~]+", text) and parts.hostname):
+        return False
+    try:
+        _ = parts.port
+    except ValueError:
+        return False
+    return parts.path in ("", "/") and not (parts.query or parts.fragment)
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
@@ -177,6 +317,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
 Positive = Annotated[int, NotBool, Field(ge=1)]
 Seconds = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
+Lifetime = Annotated[int, NotBool, Field(ge=0, le=2**31)]
 Size = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 OptionalSize = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
@@ -184,7 +325,11 @@ Nameserver = Annotated[str, AfterValidator(_nameserver)]
 Collection = Annotated[
     str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z0-9-]+){2,}$", max_length=317)
 ]
-AdminToken = Annotated[SecretStr, AfterValidator(_admin_token)]
+CdnZone = Annotated[
+    str, StringConstraints(pattern=r"^([0-9a-f]{32}|[0-9]{1,19}|E[0-9A-Z]{5,31})?$")
+]
+CorsOrigin = Annotated[str, AfterValidator(_cors_origin)]
+AdminToken = Annotated[SecretStr, AfterValidator(checked_admin_token)]
 OperatorName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 LabelerDid = Annotated[Did, AfterValidator(_did)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[!-+\--~]+$", max_length=128)]
@@ -199,13 +344,30 @@ class ServerSection(Section):
     """[server]"""
 
     enabled: bool = True
-    bind: Annotated[str, AfterValidator(_bind)] = "127.0.0.1:8080"
+    bind: Annotated[
+        tuple[Annotated[str, AfterValidator(_bind)], ...],
+        CommaSeparated,
+        Field(min_length=1, max_length=16),
+        AfterValidator(_each_once),
+    ] = ("127.0.0.1:8080",)
+    drain_delay: Annotated[Duration, Field(le=3600)] = 0
     workers: Positive = 1
+    root_path: Annotated[str, AfterValidator(_root_path)] = ""
     base_url: OptionalUrl = ""
     cdn_url: OptionalUrl = ""
     admin_token: AdminToken = SecretStr("")
     shutdown_timeout: Duration = 10
     admin_tokens: dict[OperatorName, Annotated[AdminToken, Field(min_length=1)]] = {}
+
+    @property
+    def binds(self) -> tuple[Bind, ...]:
+        """Addresses to listen on."""
+        return tuple(map(parse_bind, self.bind))
+
+    @property
+    def public_base(self) -> str:
+        """What the path of a public URL stands behind: a URL, or as little as is known of it."""
+        return self.cdn_url or self.base_url or self.root_path
 
 
 class IdentitySection(Section):
@@ -234,7 +396,9 @@ class FetchSection(Section):
     per_host: Positive = 8
     max_redirects: Annotated[int, NotBool, Field(ge=0, le=20)] = 3
     allow_http: bool = False
-    allow_private_hosts: bool = False
+    allow_private_hosts: Annotated[PrivateHosts, BeforeValidator(_private_hosts)] = False
+    proxy: Annotated[SecretStr, AfterValidator(_proxy_url)] = SecretStr("")
+    proxy_resolves: bool = False
 
     @property
     def max_source_bytes(self) -> int:
@@ -249,6 +413,7 @@ class ProcessSection(Section):
     max_megapixels: Size = 50
     queue_wait: Duration = 5
     isolation: Literal["sandbox", "thread"] = "sandbox"
+    webp_effort: WebpEffort = DEFAULT_WEBP_EFFORT
 
     @property
     def max_pixels(self) -> int:
@@ -261,6 +426,19 @@ class BlobSection(Section):
     allowed_types: Annotated[tuple[MediaRange, ...], CommaSeparated] = ("image/*",)
 
 
+class VideoSection(Section):
+    """[video]"""
+
+    preset: str = "content_preview"
+    max_source_mb: Annotated[float, NotBool, Field(gt=0, le=1024, allow_inf_nan=False)] = 300
+    timeout: Annotated[float, NotBool, Field(ge=1, le=600)] = 120
+
+    @property
+    def max_source_bytes(self) -> int:
+        """``max_source_mb`` in bytes."""
+        return int(self.max_source_mb * 1024 * 1024)
+
+
 class ActorsSection(Section):
     """[actors]"""
 
@@ -270,6 +448,8 @@ class ActorsSection(Section):
     avatar_preset: str = "avatar"
     banner_preset: str = "banner"
     ttl: Duration = 300
+    fallback: Literal["none", "initials", "shapes"] = "none"
+    fallback_blocked: bool = False
 
 
 class NegotiateSection(Section):
@@ -290,9 +470,11 @@ class CacheSection(Section):
     max_gb: Size = 10
     ttl_days: Duration = 30
     revalidate_days: Duration = 7
+    unconfirmed_days: Duration = 30
     cleanup_interval_minutes: Duration = 60
     memory_mb: OptionalSize = 64
     write_queue: Positive = 256
+    fsync: bool = True
 
     @property
     def max_bytes(self) -> int:
@@ -300,10 +482,31 @@ class CacheSection(Section):
         return int(self.max_gb * 1024**3)
 
 
+class StoreSection(Section):
+    """[store]"""
+
+    url: Annotated[str, AfterValidator(_store_url)] = ""
+    endpoint: OptionalUrl = ""
+    region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]*$", max_length=64)] = ""
+    access_key_id: Annotated[str, StringConstraints(pattern=r"^[!-~]*$")] = ""
+    secret_access_key: Annotated[SecretStr, AfterValidator(_token)] = SecretStr("")
+    allow_http: bool = False
+    timeout: Annotated[float, NotBool, Field(gt=0, le=4, allow_inf_nan=False)] = 1
+    sources: bool = False
+
+
+class CacheControlSection(Section):
+    """[cache_control]"""
+
+    browser: Lifetime = 86400
+    shared: Lifetime = 31536000
+
+
 class PolicySection(Section):
     """[policy]"""
 
     url: OptionalUrl = ""
+    protocol: Literal["status", "porxie"] = "status"
     timeout: Seconds = 2
     ttl: Duration = 300
     max_entries: Positive = 100_000
@@ -313,9 +516,12 @@ class PolicySection(Section):
 class CdnSection(Section):
     """[cdn]"""
 
-    kind: Literal["", "cloudflare", "bunny"] = ""
-    zone: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32})?$")] = ""
+    kind: Literal["", "cloudflare", "bunny", "cloudfront"] = ""
+    purge: Literal["tags", "urls"] = "tags"
+    zone: CdnZone = ""
     token: Annotated[SecretStr, AfterValidator(_token)] = SecretStr("")
+    key_id: Annotated[str, StringConstraints(pattern=r"^([0-9A-Z]{16,128})?$")] = ""
+    origins: Annotated[tuple[CorsOrigin, ...], NoneOrMore] = ()
 
 
 class LabelsSection(Section):
@@ -336,6 +542,18 @@ class AccountsSection(Section):
     def origin(self) -> Origin | None:
         """The origin of the stream; None if no stream is configured."""
         return stream_origin(self.url) if self.url else None
+
+
+class ClusterSection(Section):
+    """[cluster]"""
+
+    database: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("")
+    lease: Annotated[float, NotBool, Field(ge=1, le=60, allow_inf_nan=False)] = 3
+
+    @property
+    def url(self) -> str:
+        """The database of the decisions; "": they are kept in the cache folder."""
+        return self.database.get_secret_value()
 
 
 class LogSection(Section):
@@ -367,27 +585,44 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     identity: IdentitySection = IdentitySection()
     fetch: FetchSection = FetchSection()
     process: ProcessSection = ProcessSection()
+    animation: AnimationBounds = AnimationBounds()
     blob: BlobSection = BlobSection()
+    video: VideoSection = VideoSection()
     actors: ActorsSection = ActorsSection()
     negotiate: NegotiateSection = NegotiateSection()
     cache: CacheSection = CacheSection()
+    store: StoreSection = StoreSection()
+    cache_control: CacheControlSection = CacheControlSection()
     policy: PolicySection = PolicySection()
     cdn: CdnSection = CdnSection()
     labels: LabelsSection = LabelsSection()
     accounts: AccountsSection = AccountsSection()
+    cluster: ClusterSection = ClusterSection()
     log: LogSection = LogSection()
     trace: TraceSection = TraceSection()
-    presets: dict[PresetName, Preset] = DEFAULT_PRESETS
+    presets: Annotated[dict[PresetName, Preset], Field(validate_default=True)] = DEFAULT_PRESETS
+
+    @property
+    def preset_table(self) -> PresetTable:
+        """The presets, and the names of those that other sections choose."""
+        actors = self.actors
+        return PresetTable(
+            self.presets, actors.avatar_preset, actors.banner_preset, self.video.preset
+        )
 
     @field_validator("presets")
     @classmethod
-    def _have_variants(cls, presets: dict[str, Preset]) -> dict[str, Preset]:
+    def _are_complete(cls, presets: dict[str, Preset], info: ValidationInfo) -> dict[str, Preset]:
+        if process := info.data.get("process"):  # absent if it is invalid
+            effort = {"webp_effort": process.webp_effort}
+            presets = {
+                name: preset
+                if "webp_effort" in preset.model_fields_set
+                else preset.model_copy(update=effort)
+                for name, preset in presets.items()
+            }
         # The output of "config show" has the variants next to the presets that declare them.
-        found = with_variants(presets)
-        for name in found:
-            if len(name) > MAX_PRESET_NAME:
-                raise ValueError(f"{name} has more than {MAX_PRESET_NAME} characters")
-        return found
+        return with_variants(presets)
 
     @model_validator(mode="after")
     def _is_consistent(self, info: ValidationInfo) -> Self:
@@ -424,30 +659,97 @@ class _Inconsistent(ValueError):
         self.conflicts = conflicts
 
 
+class _Zone(NamedTuple):
+    """What a CDN calls that in which it purges, and the form of its ID."""
+
+    name: str
+    pattern: str
+
+
+_ZONE_ID = _Zone("Cloudflare's zone ID", "[0-9a-f]{32}")
+_PULL_ZONE = _Zone("bunny.net's ID of the pull zone, to purge by tag", "[0-9]{1,19}")
+_DISTRIBUTION = _Zone("CloudFront's distribution ID", "E[0-9A-Z]{5,31}")
+_ZONES = {
+    ("cloudflare", "tags"): _ZONE_ID,
+    ("cloudflare", "urls"): _ZONE_ID,
+    ("bunny", "tags"): _PULL_ZONE,
+    ("cloudfront", "tags"): _DISTRIBUTION,
+    ("cloudfront", "urls"): _DISTRIBUTION,
+}
+
+
 def _conflicts(config: Config) -> Iterator[_Conflict]:
     """Check the rules between keys that hold for every configuration."""
     cdn, server = config.cdn, config.server
     kind = ("cdn", "kind")
     if cdn.kind and not cdn.token.get_secret_value():
         yield _Conflict(kind, "needs cdn.token", (("cdn", "token"),))
-    if cdn.kind == "cloudflare" and not cdn.zone:
-        yield _Conflict(kind, "needs cdn.zone", (("cdn", "zone"),))
-    if cdn.kind and not (server.cdn_url or server.base_url):
+    zone = _ZONES.get((cdn.kind, cdn.purge))
+    if zone and not re.fullmatch(zone.pattern, cdn.zone):
+        yield _Conflict(kind, f"needs cdn.zone, {zone.name}", (("cdn", "zone"),))
+    if cdn.kind == "cloudfront" and not cdn.key_id:
+        yield _Conflict(kind, "needs cdn.key_id, an access key's ID", (("cdn", "key_id"),))
+    names_urls = cdn.purge == "urls" and cdn.kind in ("cloudflare", "bunny")
+    if names_urls and not (server.cdn_url or server.base_url):
         urls = (("server", "cdn_url"), ("server", "base_url"))
-        yield _Conflict(kind, "needs server.cdn_url or server.base_url", urls)
-    names: dict[str, str] = {}
-    for name, token in [("admin", server.admin_token), *server.admin_tokens.items()]:
-        secret = token.get_secret_value()
-        if secret and (first := names.setdefault(secret, name)) != name:
+        yield _Conflict(kind, "needs server.cdn_url or server.base_url, to purge by URL", urls)
+    if server.root_path and server.base_url and urlsplit(server.base_url).path != server.root_path:
+        told = f"{server.base_url} is below another path: it names what a browser asks for"
+        yield _Conflict(("server", "root_path"), told, (("server", "base_url"),))
+    if config.fetch.proxy_resolves and not config.fetch.proxy.get_secret_value():
+        yield _Conflict(("fetch", "proxy_resolves"), "needs fetch.proxy", (("fetch", "proxy"),))
+    if config.store.url:
+        yield from _store_conflicts(config.store)
+    yield from _variant_conflicts(config.presets)
+    admin: Location = ("server", "admin_token")
+    first_of = {server.admin_token.get_secret_value(): ("admin", admin)}
+    for name, token in server.admin_tokens.items():
+        secret, at = token.get_secret_value(), ("server", "admin_tokens", name)
+        first, other = first_of.setdefault(secret, (name, at))
+        if secret and first != name:
             told = f"{first} and {name} have one token: nobody could tell who decides"
-            yield _Conflict(("server", "admin_tokens"), told, (("server", "admin_token"),))
+            yield _Conflict(at, told, (other,))
+
+
+def _variant_conflicts(presets: Mapping[str, Preset]) -> Iterator[_Conflict]:
+    for name, preset in presets.items():
+        at = ("presets", name)
+        for variant, made in variants_of(name, preset).items():
+            if presets[variant] != made:
+                told = f"{variant} is a variant of {name}, and also the name of a preset"
+                yield _Conflict(at, told, (("presets", variant),))
+            elif len(variant) > MAX_PRESET_NAME:
+                yield _Conflict(at, f"{variant} has more than {MAX_PRESET_NAME} characters", ())
+
+
+def _store_conflicts(store: StoreSection) -> Iterator[_Conflict]:
+    url, kind = ("store", "url"), store.url.partition(":")[0]
+    secret = store.secret_access_key.get_secret_value()
+    if bool(store.access_key_id) != bool(secret):
+        other = ("store", "secret_access_key")
+        told = "go together: give both, or neither for those of the environment"
+        yield _Conflict(("store", "access_key_id"), f"{told} (with secret_access_key)", (other,))
+    for key, kinds in (
+        ("endpoint", ("s3", "az")),
+        ("region", ("s3",)),
+        ("access_key_id", ("s3", "az")),
+    ):
+        if getattr(store, key) and kind not in kinds:
+            yield _Conflict(("store", key), f"is for {' and '.join(kinds)} alone", (url,))
+    if store.endpoint.startswith("http:") and not store.allow_http:
+        http = ("store", "allow_http")
+        yield _Conflict(("store", "endpoint"), "needs store.allow_http", (http,))
 
 
 def _missing_presets(config: Config) -> Iterator[_Conflict]:
-    """Check the presets of ``/avatar`` and ``/banner``; a config made in Python may lack them."""
-    for key in ("avatar_preset", "banner_preset"):
-        if (preset := getattr(config.actors, key)) not in config.presets:
-            yield _Conflict(("actors", key), "no such preset", (("presets", preset),))
+    """Check the presets that other keys name; a config made in Python may lack them."""
+    for section, key in (
+        ("actors", "avatar_preset"),
+        ("actors", "banner_preset"),
+        ("video", "preset"),
+    ):
+        if (preset := getattr(getattr(config, section), key)) not in config.presets:
+            yield _Conflict((section, key), "no such preset", (("presets", preset),))
 
 
 Layer = dict[str, Any]
@@ -478,8 +780,7 @@ def load_config(
         ConfigError: with all mistakes: unreadable file, unknown keys, bad values.
     """
     environment = os.environ if environment is None else environment
-    if file is None and (named := environment.get(CONFIG_VARIABLE)):
-        file = Path(named)
+    file = file or _named_file(environment)
     mistakes: list[str] = []
     sources = [
         _Source("default", {"presets": _dump_presets()}),
@@ -491,6 +792,7 @@ def load_config(
     for source in sources:
         _merge(merged, source.values)
     wrong: set[Location] = set()
+    config: Config | None = None
     while True:
         try:
             config = Config.model_validate(merged, context=DEPLOYED)
@@ -503,12 +805,64 @@ def load_config(
         # Rules between keys are checked only if each value is valid: retry without invalid ones.
         if any(not detail["loc"] for detail in details):
             break
-        for detail in details:
-            _drop(merged, _location_of(detail))
-    if mistakes:
-        raise ConfigError(mistakes)
-    cache = config.cache.model_copy(update={"path": config.cache.path.absolute()})
+        # All are found before any goes: what a mistake beside them took along is found nowhere.
+        for holder, key in [_place_of(merged, _location_of(detail)) for detail in details]:
+            holder.pop(key, None)
+    if mistakes or config is None:
+        raise ConfigError(mistakes, rest=config)
+    # ``model_fields_set`` goes on telling whether any layer names the path.
+    values = {name: getattr(config.cache, name) for name in CacheSection.model_fields}
+    values["path"] = config.cache.path.absolute()
+    cache = CacheSection.model_construct(config.cache.model_fields_set, **values)
     return config.model_copy(update={"cache": cache})
+
+
+@dataclass(frozen=True)
+class ValueOrigin:
+    """Where a value that is not the default comes from.
+
+    Attributes:
+        name: an environment variable, or the path of the file.
+        over: the file whose other value it takes the place of, or None.
+    """
+
+    name: str
+    over: str | None = None
+
+
+def origins(
+    file: Path | None = None, *, environment: Mapping[str, str] | None = None
+) -> dict[Location, ValueOrigin]:
+    """Return where each value is from that the file or the environment gives, by its key.
+
+    Args:
+        file, environment: as for ``load_config``, which raises what is wrong with them.
+    """
+    environment = os.environ if environment is None else environment
+    file = file or _named_file(environment)
+    layer = _read_file(file, [])
+    found = {location: ValueOrigin(str(file)) for location in leaves(layer)}
+    for variable, location, value in _settings_of(environment, []):
+        if location == ("cdn", "kind") and variable in CLOUDFLARE_VARIABLES:
+            continue
+        in_file = _value_at(layer, location)
+        differs = in_file is not None and str(in_file).lower() != value.lower()
+        found[location] = ValueOrigin(variable, str(file) if differs else None)
+    return found
+
+
+def leaves(layer: Layer, above: Location = ()) -> Iterator[Location]:
+    """Yield the key of each value that is no table."""
+    for key, value in layer.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*above, key))
+        else:
+            yield (*above, key)
+
+
+def _named_file(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get(CONFIG_VARIABLE)
+    return Path(named) if named else None
 
 
 Mistake = tuple[Location, str, object]
@@ -543,8 +897,8 @@ def _value_at(layer: Layer, location: Location) -> object:
     return value
 
 
-def _drop(layer: Layer, location: Location) -> None:
-    """Remove a value, the list that contains it, or the table that lacks it."""
+def _place_of(layer: Layer, location: Location) -> tuple[dict[Any, Any], int | str]:
+    """The table and the key of a value, of the list around it, or of the table that lacks it."""
     holder: dict[Any, Any] = layer
     key = location[0]
     for part in location[1:]:
@@ -552,30 +906,30 @@ def _drop(layer: Layer, location: Location) -> None:
         if not isinstance(inner, dict) or part not in inner:
             break
         holder, key = inner, part
-    holder.pop(key, None)
+    return holder, key
 
 
-def environment_for(overrides: Layer) -> dict[str, str]:
-    """Environment variables that carry ``overrides`` to another process."""
-    return {
-        f"{ENV_PREFIX}{section.upper()}__{key.upper()}": str(value)
-        for section, values in overrides.items()
-        for key, value in values.items()
-    }
+def environment_name(section: str, key: str) -> str:
+    """The environment variable of a key."""
+    return f"{ENV_PREFIX}{section.upper()}__{key.upper()}"
 
 
 def _dump_presets() -> Layer:
-    return {name: preset.model_dump() for name, preset in DEFAULT_PRESETS.items()}
+    # An effort that is not said is that of ``process``.
+    return {
+        name: preset.model_dump(exclude={"webp_effort"}) for name, preset in DEFAULT_PRESETS.items()
+    }
 
 
 def _read_file(file: Path | None, mistakes: list[str]) -> Layer:
     if file is None:
         return {}
     try:
-        layer = tomllib.loads(file.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte order mark.
+        layer = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         mistakes.append(f"{file}: cannot be read: {error.strerror or error}")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number too long is a ValueError alone
         mistakes.append(f"{file}: is not TOML: {error}")
     else:
         match layer:
@@ -611,10 +965,14 @@ def _settings_of(
                 # The seed accepts two spellings of true; everything else is false.
                 value = "true" if value in ("true", "1") else "false"
             yield variable, keys, value
+            if variable in CLOUDFLARE_VARIABLES:
+                yield variable, ("cdn", "kind"), "cloudflare"
     for variable, value in sorted(environment.items()):
         if not variable.startswith(ENV_PREFIX):
             continue
         if variable in SEED_VARIABLES or variable == CONFIG_VARIABLE:
+            continue
+        if PLATFORM_VARIABLES.fullmatch(variable):
             continue
         path = tuple(variable.removeprefix(ENV_PREFIX).lower().split("__"))
         if len(path) < 2 or "" in path:
@@ -670,7 +1028,8 @@ def _known_beside(location: Location) -> list[str]:
 
 
 def _masked(key: str, value: object) -> str:
-    return "***" if "token" in key else repr(value)
+    is_secret = key == "fetch.proxy" or any(word in key for word in ("token", "database", "secret"))
+    return "***" if is_secret else repr(value)
 
 
 def _holds(layer: Layer, location: Location) -> bool:

@@ -9,6 +9,7 @@ from proxy.config import Config, ConfigError
 
 NEEDED = {
     "moderation": ("trio_websocket", "cryptography"),
+    "cluster": ("psycopg", "obstore"),
     "otel": ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"),
 }
 """The modules that each extra installs."""
@@ -34,6 +35,8 @@ def _needs(config: Config) -> Iterator[tuple[str, tuple[str, ...], str]]:
     for key, is_set, extra in (
         ("labels.subscribe", config.labels.subscribe, "moderation"),
         ("accounts.url", config.accounts.url, "moderation"),
+        ("cluster.database", config.cluster.url, "cluster"),
+        ("store.url", config.store.url, "cluster"),
         ("trace.endpoint", config.trace.endpoint, "otel"),
     ):
         if is_set:
