@@ -1,0 +1,27 @@
+// Holds the package to the calls, and their results, that VECTORS has.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import * as exported from "atproto-imageproxy";
+import { unpicTransformer } from "atproto-imageproxy/unpic";
+
+const { file, base, calls } = JSON.parse(readFileSync(process.env.VECTORS, "utf8"));
+const images = exported.imageProxy(file, { base });
+const callable = { ...images, sizeIn: exported.sizeIn, transformed: unpicTransformer(images) };
+
+for (const name of new Set(calls.map(([called]) => called))) {
+  test(name, () => {
+    let checked = 0;
+    for (const [called, given, expected, error] of calls) {
+      if (called !== name) continue;
+      const call = () => callable[name](...given);
+      if (error) {
+        assert.throws(call, (thrown) => thrown.name === error && thrown instanceof exported.InvalidRequest, JSON.stringify(given));
+      } else {
+        assert.deepEqual(call(), expected, JSON.stringify(given));
+      }
+      checked++;
+    }
+    console.log(`checked ${checked}`);
+  });
+}
