@@ -32,9 +32,9 @@ from proxy.config import Config, LogSection
 from proxy.lifecycle import open_moderator
 from proxy.model.identifiers import Cid, Did
 from proxy.model.selection import Selection
+from proxy.moderation.configured_store import folder_store_of
 from proxy.moderation.store import ModerationStore
 from proxy.observability.log import configure_logging
-from proxy.wiring import moderation_store_of
 
 PRESET = "avatar_small"
 NONE, MANY = "no blocks", "blocks"
@@ -146,7 +146,7 @@ class Bench:
 
     async def hits(self) -> None:
         """Hits at a proxy without blocks and at one with them, and their memory."""
-        with closing(moderation_store_of(self._config(MANY))) as store:
+        with closing(folder_store_of(self._config(MANY))) as store:
             store.make()
             await trio.to_thread.run_sync(fill, store, self._plan.blocks, self._bar)
         paths = [

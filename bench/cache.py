@@ -18,7 +18,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,7 +214,7 @@ def _hit(stock: Stock, plan: Plan) -> float:
         began = time.perf_counter()
         found = folder.get(key)
         times.append(time.perf_counter() - began)
-        if found is None or found.data != ENTRY:
+        if found is None or found[0].data != ENTRY:
             raise BenchError(f"{key} is no hit")
     folder.close()
     return median(times)
@@ -392,13 +392,13 @@ def draw(stocks: list[Stock], file: Path) -> str:
     return plot.save(figure, file)
 
 
-def _in_memory(plan: Plan) -> Path | None:
-    """A file system in memory with room for the entries, if there is one."""
+def in_memory(sizes: Sequence[int]) -> Path | None:
+    """A file system in memory with room for folders of so many entries, if there is one."""
     memory = Path("/dev/shm")  # noqa: S108  (a folder of its own is made in it)
     if not memory.is_dir():
         return None
     found = os.statvfs(memory)
-    return memory if found.f_bavail * found.f_frsize > sum(plan.sizes) * BYTES_EACH else None
+    return memory if found.f_bavail * found.f_frsize > sum(sizes) * BYTES_EACH else None
 
 
 async def _main(plan: Plan, folder: Path | None, picture: Path) -> int:
@@ -407,7 +407,7 @@ async def _main(plan: Plan, folder: Path | None, picture: Path) -> int:
         "entries": ", ".join(f"{size:,}" for size in plan.sizes),
         "rounds": str(plan.rounds),
     }
-    folder = folder or _in_memory(plan)
+    folder = folder or in_memory(plan.sizes)
     settings["folder"] = str(folder or tempfile.gettempdir())
     report.print_settings(console, settings)
     with tempfile.TemporaryDirectory(dir=folder) as temporary, report.progress(plan.steps) as bar:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import h11
@@ -92,7 +92,13 @@ class Connection:
             self._stream = None
 
     async def get(self, path: str) -> Answer:
-        """GET ``path``. On any exception, cancellation included, the connection is closed.
+        """GET ``path``; as ``send``."""
+        return await self.send("GET", path)
+
+    async def send(
+        self, method: str, path: str, body: bytes = b"", headers: Sequence[tuple[str, str]] = ()
+    ) -> Answer:
+        """Send a request. On any exception, cancellation included, the connection is closed.
 
         Raises:
             OSError, trio.BrokenResourceError, h11.ProtocolError: no whole answer.
@@ -101,7 +107,7 @@ class Connection:
         try:
             with trio.fail_after(REQUEST_TIMEOUT):
                 stream = await self.open()
-                await self._send_request(stream, path)
+                await self._send_request(stream, method, path, body, headers)
                 answer = await self._receive_answer(stream)
         except BaseException:
             self.close()
@@ -112,10 +118,21 @@ class Connection:
             self.close()  # the server announced that it closes
         return answer
 
-    async def _send_request(self, stream: trio.SocketStream, path: str) -> None:
-        request = h11.Request(method="GET", target=path, headers=[("Host", self._host)])
-        head = self._protocol.send(request) or b""
-        await stream.send_all(head + (self._protocol.send(h11.EndOfMessage()) or b""))
+    async def _send_request(
+        self,
+        stream: trio.SocketStream,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Sequence[tuple[str, str]],
+    ) -> None:
+        lines = [("Host", self._host), *headers]
+        events: list[h11.Event] = [h11.EndOfMessage()]
+        if body:
+            lines.append(("Content-Length", str(len(body))))
+            events.insert(0, h11.Data(data=body))
+        events.insert(0, h11.Request(method=method, target=path, headers=lines))
+        await stream.send_all(b"".join(self._protocol.send(event) or b"" for event in events))
 
     async def _receive_answer(self, stream: trio.SocketStream) -> Answer:
         status, headers, body = 0, dict[str, str](), bytearray()
@@ -177,13 +194,13 @@ async def closed_loop(
     return result
 
 
-async def storm(port: int, path: str, size: int) -> Result:
-    """``size`` requests for one path at the same moment, each on a connection opened before.
+async def storm(port: int, paths: Sequence[str]) -> Result:
+    """Requests for all paths at the same moment, each on a connection opened before.
 
     Latencies count from that moment, so the largest is the time to the last answer.
     """
     result = Result()
-    connections = [Connection(port) for _ in range(size)]
+    connections = [Connection(port) for _ in paths]
     limit = trio.CapacityLimiter(CONNECTING_AT_ONCE)
 
     async def connect(connection: Connection) -> None:
@@ -197,7 +214,7 @@ async def storm(port: int, path: str, size: int) -> Result:
         with _Timed(result):
             start = trio.current_time()
             async with trio.open_nursery() as nursery:
-                for connection in connections:
+                for connection, path in zip(connections, paths, strict=True):
                     nursery.start_soon(_ask, connection, path, result, start, None)
     finally:
         for connection in connections:

@@ -240,9 +240,7 @@ async def _main() -> int:
     console = report.output()
     _print(console, base, pairs, found)
     worse = [] if given.quick else _worse(found)
-    for fault in (*found.faults, *worse):
-        console.print(f"FAILED {fault}", style="red", markup=False)
-    return 1 if found.faults or worse else 0
+    return report.verdict(console, [*found.faults, *worse])
 
 
 if __name__ == "__main__":

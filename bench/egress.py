@@ -164,10 +164,7 @@ async def _main() -> int:
     rounds, sockets = await _measure(plan, hosts)
     console = report.output()
     _print(console, plan, hosts, rounds, sockets)
-    found = faults(rounds, sockets)
-    for fault in found:
-        console.print(f"FAILED {fault}", style="red", markup=False)
-    return 1 if found else 0
+    return report.verdict(console, faults(rounds, sockets))
 
 
 if __name__ == "__main__":

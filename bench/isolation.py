@@ -22,9 +22,10 @@ from bench import report
 from bench.pictures import Pictures, Size
 from proxy.config import Config
 from proxy.imaging.workers.main import keep_freed_memory
-from proxy.imaging.workers.pool import ProcessingPool, cpus_of_this_process
+from proxy.imaging.workers.pool import ProcessingPool
 from proxy.model.formats import Format
 from proxy.model.presets import DEFAULT_PRESETS
+from proxy.shared.machine import cpus_of_this_process
 
 GOAL = 0.95
 """Of the throughput of threads."""

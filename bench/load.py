@@ -41,7 +41,7 @@ from bench.processes import (
 )
 from bench.upstream import Manifest
 from proxy.config import Config
-from proxy.imaging.workers.pool import cpus_of_this_process
+from proxy.shared.machine import cpus_of_this_process
 
 PEER = "hits: peer (bare ASGI)"
 MEMORY = "hits: memory"
@@ -187,7 +187,7 @@ class Bench:
     async def _storm(self) -> Storm:
         did, cid, path = self._images.cold()
         before = await self._transforms()
-        result = await storm(self._port(MEMORY), path, self._plan.storm_size)
+        result = await storm(self._port(MEMORY), [path] * self._plan.storm_size)
         asked = await counts(self._upstream)
         return Storm(
             result,
@@ -371,10 +371,7 @@ async def _main() -> int:
         rates = {s: [each.results[s].rate for each in rounds] for s in (*HITS, MISSES)}
         storm_times = [each.last_answer for each in _storms(rounds)]
         console.print(plot.draw(picture, rates, storm_times, plan.storm_size))
-    found = faults(rounds)
-    for fault in found:
-        console.print(f"FAILED {fault}", style="red", markup=False)
-    return 1 if found else 0
+    return report.verdict(console, faults(rounds))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,11 @@ server {{
 _LISTEN = re.compile(r"(?m)^ *listen [^;]*;\n")
 
 
-async def block_of(cache: Path, proxy: Server) -> str:
+async def block_of(cache: Path, proxy: Server, **more: str) -> str:
     """What ``imageproxy nginx`` prints for a cache folder and the proxy behind it.
+
+    Args:
+        more: of the proxy's variables.
 
     Raises:
         BenchError: the command fails.
@@ -45,6 +48,7 @@ async def block_of(cache: Path, proxy: Server) -> str:
     settings = {
         "IMAGE_PROXY_CACHE__PATH": str(cache),
         "IMAGE_PROXY_SERVER__BIND": f"{LOOPBACK}:{proxy.port}",
+        **more,
     }
     done = await trio.run_process(
         [sys.executable, "-m", "proxy", "nginx"],
@@ -64,10 +68,20 @@ async def block_of(cache: Path, proxy: Server) -> str:
 async def with_block(folder: Path, block: str) -> AsyncIterator[Server]:
     """nginx with a block, which listens on a port of this machine in place of what it says."""
     port = free_port()
-    listen = iter([f"    listen {LOOPBACK}:{port};\n"])
-    site = _LISTEN.sub(lambda _: next(listen, ""), block)
-    async with _nginx(folder, site, port) as server:
+    async with _nginx(folder, _listening(block, port), port) as server:
         yield server
+
+
+def write_block(folder: Path, block: str, port: int) -> None:
+    """Put another block in the place of that in ``folder``; nginx reads it on SIGHUP."""
+    program = find_nginx()
+    assert program is not None  # it runs
+    command_for(program, folder, _HTTP.format(site=_listening(block, port)))
+
+
+def _listening(block: str, port: int) -> str:
+    listen = iter([f"    listen {LOOPBACK}:{port};\n"])
+    return _LISTEN.sub(lambda _: next(listen, ""), block)
 
 
 @asynccontextmanager

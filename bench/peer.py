@@ -77,7 +77,9 @@ async def _serve(bind: str, file: Path, our_connections: bool) -> None:
         for message in answers[scope["path"]]:
             await send(message)
 
-    settings = hypercorn_config(load_config(), bind)
+    settings = hypercorn_config(load_config())
+    settings.bind = [bind]
+    settings.backlog = 1024
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         stop: Any = partial(anext, signals)
         await hypercorn.trio.serve(app, settings, shutdown_trigger=stop, mode="asgi")  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ class Pictures:
     """
 
     def __init__(self, count: int, size: Size, bases: int = BASES) -> None:
-        self._bases = [_draw(size, number) for number in range(min(bases, count))]
+        self._bases = [draw(size, number) for number in range(min(bases, count))]
         self.cids = [cid_of(self._blob(number)) for number in range(count)]
         self._numbers = {cid: number for number, cid in enumerate(self.cids)}
 
@@ -62,7 +62,7 @@ class Pictures:
 
     def _blob(self, number: int) -> bytes:
         # Put together anew each time: hundreds of whole blobs would be hundreds of megabytes.
-        return _with_comment(self._bases[number % len(self._bases)], f"picture {number}")
+        return with_comment(self._bases[number % len(self._bases)], f"picture {number}")
 
 
 def cid_of(data: bytes) -> str:
@@ -70,7 +70,8 @@ def cid_of(data: bytes) -> str:
     return encode_cid(_RAW_SHA2_256 + hashlib.sha256(data).digest())
 
 
-def _draw(size: Size, number: int) -> bytes:
+def draw(size: Size, number: int) -> bytes:
+    """A JPEG of its own for each number, turned by it."""
     box = (size.width, size.height)
     noise = Image.effect_noise(box, NOISE_SIGMA)
     slope = Image.linear_gradient("L").rotate(90 * number).resize(box)
@@ -81,7 +82,7 @@ def _draw(size: Size, number: int) -> bytes:
     return out.getvalue()
 
 
-def _with_comment(jpeg: bytes, text: str) -> bytes:
+def with_comment(jpeg: bytes, text: str) -> bytes:
     """``jpeg`` with a COM segment after its first segment, which JFIF wants to stay the first."""
     first_ends = 4 + int.from_bytes(jpeg[4:6], "big")
     payload = text.encode()

@@ -1,14 +1,17 @@
 """The processor against others: CPU time, bytes, SSIM and peak memory, in one run.
 
     python -m bench.process            # JPEG and WebP, the six first presets, five rounds
-    python -m bench.process --quick    # three photographs, two rounds
+    python -m bench.process --formats avif png   # AVIF of photographs; PNG of screenshots to PNG
+    python -m bench.process --quick    # three photographs, two rounds; with AVIF one of each
     python -m bench.process --efforts  # the effort settings of WebP and AVIF (docs/encoders.md)
     python -m bench.process --together # six presets of one picture at once against one by one
 
 Each engine is one process with one thread of work; the engines take turns on every picture, so
 that a busy machine slows them alike. The time of a picture is its fastest round; the ratio's spread
-is over the rounds. SSIM is against a Lanczos resampling of the full decode in floats. The code is 0
-whatever the times are.
+is over the rounds. PNGs are made of drawn pictures that are PNGs, all else of photographs. An AVIF
+has the quality that each engine takes for that of a JPEG: the preset's less 20. SSIMULACRA2 is
+measured where cargo can build ``bench/ssimulacra2``. Both it and SSIM are against a Lanczos
+resampling of the full decode in floats. The code is 0 whatever the times are.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import json
 import math
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -37,14 +41,15 @@ from rich.table import Table
 from bench import plot, process_inputs, report
 from bench.process_worker import geometry
 from bench.processes import BenchError
-from proxy.imaging.pipeline import Recipe, render_each
+from proxy.imaging.pipeline import render_each
+from proxy.imaging.recipes import Recipe
 from proxy.imaging.workers.main import keep_freed_memory
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 
 PRESETS = ("avatar", "avatar_small", "banner", "content_preview", "content_full",
            "embed_thumbnail")  # fmt: skip
-GOALS = {"jpeg": 0.67, "webp": 0.9}
-ONLY = {"imaging": ("jpeg",)}
+GOALS = {"jpeg": 0.55, "webp": 0.75, "avif": 0.8, "png": 0.7}
+ONLY = {"imaging": ("jpeg",), "thumbor": ("jpeg", "webp")}
 """Engines that do not make every format."""
 WORKER = Path(__file__).with_name("process_worker.py")
 PLOT = Path("build/bench-process.svg")
@@ -102,6 +107,7 @@ class Figures:
     rounds: list[list[float]] = field(default_factory=list)
     bytes: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
+    ssimulacra2: list[float] = field(default_factory=list)
 
     @property
     def cpu_ms(self) -> float:
@@ -129,6 +135,42 @@ def reference(source: Path, job: dict[str, Any]) -> NDArray[np.float64]:
         for band in image.split()
     ]
     return np.dstack([np.asarray(band) for band in bands]).astype(np.float64)
+
+
+class Judge:
+    """The program that compares pictures by SSIMULACRA2, asked one pair at a time."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def score(self, wanted: Plane, data: bytes) -> float:
+        """Return 100 for what is equal; 90 looks equal, 70 good and 50 fair."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with Image.open(BytesIO(data)) as image:
+            shown = np.asarray(image.convert("RGB"))
+        files = [Path(self._folder.name, name) for name in ("wanted", "shown")]
+        for file, pixels in zip(files, (wanted, shown), strict=True):
+            height, width, _ = pixels.shape
+            file.write_bytes(struct.pack("<II", width, height) + pixels.astype("<f4").tobytes())
+        self._process.stdin.write("\n".join(map(str, files)) + "\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
+        self._folder.cleanup()
+
+
+def start_judge(console: Console) -> Judge | None:
+    try:
+        return Judge(process_inputs.ssimulacra2())
+    except BenchError as error:
+        console.print(f"without SSIMULACRA2: {error}")
+        return None
 
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -163,17 +205,23 @@ Results = dict[tuple[str, str, str], Figures]
 
 
 def measure(
-    engines: Sequence[Engine], sources: Sequence[Path], formats: Sequence[str], rounds: int
+    engines: Sequence[Engine],
+    photographs: Sequence[Path],
+    formats: Sequence[str],
+    rounds: int,
+    judge: Judge | None,
 ) -> Results:
     results: Results = {}
-    total = len(formats) * len(PRESETS) * len(sources)
+    drawn = process_inputs.drawings() if "png" in formats else []
+    total = sum(len(PRESETS) * len(drawn if each == "png" else photographs) for each in formats)
     with tempfile.TemporaryDirectory() as folder, report.progress(total) as bar:
         for format_ in formats:
             for name in PRESETS:
-                for source in sources:
+                for source in drawn if format_ == "png" else photographs:
                     bar.update(bar.task_ids[0], description=f"{format_} {name}")
                     able = [engine for engine in engines if format_ in engine.formats]
-                    _one_picture(able, Path(folder), format_, name, source, rounds, results)
+                    where = Path(folder)
+                    _one_picture(able, where, format_, name, source, rounds, results, judge)
                     bar.advance(bar.task_ids[0])
     return results
 
@@ -186,6 +234,7 @@ def _one_picture(
     source: Path,
     rounds: int,
     results: Results,
+    judge: Judge | None,
 ) -> None:
     preset = DEFAULT_PRESETS[name]
     wanted = reference(source, job_of(preset, format_, source, None))
@@ -200,7 +249,10 @@ def _one_picture(
                 continue
             figures = results.setdefault((format_, name, engine.name), Figures())
             figures.bytes.append(answer["bytes"])
-            figures.ssim.append(ssim(wanted, (folder / engine.name).read_bytes()))
+            made = (folder / engine.name).read_bytes()
+            figures.ssim.append(ssim(wanted, made))
+            if judge is not None:
+                figures.ssimulacra2.append(judge.score(wanted, made))
     for engine in engines:
         results[format_, name, engine.name].rounds.append(times[engine.name])
 
@@ -212,7 +264,7 @@ def show(
     table = Table(title=f"{format_}: CPU ms, bytes and SSIM per picture, means")
     table.add_column("preset")
     table.add_column("engine")
-    for title in ("CPU ms", "of sharp's", "KB", "of sharp's", "SSIM"):
+    for title in ("CPU ms", "of sharp's", "KB", "of sharp's", "SSIM", "SSIMULACRA2"):
         table.add_column(title, justify="right")
     for preset in PRESETS:
         base = results.get((format_, preset, "sharp"))
@@ -231,6 +283,7 @@ def show(
                 f"{fmean(own.bytes) / 1000:.1f}",
                 byte_ratio,
                 f"{fmean(own.ssim):.5f}",
+                f"{fmean(own.ssimulacra2):.2f}" if own.ssimulacra2 else "",
                 end_section=name == names[-1],
             )
     console.print(table)
@@ -408,6 +461,8 @@ def main() -> int:
     rounds = options.rounds or (2 if options.quick else 5)
     if options.quick:
         sources = sources[:3]
+        if "avif" in options.formats:  # sharp takes seconds for each
+            sources, rounds = sources[:1], 1
     settings = {"photographs": f"{len(sources)}, {origin}", "rounds": rounds}
     report.print_settings(console, settings)
     if options.efforts:
@@ -417,14 +472,17 @@ def main() -> int:
         together(console, sources, rounds)
         return 0
     engines = start(console)
+    judge = start_judge(console)
     try:
-        results = measure(engines, sources, options.formats, rounds)
+        results = measure(engines, sources, options.formats, rounds, judge)
     except BenchError as error:
         console.print(f"failed: {error}")
         return 1
     finally:
         for engine in engines:
             engine.close()
+        if judge is not None:
+            judge.close()
     for format_ in options.formats:
         show(console, results, engines, format_, rounds)
     peaks = ", ".join(f"{engine.name} {engine.peak_mb:.0f}" for engine in engines)

@@ -1,4 +1,5 @@
-"""What the processor's benchmark needs from outside: photographs, sharp, thumbor, imaging.
+"""What the processor's benchmark needs from outside: pictures, sharp, thumbor, imaging, and
+a program for SSIMULACRA2.
 
 All is kept in ``$XDG_CACHE_HOME/atproto-imageproxy`` (``~/.cache`` without the variable).
 """
@@ -16,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from bench.processes import BenchError
 from tests.processes import cache_folder
 
 SHARP = Path(__file__).resolve().parent / "sharp"
 IMAGING = Path(__file__).resolve().parent / "process_worker.go"
+SSIMULACRA2 = Path(__file__).resolve().parent / "ssimulacra2"
 PACKAGES = ("mate-backgrounds", "plasma-workspace-wallpapers")
 MATE = "usr/share/backgrounds/mate/nature/{}.jpg"
 PLASMA = "usr/share/wallpapers/{}/contents/images/2560x1600.jpg"
@@ -49,7 +51,7 @@ def photographs() -> tuple[list[Path], str]:
         return made, f"generated ({type(error).__name__} with apt-get or dpkg-deb)"
 
 
-def _once(folder: Path, make: Callable[[Path, Path], None]) -> list[Path]:
+def _once(folder: Path, make: Callable[[Path, Path], None], pattern: str = "*.jpg") -> list[Path]:
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as building:
@@ -57,7 +59,7 @@ def _once(folder: Path, make: Callable[[Path, Path], None]) -> list[Path]:
             made.mkdir()
             make(Path(building), made)
             made.rename(folder)
-    return sorted(folder.glob("*.jpg"))
+    return sorted(folder.glob(pattern))
 
 
 def _from_debian(building: Path, made: Path) -> None:
@@ -96,6 +98,48 @@ def _store(image: Image.Image, number: int, folder: Path) -> None:
     box = (left, top, left + across, top + down)
     image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
     image.save(folder / f"{number:02}.jpg", quality=QUALITY, subsampling="4:2:0")
+
+
+def drawings() -> list[Path]:
+    """PNG files as people post them: a screenshot of text, and one with shapes and shades."""
+    return _once(cache_folder() / "drawings", _drawn, "*.png")
+
+
+def _drawn(_: Path, made: Path) -> None:
+    for number in range(3):
+        image = Image.new("RGB", (1600, 1200), "white")
+        draw = ImageDraw.Draw(image)
+        if number == 2:
+            shades = np.linspace(0, 255, 1600 * 1200 * 3).reshape(1200, 1600, 3).astype(np.uint8)
+            image.paste(Image.fromarray(shades))
+        random = np.random.default_rng(number)
+        font = ImageFont.load_default(18 + 6 * number)
+        for line in range(0, 1200, 30 + 10 * number):
+            words = (
+                "".join(chr(97 + letter) for letter in random.integers(0, 26, length))
+                for length in random.integers(2, 11, 24)
+            )
+            draw.text((40, line), " ".join(words), fill=(20, 20, 40), font=font)
+        for _shape in range(12 * number):
+            left, top, side = (int(each) for each in random.integers(20, 1000, 3))
+            color = tuple(int(each) for each in random.integers(0, 256, 3))
+            draw.ellipse((left, top, left + side // 3, top + side // 3), fill=color)
+        image.save(made / f"{number:02}.png")
+
+
+def ssimulacra2() -> list[str]:
+    """The program that compares two pictures; built on first use, which takes a minute."""
+    sources = sorted(SSIMULACRA2.rglob("*.*"))
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
+    folder = cache_folder() / f"ssimulacra2-{key}"
+    program = folder / "release/ssimulacra2"
+    if not program.exists():
+        cargo = _find("cargo")
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = str(SSIMULACRA2 / "Cargo.toml")
+        command = [cargo, "build", "--release", "--manifest-path", manifest]
+        _install([*command, "--target-dir", str(folder)])
+    return [str(program)]
 
 
 def sharp() -> list[str]:

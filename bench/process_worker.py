@@ -1,8 +1,8 @@
 """One engine of the processor's benchmark: a job a line in, an answer a line out.
 
 A job: ``source``, ``width``, ``height`` (0: by width alone), ``fit``, ``quality``, ``format``
-(``jpeg`` or ``webp``), ``result`` (where to write it; null: nowhere). An answer: ``cpu_ms`` of all
-threads, ``bytes``. Reading and writing files is not counted.
+(``jpeg``, ``webp``, ``avif`` or ``png``), ``result`` (where to write it; null: nowhere). An answer:
+``cpu_ms`` of all threads, ``bytes``. Reading and writing files is not counted.
 
 Runs as a script with the Python of the engine's own environment: no imports from this project
 unless the engine is this project.
@@ -69,8 +69,13 @@ def pillow() -> Engine:
         box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
         image = image.resize(size, images.Resampling.LANCZOS, box=box, reducing_gap=2.0)
         out = BytesIO()
-        options = {"optimize": True} if job["format"] == "jpeg" else {}
-        image.save(out, job["format"], quality=job["quality"], **options)
+        options = {
+            "jpeg": {"optimize": True, "quality": job["quality"]},
+            "webp": {"quality": job["quality"]},
+            "avif": {"quality": max(job["quality"] - 20, 1), "max_threads": 1},
+            "png": {},
+        }
+        image.save(out, job["format"], **options[job["format"]])
         return out.getvalue()
 
     return run

@@ -9,11 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import h11
 import trio
 
 from bench.client import get
@@ -25,6 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.02
+AT_REST_SECONDS, AT_REST_LOOKS = 0.1, 3
+"""So many looks find the same: a busy machine may not run a process for longer than one."""
+
 GRACE_SECONDS = 10.0
 """From SIGTERM to SIGKILL."""
 
@@ -53,12 +57,24 @@ def run(main: Callable[[], Awaitable[int]]) -> int:
 
     try:
         trio.run(guarded)
+    except* SystemExit as ends:  # the parser of arguments has helped, or said what is wrong
+        (end,) = ends.exceptions
+        assert isinstance(end, SystemExit)
+        code = int(end.code or 0)
     except* KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     except* (BenchError, trio.TooSlowError) as failures:
         code = 1
-        print(*(f"{type(each).__name__}: {each}" for each in failures.exceptions), file=sys.stderr)
+        print(*_said(failures), sep="\n", file=sys.stderr)
     return code
+
+
+def _said(failures: BaseExceptionGroup[Exception]) -> Iterator[str]:
+    for each in failures.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _said(each)
+        else:
+            yield f"{type(each).__name__}: {each}"
 
 
 async def _cancel_on_sigterm(scope: trio.CancelScope) -> None:
@@ -118,16 +134,17 @@ async def started(
     *,
     log: Path,
     stdout: int | None = None,
+    stderr: int | None = None,
     environment: Mapping[str, str] | None = None,
     folder: Path = ROOT,
 ) -> AsyncIterator[trio.Process]:
-    """Any program in ``folder`` for the time of the block; as ``running``."""
+    """Any program in ``folder`` for the time of the block; as ``running``, also for ``stderr``."""
     with log.open("ab") as output:
         process = await trio.lowlevel.open_process(
             command,
             stdin=subprocess.PIPE,
             stdout=output if stdout is None else stdout,
-            stderr=output,
+            stderr=output if stderr is None else stderr,
             cwd=folder,
             env={**inherited(), **(environment or {})},
         )
@@ -197,28 +214,35 @@ class Server:
     port: int
     log: Path
 
-    async def ready(self) -> None:
+    async def ready(self, seconds: float = START_SECONDS) -> None:
         """Wait until ``/readyz`` answers 200.
 
         Raises:
             BenchError: the process ended, or is not ready in time.
         """
-        await until(self._is_ready, f"port {self.port} to be ready")
+        await until(self.is_ready, f"port {self.port} to be ready", seconds)
 
-    async def _is_ready(self) -> bool:
+    async def is_ready(self) -> bool:
+        """Whether it is; BenchError where it has ended."""
         if self.process.poll() is not None:
             raise BenchError(f"a server ended with {self.process.returncode}\n{_tail(self.log)}")
         try:
             return (await get(self.port, "/readyz")).status == 200
-        except OSError:
-            return False
+        except (OSError, trio.BrokenResourceError, h11.ProtocolError):
+            return False  # it does not listen yet, or a relay before it has nobody behind
 
 
 @asynccontextmanager
 async def proxy(
-    folder: Path, name: str, directory_port: int, checkout: Path = ROOT, /, **extra: str
+    folder: Path,
+    name: str,
+    directory_port: int,
+    checkout: Path = ROOT,
+    module: str = "proxy",
+    /,
+    **extra: str,
 ) -> AsyncIterator[Server]:
-    """``python -m proxy serve`` of a checkout for the time of the block."""
+    """``python -m proxy serve`` of a checkout, or of what wraps it, for the time of the block."""
     port = free_port()
     log = folder / f"{name}.log"
     environment = {
@@ -230,7 +254,7 @@ async def proxy(
         **extra,
     }
     async with running(
-        "proxy", "serve", log=log, environment=environment, checkout=checkout
+        module, "serve", log=log, environment=environment, checkout=checkout
     ) as process:
         yield Server(process, port, log)
 
@@ -246,14 +270,40 @@ async def peer(folder: Path, answers: Path, *extra: str) -> AsyncIterator[Server
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and its descendants that run; NaN where there is no Linux to ask."""
+    """CPU time of a process and its descendants; NaN where there is no Linux to ask.
+
+    Those that have ended count too, once they were waited for: then their time is their parent's.
+    """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        while True:
+            own, ended = _cpu_of(pid)
+            running = [cpu_seconds(child) for child in children(pid)]
+            # A child that ended meanwhile would count twice, or not at all.
+            if _cpu_of(pid)[1] == ended:
+                return own + ended + sum(each for each in running if not math.isnan(each))
     except OSError:
         return math.nan
-    # proc_pid_stat(5): utime and stime, fields 14 and 15; the first here is field 3.
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(cpu_seconds(child) for child in _children(pid))
+
+
+def _cpu_of(pid: int) -> tuple[float, float]:
+    """Seconds of a process itself, and of its descendants that it has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    # proc_pid_stat(5): utime, stime, cutime and cstime, fields 14 to 17; the first here is field 3.
+    user, system, user_of_ended, system_of_ended = map(int, fields[11:15])
+    tick = os.sysconf("SC_CLK_TCK")
+    return (user + system) / tick, (user_of_ended + system_of_ended) / tick
+
+
+async def cpu_at_rest(pid: int) -> float:
+    """``cpu_seconds`` when they no longer grow: results are written after the answer."""
+    found = cpu_seconds(pid)
+    same = 0
+    with trio.move_on_after(START_SECONDS):
+        while same < AT_REST_LOOKS:
+            await trio.sleep(AT_REST_SECONDS)
+            last, found = found, cpu_seconds(pid)
+            same = same + 1 if found == last else 0
+    return found
 
 
 def resident_bytes(pid: int) -> int:
@@ -266,11 +316,25 @@ def resident_bytes(pid: int) -> int:
     except OSError:
         return 0
     own = pages * os.sysconf("SC_PAGE_SIZE")
-    return own + sum(resident_bytes(child) for child in _children(pid))
+    return own + sum(resident_bytes(child) for child in children(pid))
 
 
-def _children(pid: int) -> list[int]:
-    """Each is the child of the thread that started it (proc_pid_task(5))."""
+def pss_bytes(pid: int) -> int:
+    """Memory of a process and its descendants, what several share divided among them.
+
+    0 of what has ended, and where there is no Linux to ask.
+    """
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    lines = (line.split() for line in rollup.splitlines())
+    own = next((int(words[1]) << 10 for words in lines if words[0] == "Pss:"), 0)
+    return own + sum(pss_bytes(child) for child in children(pid))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started: each is the child of a thread (proc_pid_task(5))."""
     found: list[int] = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):  # the thread has ended meanwhile
@@ -278,13 +342,15 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-async def until(reached: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Poll until ``reached``; BenchError after ``START_SECONDS``."""
-    with trio.move_on_after(START_SECONDS):
+async def until(
+    reached: Callable[[], Awaitable[bool]], what: str, seconds: float = START_SECONDS
+) -> None:
+    """Poll until ``reached``; BenchError after ``seconds``."""
+    with trio.move_on_after(seconds):
         while not await reached():  # noqa: ASYNC110  # it happens in another process
             await trio.sleep(POLL_SECONDS)
         return
-    raise BenchError(f"waited {START_SECONDS:g} s for {what}")
+    raise BenchError(f"waited {seconds:g} s for {what}")
 
 
 async def counts(port: int) -> Counts:
@@ -294,12 +360,18 @@ async def counts(port: int) -> Counts:
 
 async def metric(port: int, name: str) -> float:
     """A metric of the proxy on ``port``, summed over its labels; 0 while there is none."""
-    total = 0.0
+    return sum((await metrics(port, name)).values())
+
+
+async def metrics(port: int, name: str) -> dict[str, float]:
+    """The values of a metric of the proxy on ``port``, by its labels as they are printed."""
+    found = {}
     for line in (await get(port, "/metrics")).body.decode().splitlines():
         series, _, value = line.rpartition(" ")
-        if series.partition("{")[0] == name:
-            total += float(value)
-    return total
+        metric_name, _, labels = series.partition("{")
+        if metric_name == name:
+            found[labels.removesuffix("}")] = float(value)
+    return found
 
 
 def _tail(log: Path, lines: int = 20) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from statistics import median
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from proxy.imaging.workers.pool import cpus_of_this_process
+from proxy.shared.machine import cpus_of_this_process
 
 PACKAGES = ("trio", "hypercorn", "h11", "httpcore2", "pillow")
 
@@ -43,6 +43,19 @@ def milliseconds(seconds: Iterable[float]) -> str:
 def output() -> Console:
     """Standard output."""
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+
+
+def verdict(console: Console, faults: Collection[object]) -> int:
+    """Print what was wrong, a line each; the exit code of the command."""
+    for fault in faults:
+        console.print(f"FAILED {fault}", style="red", markup=False)
+    return 1 if faults else 0
+
+
+def machine() -> str:
+    """The machine and the interpreter, in a line."""
+    cpus = f"{cpus_of_this_process()} CPUs, {platform.system()} {platform.machine()}"
+    return f"{cpus}, {platform.python_implementation()} {platform.python_version()}"
 
 
 def print_settings(console: Console, settings: Mapping[str, object]) -> None:

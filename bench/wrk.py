@@ -17,6 +17,9 @@ from bench.upstream import LOOPBACK
 
 SCRIPT = Path(__file__).with_suffix(".lua")
 
+TIMEOUT = 2
+"""As wrk has it."""
+
 SPARE_SECONDS = 30.0
 """What wrk may take beside the time of the load."""
 
@@ -51,8 +54,13 @@ def wrk_program() -> str:
     return program
 
 
-async def load(port: int, paths: Sequence[str], *, connections: int, seconds: int) -> Load:
+async def load(
+    port: int, paths: Sequence[str], *, connections: int, seconds: int, timeout: int = TIMEOUT
+) -> Load:
     """GETs of ``paths`` in turn, one at a time on each of the kept-alive connections.
+
+    Args:
+        timeout: seconds, after which a request counts as failed.
 
     Raises:
         BenchError: wrk is missing, or fails.
@@ -60,7 +68,7 @@ async def load(port: int, paths: Sequence[str], *, connections: int, seconds: in
     """
     command = [
         *(wrk_program(), "--threads", "1", "--connections", str(connections)),
-        *("--duration", f"{seconds}s", "--script", str(SCRIPT)),
+        *("--duration", f"{seconds}s", "--timeout", f"{timeout}s", "--script", str(SCRIPT)),
         *(f"http://{LOOPBACK}:{port}", "--", *paths),
     ]
     with trio.fail_after(seconds + SPARE_SECONDS):

@@ -24,14 +24,14 @@ import trio
 import trio.testing
 
 from proxy.accounts.did_documents import handle_of, pds_of
-from proxy.accounts.records import pictures_in
+from proxy.accounts.record_contents import contents_of
 from proxy.egress.endpoint import Origin
 from proxy.egress.errors import EgressError
 from proxy.egress.guarded_get import RequestRules, guarded_get
 from proxy.egress.httpx2_client import Httpx2Client
 from proxy.errors import ImageProxyError
-from proxy.imaging import containers
 from proxy.imaging import memory_estimate as memory
+from proxy.imaging.containers.inspection import inspect
 from proxy.model import formats
 from proxy.model.identifiers import Did
 from tests.imaging.test_fuzz import corpus
@@ -121,7 +121,7 @@ def read_container(data: bytes) -> None:
     """What a worker reads of a picture beside its decoder."""
     format_ = formats.sniff(data)
     if format_ is not None:
-        containers.inspect(format_, data)
+        inspect(format_, data)
 
 
 def read_document(data: bytes) -> None:
@@ -136,7 +136,7 @@ def read_record(data: bytes) -> None:
     with suppress(ValueError, RecursionError):
         record = json.loads(data)
         if isinstance(record, dict):
-            pictures_in(record)
+            contents_of(record)
 
 
 RULES = RequestRules(max_bytes=1 << 20, max_redirects=0, allow_http=True, allow_private_hosts=True)

@@ -42,7 +42,7 @@ from bench.processes import (
 )
 from bench.upstream import LOOPBACK, Manifest
 from proxy.config import Config
-from proxy.imaging.workers.pool import cpus_of_this_process
+from proxy.shared.machine import cpus_of_this_process
 from proxy.tools.doctor.memory_ceiling import ceiling
 
 RATIO = 3.0

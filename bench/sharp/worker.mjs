@@ -8,6 +8,10 @@ const sharp = createRequire(process.argv[2] + '/package.json')('sharp')
 sharp.concurrency(1)
 sharp.cache(false)
 
+// A PNG without quality: with one, sharp would reduce it to a palette.
+const options = (format, quality) =>
+  format === 'png' ? {} : { quality: format === 'avif' ? Math.max(quality - 20, 1) : quality }
+
 for await (const line of readline.createInterface({ input: process.stdin })) {
   const { source, width, height, fit, quality, format, result } = JSON.parse(line)
   const data = fs.readFileSync(source)
@@ -16,7 +20,7 @@ for await (const line of readline.createInterface({ input: process.stdin })) {
   const made = await sharp(data)
     .rotate()
     .resize({ width, height: height || null, ...box })
-    [format]({ quality })
+    [format](options(format, quality))
     .toBuffer()
   const { user, system } = process.cpuUsage(before)
   if (result) fs.writeFileSync(result, made)
