@@ -11,7 +11,7 @@ from pathlib import Path
 
 from proxy.config import Config
 from proxy.tools.nginx import server_block
-from proxy.wiring import disk_cache_of
+from proxy.wiring import served_folder
 from tests.processes import Server, listening
 from tests.required import skip_unless_required
 
@@ -67,7 +67,7 @@ def free_port() -> int:
 
 def images_of(config: Config) -> Path:
     """The folder that nginx looks for files in."""
-    return disk_cache_of(config).images
+    return served_folder(config)
 
 
 def block_for(config: Config, port: int) -> str:

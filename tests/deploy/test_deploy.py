@@ -20,11 +20,13 @@ import pytest
 import yaml
 
 from proxy.config import Config, load_config
+from proxy.coordination.cluster.served_name import NAME
 from proxy.tools.doctor.memory_ceiling import ceiling
 from proxy.tools.nginx import server_block
 from proxy.wiring import disk_cache_of
 from tests.commands import assert_is_command
 from tests.deployed.unit import UNIT, head
+from tests.documents import shell_lines
 from tests.fakes.world import tiny_jpeg
 from tests.processes import ROOT, SERVE, serve, until, upstream
 from tests.required import skip_unless_required
@@ -118,6 +120,20 @@ def test_the_unit_leaves_the_service_its_time_to_stop_and_its_memory() -> None:
     for key in ("ExecStart", "ExecStartPre"):
         _, *arguments = shlex.split(service[key])
         assert_is_command(arguments)
+
+
+def test_a_service_whose_processes_were_all_killed_leaves_no_file_to_nginx(tmp_path: Path) -> None:
+    """Catches a watcher that systemd or a lack of memory kills with its parent: in a cluster the
+    name is there when the lease has ended, and nginx serves what was blocked since."""
+    service = unit()["Service"]
+    folder = tmp_path / service["StateDirectory"]
+    folder.mkdir()
+    (folder / "images").mkdir()
+    (folder / NAME).symlink_to("images")
+    command = service["ExecStopPost"].removeprefix("-").replace("%S", str(tmp_path))
+    for _ in range(2):
+        subprocess.run(shlex.split(command), check=True)
+        assert [each.name for each in folder.iterdir()] == ["images"]
 
 
 def test_the_installed_configuration_alone_says_where_the_cache_is(tmp_path: Path) -> None:
@@ -226,6 +242,27 @@ def test_the_compose_file_is_one_and_keeps_the_container_confined() -> None:
     load_config(environment=set_here)
     volumes = dict(volume.split(":") for volume in service["volumes"])
     assert volumes == {"cache": dockerfile_environment()["IMAGE_PROXY_CACHE__PATH"]}
+
+
+def test_the_container_of_the_readme_is_confined_as_that_of_the_compose_file() -> None:
+    """Catches a way to start that is shown first, and gives the container more."""
+    lines = [each for each in shell_lines((ROOT / "README.md").read_text()) if "docker" in each]
+    build, start, inside = (shlex.split(line) for line in lines)
+    (service,) = compose()["services"].values()
+    assert build == ["docker", "build", "-f", "deploy/Dockerfile", "-t", service["image"], "."]
+    options = dict(zip(start[2:-1], [*start[3:-1], ""], strict=True))
+    assert ("--read-only" in options) is service["read_only"]
+    assert [options["--tmpfs"]] == service["tmpfs"]
+    assert [options["--cap-drop"]] == service["cap_drop"]
+    assert [options["--security-opt"]] == service["security_opt"]
+    assert [options["-p"]] == service["ports"]
+    assert [options["-v"]] == service["volumes"]
+    assert options["--memory"] == service["mem_limit"]
+    assert int(options["--pids-limit"]) == service["pids_limit"]
+    assert options["--ulimit"] == f"nofile={service['ulimits']['nofile']}"
+    assert f"{options['--stop-timeout']}s" == service["stop_grace_period"]
+    assert start[-1] == service["image"]
+    assert inside[:4] == ["docker", "exec", options["--name"], dockerfile()[-2][1].strip('[]"')]
 
 
 def test_compose_itself_reads_the_file() -> None:

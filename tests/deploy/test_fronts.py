@@ -1,4 +1,4 @@
-"""Each reverse proxy of ``deploy/`` before a real proxy: what passes, and what must not."""
+"""What passes each reverse proxy of ``deploy/``, and each printed balancer, and what must not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from proxy.config import load_config
+from tests.balancers import BALANCERS
 from tests.fakes.world import tiny_jpeg
 from tests.nginx import block_for, command_for, free_port, nginx_program
 from tests.processes import (
@@ -82,10 +83,20 @@ def nginx(folder: Path, port: int, behind: int, environment: dict[str, str]) -> 
     return command_for(nginx_program(), folder / "nginx", block)
 
 
+def before_a_node(name: str) -> Callable[[Path, int, int, dict[str, str]], list[str]]:
+    def command(folder: Path, port: int, behind: int, environment: dict[str, str]) -> list[str]:
+        config = load_config(environment=environment)
+        return BALANCERS[name](folder, port, config, (f"127.0.0.1:{behind}",))
+
+    return command
+
+
 FRONTS: dict[str, Callable[[Path, int, int, dict[str, str]], list[str]]] = {
     "caddy": caddy,
     "haproxy": haproxy,
+    "haproxy --nodes": before_a_node("haproxy"),
     "nginx": nginx,
+    "nginx --nodes": before_a_node("nginx"),
 }
 
 
@@ -132,7 +143,7 @@ def stage(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Background[Site]]:
     """One for all tests of a front."""
-    folder = tmp_path_factory.mktemp(request.param)
+    folder = tmp_path_factory.mktemp(request.param.replace(" ", ""))
     with in_background(partial(open_site, request.param, folder)) as background:
         yield background
 
