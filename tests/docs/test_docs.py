@@ -7,26 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 import tomllib
 from contextlib import closing
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import proxy
 from proxy.config import Config, load_config
 from proxy.model.presets import DEFAULT_PRESETS
 from proxy.model.selection import Selection
-from proxy.moderation.feeds.label_store import FeedStore
 from proxy.moderation.store import ModerationStore
 from tests.cache import owner
 from tests.commands import check_line
 from tests.deployed import guest
 from tests.documents import blocks, shell_lines
-from tests.fakes.world import World
+from tests.moderation import feed_store_in
 from tests.reference import MADE
 from tests.required import skip_unless_required
 
@@ -77,6 +72,7 @@ OTHERS = {
     "apt",
     "curl",
     "git",
+    "haproxy",
     "install",
     "mkdir",
     "printf",
@@ -84,6 +80,7 @@ OTHERS = {
     "nginx",
     "pip",
     "python3",
+    "docker",
     "rm",
     "runuser",
     "systemctl",
@@ -162,14 +159,26 @@ def test_the_readme_lists_the_presets_as_they_are() -> None:
 
 
 def test_every_link_between_the_documents_leads_somewhere() -> None:
-    """Catches a document that moved."""
+    """Catches a document, or a section, that moved."""
     missing = []
     for document in DOCUMENTS:
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            if not ((ROOT / document).parent / target).exists():
-                missing.append(f"{document}: {target}")
+        for target, section in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", text_of(document)):
+            file = (ROOT / document).parent / target if target else ROOT / document
+            if not file.exists() or (section and section not in anchors(file)):
+                missing.append(f"{document}: {target}#{section}")
     assert missing == []
+
+
+def anchors(file: Path) -> set[str]:
+    """What the sections of a document are called in links to them."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_operators_document_is_in_the_order_of_their_work() -> None:
+    """Catches what is looked up once a year between what is read on the first day."""
+    headings = re.findall(r"^## (.*)$", text_of("docs/operations.md"), re.MULTILINE)
+    assert headings == ["Install", "Watch", "Act", "Upgrade"]
 
 
 def test_the_changelog_knows_the_version_that_is_released() -> None:
@@ -204,7 +213,7 @@ def test_blocks_come_back_from_a_backup_by_the_lines_of_the_documents(tmp_path: 
     store = ModerationStore(live / "moderation.sqlite3")
     store.make()
     store.record("block", [(Selection(did=owner(1)), "")], by="test", owner="test")
-    with closing(FeedStore(live / "feeds.sqlite3")) as feeds:
+    with closing(feed_store_in(live)) as feeds:
         feeds.follow(owner(9), "")
     follow("Back up", live)
     assert (backups / "feeds.sqlite3").exists()
@@ -226,6 +235,11 @@ RUN_BY = {
     "./run lint": ".ci/run",
     "curl": "tests/deployed/readme.py",
     "pip": "tests/package.py",
+    "imageproxy": "tests/docs/test_cluster.py",
+    "haproxy": "tests/docs/test_cluster.py",
+    "systemctl": "tests/docs/test_cluster.py",
+    # Parsed alone: held against the Compose file. The image is run by tests/deployed/image.py.
+    "docker": "tests/deploy/test_deploy.py",
 }
 """What runs the commands of documents that no virtual machine does: whole, or by the program."""
 
@@ -244,26 +258,3 @@ def test_every_command_in_the_documents_is_run_somewhere() -> None:
     assert "./run deployed" in (ROOT / ".ci/run").read_text()
     assert "./run package" in (ROOT / ".ci/run").read_text()
     assert "./run pythons" in (ROOT / ".ci/run").read_text()
-
-
-async def test_the_python_of_the_readme_runs(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches names that are imported from elsewhere now, and a call that fails."""
-    (code,) = blocks(text_of("README.md"), "python")
-    settings = f"""
-        server.base_url = "https://img.example"
-        identity.plc_url = "{world.plc.url}"
-        process.isolation = "thread"
-    """
-    (tmp_path / "config.toml").write_text(settings)
-    monkeypatch.chdir(tmp_path)
-    here = partial(proxy.open_service, networks=(world.network, world.directory_network))
-    monkeypatch.setattr(proxy, "open_service", here, raising=False)
-    did, cid = world.add_blob()
-    names: dict[str, Any] = {"did": did, "cid": cid}
-    body = textwrap.indent(code, "    ")
-    exec(f"async def readme():\n{body}\n    return tag, image", names)  # noqa: S102
-    tag, image = await names["readme"]()
-    assert f'srcset="https://img.example/img/avatar/plain/{did}/{cid} 1000w"' in tag
-    assert image.cache == "miss"

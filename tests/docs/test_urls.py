@@ -12,12 +12,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.errors import ImageProxyError, InvalidCid, InvalidDid, InvalidHandle, InvalidPreset
+from proxy.errors import (
+    ImageProxyError,
+    InvalidCid,
+    InvalidDid,
+    InvalidHandle,
+    InvalidPreset,
+    InvalidRequest,
+)
 from proxy.model.formats import OUTPUTS, Format
-from proxy.model.keys import image_key
+from proxy.model.keys import image_key, poster_key
 from proxy.model.presets import DEFAULT_PRESETS, Preset, variant_name, variants_of
 from proxy.model.references import parse_actor
-from proxy.urls import blob_url, image_url, parse_actor_path, parse_blob_path, parse_image_path
+from proxy.urls import (
+    blob_url,
+    image_url,
+    info_url,
+    parse_actor_path,
+    parse_blob_path,
+    parse_image_path,
+    parse_poster_path,
+    poster_url,
+)
 from proxy.web.negotiate import choose
 from tests.documents import blocks
 from tests.fakes.sites import cid_of
@@ -106,6 +122,7 @@ def table(after: str) -> list[list[str]]:
 IMAGES = table("Only this spelling is served")
 MISTAKES = table("Anything else is a `400`")
 ORIGINALS = table("The verified original as a download")
+POSTERS = table("poster-path = ")
 ACTORS = table("A handle is looked up by DNS")
 BOXES = table("They are presets like any other")
 ACCEPTS = table("a CDN that ignores")
@@ -138,6 +155,20 @@ def test_an_example_of_an_original_means_what_its_row_says(path: str, did: str, 
     assert re.fullmatch(expression("blob-path"), path)
     blob = parse_blob_path(unquote(path))
     assert (blob.did, blob.cid, blob_url(blob)) == (did, cid, path)
+
+
+@pytest.mark.parametrize(("path", "preset", "did", "cid"), POSTERS)
+def test_an_example_of_a_poster_means_what_its_row_says(
+    path: str, preset: str, did: str, cid: str
+) -> None:
+    assert re.fullmatch(expression("poster-path"), path)
+    key = parse_poster_path(DEFAULT_PRESETS, "banner", unquote(path))
+    assert (key.preset, key.blob.did, key.blob.cid) == (preset or "banner", did, cid)
+    assert poster_url(key) == (path if preset else path.replace("/vid/", "/vid/banner/"))
+    for wrong in (f"{path}@jpeg", path.replace("/thumbnail.jpg", "@webp/thumbnail.jpg")):
+        assert not re.fullmatch(expression("poster-path"), wrong)
+        with pytest.raises(InvalidRequest):
+            parse_poster_path(DEFAULT_PRESETS, "banner", unquote(wrong))
 
 
 @pytest.mark.parametrize(("path", "kind", "preset", "actor", "format_"), ACTORS)
@@ -221,6 +252,10 @@ def test_every_url_that_is_built_is_of_the_grammar(
         key = image_key(presets, name, did, cid, format_ and format_.value)
         assert re.fullmatch(expression("image-path"), image_url(key))
         assert re.fullmatch(expression("blob-path"), blob_url(key.blob))
+        assert re.fullmatch(expression("info-path"), info_url(key.blob))
+        poster = poster_key(presets, name, did, cid)
+        assert re.fullmatch(expression("poster-path"), poster_url(poster))
+        assert parse_poster_path(presets, "", unquote(poster_url(poster))) == poster
 
 
 def test_the_examples_in_python_say_what_they_print() -> None:
