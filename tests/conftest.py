@@ -6,12 +6,14 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 
 from tests import examples, quick, time_limit
 from tests.fakes.world import World
 from tests.loop_stalls import LoopStalled, watching
 from tests.open_files import RememberedConnection, remember_connections
+from tests.web import WAYS, Way
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +60,21 @@ async def world(nursery: trio.Nursery, tmp_path: Path) -> World:
 async def client_world(nursery: trio.Nursery, tmp_path: Path, client_name: str) -> World:
     """``world``, over each of the clients."""
     return World(nursery, tmp_path, client_name)
+
+
+@pytest.fixture(params=WAYS)
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+    """Runs a test through the server's interface, and through the door where that opens."""
+    monkeypatch.setattr(Way, "name", request.param)
+    monkeypatch.setattr(Way, "opened", 0)
+    return Way()
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> Iterator[None]:
+    """Leave no log to later tests: it may write to the file of ``capsys``, which is closed."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,7 @@ SAMPLE_SECONDS = 0.01
 """How often a step that goes on is asked for its stack; in CPU time of the process."""
 
 ALLOWED: Mapping[str, str] = {
+    "imaging/workers/shared_source.py:SharedSource.put": "copies to a file in memory, up to 1 MiB",
     "lifecycle.py:open_service": "makes and closes the parts while nothing is served",
     "lifecycle.py:open_moderator": "of a command, which serves nothing",
     "serving/multiprocess/peers.py:forget": "of the supervisor, whose loop answers no request",

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from prometheus_client.metrics import MetricWrapperBase
 
+from proxy.cache.object_store import OUTCOMES as STORE_OUTCOMES
 from proxy.imaging.workers.client import DeathReason
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.keys import KINDS
-from proxy.moderation.policy import Verdict
+from proxy.moderation.decision_store import Action
+from proxy.moderation.policy_protocols import Verdict
 from proxy.moderation.revalidate import Availability
-from proxy.moderation.store import Action
-from proxy.observability.metrics import ACTOR_OUTCOMES, GAUGES, SHARED, Metrics
+from proxy.observability.metrics import ACTOR_OUTCOMES, DECODERS, GAUGES, SHARED, Metrics
 from proxy.service import OUTCOMES, CacheState
 
 HEAD = """# Metrics
 
 Made by `./run docs` from the registry. `/metrics` has them in the text format of Prometheus;
-[operations](operations.md#watch) says what to watch, and what to do about it.
+[alerts](alerts.md) says which of them call for somebody, and what to do then.
 
 No label has a DID, a CID or a host as its value, so that strangers cannot add series. A counter
 without labels, and those whose outcomes alerts or panels go by, begin at 0; another series is there
@@ -28,6 +30,12 @@ once something was counted in it, a gauge where there is what it tells of.
 
 TAIL = """
 A histogram has `_bucket`, `_sum` and `_count` series.
+
+With several worker processes `/metrics` has the sums over all of them, whichever is asked: the
+workers tell one another over sockets in a folder of their own, when they are asked and not
+before. A worker that does not answer within 2 seconds is left out. A process that ended takes its
+counts with it, which Prometheus sees as a restart. This holds for `imageproxy serve`; under
+`hypercorn -w 2` each worker answers for itself.
 
 (1) All processes on one cache folder read the same figure, so that it is not added over the workers
 of a server. Do not add it over instances that share a folder either.
@@ -59,6 +67,10 @@ VALUES: Mapping[str, Mapping[str, str | Iterable[str]]] = {
     },
     "rejected_total": {"stage": ("fetch", "process", "send")},
     "cache_evictions_total": {"reason": ("ttl", "size")},
+    "store_requests_total": {
+        "operation": tuple(STORE_OUTCOMES),
+        "outcome": tuple(dict.fromkeys(itertools.chain(*STORE_OUTCOMES.values()))),
+    },
     "worker_deaths_total": {"reason": get_args(DeathReason)},
     "decisions_total": {"action": get_args(Action)},
     "policy_answers_total": {"answer": (*Verdict, "failure")},
@@ -71,7 +83,14 @@ VALUES: Mapping[str, Mapping[str, str | Iterable[str]]] = {
     "feed_disconnects_total": {"feed": FEED, "reason": "why, in a few words"},
     "feed_connections": {"feed": FEED},
     "not_ready": {"reason": ("blocks", "cache", "draining")},
-    "build_info": {"version": "of this package", "python": "the interpreter's version"},
+    "degraded": {"reason": ("cache", "store")},
+    "build_info": {
+        "version": "of this package",
+        "python": "the interpreter's version",
+        "pillow": "of the package with most decoders",
+        "pillow_heif": "of that for HEIC, or empty",
+        **dict.fromkeys(DECODERS, "its version, once a worker that has it has started"),
+    },
 }
 """What the labels of each metric may be: all there is, or in words what it is one of."""
 

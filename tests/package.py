@@ -1,4 +1,5 @@
-"""Build the wheel and the sdist, and try each in clean environments of every Python here.
+"""Build the wheel, the sdist and their bill of materials into ``build/dist/``, and try each package
+in clean environments of every Python here.
 
     ./run package
 
@@ -8,7 +9,9 @@ must do: say its version, print a URL and an nginx block, and check the default 
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 from tests.documents import shell_lines
 from tests.pythons.interpreters import interpreter, named
+from tests.sbom import bill_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,9 +43,12 @@ def build(folder: Path) -> tuple[Path, Path]:
 def look_into(wheel: Path) -> None:
     """Fail for a wheel with too little or too much in it."""
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("proxy/py.typed", "proxy/tools/nginx.conf", "proxy/web/page.html"):
+    assets = ("page.html", "admin.html", "common.css", "common.js", "thumbhash.js")
+    pages = [f"proxy/web/{name}" for name in assets]
+    for needed in ("proxy/py.typed", "proxy/tools/nginx.conf", *pages):
         assert needed in names, f"{needed} is not in the wheel"
-    strangers = {name.split("/")[0] for name in names if ".dist-info/" not in name} - {"proxy"}
+    strangers = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    strangers -= {"proxy", "atproto_imageproxy.py"}
     assert not strangers, f"in the wheel: {strangers}"
 
 
@@ -67,6 +74,18 @@ def try_out(python: str, package: Path, folder: Path) -> None:
     assert imageproxy("url", "avatar", DID, CID, "--format", "webp") == expected
     assert imageproxy("config", "check") == "ok"
     assert imageproxy("nginx").startswith("# nginx")
+
+
+def keep(folder: Path, wheel: Path, sdist: Path) -> None:
+    """Leave the two in ``folder``, alone with the bill of what they are installed with."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    name, version = wheel.name.split("-")[:2]
+    pinned = (ROOT / "requirements/serve.txt").read_text(encoding="utf-8")
+    bill = bill_of(name.replace("_", "-"), version, pinned)
+    (folder / f"{name}-{version}.cdx.json").write_text(json.dumps(bill, indent=1) + "\n")
+    for package in (wheel, sdist):
+        shutil.copy(package, folder)
 
 
 def try_asks(folder: Path) -> None:
@@ -95,6 +114,8 @@ def main() -> None:
                 try_out(python, package, folder / f"{version}-{package.suffix[1:]}")
                 print(f"Python {version}: {package.name} installs and runs", flush=True)
             try_asks(folder / f"{version}-{wheel.suffix[1:]}")
+        keep(ROOT / "build/dist", wheel, sdist)
+        print("in build/dist: ", *sorted(os.listdir(ROOT / "build/dist")))
 
 
 if __name__ == "__main__":

@@ -166,13 +166,13 @@ class Process:
             self._news = trio.Event()
         self.lines += [rest.decode()] if rest else []
 
-    async def line_with(self, pattern: str) -> re.Match[str]:
-        """The first line that ``pattern`` is found in, once there is one."""
+    async def line_with(self, pattern: str, *, after: int = 0) -> re.Match[str]:
+        """The first line that ``pattern`` is found in, after so many of them, once there is one."""
         with trio.fail_after(PATIENCE):
             while True:
-                for line in self.lines:
-                    if found := re.search(pattern, line):
-                        return found
+                found = [each for line in self.lines if (each := re.search(pattern, line))]
+                if len(found) > after:
+                    return found[after]
                 await self._news.wait()
 
     @property

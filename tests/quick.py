@@ -11,7 +11,7 @@ from collections.abc import Generator
 
 import pytest
 
-LEFT_OUT = ("slow", "nginx", "pds", "browser")
+LEFT_OUT = ("slow", "nginx", "pds", "node", "browser")
 """The marks of tests that the quick round leaves out."""
 
 LIMIT = 5.0

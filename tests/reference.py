@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -19,10 +20,14 @@ from pydantic import AfterValidator, BaseModel, SecretStr, StringConstraints
 from pydantic.fields import FieldInfo
 
 from proxy.config import ENV_PREFIX, SEED_VARIABLES, Config
+from proxy.egress.own_hosts import PrivateHosts
 from proxy.model.presets import DEFAULT_PRESETS, Preset
+from proxy.serving.reload import TAKEN
+from proxy.tools.balancer.haproxy import haproxy_balancer
 from proxy.tools.nginx import server_block
 from proxy.wiring import disk_cache_of
 from tests.metrics_reference import metrics_reference
+from tests.pds_answers import moderation_upstream
 from tests.rooms import architecture
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +40,8 @@ Order: command line, then environment, then the file that `--config` or `IMAGE_P
 then defaults. In the environment a key is `IMAGE_PROXY_` + section + `__` + key, in capitals:
 `IMAGE_PROXY_FETCH__TIMEOUT=10`. `imageproxy config show` prints what is in force, secrets masked;
 `imageproxy config check` every mistake at once. An unknown key is a mistake, and stops the start.
-A change counts from the next start on.
+A change of {taken}
+counts after a [reload](operations.md#the-configuration), any other from the next start on.
 
 What a variable holds is taken as it stands, without quotes:
 
@@ -50,9 +56,11 @@ What a variable holds is taken as it stands, without quotes:
 """
 
 FORMS = {
+    "_proxy_url": "empty, or an `http://` or `https://` URL with user and password if asked",
+    "_root_path": "a path, as `/pictures`, or empty",
     "_url": "an http(s) URL, or empty",
     "_required_url": "an http(s) URL",
-    "_bind": "HOST:PORT",
+    "_each_once": "HOST:PORT, [IPV6]:PORT or unix:/PATH, or a list of them",
     "_stream_url": "a ws(s) URL of a host, or empty",
 }
 """What the validators of ``proxy.config`` accept, by their names."""
@@ -61,7 +69,8 @@ FORMS = {
 def reference() -> str:
     """The whole document."""
     comments = comments_of((ROOT / "config.toml").read_text(encoding="utf-8"))
-    parts = [HEAD]
+    names = ["presets", *(f"`{section}.{key}`" for section, key in TAKEN)]
+    parts = [HEAD.replace("{taken}", f"{', '.join(names[:-1])} and {names[-1]}")]
     for name, field in Config.model_fields.items():
         if name != "presets":
             assert isinstance(field.annotation, type)
@@ -120,6 +129,8 @@ def accepts(field: FieldInfo) -> str:
     """In words, what a value may be."""
     kind = field.annotation
     choices = get_args(kind)
+    if kind == PrivateHosts:
+        return "true, false, or a list of names, addresses and networks"
     if kind is bool:
         return "true or false"
     if choices and all(isinstance(each, str) for each in choices):
@@ -180,6 +191,10 @@ def seed() -> str:
     lines = ["## Variables of Coves' imageproxy\n", "| variable | key |", "|---|---|"]
     lines += [f"| `{name}` | `{'.'.join(key)}` |" for name, key in SEED_VARIABLES.items()]
     lines.append(f"\nA variable of the form `{ENV_PREFIX}SECTION__KEY` wins over these.")
+    lines.append(
+        f"What a platform writes by itself for a service of this name is ignored:"
+        f" `{ENV_PREFIX}SERVICE_HOST`, `…_SERVICE_PORT…`, `…_PORT` and `…_PORT_n_TCP…`."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -192,10 +207,73 @@ def nginx_conf() -> str:
     return server_block(config, disk_cache_of(config).images)
 
 
+INSIDE = (":8080",)
+"""Where the balancers of ``deploy/cluster`` listen: containers without privileges."""
+
+
+def compose_balancer() -> str:
+    """The balancer before the nodes of ``deploy/cluster/compose.yaml``."""
+    return haproxy_balancer(Config(), ("node1:8080", "node2:8080"), bind=INSIDE)
+
+
+def kubernetes_balancer() -> str:
+    """The ConfigMap of the balancer before the pods of ``deploy/cluster/kubernetes.yaml``."""
+    nodes = [f"node-{number}.nodes.imageproxy.svc.cluster.local:8080" for number in range(3)]
+    text = haproxy_balancer(Config(), nodes, bind=INSIDE)
+    # Pods change their addresses; their whole names are in DNS, and not always when HAProxy starts.
+    named = text.replace(
+        "default-server ", "default-server resolvers cluster init-addr last,libc,none "
+    )
+    assert named.count("init-addr") == 2
+    named += KUBERNETES_DNS
+    lines = (f"    {line}".rstrip() for line in named.splitlines())
+    return KUBERNETES_HEAD + "\n".join(lines) + "\n"
+
+
+KUBERNETES_DNS = """
+resolvers cluster
+    parse-resolv-conf
+    hold valid 5s
+"""
+
+KUBERNETES_HEAD = """# Made by ./run docs: what "imageproxy haproxy --nodes" prints for these
+# pods, and a resolver that follows their addresses.
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: balancer
+  namespace: imageproxy
+data:
+  haproxy.cfg: |
+"""
+
+
+def placeholder_module() -> str:
+    """The decoder of placeholders that the page has, as a module."""
+    text = textwrap.dedent((ROOT / "proxy/web/thumbhash.js").read_text(encoding="utf-8"))
+    return "// Made by ./run docs from proxy/web/thumbhash.js.\n" + re.sub(
+        r"^function ", "export function ", text, flags=re.MULTILINE
+    )
+
+
+def placeholder_example() -> str:
+    """``docs/placeholder.html`` with that decoder between its marks."""
+    text = (ROOT / "docs/placeholder.html").read_text(encoding="utf-8")
+    decoder = (ROOT / "proxy/web/thumbhash.js").read_text(encoding="utf-8")
+    before, begin, rest = text.partition("  // proxy/web/thumbhash.js, put here by ./run docs\n")
+    _, end, after = rest.partition("  // until here\n")
+    return before + begin + decoder + end + after
+
+
 MADE: Mapping[str, Callable[[], str]] = {
+    "clients/js/thumbhash.js": placeholder_module,
     "docs/architecture.md": architecture,
     "docs/configuration.md": reference,
     "docs/metrics.md": metrics_reference,
+    "docs/moderation-upstream.md": moderation_upstream,
+    "docs/placeholder.html": placeholder_example,
+    "deploy/cluster/haproxy.cfg": compose_balancer,
+    "deploy/cluster/kubernetes-balancer.yaml": kubernetes_balancer,
     "deploy/nginx.conf": nginx_conf,
 }
 """The files that are made, and what makes the text of each."""

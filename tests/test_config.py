@@ -14,12 +14,12 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from proxy.config import (
+    CLOUDFLARE_VARIABLES,
     CONFIG_VARIABLE,
     SEED_VARIABLES,
     Config,
     ConfigError,
     Layer,
-    environment_for,
     load_config,
 )
 from proxy.model.presets import DEFAULT_PRESETS, Preset
@@ -29,8 +29,10 @@ ROOT = Path(__file__).parent.parent
 SPECIFIED: dict[str, dict[str, object]] = {
     "server": {
         "enabled": True,
-        "bind": "127.0.0.1:8080",
+        "bind": ("127.0.0.1:8080",),
+        "drain_delay": 0,
         "workers": 1,
+        "root_path": "",
         "base_url": "",
         "cdn_url": "",
         "admin_token": SecretStr(""),
@@ -54,19 +56,26 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "max_redirects": 3,
         "allow_http": False,
         "allow_private_hosts": False,
+        "proxy": SecretStr(""),
+        "proxy_resolves": False,
     },
     "process": {
         "threads": 0,
         "max_megapixels": 50,
         "queue_wait": 5,
         "isolation": "sandbox",
+        "webp_effort": 4,
     },
+    "animation": {"max_frames": 500, "max_megapixels": 200, "max_seconds": 4},
     "blob": {"allowed_types": ("image/*",)},
+    "video": {"preset": "content_preview", "max_source_mb": 300, "timeout": 120},
     "actors": {
         "collections": ("app.bsky.actor.profile",),
         "avatar_preset": "avatar",
         "banner_preset": "banner",
         "ttl": 300,
+        "fallback": "none",
+        "fallback_blocked": False,
     },
     "negotiate": {"formats": ()},
     "cache": {
@@ -74,20 +83,42 @@ SPECIFIED: dict[str, dict[str, object]] = {
         "max_gb": 10,
         "ttl_days": 30,
         "revalidate_days": 7,
+        "unconfirmed_days": 30,
         "cleanup_interval_minutes": 60,
         "memory_mb": 64,
         "write_queue": 256,
+        "fsync": True,
     },
+    "store": {
+        "url": "",
+        "endpoint": "",
+        "region": "",
+        "access_key_id": "",
+        "secret_access_key": SecretStr(""),
+        "allow_http": False,
+        "timeout": 1,
+        "sources": False,
+    },
+    "cache_control": {"browser": 86400, "shared": 31536000},
     "policy": {
         "url": "",
+        "protocol": "status",
         "timeout": 2,
         "ttl": 300,
         "max_entries": 100_000,
         "fail_open": False,
     },
-    "cdn": {"kind": "", "zone": "", "token": SecretStr("")},
+    "cdn": {
+        "kind": "",
+        "purge": "tags",
+        "zone": "",
+        "token": SecretStr(""),
+        "key_id": "",
+        "origins": (),
+    },
     "labels": {"subscribe": (), "values": ("!takedown",), "scope": "owner"},
     "accounts": {"url": "", "kind": "jetstream"},
+    "cluster": {"database": SecretStr(""), "lease": 3},
     "log": {"format": "auto", "level": "info"},
     "trace": {"endpoint": "", "sample": 1, "propagate": False},
 }
@@ -168,7 +199,8 @@ def test_the_file_at_the_root_is_the_default_configuration() -> None:
         name: set(keys) for name, keys in defaults.items()
     }
     for name, preset in file["presets"].items():
-        assert set(preset) == set(Preset.model_fields), name
+        # A preset that says an effort would not follow the one in [process].
+        assert set(preset) == set(Preset.model_fields) - {"webp_effort"}, name
 
 
 def test_the_file_at_the_root_says_something_of_every_key() -> None:
@@ -186,10 +218,18 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "server.enabled": (["perhaps", 2, ""], "boolean"),
     "server.bind": (
         ["8080", ":8080", "localhost", "localhost:", "localhost:http", "localhost:65536",
-         "localhost:-1", "localhost:\u0668\u0660", "", 8080],
-        "HOST:PORT|string",
+         "localhost:-1", "localhost:\u0668\u0660", "", 8080, "http://localhost:80", "::1:80",
+         "[::1:80", "[127.0.0.1]:80", "[::g]:80", "unix:run/a", "unix:/", "unix:/a b", [],
+         "a:1,", "a:1,a:1", "unix:/" + "a" * 107],
+        "HOST:PORT|tuple|absolute|blanks|at least 1|twice|at most 107",
     ),
+    "server.drain_delay": ([-1, "soon", True, 3601], "greater than|less than|number"),
     "server.workers": ([0, -1, 1.5, "two", "", True], "greater than or equal to 1|integer|number"),
+    "server.root_path": (
+        ["pics", "https://a/pics", "/a b", "/a//b", "/a/../b", "/.", "/%70ics", "/a?b", "/a;",
+         "//a", 1, "/metrics", "/admin/", "/healthz/a"],
+        "must be a path|string|route of operations",
+    ),
     "server.base_url": (
         ["cdn.example", "ftp://cdn.example", "https://", "//cdn.example", "https://a/?b=c",
          "https://a/#b", "https://a:port", "https://a:99999", "https://[::1", 1],
@@ -222,11 +262,25 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "fetch.per_host": ([0, -1], "greater than or equal to 1"),
     "fetch.max_redirects": ([-1, 21, "none", False], "to 0|to 20|integer|number"),
     "fetch.allow_http": (["perhaps", 2], "boolean"),
-    "fetch.allow_private_hosts": (["perhaps", 2], "boolean"),
+    "fetch.allow_private_hosts": (
+        [2, [True], "", "-x", ["https://pds"], ["pds:3000"], ["*.home.arpa"], ["10.0.0.1/8"],
+         ["0.0.0.0/0"], ["127.1"], ["pds."]],
+        "boolean|NAME, ADDRESS or NETWORK|every address",
+    ),
+    "fetch.proxy": (
+        ["proxy:3128", "socks5://proxy", "http://", "http://proxy:x", "http://proxy/a", "http://proxy/?a",
+         "http://proxy\r\nX: y", "http://a b@proxy", 5],
+        "http://HOST:PORT|string",
+    ),
+    "fetch.proxy_resolves": (["perhaps", 2], "boolean"),
     "process.threads": ([-1, "all", True], "greater than or equal to 0|integer|number"),
     "process.max_megapixels": ([0, -1, float("nan")], "greater than 0|finite"),
     "process.queue_wait": ([-1, float("inf")], "greater than or equal to 0|finite"),
     "process.isolation": (["none", "Sandbox", True], "'sandbox' or 'thread'"),
+    "process.webp_effort": ([-1, 7, 2.5, True], "to 0|to 6|integer|number"),
+    "animation.max_frames": ([0, -1, 1.5, 10_001, True], "equal to|integer|number"),
+    "animation.max_megapixels": ([0, -1, float("inf"), True], "greater than 0|finite|number"),
+    "animation.max_seconds": ([0, 61, float("nan")], "greater than 0|less than or equal|finite"),
     "blob.allowed_types": (
         ["image", "image/*;q=1", "*/*", "", "Image/png", "image/png,", ["image"], [5], 5],
         "pattern|string|tuple",
@@ -234,10 +288,15 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "cache.path": (["", 5, "~/cache", "~"], "empty|path|shell"),
     "cache.max_gb": ([0, -5, float("inf"), "10GB", True], "greater than 0|finite|number"),
     "cache.ttl_days": ([-1, float("nan"), "30d"], "greater than or equal to 0|finite|number"),
+    "cache.unconfirmed_days": ([-1, "7d"], "greater than or equal to 0|number"),
     "cache.revalidate_days": ([-1, float("inf"), "7d"], "greater than or equal to 0|finite|number"),
     "cache.cleanup_interval_minutes": ([-1, "1h"], "greater than or equal to 0|number"),
     "cache.memory_mb": ([-1, float("inf")], "greater than or equal to 0|finite"),
     "cache.write_queue": ([0, -1, 1.5], "greater than or equal to 1|integer"),
+    "cache.fsync": (["often", 2], "boolean"),
+    "video.preset": (["nosuch", "", 5], "no such preset|string"),
+    "video.max_source_mb": ([0, -1, "inf", 1025, True], "greater than 0|less than|number"),
+    "video.timeout": ([0, 601, "inf", "2m", True], "greater than|less than|number"),
     "actors.collections": (
         [["profile"], ["app.bsky"], ["app.bsky.actor.profile?"], [""], [5], 5, []],
         "pattern|string|tuple|at least 1",
@@ -245,14 +304,27 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "actors.avatar_preset": (["nosuch", "", 5], "no such preset|string"),
     "actors.banner_preset": (["nosuch", "", 5], "no such preset|string"),
     "actors.ttl": ([-1, "5m"], "greater than or equal to 0|number"),
+    "actors.fallback": (["letters", "", 5], "none"),
+    "actors.fallback_blocked": (["often", 2], "boolean"),
+    "cache_control.browser": ([-1, 1.5, "1d", True], "equal to|integer|number"),
+    "cache_control.shared": ([-1, 1.5, "1y", 2**32], "equal to|integer"),
     "policy.url": (["policy.example", "ftp://policy.example"], "http:// or https://"),
+    "policy.protocol": (["Porxie", "xrpc", 1], "'status' or 'porxie'"),
     "policy.timeout": ([0, -1, float("inf"), True], "greater than 0|finite|number"),
     "policy.ttl": ([-1, "5m"], "greater than or equal to 0|number"),
     "policy.max_entries": ([0, 1.5], "greater than or equal to 1|integer"),
     "policy.fail_open": (["perhaps", 2], "boolean"),
-    "cdn.kind": (["Cloudflare", "fastly", 1], "'', 'cloudflare' or 'bunny'"),
-    "cdn.zone": (["0123", "Z" * 32, "0" * 33, "../../zones/other", 5], "pattern|string"),
-    "cdn.token": (["with space", "line\nbreak", "umlaut\u00e4", 5], "visible ASCII|string"),
+    "cdn.kind": (["Cloudflare", "fastly", 1], "'', 'cloudflare', 'bunny' or 'cloudfront'"),
+    "cdn.purge": (["tag", "", 1], "'tags' or 'urls'"),
+    "cdn.zone": (["0123x", "Z" * 32, "0" * 33, "../../zones/other", 5], "pattern|string"),
+    "cdn.token": (
+        ["with space", "line\nbreak", "umlaut\u00e4", "t", 5], "visible ASCII|at least 6|string",
+    ),
+    "cdn.key_id": (["AKID", "akidexample00000", "AKID EXAMPLE 000000", 5], "pattern|string"),
+    "cdn.origins": (
+        [["app.example"], ["https://app.example/"], ["HTTPS://app.example"], ["*"], [5], 5],
+        "origin|string|tuple",
+    ),
     "negotiate.formats": (
         [["jpeg"], ["gif"], ["AVIF"], [""], [5], 5], "'avif' or 'webp'|tuple",
     ),
@@ -269,8 +341,24 @@ INVALID: dict[str, tuple[list[object], str]] = {
         "wss://HOST|string",
     ),
     "accounts.kind": (["firehose", "", 1], "'jetstream' or 'relay'"),
+    "cluster.database": (["mysql://a/b", "db.example", 5], "postgresql://|string"),
+    "cluster.lease": ([0, 0.5, 61, True, "long"], "equal to|number"),
     "log.format": (["JSON", "text", "", 1], "'auto', 'json' or 'console'"),
     "log.level": (["INFO", "warn", "", 1], "'debug', 'info', 'warning' or 'error'"),
+    "store.url": (
+        ["bucket", "s3://", "http://bucket", "file://host/folder", "file:///", "az:///path",
+         "s3://key:secret@bucket", "s3://bucket?region=x", "gs://bucket#x", 5],
+        "s3://BUCKET|no query|string",
+    ),
+    "store.endpoint": (["store:8333", "ftp://a", 5], "URL|string"),
+    "store.region": (["EU WEST", "\u00e9", 5], "pattern|string"),
+    "store.access_key_id": (["with space", 5], "pattern|string"),
+    "store.secret_access_key": (
+        ["with space", "line\nbreak", "t", 5], "visible ASCII|at least 6|string",
+    ),
+    "store.allow_http": (["perhaps", 2], "boolean"),
+    "store.timeout": ([0, -1, 4.1, "soon", True, float("inf")], "than|number|finite"),
+    "store.sources": (["perhaps", 2], "boolean"),
     "trace.endpoint": (["collector:4318", "ftp://a", 5], "URL|string"),
     "trace.sample": ([-0.1, 1.1, "all", True], "equal to|number"),
     "trace.propagate": (["perhaps", 2], "boolean"),
@@ -279,13 +367,17 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "presets.avatar.fit": (["fill", "Cover", ""], "'cover' or 'contain'"),
     "presets.avatar.quality": ([0, 101, True], "equal to|number"),
     "presets.avatar.animated": (["perhaps", 2], "boolean"),
+    "presets.avatar.webp_effort": ([-1, 7, True], "equal to|number"),
+    "presets.avatar.png": (["jpeg", "", True], "'keep' or 'photographs-to-jpeg'"),
     "presets.avatar.variants": (
         [[0], [8193], ["wide"], [True], [1.5], "wide", "72,", 5],
         "equal to|integer|number|tuple",
     ),
 }  # fmt: skip
 LISTS = (
+    "server.bind",
     "blob.allowed_types",
+    "cdn.origins",
     "labels.subscribe",
     "labels.values",
     "identity.nameservers",
@@ -338,14 +430,36 @@ def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right
         load_config(environment={}, overrides=nested(key, value))
     (message,) = caught.value.mistakes
     assert message.startswith(key)
-    shown = (
-        "***" if "token" in key else repr(value[0] if isinstance(value, list) and value else value)
-    )
+    secrets = ("token", "secret", "database")
+    is_secret = key == "fetch.proxy" or any(word in key for word in secrets)
+    is_whole = key == "fetch.allow_private_hosts"  # one value: a boolean, or a list
+    first = value[0] if isinstance(value, list) and value and not is_whole else value
+    shown = "***" if is_secret else repr(first)
     if key not in LISTS or isinstance(value, list):
         assert f" = {shown}: " in message
     assert re.search(right, message.partition(": ")[2])
     assert "command line" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "url"),
+    [
+        ("fetch.proxy", "http://user:hunter/2@host:80"),
+        ("fetch.proxy", "http://user:hunter\u2100@host"),
+        ("fetch.proxy", "http://[hunter]@host"),
+        ("cluster.database", "postgresql://user:hunter\u2100@host"),
+        ("cluster.database", "postgresql://[hunter]@host"),
+    ],
+    ids=ascii,
+)
+def test_a_password_that_breaks_its_url_is_not_in_the_message(key: str, url: str) -> None:
+    """Catches the errors of ``urlsplit``, which quote what they do not understand."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(environment={}, overrides=nested(key, url))
+    assert "hunter" not in str(caught.value)
+    (message,) = caught.value.mistakes
+    assert "hunter" not in message
 
 
 STRINGS = [case for case in CASES if isinstance(case[1], str) and "\u0668" not in case[1]]
@@ -364,10 +478,16 @@ def test_a_bad_value_of_the_environment_is_named_too(key: str, value: str, right
 VALID: list[tuple[str, str, object]] = [
     ("server.enabled", "false", False),
     ("server.enabled", "0", False),
-    ("server.bind", "0.0.0.0:0", "0.0.0.0:0"),
-    ("server.bind", "[::1]:65535", "[::1]:65535"),
-    ("server.bind", "localhost:80", "localhost:80"),
+    ("server.bind", "0.0.0.0:0", ("0.0.0.0:0",)),
+    ("server.bind", "127.0.0.1:80, [::1]:65535", ("127.0.0.1:80", "[::1]:65535")),
+    ("server.bind", "localhost:80,unix:/run/a", ("localhost:80", "unix:/run/a")),
+    ("server.drain_delay", "7.5", 7.5),
     ("server.workers", "4", 4),
+    ("server.root_path", "", ""),
+    ("server.root_path", "/", ""),
+    ("server.root_path", "/pics/", "/pics"),
+    ("server.root_path", "/img", "/img"),
+    ("server.root_path", "/a-1/b.c/~d_", "/a-1/b.c/~d_"),
     ("server.base_url", "", ""),
     ("server.base_url", "https://img.example/", "https://img.example"),
     ("server.base_url", "http://localhost:8080/below/", "http://localhost:8080/below"),
@@ -396,27 +516,50 @@ VALID: list[tuple[str, str, object]] = [
     ("fetch.max_redirects", "20", 20),
     ("fetch.allow_http", "true", True),
     ("fetch.allow_private_hosts", "1", True),
+    ("fetch.allow_private_hosts", "off", False),
+    (
+        "fetch.allow_private_hosts",
+        "PDS.home.arpa, 10.1.0.0/16,[FD00:0::5], fd00::/64, pds",
+        ("pds.home.arpa", "10.1.0.0/16", "fd00::5", "fd00::/64", "pds"),
+    ),
+    ("fetch.proxy", "https://u:p%40@proxy:3128", SecretStr("https://u:p%40@proxy:3128")),
+    ("fetch.proxy_resolves", "off", False),
     ("process.threads", "0", 0),
     ("process.max_megapixels", "0.5", 0.5),
     ("process.queue_wait", "0", 0),
     ("process.isolation", "thread", "thread"),
+    ("process.webp_effort", "0", 0),
+    ("process.webp_effort", "6", 6),
+    ("animation.max_frames", "20", 20),
+    ("animation.max_megapixels", "0.5", 0.5),
+    ("animation.max_seconds", "1.5", 1.5),
     ("blob.allowed_types", "image/*, video/mp4", ("image/*", "video/mp4")),
     ("cache.path", "/srv/images", Path("/srv/images")),
     ("cache.max_gb", "0.001", 0.001),
     ("cache.ttl_days", "0", 0),
     ("cache.revalidate_days", "0.5", 0.5),
+    ("cache.unconfirmed_days", "0", 0),
     ("cache.cleanup_interval_minutes", "0", 0),
     ("cache.memory_mb", "0", 0),
     ("cache.write_queue", "1", 1),
+    ("cache.fsync", "false", False),
     (
         "actors.collections",
         "app.bsky.actor.profile, social.example.profile",
         ("app.bsky.actor.profile", "social.example.profile"),
     ),
+    ("video.preset", "avatar_small", "avatar_small"),
+    ("video.max_source_mb", "0.5", 0.5),
+    ("video.timeout", "60", 60),
     ("actors.avatar_preset", "avatar_small", "avatar_small"),
     ("actors.banner_preset", "content_full", "content_full"),
     ("actors.ttl", "0", 0),
+    ("actors.fallback", "shapes", "shapes"),
+    ("actors.fallback_blocked", "true", True),
+    ("cache_control.browser", "0", 0),
+    ("cache_control.shared", "3600", 3600),
     ("policy.url", "http://127.0.0.1:7000/v1/", "http://127.0.0.1:7000/v1"),
+    ("policy.protocol", "porxie", "porxie"),
     ("policy.timeout", "0.5", 0.5),
     ("policy.ttl", "0", 0),
     ("policy.max_entries", "1", 1),
@@ -424,6 +567,16 @@ VALID: list[tuple[str, str, object]] = [
     ("cdn.kind", "", ""),
     ("cdn.zone", "0123456789abcdef" * 2, "0123456789abcdef" * 2),
     ("cdn.token", "s3cret-_~!", SecretStr("s3cret-_~!")),
+    ("cdn.purge", "urls", "urls"),
+    ("cdn.zone", "4711", "4711"),
+    ("cdn.zone", "E2EXAMPLE9Z", "E2EXAMPLE9Z"),
+    ("cdn.key_id", "AKIDEXAMPLE0000000", "AKIDEXAMPLE0000000"),
+    ("cdn.origins", "", ()),
+    (
+        "cdn.origins",
+        "https://app.example, http://localhost:5173",
+        ("https://app.example", "http://localhost:5173"),
+    ),
     ("negotiate.formats", "", ()),
     ("negotiate.formats", "avif, webp", ("avif", "webp")),
     ("labels.subscribe", "", ()),
@@ -438,8 +591,22 @@ VALID: list[tuple[str, str, object]] = [
     ("accounts.url", "wss://jetstream.example", "wss://jetstream.example"),
     ("accounts.url", "ws://10.0.0.5:6008", "ws://10.0.0.5:6008"),
     ("accounts.kind", "relay", "relay"),
+    ("cluster.database", "postgresql://u:p@db/x", SecretStr("postgresql://u:p@db/x")),
+    ("cluster.lease", "5", 5),
     ("log.format", "json", "json"),
     ("log.level", "warning", "warning"),
+    ("store.url", "", ""),
+    ("store.url", "s3://bucket/a/prefix/", "s3://bucket/a/prefix"),
+    ("store.url", "gs://bucket", "gs://bucket"),
+    ("store.url", "az://container/prefix", "az://container/prefix"),
+    ("store.url", "file:///srv/pictures", "file:///srv/pictures"),
+    ("store.endpoint", "http://10.0.0.5:8333/", "http://10.0.0.5:8333"),
+    ("store.region", "eu-central-1", "eu-central-1"),
+    ("store.access_key_id", "AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE"),
+    ("store.secret_access_key", "s3cret/+=", SecretStr("s3cret/+=")),
+    ("store.timeout", "0.5", 0.5),
+    ("store.sources", "true", True),
+    ("store.allow_http", "true", True),
     ("trace.endpoint", "http://127.0.0.1:4318/v1/traces", "http://127.0.0.1:4318/v1/traces"),
     ("trace.sample", "0.01", 0.01),
     ("trace.propagate", "true", True),
@@ -447,6 +614,8 @@ VALID: list[tuple[str, str, object]] = [
     ("presets.avatar.height", "1", 1),
     ("presets.avatar.fit", "contain", "contain"),
     ("presets.avatar.quality", "1", 1),
+    ("presets.avatar.webp_effort", "2", 2),
+    ("presets.avatar.png", "photographs-to-jpeg", "photographs-to-jpeg"),
     ("presets.avatar.animated", "true", True),
     ("presets.avatar.variants", "", ()),
     ("presets.avatar.variants", "72, 144", (72, 144)),
@@ -458,9 +627,39 @@ def test_every_key_can_be_set_in_the_environment(key: str, text: str, value: obj
     """Catches bounds off by one, and a key that only the file can reach."""
     config = load(environment={variable(key): text})
     assert value_of(config, key) == value
-    section = key.partition(".")[0]
-    others = {name: part for name, part in config if name != section}
-    assert others == {name: part for name, part in default() if name != section}
+    sections = {key.partition(".")[0]}
+    if key == "process.webp_effort":  # the presets take it
+        sections.add("presets")
+    others = {name: part for name, part in config if name not in sections}
+    assert others == {name: part for name, part in default() if name not in sections}
+
+
+def test_presets_take_the_effort_of_the_section_unless_they_say_their_own(tmp_path: Path) -> None:
+    """Catches an effort that variants, or the presets that nobody wrote down, do not get."""
+    toml = """
+        [process]
+        webp_effort = 2
+        [presets.avatar]
+        webp_effort = 6
+        variants = [72]
+        [presets.banner]
+        variants = [320]
+    """
+    presets = load(toml, folder=tmp_path).presets
+    own = {name: preset.webp_effort for name, preset in presets.items() if preset.webp_effort != 2}
+    assert own == {"avatar": 6, "avatar_w72": 6}
+    assert presets["banner_w320"].webp_effort == 2
+    assert Config.model_validate({"process": {"webp_effort": 0}}).presets["avatar"].webp_effort == 0
+
+
+def test_what_is_shown_of_efforts_is_the_same_configuration_when_it_is_read_again(
+    tmp_path: Path,
+) -> None:
+    """Catches a preset's effort that is lost, or another's that is taken for its own."""
+    config = load(
+        "[process]\nwebp_effort = 2\n[presets.avatar]\nwebp_effort = 4\n", folder=tmp_path
+    )
+    assert Config.model_validate(config.model_dump()) == config
 
 
 def test_every_key_was_set_in_the_environment() -> None:
@@ -605,9 +804,12 @@ def test_a_mistake_names_the_layer_that_it_came_from(tmp_path: Path) -> None:
         ("IMAGE_PROXY_CLEANUP_INTERVAL_MINUTES", "5", "cache.cleanup_interval_minutes", 5),
         ("IMAGE_PROXY_FETCH_TIMEOUT_SECONDS", "15", "fetch.timeout", 15),
         ("IMAGE_PROXY_MAX_SOURCE_SIZE_MB", "25", "fetch.max_source_mb", 25),
+        ("IMAGE_PROXY_MAX_SOURCE_MEGAPIXELS", "30", "process.max_megapixels", 30),
+        ("IMAGE_PROXY_MAX_CONCURRENT_PROCESSES", "4", "process.threads", 4),
+        ("IMAGE_PROXY_MAX_IN_FLIGHT_REQUESTS", "64", "fetch.queue_size", 64),
     ],
 )  # fmt: skip
-def test_the_seeds_nine_names_work_unchanged(
+def test_the_seeds_names_work_unchanged(
     name: str, text: str, key: str, value: object, tmp_path: Path
 ) -> None:
     """Catches a Coves environment file that has to be rewritten."""
@@ -617,10 +819,60 @@ def test_the_seeds_nine_names_work_unchanged(
     assert value_of(load(toml, {name: text}, folder=tmp_path), key) == value, "the file wins"
 
 
-def test_the_seed_has_nine_names() -> None:
+def test_the_seed_has_fourteen_names() -> None:
     """Catches a name that was forgotten, or one that leads to no key."""
-    assert len(SEED_VARIABLES) == 9
+    assert len(SEED_VARIABLES) == 14
     assert {".".join(path) for path in SEED_VARIABLES.values()} <= set(KEYS)
+
+
+PURGES_OF_COVES = {
+    "IMAGE_PROXY_BASE_URL": "https://img.example",
+    "CLOUDFLARE_CACHE_PURGE_ZONE_ID": "0123456789abcdef0123456789abcdef",
+    "CLOUDFLARE_CACHE_PURGE_API_TOKEN": "a-token-of-cloudflare",
+}
+
+
+def test_the_purges_of_the_seed_go_to_cloudflare() -> None:
+    """Catches an environment file of Coves with which nothing is purged, and nobody is told."""
+    cdn = load(environment=PURGES_OF_COVES).cdn
+    assert (cdn.kind, cdn.zone) == ("cloudflare", "0123456789abcdef0123456789abcdef")
+    assert cdn.token.get_secret_value() == "a-token-of-cloudflare"
+    other = load(environment=PURGES_OF_COVES | {"IMAGE_PROXY_CDN__KIND": ""})
+    assert other.cdn.kind == "", "our own name wins"
+
+
+def test_a_purge_by_tag_needs_no_url() -> None:
+    """Catches an environment file of Coves, whose URLs are paths alone, that stops the start."""
+    alone = {name: PURGES_OF_COVES[name] for name in CLOUDFLARE_VARIABLES}
+    assert load(environment=alone).cdn.purge == "tags"
+    with pytest.raises(ConfigError, match="to purge by URL"):
+        load(environment=alone | {"IMAGE_PROXY_CDN__PURGE": "urls"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP",
+     "PORT_80_TCP_PROTO", "PORT_80_TCP_PORT", "PORT_80_TCP_ADDR", "CANARY_SERVICE_HOST",
+     "CANARY_PORT_8080_UDP_ADDR"],
+)  # fmt: skip
+def test_what_a_platform_writes_for_a_service_of_this_name_is_not_a_setting(name: str) -> None:
+    """Catches a pod that does not start because its service is called image-proxy."""
+    assert load(environment={f"IMAGE_PROXY_{name}": "tcp://10.0.0.1:80"}) == load(environment={})
+
+
+@pytest.mark.parametrize("name", ["SERVER__PORT", "REPORT", "PORTS", "PORT_HTTP", "SERVICE"])
+def test_what_only_resembles_it_is_a_mistake(name: str) -> None:
+    """Catches a misspelled setting that is silently ignored."""
+    with pytest.raises(ConfigError, match=name if "__" not in name else "server.port"):
+        load(environment={f"IMAGE_PROXY_{name}": "80"})
+
+
+@pytest.mark.parametrize("missing", CLOUDFLARE_VARIABLES)
+def test_half_of_what_a_purge_needs_is_a_mistake(missing: str) -> None:
+    """Catches a purge that is off because one of two variables was forgotten."""
+    rest = {name: value for name, value in PURGES_OF_COVES.items() if name != missing}
+    with pytest.raises(ConfigError, match="needs cdn"):
+        load(environment=rest)
 
 
 @pytest.mark.parametrize(
@@ -661,7 +913,7 @@ def test_a_bad_value_under_a_name_of_the_seed_stops_the_start(name: str, text: s
     assert repr(text) in message
 
 
-@pytest.mark.parametrize("name", SEED_VARIABLES)
+@pytest.mark.parametrize("name", SEED_VARIABLES.keys() - set(CLOUDFLARE_VARIABLES))
 def test_our_name_wins_over_the_seeds(name: str) -> None:
     """Catches an order by alphabet between two names of one key."""
     section, key = SEED_VARIABLES[name]
@@ -753,6 +1005,26 @@ def test_a_secret_is_in_no_message_and_in_no_repr(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("store", "key"),
+    [
+        ({"url": "s3://b", "access_key_id": "a"}, "access_key_id"),
+        ({"url": "s3://b", "secret_access_key": "s3cret"}, "access_key_id"),
+        ({"url": "gs://b", "access_key_id": "a", "secret_access_key": "s3cret"}, "access_key_id"),
+        ({"url": "gs://b", "endpoint": "https://a"}, "endpoint"),
+        ({"url": "az://b", "region": "eu"}, "region"),
+        ({"url": "s3://b", "endpoint": "http://a"}, "endpoint"),
+    ],
+)
+def test_keys_of_a_store_that_would_have_no_effect_stop_the_start(store: Layer, key: str) -> None:
+    """Catches a store that is asked elsewhere, or as somebody else, than the file says."""
+    with pytest.raises(ConfigError) as caught:
+        load(overrides={"store": store})
+    (message,) = caught.value.mistakes
+    assert message.startswith(f"store.{key}")
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
     "toml", ['[cdn]\ntoken = "s3cret but spaced"', '[cdn]\nkind = "bad"\ntoken = "s3cret"']
 )
 def test_a_cdns_token_is_in_no_message_either(toml: str, tmp_path: Path) -> None:
@@ -771,7 +1043,7 @@ CLOUDFLARE_AND_BAD_TOKEN = '[cdn]\nkind = "cloudflare"\ntoken = "with space"'
         ('[cdn]\nkind = "cloudflare"', {"cdn.kind", "server.workers"}),
         # The zone is told beside the token that is wrong; that a token is missing is not.
         (CLOUDFLARE_AND_BAD_TOKEN, {"cdn.token", "cdn.kind", "server.workers"}),
-        ('[fetch]\ntimuot = 1\n[cdn]\nkind = "bunny"\ntoken = "t"',
+        ('[fetch]\ntimuot = 1\n[cdn]\nkind = "bunny"\ntoken = "a-token"',
          {"fetch.timuot", "cdn.kind", "server.workers"}),
         ("[presets.avatar]\nheight = 0\n[presets.banner]\nquality = 0",
          {"presets.avatar", "presets.banner.quality", "server.workers"}),
@@ -796,8 +1068,7 @@ def test_mistakes_between_keys_are_told_beside_those_of_single_ones(
     told = [message for message in found if message.startswith("cdn.kind")]
     if toml == CLOUDFLARE_AND_BAD_TOKEN:
         assert [message.partition(": ")[2].partition(" (")[0] for message in told] == [
-            "needs cdn.zone",
-            "needs server.cdn_url or server.base_url",
+            "needs cdn.zone, Cloudflare's zone ID"
         ]
 
 
@@ -816,16 +1087,67 @@ def test_one_token_of_two_names_stops_the_start(server: Layer) -> None:
     with pytest.raises(ConfigError) as caught:
         load(overrides={"server": server})
     (message,) = caught.value.mistakes
-    assert message.startswith("server.admin_tokens: ")
+    assert re.match(r"server\.admin_tokens\.\w+ = \*\*\*: ", message)
     assert "alice" in message
     assert "s3cret" not in message
+
+
+def test_a_mistake_hides_no_other_of_its_table_or_list(tmp_path: Path) -> None:
+    """Catches a second round of mending: of presets, of tokens, of addresses, of hosts."""
+    one, other = "o" * 16, "p" * 16
+    toml = f"""
+        [server]
+        bind = ["127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:2"]
+        admin_token = "{one}"
+        admin_tokens = {{ a = "{one}", b = "short", c = "{other}", d = "{other}" }}
+        [fetch]
+        allow_private_hosts = ["10.0.0.0/33", "pds.home.arpa", "*"]
+        proxy_resolves = true
+        [identity]
+        nameservers = ["here", "there"]
+        [cdn]
+        kind = "bunny"
+        zone = "1"
+        [presets.half]
+        width = 10
+        [presets.avatar]
+        variants = [128]
+        [presets.avatar_w128]
+        width = 128
+        fit = "contain"
+        quality = 1
+        [presets.{"x" * 61}]
+        width = 9
+        fit = "contain"
+        quality = 1
+        variants = [10]
+    """
+    told = mistakes(toml, folder=tmp_path)
+    for key, *parts in (
+        ("server.bind", "127.0.0.1:1 and 127.0.0.1:2 twice"),
+        ("server.admin_tokens.a", "admin and a have one token"),
+        ("server.admin_tokens.b", "at least 16"),
+        ("server.admin_tokens.d", "c and d have one token"),
+        ("fetch.allow_private_hosts", "'10.0.0.0/33' does not", "not '*'"),
+        ("fetch.proxy_resolves", "needs fetch.proxy"),
+        ("identity.nameservers.0", "'here'"),
+        ("identity.nameservers.1", "'there'"),
+        ("cdn.kind", "needs cdn.token"),
+        ("presets.half.fit", "required"),
+        ("presets.half.quality", "required"),
+        ("presets.avatar", "avatar_w128 is a variant of avatar"),
+        (f"presets.{'x' * 61}", "more than 64"),
+    ):
+        (line,) = [each for each in told if re.match(rf"{re.escape(key)}[ :]", each)]
+        assert all(part in line for part in parts), line
+    assert len(told) == 13
 
 
 def test_a_configuration_made_in_python_is_held_to_the_same_rules() -> None:
     """Catches rules that only files are held to."""
     with pytest.raises(ValueError, match=r"cdn\.kind: needs cdn\.token"):
         Config.model_validate(
-            {"cdn": {"kind": "bunny"}, "server": {"cdn_url": "https://a.example"}}
+            {"cdn": {"kind": "bunny", "zone": "1"}, "server": {"cdn_url": "https://a.example"}}
         )
 
 
@@ -857,11 +1179,27 @@ ZONE = "0123456789abcdef" * 2
 @pytest.mark.parametrize(
     ("cdn", "url", "missing"),
     [
-        ({"kind": "bunny"}, "https://a.example", "token"),
+        ({"kind": "bunny", "zone": "1"}, "https://a.example", "token"),
+        ({"kind": "bunny", "token": "a-token"}, "https://a.example", "pull zone"),
+        ({"kind": "bunny", "token": "a-token", "zone": ZONE}, "https://a.example", "pull zone"),
+        (
+            {"kind": "cloudfront", "token": "a-token", "zone": "E2EXAMPLE9Z"},
+            "https://a.example",
+            "key_id",
+        ),
+        (
+            {"kind": "cloudfront", "token": "a-token", "key_id": "A" * 16},
+            "https://a.example",
+            "zone",
+        ),
         ({"kind": "cloudflare", "zone": ZONE}, "https://a.example", "token"),
-        ({"kind": "cloudflare", "token": "t"}, "https://a.example", "zone"),
-        ({"kind": "bunny", "token": "t"}, "", "server.cdn_url"),
-        ({"kind": "cloudflare", "zone": ZONE, "token": "t"}, "", "server.cdn_url"),
+        ({"kind": "cloudflare", "token": "a-token"}, "https://a.example", "zone"),
+        ({"kind": "bunny", "token": "a-token", "purge": "urls"}, "", "server.cdn_url"),
+        (
+            {"kind": "cloudflare", "zone": ZONE, "token": "a-token", "purge": "urls"},
+            "",
+            "server.cdn_url",
+        ),
     ],
 )
 def test_a_cdn_that_cannot_be_asked_stops_the_start(cdn: Layer, url: str, missing: str) -> None:
@@ -873,11 +1211,30 @@ def test_a_cdn_that_cannot_be_asked_stops_the_start(cdn: Layer, url: str, missin
     assert message.startswith(("cdn", "server.cdn_url"))
 
 
+@pytest.mark.parametrize(
+    ("base_url", "is_right"),
+    [
+        ("", True),
+        ("https://a.test/pics", True),
+        ("https://a.test", False),
+        ("https://a.test/b", False),
+    ],
+)
+def test_a_root_path_is_that_of_the_public_url(base_url: str, is_right: bool) -> None:
+    """Catches URLs that are built for one path, and served at another."""
+    server = {"root_path": "/pics", "base_url": base_url, "cdn_url": "https://cdn.test"}
+    if is_right:
+        assert load(overrides={"server": server}).server.root_path == "/pics"
+        return
+    with pytest.raises(ConfigError, match=r"server\.root_path.*below another path"):
+        load(overrides={"server": server})
+
+
 @pytest.mark.parametrize("key", ["base_url", "cdn_url"])
 def test_either_public_url_is_enough_for_a_cdn(key: str) -> None:
     load(
         overrides={
-            "cdn": {"kind": "bunny", "token": "t"},
+            "cdn": {"kind": "bunny", "purge": "urls", "token": "a-token"},
             "server": {key: "https://cdn.example"},
         }
     )
@@ -912,6 +1269,8 @@ def test_the_environment_of_this_process_is_the_default_one(
         (b"[server]\nworkers = 1\nworkers = 2", "is not TOML"),
         (b"\xff\xfe\x00", "is not TOML"),
         (b"\x89PNG\r\n\x1a\n\x00", "is not TOML"),
+        (b"x = " + b"[" * 100_000, "is not TOML"),
+        (b"x = " + b"1" * 5_000, "is not TOML"),
     ],
 )
 def test_a_file_that_is_missing_or_garbage_is_named(
@@ -980,21 +1339,6 @@ def test_a_value_where_a_table_belongs_is_a_mistake(toml: str, tmp_path: Path) -
     assert message.startswith(toml.split(" = ")[0])
 
 
-def test_what_a_worker_process_is_given_makes_the_same_configuration() -> None:
-    """Catches options of the command line that hold in the first process alone."""
-    overrides: Layer = {
-        "server": {"bind": "0.0.0.0:9000", "workers": 3, "enabled": False},
-        "fetch": {"timeout": 1.5, "allow_http": True},
-        "cache": {"path": Path("/srv/cache")},
-    }
-    environment = environment_for(overrides)
-    assert environment["IMAGE_PROXY_SERVER__BIND"] == "0.0.0.0:9000"
-    # The name of the seed's in the same environment must not win over it.
-    environment["IMAGE_PROXY_CACHE_PATH"] = "/seed"
-    assert load(environment=environment) == load(overrides=overrides)
-    assert environment_for({}) == {}
-
-
 @pytest.mark.parametrize(
     ("key", "value", "attribute", "derived"),
     [
@@ -1004,6 +1348,7 @@ def test_what_a_worker_process_is_given_makes_the_same_configuration() -> None:
         ("cache.max_gb", 0.25, "max_bytes", 256 * 1024**2),
         ("process.max_megapixels", 50, "max_pixels", 50_000_000),
         ("process.max_megapixels", 0.5, "max_pixels", 500_000),
+        ("animation.max_megapixels", 200, "max_pixels", 200_000_000),
     ],
 )
 def test_units_are_those_of_the_seed(key: str, value: float, attribute: str, derived: int) -> None:
@@ -1046,6 +1391,11 @@ def test_variants_follow_a_preset_that_another_layer_changes(tmp_path: Path) -> 
             "[presets.avatar_w128]\nwidth = 128\nfit = 'contain'\nquality = 1",
             "avatar_w128 is a variant of avatar",
         ),
+        (
+            "[presets.big_w128]\nwidth = 128\nfit = 'contain'\nquality = 1\n"
+            "[presets.big]\nwidth = 900\nfit = 'contain'\nquality = 80\nvariants = [128]",
+            "big_w128 is a variant of big",
+        ),
         (f"[presets.{'a' * 61}]\nwidth = 9\nfit = 'contain'\nquality = 1\nvariants = [10]", "64"),
     ],
 )
@@ -1056,3 +1406,12 @@ def test_a_variant_without_a_name_of_its_own_stops_the_start(
     (message,) = mistakes(toml, folder=tmp_path)
     assert message.startswith("presets")
     assert right in message
+
+
+def test_a_stream_of_another_scheme_is_told_by_what_was_written() -> None:
+    """Catches "other://x", which nobody wrote."""
+    with pytest.raises(ConfigError) as caught:
+        load(environment={"IMAGE_PROXY_ACCOUNTS__URL": "https://x"})
+    (mistake,) = caught.value.mistakes
+    assert mistake.count("'https://x'") == 2
+    assert "other://" not in mistake

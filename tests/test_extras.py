@@ -20,6 +20,7 @@ DID = "did:plc:ar7c4by46qjdydhdevvrndac"
 SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("labels.subscribe", {"labels": {"subscribe": (DID,)}}, "[moderation]"),
     ("accounts.url", {"accounts": {"url": "wss://jetstream.example"}}, "[moderation]"),
+    ("store.url", {"store": {"url": "file:///srv/pictures"}}, "[cluster]"),
     ("trace.endpoint", {"trace": {"endpoint": "http://127.0.0.1:4318/v1/traces"}}, "[otel]"),
 ]
 

@@ -24,7 +24,7 @@ def fill(service: Service, keys: list[ImageKey]) -> None:
         service._image_failures.failed(each.blob, BlobNotFound(), 0)
         service._memory.put(each, entry(), 0)
         service._writer.offer(each, entry())
-        making = _Making(each)
+        making = _Making(each.blob)
         service._under_way.add(making)
         service._under_way_by_tag.add(making)
 
@@ -58,6 +58,6 @@ async def test_forgetting_one_owner_looks_at_nothing_of_the_others(world: World,
         gone = [each for each in keys if service._writer.pending(each) is None]
         assert gone == [keys[7]]
         assert [each for each in keys if service._memory.get(each, 0) is None] == gone
-        assert [each.key for each in service._under_way if each.is_forgotten] == gone
+        assert [each.blob for each in service._under_way if each.is_forgotten] == [gone[0].blob]
         assert len(service._fetch_failures) == len(service._image_failures) == kept - 1
         cache.put_gate.open()

@@ -14,16 +14,17 @@ from proxy.cli import cli
 from proxy.config import Config
 from proxy.coordination.build_locks import BuildLocks
 from proxy.coordination.change_watch import ChangeWatch
-from proxy.coordination.leader import Leadership
+from proxy.coordination.leader import FolderLeadership
 from proxy.coordination.liveness import Liveness
 from proxy.lifecycle import open_moderator
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
 from proxy.moderation.cdn.queue import CdnQueue
-from proxy.moderation.feeds.label_store import FeedStore
-from proxy.wiring import disk_cache_of, moderation_database_of, moderation_store_of
+from proxy.moderation.configured_store import folder_store_of, moderation_database_of
+from proxy.wiring import disk_cache_of
 from tests.cache import blob_cid, entry, key, owner
 from tests.fakes.world import World
+from tests.moderation import feed_store_in
 from tests.open_files import RememberedConnection, descriptors
 from tests.processes import until
 
@@ -45,7 +46,7 @@ def config(tmp_path: Path) -> Config:
     """That of a folder which a server has made."""
     (tmp_path / "cache" / "images").mkdir(parents=True)
     config = Config.model_validate({"cache": {"path": tmp_path / "cache"}})
-    with closing(moderation_store_of(config)) as store:
+    with closing(folder_store_of(config)) as store:
         store.make()
     return config
 
@@ -136,20 +137,20 @@ def test_a_command_closes_all_that_it_opened(
 
 
 async def use_moderation_store(config: Config) -> None:
-    with closing(moderation_store_of(config)) as store:
+    with closing(folder_store_of(config)) as store:
         store.record("block", [(BLOCKED, "")], by="a test", owner="nobody")
         assert store.load().blocks.covers(BlobKey(owner(1), blob_cid(1)))
 
 
 async def use_feed_store(config: Config) -> None:
-    with closing(FeedStore(config.cache.path / "feeds.sqlite3")) as store:
+    with closing(feed_store_in(config.cache.path)) as store:
         store.follow(owner(1), "")
         store.forgotten_since(None)
 
 
 async def use_cdn_queue(config: Config) -> None:
     with closing(CdnQueue(moderation_database_of(config))) as queue:
-        queue.add([BlobKey(owner(1), blob_cid(1))])
+        queue.add([Selection(owner(1), blob_cid(1))])
         assert queue.count() == 1
 
 
@@ -160,7 +161,7 @@ async def use_disk_cache(config: Config) -> None:
 
 
 async def use_change_watch(config: Config) -> None:
-    with closing(moderation_store_of(config)) as store:
+    with closing(folder_store_of(config)) as store:
         store.make()
         with closing(ChangeWatch(store.path)) as watch:
             watch.open()
@@ -174,7 +175,7 @@ async def use_build_locks(config: Config) -> None:
 
 
 async def use_leadership(config: Config) -> None:
-    turn = Leadership(config.cache.path / "turns" / "a test")
+    turn = FolderLeadership(config.cache.path / "turns" / "a test")
     assert turn.take()
     turn.give_up()
 

@@ -36,10 +36,12 @@ __all__ = [
     "blob_cid",
     "create_account",
     "create_post",
+    "create_record",
     "deactivate_account",
     "delete_account",
     "delete_record",
     "ensure_installed",
+    "post_with",
     "run_devnet",
     "set_profile",
     "takedown_account",
@@ -264,13 +266,28 @@ async def create_post(devnet: Devnet, account: Account, blobs: Sequence[Blob]) -
     The record is not validated: any number, size and type of blobs will do.
     """
     images = [{"alt": "", "image": blob} for blob in blobs]
-    record = {
-        "$type": "app.bsky.feed.post",
-        "text": "",
-        "createdAt": "2026-01-01T00:00:00Z",
-        "embed": {"$type": "app.bsky.embed.images", "images": images},
-    }
+    embed = {"$type": "app.bsky.embed.images", "images": images}
+    return await create_record(devnet, account, post_with(embed))
+
+
+def post_with(embed: dict[str, Any]) -> dict[str, Any]:
+    """The record of a post without text."""
+    created = "2026-01-01T00:00:00Z"
+    return {"$type": "app.bsky.feed.post", "text": "", "createdAt": created, "embed": embed}
+
+
+async def create_record(
+    devnet: Devnet, account: Account, record: dict[str, Any], key: str = ""
+) -> str:
+    """Creates a record in the collection of its ``$type`` and returns its at:// URI.
+
+    It is not validated, so that any Lexicon will do.
+
+    Args:
+        key: its record key; empty: one that the PDS makes.
+    """
     body = {"repo": account.did, "collection": record["$type"], "record": record, "validate": False}
+    body |= {"rkey": key} if key else {}
     made = await _post(devnet, "com.atproto.repo.createRecord", body, _bearer(account))
     uri: str = made["uri"]
     return uri

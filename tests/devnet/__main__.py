@@ -18,7 +18,9 @@ from tests.devnet import (
     blob_cid,
     create_account,
     create_post,
+    create_record,
     ensure_installed,
+    post_with,
     run_devnet,
     set_profile,
     upload_blob,
@@ -27,6 +29,10 @@ from tests.fakes.dns import serving_dns
 
 PROXY_URL = "http://127.0.0.1:8080"
 """Where a proxy serves by default."""
+
+
+QUOTING = "3m2gallery2a2"
+"""Record key of a post with a gallery that quotes another: an example of the page."""
 
 
 def gradient(width: int, height: int) -> Image.Image:
@@ -91,7 +97,14 @@ async def seed(devnet: Devnet) -> Seeded:
     avatar = await upload(bob, "avatar", encoded(gradient(400, 600), "JPEG"), "image/jpeg")
     await set_profile(devnet, bob, avatar)
     noise = await upload(bob, "content_preview", noise_png(900, 600), "image/png")
-    await create_post(devnet, bob, [noise])
+    posted = await create_post(devnet, bob, [noise])
+    items = [{"image": photo, "alt": "A gradient"}, {"image": moving, "alt": "It turns"}]
+    embed = {
+        "$type": "app.bsky.embed.recordWithMedia",
+        "record": {"$type": "app.bsky.embed.record", "record": {"uri": posted}},
+        "media": {"$type": "app.bsky.embed.gallery", "items": items},
+    }
+    await create_record(devnet, alice, post_with(embed), QUOTING)
     return Seeded({account.handle: account.did for account in (alice, bob)}, paths)
 
 

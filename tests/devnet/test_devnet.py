@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -35,7 +36,12 @@ async def test_what_the_network_says_to_type_shows_its_pictures(tmp_path: Path) 
                 # The page asks for what stands behind its "#".
                 path = target.replace("/#q=", "/lookup?q=")
                 statuses[target] = (await proxy.get(path)).status
+            page = (await proxy.get("/")).body.decode()
+            found = {}
+            for query in re.findall(r'href="(\?q=[^"]+)"', page):
+                found[query] = json.loads((await proxy.get(f"/lookup{query}")).body)["pictures"]
         assert len(statuses) == 10
+        assert [len(pictures) for pictures in found.values()] == [2, 1, 2, 3]
         assert statuses == {
             target: 302 if target.startswith("/avatar/") else 200 for target in targets
         }

@@ -6,7 +6,7 @@ runs under an autojumping clock (which does not wait for threads).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import trio
 
@@ -17,7 +17,7 @@ from proxy.model.formats import Format
 from proxy.model.identifiers import Did
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.presets import Preset
-from proxy.model.selection import Selection, Selections
+from proxy.model.selection import Covering, Selection, Selections
 
 
 class Gate:
@@ -63,6 +63,13 @@ class FakeCache:
         self.put_errors: list[Exception] = []
         self.check_error: OSError | None = None
 
+    def at_once(self, key: ImageKey) -> Entry | None:
+        """See ``Cache.at_once``."""
+        return None
+
+    def forget(self, covering: Covering) -> None:
+        """See ``Cache.forget``."""
+
     async def get(self, key: ImageKey) -> Entry | None:
         """See ``Cache.get``."""
         self.gets.append(key)
@@ -78,6 +85,13 @@ class FakeCache:
         if self.put_errors:
             raise self.put_errors.pop(0)
         self.entries[key] = entry
+
+    async def put_all(self, entries: Mapping[ImageKey, Entry]) -> None:
+        """See ``Cache.put_all``. It fails where a ``put`` would, which is still to fail then."""
+        if self.put_errors:
+            raise self.put_errors[0]
+        for key, entry in entries.items():
+            await self.put(key, entry)
 
     async def purge(self, *selections: Selection) -> int:
         """See ``Cache.purge``."""

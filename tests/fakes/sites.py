@@ -19,7 +19,10 @@ from tests.fakes.network import Request, Response, Site
 
 GET_BLOB = "/xrpc/com.atproto.sync.getBlob"
 GET_RECORD = "/xrpc/com.atproto.repo.getRecord"
+LIST_RECORDS = "/xrpc/com.atproto.repo.listRecords"
 LIST_BLOBS = "/xrpc/com.atproto.sync.listBlobs"
+GET_REPO_STATUS = "/xrpc/com.atproto.sync.getRepoStatus"
+DESCRIBE_REPO = "/xrpc/com.atproto.repo.describeRepo"
 JSON = "application/json; charset=utf-8"
 
 Status = Literal["active", "takendown", "deactivated"]
@@ -125,8 +128,12 @@ class FakePds(Site):
             query = request.query
             path = f"{query.get('collection')}/{query.get('rkey')}"
             return self._get_record(query.get("repo", ""), path)
+        if request.path == LIST_RECORDS:
+            return self._list_records(request.query)
         if request.path == LIST_BLOBS:
             return self._list_blobs(request.query)
+        if request.path in (GET_REPO_STATUS, DESCRIBE_REPO):
+            return self._get_account(request)
         if request.path != GET_BLOB:
             return super().answer(request)
         response = self._get_blob(request.query.get("did", ""), request.query.get("cid", ""))
@@ -142,6 +149,36 @@ class FakePds(Site):
             return _refusal("RecordNotFound", f"Could not locate record: {uri}")
         value = account.records[path]
         return _json(200, {"uri": uri, "cid": record_cid(value), "value": value})
+
+    def _get_account(self, request: Request) -> Response:
+        is_status = request.path == GET_REPO_STATUS
+        did = request.query["did" if is_status else "repo"]
+        account = self.accounts.get(did)
+        if account is None:
+            return _refusal("RepoNotFound", f"Could not find repo for DID: {did}")
+        if account.status == "active":
+            collections = sorted({path.partition("/")[0] for path in account.records})
+            more = {"active": True} if is_status else {"collections": collections}
+            return _json(200, {"did": did} | more)
+        if is_status:
+            return _json(200, {"did": did, "active": False, "status": account.status})
+        return _refusal(f"Repo{account.status.capitalize()}", f"Repo is {account.status}: {did}")
+
+    def _list_records(self, query: dict[str, str]) -> Response:
+        account = self.accounts.get(query["repo"])
+        if account is None or account.status != "active":
+            return _refusal("InvalidRequest", f"Could not find repo: {query['repo']}")
+        within = f"{query['collection']}/"
+        after = query.get("cursor", "\U0010ffff")
+        keys = [path.removeprefix(within) for path in account.records if path.startswith(within)]
+        keys = sorted((key for key in keys if key < after), reverse=True)
+        keys = keys[: int(query.get("limit", "50"))]
+        records = []
+        for key in keys:
+            value = account.records[within + key]
+            uri = f"at://{account.did}/{within}{key}"
+            records.append({"uri": uri, "cid": record_cid(value), "value": value})
+        return _json(200, {"records": records} | ({"cursor": keys[-1]} if keys else {}))
 
     def _list_blobs(self, query: dict[str, str]) -> Response:
         account = self.accounts.get(query["did"])

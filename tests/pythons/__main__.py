@@ -5,9 +5,9 @@
 A name is a version, or "lowest"; without names, all of them. The oldest and the newest Python run
 the whole suite, the others the quick round. So do the lowest versions of all that is declared, on
 the oldest Python. A Python that this machine lacks is taken from the Debian that has it, installed
-into a folder (as root). There, tests of the marks "pds" and "browser" are left out: they hold
-programs in other languages to what is sent, on the oldest Python. A name of which a test failed,
-or which cannot be run, makes the exit code 1.
+into a folder (as root). There, tests of the marks "pds", "node", "browser" and "container" are
+left out: they hold other programs to what is sent, on the oldest Python. A name of which a test
+failed, or which cannot be run, makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ DEBIANS = {"3.11": "bookworm", "3.13": "trixie", "3.14": "forky"}
 
 PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev", "gcc", "git", "procps",
             "curl", "nginx-light", "prometheus", "caddy", "haproxy", "docker-compose", "systemd",
-            "sqlite3")  # fmt: skip
+            "sqlite3", "postgresql", "zsh", "fish", "mandoc", "man-db", "groff",
+            "tinyproxy-bin")  # fmt: skip
 
 _WHOLE = (named()[0], named()[-1])
 
-LEFT_OUT_THERE = "not pds and not browser"
+LEFT_OUT_THERE = "not pds and not node and not browser and not container"
 
 ENTER = """
 set -e
@@ -154,7 +155,7 @@ def lowest(told: TextIO) -> int:
     environment = environment_of(python, LOWEST)
     pip = [str(environment / "bin/python"), "-m", "pip", "install", "--quiet"]
     output(*pip, "--disable-pip-version-check", "uv>=0.8")
-    extras = f"-e{ROOT}[fast,heic,moderation,otel]"
+    extras = f"-e{ROOT}[cluster,fast,heic,moderation,otel,video]"
     groups = [f"--group={ROOT / 'pyproject.toml'}:{name}" for name in ("build", "dev")]
     output(environment / "bin/uv", "pip", "install", "--quiet", "--resolution=lowest-direct",
            f"--python={environment / 'bin/python'}", *groups, extras)  # fmt: skip
