@@ -69,7 +69,8 @@ def children(pid: int | str = "self") -> set[int]:
     """Processes of this one that the test has started, zombies among them."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found.update(map(int, (task / "children").read_text().split()))
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            found.update(map(int, (task / "children").read_text().split()))
     return found - _servers
 
 
