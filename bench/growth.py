@@ -281,11 +281,11 @@ async def measure(names: Sequence[str], plan: Plan) -> tuple[list[Curve], Counte
                     for number in range(plan.rounds):
                         turn = number % len(points)
                         for point in (*points[turn:], *points[:turn]):
-                            bar.update(TaskID(0), description=f"{name}: {point.value:,g}")
+                            bar.update(TaskID(0), description=f"{name}: {point.value:,}")
                             wrong: Counter[str] = Counter()
                             await measure_point(point, plan, wrong)
                             faults.update(
-                                {f"{name} {point.value:g}: {why}": n for why, n in wrong.items()}
+                                {f"{name} {point.value}: {why}": n for why, n in wrong.items()}
                             )
                             bar.advance(TaskID(0))
                 curves.append(Curve(name, label, points))
@@ -307,7 +307,7 @@ def rows(curve: Curve) -> list[list[str]]:
 
 def columns(curve: Curve) -> list[str]:
     """Of ``rows``."""
-    return [curve.label, *(f"{point.value:,g}" for point in curve.points), "last / first"]
+    return [curve.label, *(f"{point.value:,}" for point in curve.points), "last / first"]
 
 
 def draw(curve: Curve, file: Path) -> str:
