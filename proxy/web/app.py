@@ -144,7 +144,7 @@ class ImageProxyApp(QuartTrio):
             return await serve(scope, receive, send, _not_a_path)
         if scope["type"] == "http" and self._root:
             if scope["path"] == self._root:
-                return await serve(scope, receive, send, self._to_page)
+                return await serve(scope, receive, send, partial(self._to_page, scope))
             scope = mounted(self._root, scope)
         if scope["type"] == "http" and (found := self._route(scope)) is not None:
             return await self._serve(scope, receive, send, *found)
@@ -202,8 +202,9 @@ class ImageProxyApp(QuartTrio):
     def _describe(self, _path: str, if_none_match: str | None) -> HttpResponse:
         return document_response(self._document()(), if_none_match)
 
-    def _to_page(self, _path: str, _if_none_match: str | None) -> HttpResponse:
-        return moved(f"{self._root}/")
+    def _to_page(self, scope: Scope, _path: str, _if_none_match: str | None) -> HttpResponse:
+        query = scope["query_string"].decode("latin-1")
+        return moved(f"{self._root}/?{query}" if query else f"{self._root}/")
 
     def _is_preflight(self, scope: Scope) -> bool:
         """Whether this asks what may be done with a picture of an account."""

@@ -63,7 +63,7 @@ def caddy_passes_on(*arguments: object) -> list[str]:
 def caddy_takes_away(*arguments: object) -> list[str]:
     text = (DEPLOY / "Caddyfile").read_text()
     (site,) = re.findall(r"\nimg\.example\.com \{\n(.*)\n\}\n", text, re.DOTALL)
-    return caddy(f"redir /pics /pics/\nhandle_path /pics/* {{\n{site}\n}}", *arguments)  # type: ignore[arg-type]
+    return caddy(f"redir /pics /pics/?{{query}}\nhandle_path /pics/* {{\n{site}\n}}", *arguments)  # type: ignore[arg-type]
 
 
 def nginx(folder: Path, port: int, _behind: int, config: Config) -> list[str]:
@@ -249,11 +249,13 @@ def test_operations_are_hidden_below_the_path(target: str, stage: Background[Mou
 
 
 def test_the_path_without_its_slash_leads_to_the_page(stage: Background[Mounted]) -> None:
-    """Catches a page whose own requests go beside the path."""
+    """Catches a page whose own requests go beside the path, and a search lost on the way."""
     site = stage.value
-    reply = stage.run(site.front.get, PATH)
-    assert reply.status in (301, 302, 308)
-    assert urlsplit(reply.headers["location"]).path == f"{PATH}/"
+    for query in ("", "q=alice.test&format=webp"):
+        reply = stage.run(site.front.get, f"{PATH}?{query}" if query else PATH)
+        assert reply.status in (301, 302, 308)
+        location = urlsplit(reply.headers["location"])
+        assert (location.path, location.query) == (f"{PATH}/", query)
 
 
 @pytest.fixture(scope="module")

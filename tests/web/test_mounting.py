@@ -99,10 +99,12 @@ async def test_two_slashes_lead_nowhere(target: str, client: Client) -> None:
     assert "location" not in reply.headers
 
 
-async def test_the_path_alone_leads_to_the_page(client: Client) -> None:
-    """Catches a page whose own requests miss the path, because its URL has no slash at its end."""
-    reply = await client.get("/pics")
-    assert (reply.status, reply.headers["location"]) == (308, "/pics/")
+@pytest.mark.parametrize("query", ["", "?q=alice.test&format=webp", "?q=%40a%3Fb"])
+async def test_the_path_alone_leads_to_the_page(query: str, client: Client) -> None:
+    """Catches a page whose own requests miss the path, because its URL has no slash at its end,
+    and one that has lost what was looked up."""
+    reply = await client.get(f"/pics{query}")
+    assert (reply.status, reply.headers["location"]) == (308, f"/pics/{query}")
 
 
 async def test_the_page_of_moderators_finds_pictures_and_icon_below_the_path(

@@ -52,11 +52,13 @@ def _below(path: FrontPath) -> str:
     if not path.text:
         return ""
     skipped, itself = f"bytes({len(path.text)})", f"{{ var(txn.path) -m str {path.text} }}"
+    to_page = f"http-request redirect code 308 location {path.text}/"
     not_found = 'status 404 content-type "text/plain; charset=utf-8" string "not found\\n"'
     rules = [
         "",
         "# What is below server.root_path, or below the path of server.base_url, and nothing else.",
-        f"http-request redirect code 308 location {path.text}/ if {itself}",
+        f"{to_page}?%[query] if {itself} {{ query -m found }}",
+        f"{to_page} if {itself}",
         f"http-request return {not_found} if !{{ var(txn.path) -m beg {path.text}/ }}",
         f"http-request set-var(txn.path) var(txn.path),{skipped}",
     ]
