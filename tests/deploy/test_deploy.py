@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import trio
 import yaml
 
 from proxy.config import Config, load_config
@@ -28,7 +30,18 @@ from tests.commands import assert_is_command
 from tests.deployed.unit import UNIT, head
 from tests.documents import shell_lines
 from tests.fakes.world import tiny_jpeg
-from tests.processes import ROOT, SERVE, serve, until, upstream
+from tests.nginx import free_port
+from tests.processes import (
+    PATIENCE,
+    ROOT,
+    SERVE,
+    imageproxy,
+    own_environment,
+    serve,
+    started,
+    until,
+    upstream,
+)
 from tests.required import skip_unless_required
 
 pytestmark = pytest.mark.slow
@@ -307,9 +320,43 @@ def test_the_dockerfile_copies_what_exists_and_ends_as_a_user_without_privileges
     assert users[-1] not in ("root", "0")
     load_config(environment=dockerfile_environment())
     assert_is_command(json.loads(dict(final)["CMD"]))
-    script = json.loads(dict(final)["HEALTHCHECK"].split(" CMD ")[1])[-1]
-    compile(script, "HEALTHCHECK", "exec")
-    assert "/healthz" in script
+    assert f"deploy/{HEALTHCHECK.name} {COPIED_TO}/" in [text for _, text in final]
+    check = json.loads(dict(final)["HEALTHCHECK"].split(" CMD ")[1])
+    assert check == ["python", f"{COPIED_TO}/{HEALTHCHECK.name}"]
+
+
+HEALTHCHECK, COPIED_TO = DEPLOY / "healthcheck.py", "/opt/imageproxy"
+
+
+@pytest.mark.parametrize(
+    "bind", ["127.0.0.1:{port}", "[::1]:{port},127.0.0.1:0", "unix:{folder}/s,127.0.0.1:0"]
+)
+async def test_the_health_check_asks_where_the_server_listens(bind: str, tmp_path: Path) -> None:
+    """Catches one that asks port 8080 of a server elsewhere, and one that is pleased by nobody."""
+    bind = bind.format(port=free_port(), folder=tmp_path)
+    environment = own_environment({"IMAGE_PROXY_SERVER__BIND": bind})
+    with trio.fail_after(PATIENCE):
+        check = [sys.executable, str(HEALTHCHECK)]
+        unserved = await trio.run_process(check, env=environment, check=False, capture_stderr=True)
+        assert unserved.returncode == 1
+        serving = [sys.executable, *imageproxy("serve", "--bind", bind)]
+        async with started(serving, {"IMAGE_PROXY_CACHE__PATH": str(tmp_path / "cache")}):
+            served = await trio.run_process(check, env=environment, check=False)
+            assert served.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("python /opt/imageproxy/bin/imageproxy serve", "0.0.0.0:8080"),
+        ("python imageproxy serve --bind 127.0.0.1:9000", "127.0.0.1:9000"),
+        ("/sbin/docker-init -- imageproxy serve --bind=unix:/run/a,[::1]:80", "unix:/run/a"),
+    ],
+)
+def test_the_health_check_reads_the_command_of_its_container(command: str, expected: str) -> None:
+    """Catches a container that is restarted because its port was given on the command line."""
+    bind_of = runpy.run_path(str(HEALTHCHECK))["bind_of"]
+    assert bind_of(command.split(), dockerfile_environment()) == expected
 
 
 # nginx

@@ -71,6 +71,7 @@ def serve_from(root: Path, configuration: dict[str, Any], folder: Path) -> None:
         )
         for sound in ("cache folder", "sandbox"):
             assert f"ok    {sound}:" in doctor.stdout, doctor.stdout + doctor.stderr
+        subprocess.run([*inside, "python", "/opt/imageproxy/healthcheck.py"], check=True)
         denied = subprocess.run([*inside, "touch", "/opt/x"], check=False, capture_output=True)
         assert b"Read-only file system" in denied.stderr
         # As a container is stopped: it is the first process there, whose signals have no defaults.
