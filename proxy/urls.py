@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from proxy.errors import InvalidPreset, InvalidRequest, TrailingSlash
 from proxy.model.formats import OUTPUTS, Format, parse_output
-from proxy.model.identifiers import parse_cid, parse_did
+from proxy.model.identifiers import OwnNames, parse_cid, parse_did
 from proxy.model.keys import KINDS, ActorKey, BlobKey, ImageKey, PosterKey, image_key, poster_key
 from proxy.model.picture_info import info_key_of
 from proxy.model.presets import Preset, variant_name
@@ -77,7 +77,7 @@ def parse_blob_path(path: str) -> BlobKey:
 
 
 def parse_actor_path(
-    presets: Mapping[str, Preset], path: str, *, allow_test: bool = False
+    presets: Mapping[str, Preset], path: str, *, own_names: OwnNames = False
 ) -> ActorKey:
     """Parse ``/avatar/...`` or ``/banner/...``, percent-decoded once.
 
@@ -99,7 +99,7 @@ def parse_actor_path(
     return ActorKey(
         kind,
         preset,
-        parse_actor(actor, allow_test=allow_test),
+        parse_actor(actor, own_names=own_names),
         None if format_ is None else parse_output(format_),
     )
 

@@ -29,7 +29,7 @@ from proxy.errors import (
     UpstreamTimeout,
     failing_at,
 )
-from proxy.model.identifiers import Did, Handle, did_web_authority, parse_handle
+from proxy.model.identifiers import Did, Handle, OwnNames, did_web_authority, parse_handle
 from proxy.shared.lookup_cache import Lifetimes, LookupCache
 
 MAX_DOCUMENT = 16 * 1024
@@ -87,11 +87,14 @@ class Identity:
     handle: Handle | None
 
 
-def handle_of(did: Did, document: bytes) -> Handle | None:
+def handle_of(did: Did, document: bytes, own_names: OwnNames = False) -> Handle | None:
     """The handle that a DID document claims: pure, total.
 
     atproto, DID specification: this is the first valid ``at://`` URI of ``alsoKnownAs``; the others
     are not the account's handle.
+
+    Args:
+        own_names: see ``parse_handle``; those below ``.test`` count in any case.
 
     Raises:
         DidUnresolvable: it is not a document of this DID.
@@ -99,8 +102,10 @@ def handle_of(did: Did, document: bytes) -> Handle | None:
     names = parse_document(did, document).get("alsoKnownAs")
     for name in names[:MAX_NAMES] if isinstance(names, list) else ():
         if isinstance(name, str) and name.startswith("at://"):
+            name = name.removeprefix("at://")
+            is_listed = isinstance(own_names, tuple) and name.lower() in own_names
             with suppress(InvalidHandle):
-                return parse_handle(name.removeprefix("at://"), allow_test=True)
+                return parse_handle(name, own_names=own_names if is_listed else True)
     return None
 
 
@@ -231,7 +236,8 @@ class DidResolver:
     async def _ask(self, did: Did) -> Identity:
         with failing_at(did_web_authority(did) or self._directory.host):
             document = await self.document(did)
-        return Identity(pds_of(did, document), handle_of(did, document))
+        own_names = self._fetch.allow_private_hosts
+        return Identity(pds_of(did, document), handle_of(did, document, own_names))
 
     async def document(self, did: Did) -> bytes:
         """Get the current DID document from its source. The answer is not remembered.

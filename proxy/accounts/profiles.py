@@ -77,7 +77,7 @@ class Profiles:
         clock: returns seconds; Trio's clock by default.
 
     Attributes:
-        allow_test: whether handles below ``.test`` are accepted.
+        own_names: see ``parse_handle``.
         records: reads the records of profiles and posts.
     """
 
@@ -90,8 +90,7 @@ class Profiles:
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self._collections = config.actors.collections
-        # Handles below .test are for development, as private hosts are.
-        self.allow_test = config.fetch.allow_private_hosts is True
+        self.own_names = config.fetch.allow_private_hosts
         self._handles = handles
         self.records = records
         self._related = RelatedRecords(records)
@@ -112,7 +111,7 @@ class Profiles:
             InvalidDid, InvalidHandle: ``actor`` is neither a DID nor a handle.
             ImageProxyError: see ``HandleResolver.resolve``.
         """
-        return await self._did_of(parse_actor(actor, allow_test=self.allow_test))
+        return await self._did_of(parse_actor(actor, own_names=self.own_names))
 
     async def handle_of(self, did: Did) -> Handle | None:
         """See ``HandleResolver.confirmed``."""
@@ -149,7 +148,7 @@ class Profiles:
         Raises:
             ImageProxyError: as for a blob.
         """
-        reference = parse_reference(text, allow_test=self.allow_test)
+        reference = parse_reference(text, own_names=self.own_names)
         did = await self._did_of(reference.actor)
         if reference.cid is not None:
             return AccountPictures(did, [Picture(reference.cid, "blob", medium=reference.medium)])

@@ -112,14 +112,14 @@ def parse_name(settings: Config, text: str) -> Name:
     Raises:
         InvalidRequest: it is nothing that can be named.
     """
-    return Name(text, parse_selection(text, allow_test=settings.fetch.allow_private_hosts is True))
+    return Name(text, parse_selection(text, own_names=settings.fetch.allow_private_hosts))
 
 
 def _of_options(settings: Config, did: str | None, cid: str | None) -> Name:
     blob = None if cid is None else parse_cid(visible(cid))
     if did is None:
         return Name(cid or "", Selection(cid=blob))
-    actor = parse_actor(did, allow_test=settings.fetch.allow_private_hosts is True)
+    actor = parse_actor(did, own_names=settings.fetch.allow_private_hosts)
     return Name(did, selection_in(Reference(actor, cid=blob)))
 
 
@@ -133,8 +133,8 @@ def dids_of(settings: Config, actors: Iterable[str]) -> dict[str, Did]:
     import trio
 
     texts = list(actors)
-    allow_test = settings.fetch.allow_private_hosts is True
-    means = [selection_in(Reference(parse_actor(each, allow_test=allow_test))) for each in texts]
+    own_names = settings.fetch.allow_private_hosts
+    means = [selection_in(Reference(parse_actor(each, own_names=own_names))) for each in texts]
     names = [(Name(text, each), "") for text, each in zip(texts, means, strict=True)]
     found = trio.run(find, settings, names)
     return {

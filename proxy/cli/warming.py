@@ -383,7 +383,7 @@ def _reasons(failures: Failures) -> list[Json]:
 
 def handles_in(settings: Config, lines: Iterable[str]) -> list[str]:
     """The handles that lines of a list have in the place of a DID, each once. Total."""
-    allow_test = settings.fetch.allow_private_hosts is True
+    own_names = settings.fetch.allow_private_hosts
     found: dict[str, None] = {}
     for line in lines:
         match visible(line).split():
@@ -391,7 +391,7 @@ def handles_in(settings: Config, lines: Iterable[str]) -> list[str]:
                 pass
             case [actor, _] | [_, actor, _] | [_, actor, _, _]:
                 with suppress(InvalidHandle):  # a DID; or the line is refused where it is parsed
-                    parse_handle(actor.removeprefix("@"), allow_test=allow_test)
+                    parse_handle(actor.removeprefix("@"), own_names=own_names)
                     found[actor] = None
     return list(found)
 

@@ -37,8 +37,12 @@ _HANDLE = re.compile(rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
 
 # atproto, Handle specification, "Additional Non-Syntax Restrictions".
 _NO_HANDLES_BELOW = frozenset(
-    {"alt", "arpa", "example", "internal", "invalid", "local", "localhost", "onion"}
+    {"alt", "arpa", "example", "internal", "invalid", "local", "localhost", "onion", "test"}
 )
+
+OwnNames = bool | tuple[str, ...]
+"""Handles that nobody has on the Internet: true, those below ``.test``, which are for development;
+or these, of a network of one's own."""
 
 DID_PATTERN = "|".join(each.pattern for each in (_PLC, _WEB, _WEB_LOCALHOST))
 HANDLE_PATTERN = _HANDLE.pattern.replace("a-z", "a-zA-Z")
@@ -88,11 +92,11 @@ def did_web_authority(did: Did) -> str | None:
     return did[len(prefix) :].replace("%3A", ":")
 
 
-def parse_handle(text: str, *, allow_test: bool = False) -> Handle:
+def parse_handle(text: str, *, own_names: OwnNames = False) -> Handle:
     """Check a handle, and return it in lower case (atproto, Handle specification).
 
     Args:
-        allow_test: accept names below ``.test``, which are for development.
+        own_names: names of the operator's own network that are accepted as well.
 
     Raises:
         InvalidHandle: it does not have the syntax of a handle, or its top-level domain may not have
@@ -102,7 +106,8 @@ def parse_handle(text: str, *, allow_test: bool = False) -> Handle:
     handle = text.lower() if text.isascii() else ""
     if len(handle) <= MAX_HOSTNAME and _HANDLE.fullmatch(handle):
         top = handle.rpartition(".")[2]
-        if top not in _NO_HANDLES_BELOW and (top != "test" or allow_test):
+        is_own = own_names and top == "test" if isinstance(own_names, bool) else handle in own_names
+        if is_own or top not in _NO_HANDLES_BELOW:
             return Handle(handle)
     raise InvalidHandle(f"handle {text[:96]!a}")
 

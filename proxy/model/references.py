@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from proxy.errors import InvalidRequest
-from proxy.model.identifiers import Cid, Did, Handle, parse_cid, parse_did, parse_handle
+from proxy.model.identifiers import Cid, Did, Handle, OwnNames, parse_cid, parse_did, parse_handle
 from proxy.model.keys import KINDS, Kind, Medium
 from proxy.model.selection import Selection
 
@@ -72,7 +72,7 @@ def visible(text: str) -> str:
     return text.translate(_INVISIBLE).strip()
 
 
-def parse_actor(text: str, *, allow_test: bool = False) -> Did | Handle:
+def parse_actor(text: str, *, own_names: OwnNames = False) -> Did | Handle:
     """A DID, or a handle with or without its ``@``; invisible marks do not count (``visible``).
 
     Raises:
@@ -82,7 +82,7 @@ def parse_actor(text: str, *, allow_test: bool = False) -> Did | Handle:
     text = text.translate(_INVISIBLE)
     if text.startswith("did:"):
         return parse_did(text)
-    return parse_handle(text.removeprefix("@"), allow_test=allow_test)
+    return parse_handle(text.removeprefix("@"), own_names=own_names)
 
 
 def split_format(name: str) -> tuple[str, str | None]:
@@ -95,7 +95,7 @@ def split_format(name: str) -> tuple[str, str | None]:
     return name[:1] + text, format_ if at else None
 
 
-def parse_reference(text: str, *, allow_test: bool = False) -> Reference:
+def parse_reference(text: str, *, own_names: OwnNames = False) -> Reference:
     """Parse a pasted reference. These forms are accepted:
 
     - a handle or a DID; after it, separated by a space or a slash, there may be a blob's CID
@@ -116,7 +116,7 @@ def parse_reference(text: str, *, allow_test: bool = False) -> Reference:
     if len(text) > MAX_LENGTH:
         raise InvalidRequest(f"a reference of {len(text)} characters")
     if text[:5].lower() == "at://":
-        return _of_parts(text[5:].rstrip("/").split("/"), allow_test)
+        return _of_parts(text[5:].rstrip("/").split("/"), own_names)
     if _BARE_URL.match(text):
         text = f"https://{text}"
     if text.lower().startswith(("https://", "http://", "/")):
@@ -126,15 +126,15 @@ def parse_reference(text: str, *, allow_test: bool = False) -> Reference:
             raise InvalidRequest(f"URL {text[:200]!a}") from None
         parts = unquote(url.path).strip("/").split("/")
         if url.hostname in _TANGLED and len(parts) == 1 and re.search(r"[.:]", parts[0]):
-            return _of_parts([parts[0].removeprefix("@")], allow_test)
-        return _of_path(parts, allow_test)
+            return _of_parts([parts[0].removeprefix("@")], own_names)
+        return _of_path(parts, own_names)
     actor, *cids = re.split(r"[\s/]+", text, maxsplit=1)
     return Reference(
-        parse_actor(actor, allow_test=allow_test), cid=parse_cid(cids[0]) if cids else None
+        parse_actor(actor, own_names=own_names), cid=parse_cid(cids[0]) if cids else None
     )
 
 
-def parse_selection(text: str, *, allow_test: bool = False) -> Selection | Reference:
+def parse_selection(text: str, *, own_names: OwnNames = False) -> Selection | Reference:
     """Parse what an operator names: a CID, or what ``parse_reference`` accepts.
 
     Returns:
@@ -145,7 +145,7 @@ def parse_selection(text: str, *, allow_test: bool = False) -> Selection | Refer
     """
     if _BARE.fullmatch(bare := visible(text)):
         return Selection(cid=parse_cid(bare))
-    return selection_in(parse_reference(text, allow_test=allow_test))
+    return selection_in(parse_reference(text, own_names=own_names))
 
 
 def selection_in(reference: Reference) -> Selection | Reference:
@@ -156,18 +156,18 @@ def selection_in(reference: Reference) -> Selection | Reference:
     return reference
 
 
-def _of_path(parts: list[str], allow_test: bool) -> Reference:
+def _of_path(parts: list[str], own_names: OwnNames) -> Reference:
     match parts:
         case ["profile", actor, word, key, *_] if word in _SHOWN_BY:
-            return _of_parts([actor, _SHOWN_BY[word], key], allow_test)
+            return _of_parts([actor, _SHOWN_BY[word], key], own_names)
         case ["starter-pack" | "start", actor, key]:
-            return _of_parts([actor, _STARTER_PACK, key], allow_test)
+            return _of_parts([actor, _STARTER_PACK, key], own_names)
         case ["profile", actor, *_]:
-            return _of_parts([actor], allow_test)
+            return _of_parts([actor], own_names)
         case [*_, ("avatar" | "banner") as first, _, name]:  # a preset may be called "banner"
-            return _of_profile(first, name, allow_test)
+            return _of_profile(first, name, own_names)
         case [*_, ("avatar" | "banner") as first, name]:
-            return _of_profile(first, name, allow_test)
+            return _of_profile(first, name, own_names)
         case [*_, "img", _, "plain", did, name]:
             return Reference(parse_did(did), cid=parse_cid(name.partition("@")[0]))
         case [*_, "blob" | "info", did, cid]:
@@ -180,13 +180,13 @@ def _of_path(parts: list[str], allow_test: bool) -> Reference:
             raise InvalidRequest(f"path {'/'.join(parts)[:200]!a}")
 
 
-def _of_profile(first: str, name: str, allow_test: bool) -> Reference:
-    actor = parse_actor(split_format(name)[0], allow_test=allow_test)
+def _of_profile(first: str, name: str, own_names: OwnNames) -> Reference:
+    actor = parse_actor(split_format(name)[0], own_names=own_names)
     return Reference(actor, kind=next(kind for kind in KINDS if kind == first))
 
 
-def _of_parts(parts: list[str], allow_test: bool) -> Reference:
-    actor = parse_actor(parts[0], allow_test=allow_test)
+def _of_parts(parts: list[str], own_names: OwnNames) -> Reference:
+    actor = parse_actor(parts[0], own_names=own_names)
     match parts[1:]:
         case []:
             return Reference(actor)

@@ -74,7 +74,7 @@ def actor_routes(config: Config, presets: Current[PresetTable], responder: Respo
     async def redirected(service: Service, path: str) -> HttpResponse:
         actors = service.actors
         table = presets.now
-        key = parse_actor_path(table.by_name, path, allow_test=actors.allow_test)
+        key = parse_actor_path(table.by_name, path, own_names=actors.own_names)
         try:
             blob = await actors.picture(key.actor, key.kind, service.gate.permit)
         except NoAvatar as missing:

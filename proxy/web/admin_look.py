@@ -85,7 +85,7 @@ async def _looked_up(actors: Profiles, text: str) -> Json:
     try:
         cid = parse_cid(visible(text))
     except InvalidCid:
-        reference = parse_reference(text, allow_test=actors.allow_test)
+        reference = parse_reference(text, own_names=actors.own_names)
     else:
         return _as_found(None, None, [Picture(cid, "blob")])
     did = await actors.find(reference.actor)

@@ -224,9 +224,9 @@ def actor_calls(config: Config, actor: str) -> Iterator[Call]:
     for kind, preset, format_ in (("avatar", "avatar_w72", "webp"), ("banner", None, None)):
 
         def url(kind: str = kind, preset: str | None = preset, end: str | None = format_) -> str:
-            name = quote(parse_actor(actor, allow_test=True), safe=":")
+            name = quote(parse_actor(actor, own_names=True), safe=":")
             path = f"/{kind}/{f'{preset}/' if preset else ''}{name}{f'@{end}' if end else ''}"
-            key = parse_actor_path(config.presets, unquote(path), allow_test=True)
+            key = parse_actor_path(config.presets, unquote(path), own_names=True)
             assert (key.kind, key.preset, key.format) == (kind, preset, end)
             return BASE + path
 

@@ -222,11 +222,11 @@ def test_every_url_by_name_of_the_grammar_is_read(path: str) -> None:
     parts = re.fullmatch(f"({expression('actor')})(?:@({expression('format')}))?", name)
     assert parts is not None
     try:
-        actor = parse_actor(unquote(parts[1]), allow_test=True)
+        actor = parse_actor(unquote(parts[1]), own_names=True)
     except (InvalidHandle, InvalidDid):  # too long, or below a domain that has no handles
         return
     presets = dict.fromkeys(preset, DEFAULT_PRESETS["avatar"])
-    key = parse_actor_path(presets, unquote(path), allow_test=True)
+    key = parse_actor_path(presets, unquote(path), own_names=True)
     assert key == (kind, preset[0] if preset else None, actor, parts[2])
 
 

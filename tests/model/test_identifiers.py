@@ -479,14 +479,27 @@ def test_an_invalid_hostname_is_not_a_handle(text: str) -> None:
 def test_no_handle_is_below_a_reserved_name(top: str) -> None:
     """Catches a stranger who has the proxy ask for names of its own network."""
     with pytest.raises(InvalidHandle):
-        parse_handle(f"someone.{top}", allow_test=True)
+        parse_handle(f"someone.{top}", own_names=True)
 
 
 def test_handles_for_development_are_for_development() -> None:
     """Catches .test in production, where the specification has it fail."""
-    assert parse_handle("alice.test", allow_test=True) == "alice.test"
+    assert parse_handle("alice.test", own_names=True) == "alice.test"
+    for own_names in (False, (), ("bob.test", "test", "10.0.0.0/8")):
+        with pytest.raises(InvalidHandle):
+            parse_handle("alice.test", own_names=own_names)
+
+
+@pytest.mark.parametrize("name", ["alice.test", "alice.pds.home.arpa", "bob.internal"])
+def test_handles_of_a_network_of_ones_own_are_those_that_are_listed(name: str) -> None:
+    """Catches a listed PDS whose accounts have no picture by name, and a listed address literal."""
+    assert parse_handle(name.upper(), own_names=("10.0.0.0/8", name)) == name
+    assert parse_handle("alice.example.com", own_names=(name,)) == "alice.example.com"
+    for other in (f"x.{name}", name.replace(".", "-", 1)):
+        with pytest.raises(InvalidHandle):
+            parse_handle(other, own_names=(name,))
     with pytest.raises(InvalidHandle):
-        parse_handle("alice.test")
+        parse_handle("10.0.0.1", own_names=("10.0.0.1",))
 
 
 def test_handles_have_one_spelling_from_here_on() -> None:

@@ -160,7 +160,7 @@ def test_what_cannot_be_meant_names_the_part_that_is_wrong(
 
 
 def test_a_handle_for_development_is_one_where_that_is_asked_for() -> None:
-    assert parse_reference("alice.test", allow_test=True).actor == "alice.test"
+    assert parse_reference("alice.test", own_names=True).actor == "alice.test"
 
 
 @given(st.text() | st.text().map("at://{}".format) | st.text().map("https://{}".format))

@@ -99,6 +99,22 @@ async def test_a_handle_leads_where_its_did_does(world: World, dns: FakeDns) -> 
     assert dns.asked == [f"_atproto.{ALICE}"]
 
 
+@pytest.mark.parametrize("handle", ["alice.pds.home.arpa", "alice.test"])
+async def test_an_account_of_a_listed_host_has_its_pictures_by_name(
+    handle: str, world: World, dns: FakeDns
+) -> None:
+    """Catches a host of the operator's own whose handle is a 400, or unconfirmed by its document;
+    and one that is open to others of its network."""
+    did, (avatar,) = profile(world, avatar=b"1")
+    for allowed, status in ([handle], 302), (["pds.home.arpa", "test"], 400):
+        config = named(world, dns, did, handle, fetch={"allow_private_hosts": allowed})
+        async with serving(world, config) as client:
+            assert (await client.get(f"/avatar/{handle}")).status == status
+            found = await client.get(f"/lookup?q=https://bsky.app/profile/{handle}")
+            assert found.status == (200 if status == 302 else 400)
+            assert (str(avatar) in found.text) == (status == 302)
+
+
 @pytest.mark.parametrize("sign", ["", "@"])
 async def test_a_redirect_goes_to_the_preset_and_format_that_are_asked_for(
     world: World, dns: FakeDns, sign: str

@@ -162,7 +162,7 @@ async def test_the_examples_are_of_the_network_that_is_configured(world: World) 
             found = links_of((await client.get("/")).text)
         assert found[0] == handle
         for text in found:
-            assert parse_reference(text, allow_test=handle == "alice.test")
+            assert parse_reference(text, own_names=handle == "alice.test")
     async with serving(world) as client:
         page = (await client.get("/")).text
     assert links_of(page) == []
