@@ -100,7 +100,7 @@ async def test_a_purge_by_any_process_ends_it_before_the_purge_has_answered(
 
 
 async def others_run() -> None:
-    """A wait in which threads have Python's lock, which a loop of checkpoints would keep from them."""
+    """A wait in which threads have Python's lock: a loop of checkpoints would keep it from them."""
     await trio.to_thread.run_sync(int)
 
 
