@@ -32,6 +32,9 @@ from proxy.errors import (
 from proxy.model.identifiers import cid_digest
 from proxy.model.keys import BlobKey
 
+TYPES_OF_BLOBS = ("image/", "video/", "application/octet-stream")
+"""How types of blobs begin that a page is not sent with, neither HTML nor JSON."""
+
 
 class Fetcher(Protocol):
     """Gets blobs."""
@@ -115,8 +118,8 @@ class PdsFetcher:
         Bluesky's PDS answers a HEAD with the status of a GET. But the reason of a refusal is in the
         body, and a HEAD has no body (RFC 9110, section 9.3.2). So a refused HEAD is followed by a
         GET, also for a PDS that does not support HEAD. Of the GET, only the body of a refusal is
-        read. Where a PDS was, its domain may have a page for every path: text is read, and compared
-        with the CID.
+        read. Where a PDS was, its domain may have a page for every path: what may be one is read,
+        and compared with the CID.
 
         Raises:
             CidMismatch, FetchFailed, UpstreamTimeout, Busy: the PDS gave no clear answer.
@@ -128,7 +131,7 @@ class PdsFetcher:
             if _may_answer_otherwise(answer.status):
                 answer = await self._gateway.head(origin, _target(blob), method="GET")
         if answer.status == 200:
-            if is_text(answer.headers.get("content-type", "")):
+            if may_be_a_page(answer.headers):
                 return await self._is_readable(pds, blob)
             return True
         refusal = await self._refusal(pds, blob, answer, began)
@@ -162,9 +165,13 @@ class PdsFetcher:
         )
 
 
-def is_text(content_type: str) -> bool:
-    """Whether a ``Content-Type`` is one that pages have, and blobs of pictures do not. Total."""
-    return content_type.strip().lower().startswith("text/")
+def may_be_a_page(headers: Mapping[str, str]) -> bool:
+    """Whether an answer with these headers may be no blob, as it does not call itself one. Total.
+
+    One that says that it is empty may be: no picture is.
+    """
+    content_type = headers.get("content-type", "").strip().lower()
+    return not content_type.startswith(TYPES_OF_BLOBS) or headers.get("content-length") == "0"
 
 
 def _target(blob: BlobKey) -> str:

@@ -337,21 +337,38 @@ async def test_a_head_is_enough_to_find_a_blob(client_world: World) -> None:
     assert [request.method for request in world.pds.requests] == ["HEAD"]
 
 
-@pytest.mark.parametrize("content_type", ["text/html", " Text/HTML; charset=utf-8", "text/plain"])
-async def test_a_page_for_every_path_is_no_blob(client_world: World, content_type: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"<h1>For sale", (("Content-Type", "text/html"),)),
+        (b"<h1>For sale", (("Content-Type", " Text/HTML; charset=utf-8"),)),
+        (b"for sale", (("Content-Type", "text/plain"),)),
+        (b"<html/>", (("Content-Type", "application/xhtml+xml"),)),
+        (b'{"status":"ok"}', (("Content-Type", "application/json"),)),
+        (b"for sale", ()),
+        (b"", (("Content-Type", "image/png"),)),
+    ],
+    ids=["HTML", "HTML in capitals", "text", "XHTML", "JSON", "no type", "an empty picture"],
+)
+async def test_a_page_for_every_path_is_no_blob(
+    client_world: World, body: bytes, headers: tuple[tuple[str, str], ...]
+) -> None:
     """Catches: the domain of a dead PDS was sold, and its pictures are confirmed for ever."""
     world = client_world
     blob = BlobKey(*world.add_blob(b"data"))
-    world.pds.fault = faults.answers(200, b"<h1>For sale", ("Content-Type", content_type))
+    world.pds.fault = faults.answers(200, body, *headers)
     async with fetching(world) as fetcher:
         with pytest.raises(CidMismatch):
             await fetcher.exists(world.pds.url, blob)
 
 
-async def test_a_blob_that_its_pds_calls_text_is_there(client_world: World) -> None:
+@pytest.mark.parametrize("mime", ["text/plain", "application/json", "*/*", "image"])
+async def test_a_blob_that_its_pds_calls_no_picture_is_there(
+    client_world: World, mime: str
+) -> None:
     """Catches: a picture that was uploaded under a wrong type goes after a month."""
     world = client_world
-    blob = BlobKey(*world.add_blob(b"data", mime="text/plain"))
+    blob = BlobKey(*world.add_blob(b"data", mime=mime))
     async with fetching(world) as fetcher:
         assert await fetcher.exists(world.pds.url, blob)
         del world.pds.accounts[blob.did].blobs[blob.cid]
