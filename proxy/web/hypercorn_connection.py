@@ -17,7 +17,6 @@ import h11
 import hypercorn.protocol
 import hypercorn.protocol.h2
 import hypercorn.trio.run
-import structlog
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
@@ -33,6 +32,7 @@ from proxy.web.door import (
     plain_request,
     start_of_head,
 )
+from proxy.web.failed_connections import FAILED
 from proxy.web.hypercorn_protocols import Http1, Http2, StreamBuffer, TookTooLittle, draining_of
 from proxy.web.open_connections import CONNECTIONS
 from proxy.web.responses import HttpResponse, PendingResponse
@@ -43,8 +43,6 @@ MAX_JOINED = 256 * 1024
 
 GRACE_SECONDS = 1.0
 """How long a connection may be idle once the server stops: a request may be under way."""
-
-log = structlog.get_logger(__name__)
 
 
 class IdleTimer:
@@ -204,7 +202,7 @@ class Connection(TCPServer):
         if self._has_given_up:
             return
         self._has_given_up = True
-        log.warning("connection failed", error="the client takes too little")
+        FAILED.tell("the client takes too little")
         await trio.aclose_forcefully(self.stream)
         await self.protocol.handle(Closed())
 
@@ -223,7 +221,7 @@ class Connection(TCPServer):
                     await super().run()
                     nursery.cancel_scope.cancel()
         except* Exception as group:
-            log.warning("connection failed", error=repr(group.exceptions)[:500])
+            FAILED.tell_all(group)
         finally:
             CONNECTIONS.remove(self)
             # Without a protocol the TLS handshake has failed.

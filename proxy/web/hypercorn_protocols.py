@@ -13,7 +13,6 @@ import h2.exceptions
 import h2.settings
 import h11
 import hyperframe.frame
-import structlog
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Response
@@ -24,6 +23,7 @@ from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 from hypercorn.typing import Event as IOEvent
 from hypercorn.typing import H11SendableEvent
 
+from proxy.web.failed_connections import FAILED
 from proxy.web.open_connections import STREAMS
 from proxy.web.slow_clients import TRANSFERS, Link, Transfer
 
@@ -52,8 +52,6 @@ MAX_CREDIT = 1000
 
 CREDIT_FOR_ANSWER = 8
 """Events that an answer allows, and again as many for each 4 KiB of its body."""
-
-log = structlog.get_logger(__name__)
 
 _BLANKS = b" " * (MAX_BLANKS + 1)
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
@@ -380,7 +378,7 @@ class Http2(H2Protocol):
         for event in events:
             self._credit -= 1
             if self._credit < 0:
-                log.warning("connection failed", error="HTTP/2 frames that ask for nothing")
+                FAILED.tell("HTTP/2 frames that ask for nothing")
                 self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 await self._flush()
                 await self.send(Closed())
