@@ -46,7 +46,10 @@ if TYPE_CHECKING:
 TELL_SECONDS = 60.0
 """Seconds between progress lines of a run without an end."""
 
-WARM_LINE = "the URL of an image or poster or its path, or PRESET DID CID [FORMAT], or DID CID"
+WARM_LINE = (
+    "the URL of an image (/img/), its description (/info/) or a poster (/vid/) or its path,"
+    " or PRESET DID CID [FORMAT], or DID CID"
+)
 
 WARM_AT_ONCE = 16
 """Images that ``warm`` requests concurrently: half of the default fetch workers."""
@@ -113,8 +116,8 @@ def warm(
 ) -> None:
     """Fill the cache from FILE (- is standard input), from an account, or with new pictures.
 
-    A line is the URL of an image or of a video's poster, or its path; or PRESET DID CID [FORMAT],
-    or DID CID for every preset. A DID may be a handle.
+    A line is the URL of an image, of its description (/info/) or of a video's poster, or its path;
+    or PRESET DID CID [FORMAT], or DID CID for every preset. A DID may be a handle.
 
     Empty lines and lines that begin with # are skipped. Exit 1 if something that was asked for was
     not made, or not kept.
@@ -186,7 +189,7 @@ def _lacks(settings: Config, keys: list[ImageKey]) -> list[str]:
     with suppress(OSError):  # the run itself will tell
         known = with_cache(settings, DiskCache.by_preset) if signs_in(folder) else {}
         new = [key for key in keys if not is_kept(images, key)]
-        needed = expected_bytes(new, settings.presets, known)
+        needed = expected_bytes(new, settings.preset_table, known)
         return list(
             lacks(folder, needed, max_bytes=settings_of.max_bytes, max_gb=settings_of.max_gb)
         )
@@ -397,7 +400,7 @@ def handles_in(settings: Config, lines: Iterable[str]) -> list[str]:
 
 
 def _is_url(line: str) -> bool:
-    return "/img/" in line or "/vid/" in line
+    return any(each in line for each in ("/img/", "/vid/", "/info/"))
 
 
 def _below_bases(settings: Config, path: str) -> str:

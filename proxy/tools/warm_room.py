@@ -10,7 +10,7 @@ from pathlib import Path
 from proxy.cache.index import Totals
 from proxy.cache.layout import entry_folder, entry_name, possible_formats
 from proxy.model.keys import ImageKey
-from proxy.model.presets import Preset
+from proxy.model.preset_table import PresetTable
 from proxy.observability.metrics import Metrics
 from proxy.shared.binary_size import in_gib
 
@@ -32,7 +32,7 @@ def is_kept(images: Path, key: ImageKey) -> bool:
 
 
 def expected_bytes(
-    keys: Iterable[ImageKey], presets: Mapping[str, Preset], known: Mapping[str, Totals]
+    keys: Iterable[ImageKey], presets: PresetTable, known: Mapping[str, Totals]
 ) -> int:
     """About how many bytes results take: as many as others of their presets, where there are some.
 
@@ -45,7 +45,7 @@ def expected_bytes(
         if found is not None and found.entries:
             expected += found.bytes / found.entries
         else:
-            preset = presets[key.preset]
+            preset = presets.of(key)
             expected += preset.width * (preset.height or preset.width * PORTRAIT) * BYTES_PER_PIXEL
     return int(expected)
 

@@ -27,7 +27,7 @@ from structlog.testing import capture_logs
 from proxy.cache.interface import Entry
 from proxy.cli import cli
 from proxy.cli.caching import BAR, bar
-from proxy.cli.warming import parse_warm_line
+from proxy.cli.warming import WARM_LINE, parse_warm_line
 from proxy.config import Config, Layer, load_config
 from proxy.errors import InvalidCid, InvalidDid, InvalidFormat, InvalidPreset, InvalidRequest
 from proxy.lifecycle import open_moderator
@@ -975,6 +975,14 @@ def test_warm_with_an_empty_list_does_nothing_well(run: Run, settings: Config) -
     assert (result.exit_code, result.stdout) == (0, told(settings))
 
 
+@pytest.mark.parametrize("path", [f"/avatar/{DID}", f"/banner/{DID}@webp", f"/blob/{DID}/{CID}"])
+def test_warm_says_what_a_line_may_be(path: str, run: Run) -> None:
+    """Catches a path that leads to no result of its own, refused without a way out."""
+    result = run("warm", input=path)
+    assert result.exit_code == 2
+    assert f"line 1: invalid request; expected {WARM_LINE}" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("line", ["nonsense", f"avatar {DID} nocid", "http://[/img/x", "/img/x"])
 def test_warm_names_the_line_it_cannot_read(run: Run, tmp_path: Path, line: str) -> None:
     """Catches a list that is half worked off before its mistake is found."""
@@ -1011,6 +1019,13 @@ def keys(*formats: str | None, preset: str = "avatar") -> list[ImageKey]:
 def test_a_line_of_a_list_asks_for_these_images(line: str, expected: list[ImageKey]) -> None:
     """Catches a form of line that is documented and refused, or means something else."""
     assert parse_warm_line(Config(), line) == expected
+
+
+@pytest.mark.parametrize("above", ["", "https://cdn.example", "https://cdn.example:8443"])
+def test_a_line_of_a_list_may_be_the_url_of_a_description(above: str) -> None:
+    """Catches lines of a log that are refused, though their results are kept as any other."""
+    expected = info_key(key(1).blob)
+    assert parse_warm_line(Config(), image_url(expected, above)) == [expected]
 
 
 @pytest.mark.parametrize("preset", ["", "avatar/"])
@@ -1055,6 +1070,8 @@ def test_a_port_in_a_url_of_a_list_is_decoded_once() -> None:
         (f"avatar {DID} {CID} webp more", InvalidRequest),
         (f"{PATH}/more", InvalidRequest),
         (f"/vid/{DID}/{CID}", InvalidRequest),
+        (f"/info/{DID}/{CID}@webp", InvalidCid),
+        (f"/info/{DID}", InvalidRequest),
         (f"/vid/nosuch/{DID}/{CID}/thumbnail.jpg", InvalidPreset),
         (f"https://img.example/below{PATH}", InvalidRequest),
         ("http://[/img/avatar", InvalidRequest),

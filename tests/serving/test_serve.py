@@ -655,20 +655,21 @@ async def test_warm_fills_the_cache_from_every_form_of_line_and_reports_what_fai
             img(*blobs[1]),
             f"avatar_small {blobs[2][0]} {blobs[2][1]} webp",
             f"{blobs[3][0]} {blobs[3][1]}",
+            f"/info/{blobs[0][0]}/{blobs[0][1]}",
         ]
         file = tmp_path / "list"
         file.write_text("\n".join(lines))
         environment = internet.environment(tmp_path / "cache")
         async with run(imageproxy("warm", str(file)), environment) as process:
             assert await process.exit_code() == 0
-            assert "12 made, 0 were cached, 0 skipped, 0 failed" in process.text
-        assert len(files_in(tmp_path / "cache")) == 12
+            assert "13 made, 0 were cached, 0 skipped, 0 failed" in process.text
+        assert len(files_in(tmp_path / "cache")) == 13
         asked = internet.blobs_asked_for
 
         file.write_text("\n".join([*lines, f"banner {text[0]} {text[1]}"]))
         async with run(imageproxy("warm", str(file)), environment) as process:
             assert await process.exit_code() == 1
-            assert "0 made, 12 were cached, 1 skipped, 0 failed" in process.text
+            assert "0 made, 13 were cached, 1 skipped, 0 failed" in process.text
             assert img(*text, preset="banner") in process.text
             assert "Traceback" not in process.text
         # What was cached is not asked for again.

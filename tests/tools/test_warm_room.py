@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from proxy.cache.index import Totals
+from proxy.config import Config
 from proxy.model.keys import image_key
+from proxy.model.picture_info import info_key
 from proxy.model.presets import DEFAULT_PRESETS
 from proxy.tools.warm_room import expected_bytes, lacks
 from tests.fakes.sites import cid_of, new_plc_did
@@ -17,9 +19,12 @@ def test_a_list_takes_what_others_of_its_presets_take() -> None:
     names = ("avatar", "avatar", "content_preview")
     keys = [image_key(DEFAULT_PRESETS, name, did, cid) for name in names]
     known = {f"avatar-{keys[0].fingerprint}": Totals(entries=10, bytes=1_000)}
-    guessed = expected_bytes(keys[2:], DEFAULT_PRESETS, known)
+    table = Config().preset_table
+    guessed = expected_bytes(keys[2:], table, known)
     assert guessed > 10_000
-    assert expected_bytes(keys, DEFAULT_PRESETS, known) == 200 + guessed
+    assert expected_bytes(keys, table, known) == 200 + guessed
+    described = expected_bytes([info_key(keys[0].blob)], table, known)
+    assert 0 < described < 1000, "a preset called info is not meant"
 
 
 def test_a_list_that_does_not_fit_is_told_by_what_is_too_small(tmp_path: Path) -> None:
