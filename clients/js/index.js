@@ -87,8 +87,22 @@ export function sizeIn(preset, source) {
     : { width: halfUp(source.width * height, source.height), height };
 }
 
+/** @param {any} file @param {unknown} base */
+function missingIn(file, base) {
+  const isThere = {
+    presets: typeof file?.presets === "object" && file.presets !== null,
+    formats: Array.isArray(file?.formats),
+    "base_url (or the option base)": typeof (base ?? file?.base_url) === "string",
+  };
+  return Object.entries(isThere).flatMap(([name, found]) => (found ? [] : [name]));
+}
+
 /** @type {typeof import("./index.js").imageProxy} */
 export function imageProxy(file, options = {}) {
+  const missing = missingIn(file, options?.base);
+  if (missing.length) {
+    throw new TypeError(`imageProxy() takes what \`imageproxy presets --json\` prints; this lacks ${missing.join(", ")}`);
+  }
   const base = (options.base ?? file.base_url).replace(/\/+$/, "");
   /** @type {Record<string, Preset>} */
   const presets = file.presets;

@@ -25,3 +25,22 @@ for (const name of new Set(calls.map(([called]) => called))) {
     console.log(`checked ${checked}`);
   });
 }
+
+// Catches a TypeError of the engine, of which nobody can tell that the file was not loaded.
+for (const [given, options, missing] of [
+  [undefined, undefined, ["presets", "formats", "base_url"]],
+  [null, undefined, ["presets", "formats", "base_url"]],
+  [{}, undefined, ["presets", "formats", "base_url"]],
+  [{}, { base }, ["presets", "formats"]],
+  [{ ...file, presets: null }, undefined, ["presets"]],
+  [{ ...file, base_url: undefined }, undefined, ["base_url"]],
+]) {
+  test(`what is no file is told so: ${JSON.stringify(given)?.slice(0, 40)} ${JSON.stringify(options)}`, () => {
+    assert.throws(() => exported.imageProxy(given, options), (thrown) => {
+      assert.equal(thrown.name, "TypeError");
+      const said = /^imageProxy\(\) takes what `imageproxy presets --json` prints; this lacks (.*)$/.exec(thrown.message);
+      assert.deepEqual(said?.[1].split(", ").map((each) => each.split(" ")[0]), missing);
+      return true;
+    });
+  });
+}
