@@ -6,7 +6,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,10 +20,8 @@ import trio
 from bench.client import Answer, get
 from bench.hostile import blobs
 from bench.pictures import cid_of
-from bench.upstream import BACKLOG, LOOPBACK, RECEIVE, account
-
-Respond = Callable[[trio.SocketStream, str], Awaitable[None]]
-"""Answers one request for a target (path and query) on a stream, which is closed afterwards."""
+from bench.plain_server import GONE, Respond, answer_plain
+from bench.upstream import BACKLOG, LOOPBACK, account
 
 UPLINK = 10e6 / 8
 """Bytes a second: 10 Mbit/s."""
@@ -43,9 +41,6 @@ _HONEST_LATENCY = 0.02
 """Seconds before the directory answers for an honest account."""
 
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-
-GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-"""How a connection ends that the proxy closed."""
 
 
 class Uplink:
@@ -167,7 +162,7 @@ class Ground:
     async def listen(self, respond: Respond, host: str) -> int:
         """Answer requests; the port."""
         listeners = await trio.open_tcp_listeners(0, host=host, backlog=BACKLOG)
-        serve = partial(trio.serve_listeners, partial(_serve, respond), listeners)
+        serve = partial(trio.serve_listeners, partial(answer_plain, respond), listeners)
         self.nursery.start_soon(serve)
         port: int = listeners[0].socket.getsockname()[1]
         return port
@@ -246,15 +241,3 @@ class Numbered:
     def get(self, cid: str) -> bytes:
         """A blob whose CID was asked for before."""
         return self._make(self._numbers[cid])
-
-
-async def _serve(respond: Respond, stream: trio.SocketStream) -> None:
-    async with stream:
-        with suppress(*GONE):
-            request = bytearray()
-            while not request.endswith(b"\r\n\r\n"):
-                received = await stream.receive_some(RECEIVE)
-                if not received:
-                    return
-                request += received
-            await respond(stream, request.split(b" ", 2)[1].decode("ascii"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote, urlsplit
@@ -15,10 +14,9 @@ from urllib.parse import quote, urlsplit
 import trio
 
 from bench.pictures import Size, cid_of, draw
+from bench.plain_server import answer_plain
 from bench.soak.answers import Target
-from bench.upstream import BACKLOG, LOOPBACK, RECEIVE
-
-GONE = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+from bench.upstream import BACKLOG, LOOPBACK
 
 _SIZE = Size(320, 240)
 _PICTURE = draw(_SIZE, 1)
@@ -113,27 +111,19 @@ async def open_fakes(
             listeners = await trio.open_tcp_listeners(0, host=LOOPBACK, backlog=BACKLOG)
             port = listeners[0].socket.getsockname()[1]
             did = f"did:web:localhost%3A{port}"
-            nursery.start_soon(trio.serve_listeners, partial(_converse, fake, did, port), listeners)
+            answer = partial(answer_plain, partial(_respond, fake, did, port))
+            nursery.start_soon(trio.serve_listeners, answer, listeners)
             path = f"/img/{preset}/plain/{quote(did, safe=':')}/{cid_of(fake.blob)}"
             targets.append(Target(path, fake.statuses))
         task_status.started(targets)
 
 
-async def _converse(fake: Fake, did: str, port: int, stream: trio.SocketStream) -> None:
-    async with stream:
-        with suppress(*GONE):
-            request = bytearray()
-            while not request.endswith(b"\r\n\r\n"):
-                received = await stream.receive_some(RECEIVE)
-                if not received:
-                    return
-                request += received
-            target = request.split(b" ", 2)[1].decode("ascii")
-            if urlsplit(target).path == "/.well-known/did.json":
-                body = _document(did, port)
-                await stream.send_all(_head(len(body)) + body)
-            else:
-                await fake.respond(stream)
+async def _respond(fake: Fake, did: str, port: int, stream: trio.SocketStream, target: str) -> None:
+    if urlsplit(target).path == "/.well-known/did.json":
+        body = _document(did, port)
+        await stream.send_all(_head(len(body)) + body)
+    else:
+        await fake.respond(stream)
 
 
 def _document(did: str, port: int) -> bytes:

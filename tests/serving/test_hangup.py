@@ -6,12 +6,14 @@ import os
 import pty
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
+from proxy.model.identifiers import Cid, Did
 from tests.fakes.world import tiny_jpeg
 from tests.processes import (
     PATIENCE,
@@ -61,36 +63,45 @@ class Configured:
             await server.line_with('"configuration taken"', after=taken)
 
 
+@asynccontextmanager
+async def reloadable(
+    folder: Path, workers: int
+) -> AsyncIterator[tuple[Server, Configured, tuple[Did, Cid]]]:
+    """A server that serves, its file, and a picture."""
+    async with upstream() as internet:
+        picture = internet.add_blob(tiny_jpeg())
+        configured = Configured(folder, internet, workers)
+        async with serve(configured.arguments, configured.environment, workers=workers) as server:
+            yield server, configured, picture
+
+
 @WORKERS
 async def test_a_reload_takes_changed_presets_and_no_answer_of_before_outlives_it(
     workers: int, tmp_path: Path
 ) -> None:
     """Catches an ETag of the old pixels, an old URL that fails, and a worker that was forgotten."""
-    async with upstream() as internet:
-        did, cid = internet.add_blob(tiny_jpeg())
-        configured = Configured(tmp_path, internet, workers)
-        async with serve(configured.arguments, configured.environment, workers=workers) as server:
-            small = img(did, cid, "small")
-            first = await server.get(small)
-            assert (first.status, (await server.get(img(did, cid, "new"))).status) == (200, 400)
-            configured.write("[presets.new]\n" + SMALL.format(quality=40), quality=60)
-            await configured.reload(server)
-            for _ in range(4 * workers):  # of any worker
-                reply = await server.get(small, ("If-None-Match", first.headers["etag"]))
-                assert reply.status == 200
-                assert reply.headers["etag"] != first.headers["etag"]
-                assert (await server.get(img(did, cid, "new"))).status == 200
-                assert (await server.get(img(did, cid, "avatar"))).status == 200
-            line = await server.line_with('"event":"configuration reloaded"')
-            assert '"taken":["presets.new","presets.small"]' in line.string
-            assert "print nginx's block and clients' presets anew" in line.string
-            configured.write()
-            await configured.reload(server)
-            for _ in range(4 * workers):
-                assert (await server.get(img(did, cid, "new"))).status == 400
-                assert (await server.get(small)).headers["etag"] == first.headers["etag"]
-            assert is_gone(server.pid) is False
-            assert "worker ended" not in server.text
+    async with reloadable(tmp_path, workers) as (server, configured, (did, cid)):
+        small = img(did, cid, "small")
+        first = await server.get(small)
+        assert (first.status, (await server.get(img(did, cid, "new"))).status) == (200, 400)
+        configured.write("[presets.new]\n" + SMALL.format(quality=40), quality=60)
+        await configured.reload(server)
+        for _ in range(4 * workers):  # of any worker
+            reply = await server.get(small, ("If-None-Match", first.headers["etag"]))
+            assert reply.status == 200
+            assert reply.headers["etag"] != first.headers["etag"]
+            assert (await server.get(img(did, cid, "new"))).status == 200
+            assert (await server.get(img(did, cid, "avatar"))).status == 200
+        line = await server.line_with('"event":"configuration reloaded"')
+        assert '"taken":["presets.new","presets.small"]' in line.string
+        assert "print nginx's block and clients' presets anew" in line.string
+        configured.write()
+        await configured.reload(server)
+        for _ in range(4 * workers):
+            assert (await server.get(img(did, cid, "new"))).status == 400
+            assert (await server.get(small)).headers["etag"] == first.headers["etag"]
+        assert is_gone(server.pid) is False
+        assert "worker ended" not in server.text
 
 
 @WORKERS
@@ -120,25 +131,22 @@ async def test_a_wrong_file_leaves_what_was_and_is_told_in_one_line_with_every_m
     workers: int, tmp_path: Path
 ) -> None:
     """Catches a server that ends, one that takes half, and a later worker that reads the file."""
-    async with upstream() as internet:
-        did, cid = internet.add_blob(tiny_jpeg())
-        configured = Configured(tmp_path, internet, workers)
-        async with serve(configured.arguments, configured.environment, workers=workers) as server:
-            before = await server.get(img(did, cid, "small"))
-            configured.write('[fetch]\ntimeout = "soon"\n[server]\ncolour = 1', quality=101)
-            server.send(signal.SIGHUP)
-            line = (await server.line_with("the new configuration is wrong")).string
-            assert '"level":"error"' in line
-            for key in ("fetch.timeout", "server.colour", "presets.small.quality"):
-                assert key in line
-            if workers > 1:
-                killed = min(server.workers)
-                os.kill(killed, signal.SIGKILL)
-                await until(lambda: len(server.workers) == workers + 1)
-            for _ in range(4 * workers):
-                after = await server.get(img(did, cid, "small"))
-                assert (after.status, after.headers["etag"]) == (200, before.headers["etag"])
-            assert server.text.count("the new configuration is wrong") == 1
+    async with reloadable(tmp_path, workers) as (server, configured, (did, cid)):
+        before = await server.get(img(did, cid, "small"))
+        configured.write('[fetch]\ntimeout = "soon"\n[server]\ncolour = 1', quality=101)
+        server.send(signal.SIGHUP)
+        line = (await server.line_with("the new configuration is wrong")).string
+        assert '"level":"error"' in line
+        for key in ("fetch.timeout", "server.colour", "presets.small.quality"):
+            assert key in line
+        if workers > 1:
+            killed = min(server.workers)
+            os.kill(killed, signal.SIGKILL)
+            await until(lambda: len(server.workers) == workers + 1)
+        for _ in range(4 * workers):
+            after = await server.get(img(did, cid, "small"))
+            assert (after.status, after.headers["etag"]) == (200, before.headers["etag"])
+        assert server.text.count("the new configuration is wrong") == 1
 
 
 @WORKERS
@@ -146,32 +154,29 @@ async def test_a_reload_changes_the_level_of_the_log_and_names_what_needs_a_rest
     workers: int, tmp_path: Path
 ) -> None:
     """Catches loggers that are bound to the level of the start, and a key that goes unsaid."""
-    async with upstream() as internet:
-        did, cid = internet.add_blob(tiny_jpeg())
-        configured = Configured(tmp_path, internet, workers)
-        async with serve(configured.arguments, configured.environment, workers=workers) as server:
-            await server.get(img(did, cid, "small"))
-            await server.line_with('"event":"request"')
-            configured.write("[cache]\nttl_days = 3", level="warning")
-            server.send(signal.SIGHUP)
-            line = (await server.line_with("a change needs a restart")).string
-            assert '"keys":["cache.ttl_days"]' in line
+    async with reloadable(tmp_path, workers) as (server, configured, (did, cid)):
+        await server.get(img(did, cid, "small"))
+        await server.line_with('"event":"request"')
+        configured.write("[cache]\nttl_days = 3", level="warning")
+        server.send(signal.SIGHUP)
+        line = (await server.line_with("a change needs a restart")).string
+        assert '"keys":["cache.ttl_days"]' in line
 
-            async def is_quiet() -> bool:
-                before = len(server.lines)
-                for _ in range(4 * workers):
-                    await server.get(img(did, cid, "small"))
-                return len(server.lines) == before
+        async def is_quiet() -> bool:
+            before = len(server.lines)
+            for _ in range(4 * workers):
+                await server.get(img(did, cid, "small"))
+            return len(server.lines) == before
 
-            await until(is_quiet)
-            configured.write(level="debug")
-            server.send(signal.SIGHUP)
-            await server.line_with('"configuration reloaded"')
-            if workers > 1:
-                await server.line_with('"configuration taken"', after=workers - 1)
-            asked = server.text.count('"event":"request"')
-            await server.get(img(did, cid, "small"))
-            await server.line_with('"event":"request"', after=asked)
+        await until(is_quiet)
+        configured.write(level="debug")
+        server.send(signal.SIGHUP)
+        await server.line_with('"configuration reloaded"')
+        if workers > 1:
+            await server.line_with('"configuration taken"', after=workers - 1)
+        asked = server.text.count('"event":"request"')
+        await server.get(img(did, cid, "small"))
+        await server.line_with('"event":"request"', after=asked)
 
 
 @WORKERS

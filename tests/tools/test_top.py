@@ -123,7 +123,7 @@ def test_a_line_has_everything_that_a_screen_has_and_names_a_host() -> None:
     assert words.line(busy(state(slow, prompt, circuits=(down,)))) == (
         "requests 11.0/s hits 80.0% misses 2.0/s others 1.0/s refused 0.2/s;"
         " answers half within 2.5 ms 95% within 500 ms; waiting 0 fetches 0 transforms;"
-        " cache 1,234 entries 5.5 GiB; memory - in 2 workers; blocks 3;"
+        " cache 1,234 entries 5.50 GiB; memory - in 2 workers; blocks 3;"
         " state not ready: draining; slow 1 (slow.example); left alone 1 (down.example)"
     )
 

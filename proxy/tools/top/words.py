@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 
 from proxy.observability.state import State
+from proxy.shared.binary_size import in_gib
 from proxy.tools.top.figures import Figures, Rates
 
 NOTHING = "-"
@@ -20,7 +21,7 @@ def rows(figures: Figures) -> list[tuple[str, str]]:
         ("Requests", _requests(rates)),
         ("Answers", _answers(rates)),
         ("Waiting", f"{figures.fetches} fetches  {figures.transforms} transforms"),
-        ("Cache", f"{_count(figures.entries)} entries  {size(figures.cache_bytes)}"),
+        ("Cache", f"{_count(figures.entries)} entries  {_size(figures.cache_bytes)}"),
         ("Memory", _memory(figures)),
         ("Blocks", _count(figures.blocks)),
         ("State", ", ".join(figures.problems) or "ready"),
@@ -75,13 +76,6 @@ def document(figures: Figures, at: float) -> dict[str, object]:
     }
 
 
-def size(amount: int | None) -> str:
-    """Return bytes in the unit in which they have few digits."""
-    if amount is None:
-        return NOTHING
-    return f"{amount / 2**30:.1f} GiB" if amount >= 2**30 else f"{amount / 2**20:.0f} MiB"
-
-
 def seconds(bound: float | None) -> str:
     """Return a bound of durations."""
     if bound is None:
@@ -109,11 +103,15 @@ def _answers(rates: Rates | None) -> str:
 
 
 def _memory(figures: Figures) -> str:
-    shown = size(figures.memory_bytes)
+    shown = _size(figures.memory_bytes)
     if figures.state is None:
         return shown
     count = len(figures.state.workers)
     return f"{shown} in {count} worker{'' if count == 1 else 's'}"
+
+
+def _size(amount: int | None) -> str:
+    return NOTHING if amount is None else in_gib(amount)
 
 
 def _count(number: int | None) -> str:
