@@ -54,6 +54,7 @@ def test_each_orientation_is_read_in_either_byte_order(orientation: int, order: 
         tiff((TAG, SHORT, 1, 6)).replace(b"II*\0", b"MM\0*"),
         tiff((TAG, SHORT, 1, 6)).replace(b"II*\0", b"junk"),
         tiff((TAG, SHORT, 1, 6))[:12],
+        tiff((TAG, SHORT, 1, 6))[:-5],  # an entry that is cut behind its value
         b"Exif\0" + tiff((TAG, SHORT, 1, 6)),
         b"EXIF\0\0" + tiff((TAG, SHORT, 1, 6)),
     ],

@@ -29,7 +29,7 @@ def orientation_of(exif: bytes) -> int:
         (offset,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, offset)
         for at in range(offset + 2, offset + 2 + 12 * count, 12):
-            tag, type_, length, value = struct.unpack_from(f"{order}HHIH", tiff, at)
+            tag, type_, length, value = struct.unpack_from(f"{order}HHIHxx", tiff, at)
             if (tag, type_, length) == (_ORIENTATION, _SHORT, 1) and 1 <= value <= 8:
                 return int(value)
     except struct.error:
