@@ -51,7 +51,7 @@ With a lower value the loss is visible; with a higher one there is no gain in sp
 """
 
 CHEAP_GAP, OTHER_GAP = 1.0, 1.3
-"""The same for photographs if fast resampling is available: for what is ``_CHEAP``, and for others.
+"""The same for libjpeg's scaling of photographs: for what is ``_CHEAP``, and for others.
 
 At 1, a JPEG of 2000 pixels is decoded at half size for a result of 800, which loses 0.0005 of SSIM.
 The encoders' settings make up for that, and for the softer kernel; other formats need more.
@@ -152,7 +152,6 @@ class _Picture:
 
         with decoding():
             gap = CHEAP_GAP if target in _CHEAP else OTHER_GAP
-            gap = gap if resample.available() else REDUCING_GAP
             decoded, region = self._original.decode(on_canvas, gap, keep=not last)
             # A palette is kept if no new colours can appear.
             as_is = target is Format.PNG and not _scales(decoded, region)
@@ -160,7 +159,7 @@ class _Picture:
                 image, flat = decoded.paletted, True
             else:
                 flat = decoded.is_flat
-                if flat and decoded.size != stored and gap < REDUCING_GAP:
+                if flat and decoded.size != stored:
                     # libjpeg's scaling makes hard edges ring: decode again, nearer to full size.
                     decoded, region = self._original.decode(on_canvas, REDUCING_GAP, keep=not last)
                 kernel: resample.Kernel = BICUBIC if target in _CHEAP else LANCZOS

@@ -41,11 +41,6 @@ MODES = frozenset({"L", "RGB"})
 """The modes that are resampled here. CMYK and alpha are rare, so Pillow resamples them."""
 
 
-def available() -> bool:
-    """Whether the optional package for ``convolved`` is installed."""
-    return _resize is not None
-
-
 def convolved(image: Image.Image, size: Size, box: Box, kernel: Kernel) -> Image.Image | None:
     """Crop ``image`` to ``box``, and scale the result to ``size``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from io import BytesIO
 from typing import Final
 
@@ -29,7 +30,9 @@ PHOTO = sources.photo(611, 407)
 LANCZOS: Final = Image.Resampling.LANCZOS
 BICUBIC: Final = Image.Resampling.BICUBIC
 
-needs_fast = pytest.mark.skipif(not resample.available(), reason="cykooz_resizer is missing")
+needs_fast = pytest.mark.skipif(
+    find_spec("cykooz_resizer") is None, reason="cykooz_resizer is missing"
+)
 
 
 @pytest.fixture(params=[pytest.param("fast", marks=needs_fast), "plain"])
@@ -140,6 +143,19 @@ def test_a_drawing_in_a_jpeg_gets_no_ringing_from_its_fraction(quality: int) -> 
     # Away from the encoder's own blocks, the middle of a square has its colour.
     middles = np.abs(got[15::30, 15::30] - shown[15::30, 15::30])
     assert middles.max() <= 6
+
+
+@needs_fast
+def test_a_photograph_is_decoded_at_one_fraction_by_either_resampler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches Pillow left with a decode in full, of which it makes another picture in more time."""
+    source = sources.jpeg(sources.photo(1400, 900, grain=8), quality=95)
+    preset = Preset(width=500, fit="contain", quality=95)
+    fast = decode(rendered(source, preset, Format.PNG))
+    monkeypatch.setattr(resample, "_resize", None)
+    plain = decode(rendered(source, preset, Format.PNG))
+    assert color_error(fast, plain) <= 0.5
 
 
 @needs_fast
