@@ -24,8 +24,8 @@ def strip(source: bytes, *, still: bool) -> bytes:
     kept = [source[:12], b"\0", b""]
     at = 13 + _palette_size(source[10])
     palette, colors = source[13:at], {source[11]}
-    control = loops = b""
-    frames = 0
+    control = b""
+    frames = loops_at = 0
     for _ in range(MAX_PARTS):
         introducer = source[at]
         if introducer == 0x3B:
@@ -55,10 +55,14 @@ def strip(source: bytes, *, still: bool) -> bytes:
                 # Of the flags, disposal and transparency; a browser waits for no key.
                 fields = bytes([data[0][0] & 0b0001_1101]) + data[0][1:]
                 control = b"!\xf9\4" + fields + b"\0"
-            case 0xFF if data and data[0] in _LOOPS and not loops:
+            case 0xFF if data and data[0] in _LOOPS:
                 if len(data) > 1 and len(data[1]) == 3 and data[1][0] & 7 == 1:
-                    loops = b"!\xff\x0bNETSCAPE2.0\3\1" + data[1][1:] + b"\0"
-                    kept.append(loops)
+                    loops_at = loops_at or len(kept)
+                    # In place of those before it: of several the last counts, as in browsers.
+                    kept[loops_at:] = [
+                        b"!\xff\x0bNETSCAPE2.0\3\1" + data[1][1:] + b"\0",
+                        *kept[loops_at + 1 :],
+                    ]
             case 0x01:
                 control = b""
     raise NotUnderstood

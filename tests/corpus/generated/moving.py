@@ -132,6 +132,9 @@ def _gifs() -> Iterator[Case]:
     whole = gif(CANVAS, plain, loops=0)
     yield Case("gif/moving/cut", lambda: whole[: len(whole) * 5 // 6])
     yield Case("gif/moving/no-trailer", lambda: whole[:-1])
+    again = b"!\xff\x0bNETSCAPE2.0\x03\x01\x05\0\0"
+    yield Case("gif/moving/loops-twice", lambda: gif(CANVAS, plain, loops=2, extensions=again))
+    yield Case("gif/moving/loops-at-the-end", lambda: gif(CANVAS, plain, end=again + b";"))
     yield Case("gif/moving/photo", lambda: sources.animation("GIF", turning(5), loop=0))
     many = [GifFrame(indices(shift, 48, 32)) for shift in range(60)]
     yield Case("gif/moving/many", lambda: gif((48, 32), many, loops=0))
