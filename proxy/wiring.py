@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import EllipsisType
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -55,7 +56,6 @@ from proxy.moderation.first_start import FEEDS
 from proxy.moderation.folder_blocks import FolderBlocks
 from proxy.moderation.gate import Gate
 from proxy.moderation.moderator import PATIENCE_SECONDS, Invalidate, Moderator
-from proxy.moderation.policy import Policy
 from proxy.moderation.revalidate import Revalidator
 from proxy.observability.metrics import Metrics
 from proxy.observability.spans import NoSpans, Spans
@@ -65,6 +65,9 @@ from proxy.shared.current import Current
 from proxy.shared.free_memory import keep_trimmed
 from proxy.shared.single_flight import SingleFlight
 from proxy.shared.sqlite import Database
+
+if TYPE_CHECKING:
+    from proxy.moderation.policy import Policy
 
 MEMORY_SECONDS = 3600.0
 """Seconds that a result is served from memory before its file is checked again."""
@@ -571,6 +574,9 @@ def _policy_of(
 ) -> Policy | None:
     if not config.policy.url:
         return None
+    # Here, for few services have one.
+    from proxy.moderation.policy import Policy
+
     count = metrics.policy_answers.labels
     return Policy(config, *networks, on_answer=lambda answer: count(answer).inc())
 

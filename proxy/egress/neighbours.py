@@ -7,15 +7,34 @@ from __future__ import annotations
 
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from publicsuffixlist import PublicSuffixList
+from publicsuffixlist import PSLFILE, PublicSuffixList
 
 from proxy.egress.addresses import Address
 
-# With the private section: names below fly.dev belong to many people. It is part of the package,
-# and is read here: at the first fetch it would hold up the event loop.
-_SUFFIXES = PublicSuffixList()
+
+def _rules() -> list[str]:
+    """The rules of the list that is part of the package, those of other scripts in Punycode too.
+
+    With the private section: names below fly.dev belong to many people. The package would prepare
+    each of ten thousand rules by IDNA, though a twentieth are not ASCII and all are prepared.
+    """
+    lines = Path(PSLFILE).read_text(encoding="utf-8").splitlines()
+    rules = [line for line in lines if line and not line.startswith("//")]
+    return rules + [_in_punycode(rule) for rule in rules if not rule.isascii()]
+
+
+def _in_punycode(rule: str) -> str:
+    return ".".join(
+        label if label.isascii() else f"xn--{label.encode('punycode').decode()}"
+        for label in rule.split(".")
+    )
+
+
+# Here: at the first fetch it would hold up the event loop.
+_SUFFIXES = PublicSuffixList(_rules(), accept_encoded_idn=False)
 
 
 def registered_domain(host: str) -> str:

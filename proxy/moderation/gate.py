@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.errors import BlobBlocked, TakenDown
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Covering
-from proxy.moderation.policy import Policy
 from proxy.moderation.policy_protocols import Verdict
+
+if TYPE_CHECKING:
+    from proxy.moderation.policy import Policy
 
 
 class Blocked(Protocol):

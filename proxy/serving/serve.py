@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import hypercorn
 import structlog
@@ -25,12 +26,14 @@ from proxy.observability.process_snapshot import ProcessSnapshot
 from proxy.serving import systemd
 from proxy.serving.accepting import serve_app
 from proxy.serving.hangup import Reloader, on_hangups
-from proxy.serving.multiprocess.supervisor import Supervisor
 from proxy.serving.sockets import open_sockets, remove_sockets
 from proxy.shared.binds import TcpBind
 from proxy.web.app import Peers, create_app
 from proxy.web.hypercorn_connection import check_hypercorn
 from proxy.web.hypercorn_protocols import DrainingContext
+
+if TYPE_CHECKING:
+    from proxy.serving.multiprocess.supervisor import Supervisor
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s for which reverse proxies keep idle connections: those close first."""
@@ -73,6 +76,9 @@ def serve(config: Config, file: Path | None, overrides: Layer) -> int:
         )
         remove_sockets(binds)
         return code
+    # Here: a server of one process has no use for it.
+    from proxy.serving.multiprocess.supervisor import Supervisor
+
     configure_logging(config.log, names_process=True)
     settings = hypercorn_config(config)
     try:

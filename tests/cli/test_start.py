@@ -1,4 +1,4 @@
-"""A command that answers from its arguments alone starts at once: it imports what it uses."""
+"""A command imports what it uses, so that it starts at once; a server what it is configured for."""
 
 from __future__ import annotations
 
@@ -44,10 +44,53 @@ finally:
 """
 
 
+UNUSED = {
+    "PIL",  # in the image workers alone
+    "av",
+    "cryptography",
+    "cykooz_resizer",
+    "obstore",
+    "opentelemetry",
+    "proxy.cache.object_client",
+    "proxy.coordination.cluster.members",
+    "proxy.imaging.pipeline",
+    "proxy.moderation.cdn.bunny",
+    "proxy.moderation.cdn.cloudflare",
+    "proxy.moderation.cdn.cloudfront",
+    "proxy.moderation.cluster",
+    "proxy.moderation.policy",
+    "proxy.observability.tracing",
+    "proxy.serving.multiprocess.supervisor",
+    "proxy.tools",
+    "psycopg",
+    "trio_websocket",
+}
+"""What one process with the default configuration never uses."""
+
+TELL_SERVED = """
+import os, signal, sys
+from proxy.config import load_config
+from proxy.serving.serve import run
+from proxy.serving.sockets import open_sockets
+from proxy.shared.binds import parse_bind
+
+def tell():
+    print(*sys.modules, file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+run(load_config(), lambda: open_sockets([parse_bind("127.0.0.1:0")]), on_serving=tell)
+"""
+
+
 def imported_by(*arguments: str, folder: Path) -> set[str]:
     """Every module that a command has imported when it ends; it must succeed."""
+    return imported_in(TELL_IMPORTS, *arguments, folder=folder)
+
+
+def imported_in(program: str, *arguments: str, folder: Path) -> set[str]:
+    """What ``program`` prints that it has imported; it must succeed."""
     done = subprocess.run(
-        [sys.executable, "-c", TELL_IMPORTS, *arguments],
+        [sys.executable, "-c", program, *arguments],
         env={"IMAGE_PROXY_CACHE__PATH": str(folder), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -86,3 +129,10 @@ def test_a_command_that_needs_no_service_imports_none(
 def test_the_check_sees_what_a_command_imports(tmp_path: Path) -> None:
     """Catches a check of a list that the command never prints."""
     assert {"trio", "proxy.wiring"} <= imported_by("nginx", folder=tmp_path)
+
+
+def test_a_server_imports_what_it_is_configured_for(tmp_path: Path) -> None:
+    """Catches a part that few services have, imported at the head of what all of them have."""
+    found = imported_in(TELL_SERVED, folder=tmp_path)
+    assert {"proxy.service", "proxy.web.app"} <= found
+    assert found & UNUSED == set()

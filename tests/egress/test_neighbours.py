@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from publicsuffixlist import PSLFILE, PublicSuffixList
 
 from proxy.egress.neighbours import block_of, groups_by_name, registered_domain
 
@@ -29,6 +31,17 @@ from proxy.egress.neighbours import block_of, groups_by_name, registered_domain
 def test_the_registered_domain_is_by_the_public_suffix_list(host: str, domain: str) -> None:
     """Catches the last two labels, and a list without its private section."""
     assert registered_domain(host) == domain
+
+
+def test_every_rule_is_read_as_the_package_reads_it() -> None:
+    """Catches a rule that is lost, or kept in one of its two spellings only."""
+    suffixes = PublicSuffixList()
+    lines = Path(PSLFILE).read_text(encoding="utf-8").splitlines()
+    rules = [line.lstrip("!*.") for line in lines if line and not line.startswith("//")]
+    rules += [rule.encode("idna").decode() for rule in rules if not rule.isascii()]
+    for rule in rules:
+        host = f"one.two.{rule}"
+        assert registered_domain(host) == suffixes.privatesuffix(host)
 
 
 @pytest.mark.parametrize(

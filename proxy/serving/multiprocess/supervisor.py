@@ -27,9 +27,12 @@ RESTART_PAUSE = 1.0
 """Seconds before a worker that ended is replaced."""
 
 BOOTSTRAP = """
-import sys
+import gc, sys
 sys.path[:] = sys.argv[2:]
+gc.disable()  # as in ``proxy.cli.serving``
 from proxy.serving.multiprocess.worker_process import main
+gc.freeze()
+gc.enable()
 sys.exit(main([int(each) for each in sys.argv[1].split(',')]))
 """
 
