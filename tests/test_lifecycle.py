@@ -99,3 +99,42 @@ async def test_the_tree_of_tasks_is_the_one_that_the_document_draws(
             release.set()
         await answered.wait()
     assert sorted(found) == sorted(drawn())
+
+
+class CancelAtSpawn(trio.abc.Instrument):
+    """Cancels a scope when a task of a name is spawned.
+
+    Attributes:
+        names: of all tasks that were spawned.
+    """
+
+    def __init__(self, scope: trio.CancelScope, name: str = "") -> None:
+        self._scope = scope
+        self._name = name
+        self.names: set[str] = set()
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.names.add(task.name)
+        if task.name == self._name:
+            self._scope.cancel()
+
+
+async def test_a_start_that_is_cancelled_ends_whichever_task_has_just_begun(world: World) -> None:
+    """Catches a task that is shielded before it has started: the stop would wait for ever."""
+    config = world.config(process={"isolation": "thread"})
+
+    async def start(name: str = "") -> set[str]:
+        with trio.CancelScope() as scope:
+            watch = CancelAtSpawn(scope, name)
+            trio.lowlevel.add_instrument(watch)
+            try:
+                async with world.service(config):
+                    pass
+            finally:
+                trio.lowlevel.remove_instrument(watch)
+        return watch.names
+
+    names = await start()
+    assert "blocks_follower" in names
+    for name in sorted(names):
+        await start(name)

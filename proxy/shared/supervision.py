@@ -48,7 +48,10 @@ class ShieldedTasks:
         self._nursery.start_soon(self._run, partial(work, *arguments), name=name)
 
     async def start(self, work: Callable[..., Awaitable[None]], *, name: str) -> None:
-        """Start a task and wait until it reports its start, as ``trio.Nursery.start`` does."""
+        """Start a task and wait until it reports its start, as ``trio.Nursery.start`` does.
+
+        Until then cancellation ends it.
+        """
         await self._nursery.start(self._start, work, name=name)
 
     def end_within(self, seconds: float) -> None:
@@ -64,13 +67,30 @@ class ShieldedTasks:
     async def _start(
         self, work: Callable[..., Awaitable[None]], task_status: trio.TaskStatus[None]
     ) -> None:
-        with self._shielded():
-            await work(task_status=task_status)
+        with self._shielded() as scope:
+            scope.shield = False
+            await work(task_status=_ShieldOnceStarted(scope, task_status))
 
     def _shielded(self) -> trio.CancelScope:
         scope = trio.CancelScope(deadline=self._deadline, shield=True)
         self._scopes.append(scope)
         return scope
+
+
+class _ShieldOnceStarted(trio.TaskStatus[None]):
+    """Shields a task from the moment in which it is one of the nursery.
+
+    One that reports its start after ``start`` was cancelled stays within ``start``, which waits for
+    its end.
+    """
+
+    def __init__(self, scope: trio.CancelScope, status: trio.TaskStatus[None]) -> None:
+        self._scope = scope
+        self._status = status
+
+    def started(self, value: None = None) -> None:
+        self._status.started(value)
+        self._scope.shield = trio.current_effective_deadline() != -math.inf
 
 
 @asynccontextmanager
