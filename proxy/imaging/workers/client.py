@@ -50,7 +50,7 @@ the work on a costly picture is its limit of CPU time, ``Estimate.cpu``."""
 SHORTEST_WAIT = 0.01
 """Seconds until the CPU time of a worker near its limit is read again."""
 
-START_LIMIT = 30.0
+START_LIMIT = 60.0
 """Seconds for a worker to start. On an idle machine the first takes a third of a second."""
 
 JOBS = 1000
