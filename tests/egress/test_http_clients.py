@@ -29,19 +29,21 @@ from proxy.egress.errors import (
     TimedOut,
     TooLarge,
 )
+from proxy.egress.exchange import GATHERED_BYTES, GATHERING_SECONDS
 from proxy.egress.fetch_channel import ChannelStatistics
 from proxy.egress.gateway import Gateway, fetch_channels_of, make_client
 from proxy.egress.guard import GuardedNetwork
 from proxy.egress.guarded_get import (
     CHUNKS_PER_STEP,
     MIN_BYTES_PER_SECOND,
+    RATE_WINDOW,
     USER_AGENT,
     RequestRules,
     first_bytes,
     guarded_get,
 )
 from proxy.egress.http_client import MAX_IDLE, StreamingResponse
-from proxy.egress.httpx2_client import GATHERED_BYTES, GATHERING_SECONDS, Httpx2Client
+from proxy.egress.httpx2_client import Httpx2Client
 from tests.fakes import faults
 from tests.fakes.misbehaviours import MISBEHAVIOURS, Misbehaviour, heal
 from tests.fakes.network import Conversation, Fault, Response, Site, honest
@@ -304,6 +306,44 @@ async def test_bytes_after_a_long_answer_are_not_the_next_answer(
             answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
             assert answer.body == body
     assert site.connections == 2
+
+
+async def test_nothing_is_asked_over_a_connection_whose_long_answer_was_to_be_the_last(
+    client_world: World, site: Site
+) -> None:
+    """Catches a connection that is kept because a body of declared length was read whole."""
+    body = bytes(3 * READ_BYTES)
+    answers_at(site, "/a", body)
+
+    async def say_close_and_stay(conversation: Conversation) -> None:
+        conversation.keep_alive = True
+        await conversation.send(conversation.response.head(("Connection", "close")) + body)
+
+    site.fault = say_close_and_stay
+    async with running_gateway(client_world) as gateway:
+        for _ in range(2):
+            answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
+            assert answer.body == body
+    assert site.connections == 2
+
+
+async def test_a_slow_disk_is_not_the_fault_of_the_server(
+    client_world: World, site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a rate that counts the time in which what came was put away."""
+    answers_at(site, "/a", bytes(5 * GATHERED_BYTES // 2))
+    stored = 0
+
+    async def store(piece: bytes) -> None:
+        nonlocal stored
+        await trio.sleep(2 * RATE_WINDOW)
+        stored += len(piece)
+
+    client = make_client(client_world.client, client_world.network)
+    rules = RequestRules(MAX_BYTES, 0, allow_http=False, allow_private_hosts=False, sink=store)
+    await guarded_get(client, client, origin_of(site), "/a", rules)
+    assert stored == 5 * GATHERED_BYTES // 2
+    await client.aclose()
 
 
 async def test_a_long_body_comes_in_few_pieces_however_it_is_sent(
