@@ -73,13 +73,12 @@ async def ask_pds(
     first = _Attempt(ask, pds)
     moved: str | ImageProxyError | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(first.run, name="question")
-        with first.doubt:
-            with trio.move_on_after(timeout * PATIENCE):
-                await first.failed.wait()
-            moved = await _moved(resolver, did, pds, deadline)
-            if moved is not None:
-                nursery.cancel_scope.cancel()
+        nursery.start_soon(first.run, nursery.cancel_scope, name="question")
+        with trio.move_on_after(timeout * PATIENCE):
+            await first.failed.wait()
+        moved = await _moved(resolver, did, pds, deadline)
+        if moved is not None:
+            nursery.cancel_scope.cancel()
     if first.answer is not None:
         return first.answer
     if isinstance(moved, ImageProxyError):
@@ -116,7 +115,6 @@ class _Attempt(Generic[T]):
     """The question to the PDS that the remembered document names.
 
     Attributes:
-        doubt: cancelled once there is nothing to ask the directory for.
         failed: set when the question failed in a way that may be because the account moved.
         answer, error: None until the question has ended.
     """
@@ -124,13 +122,16 @@ class _Attempt(Generic[T]):
     def __init__(self, question: Callable[[str], Awaitable[T]], pds: str) -> None:
         self._question = question
         self._pds = pds
-        self.doubt = trio.CancelScope()
         self.failed = trio.Event()
         self.answer: Answered[T] | None = None
         self.error: Exception | None = None
 
-    async def run(self) -> None:
-        """Ask. No exception but a cancellation leaves this task."""
+    async def run(self, doubt: trio.CancelScope) -> None:
+        """Ask. No exception but a cancellation leaves this task.
+
+        Args:
+            doubt: is cancelled once there is nothing to ask the directory for.
+        """
         try:
             self.answer = Answered(self._pds, await self._question(self._pds))
         except Exception as error:
@@ -139,4 +140,4 @@ class _Attempt(Generic[T]):
                 self.failed.set()
                 return
         # It was answered, or not asked: this service is at its limits, or has a defect.
-        self.doubt.cancel()
+        doubt.cancel()

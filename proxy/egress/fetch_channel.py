@@ -77,14 +77,21 @@ class _Fetch:
         groups: what its host counts for in the lane; empty for a host that is prompt.
     """
 
-    def __init__(self, origin: Origin, work: Work, number: int, judgement: Judgement) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        work: Work,
+        number: int,
+        judgement: Judgement,
+        scope: trio.CancelScope,
+    ) -> None:
         self.origin = origin
         self.host = origin.authority
         self.work = work
         self.number = number
         self.judgement = judgement
         self.groups = () if judgement.standing is Standing.PROMPT else judgement.groups
-        self.scope = trio.CancelScope()
+        self.scope = scope
         self.progress: Progress | None = None
         self.done = trio.Event()
         self.answer: Response | None = None
@@ -199,8 +206,11 @@ class FetchChannel:
         """
         fetch = self._admit(origin, work, timeout)
         try:
-            with trio.move_on_after(timeout):
+            if fetch in self._running:  # whose scope has the same deadline
                 await fetch.done.wait()
+            else:
+                with trio.move_on_after(timeout):
+                    await fetch.done.wait()
         finally:
             if not fetch.done.is_set():
                 fetch.scope.cancel()
@@ -217,7 +227,8 @@ class FetchChannel:
         return answer
 
     def _admit(self, origin: Origin, work: Work, timeout: float) -> _Fetch:
-        fetch = _Fetch(origin, work, next(self._numbers), self._judge(origin))
+        scope = trio.CancelScope(deadline=trio.current_time() + timeout)
+        fetch = _Fetch(origin, work, next(self._numbers), self._judge(origin), scope)
         is_free = len(self._running) < self._consumers and fetch.host not in self._waiting
         if is_free and self._occupancy().allows(fetch):
             self._start(fetch)

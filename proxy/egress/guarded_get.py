@@ -4,14 +4,15 @@ arrives."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from io import BytesIO
+from math import inf
 from traceback import clear_frames
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 
 import trio
 
@@ -40,6 +41,9 @@ ERROR_BODY = 4096
 
 PLAIN = frozenset({"", "identity", "none", "aws-chunked", "utf-8"})
 """Values of ``Content-Encoding`` that change nothing. Object stores keep what an uploader wrote."""
+
+HEADERS = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+"""Of each request."""
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -117,10 +121,11 @@ async def guarded_get(
     """
     client, more, asked = first, rules.headers, origin
     for _hop in range(rules.max_redirects + 1):
-        async with _opened(client, method, origin, target, more) as reply:
+        headers = {**HEADERS, **more}
+        async with _Opened(partial(client.request, method, origin, target, headers)) as reply:
             if reply.status not in REDIRECTS:
                 answer = await _read(reply, method, rules, on_received)
-                return replace(answer, is_of_another_host=origin != asked)
+                return answer if origin == asked else replace(answer, is_of_another_host=True)
             location = reply.headers.get("location")
         if location is None:
             raise BadAnswer(f"{origin}: status {reply.status} without a Location")
@@ -137,19 +142,27 @@ async def guarded_get(
     raise BadAnswer(f"{origin}: more than {rules.max_redirects} redirects")
 
 
-@asynccontextmanager
-async def _opened(
-    client: HttpClient, method: Method, origin: Origin, target: str, more: Mapping[str, str]
-) -> AsyncIterator[StreamingResponse]:
-    """The head of the reply. A failure before its first byte is retried once (RFC 9110, 9.2.2)."""
-    headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity", **more}
-    ask = partial(client.request, method, origin, target, headers)
-    async with AsyncExitStack() as stack:
+class _Opened:
+    """The head of a reply. A failure before its first byte is retried once (RFC 9110, 9.2.2)."""
+
+    def __init__(self, ask: Callable[[], AbstractAsyncContextManager[StreamingResponse]]) -> None:
+        self._ask = ask
+        self._asked = ask()
+
+    async def __aenter__(self) -> StreamingResponse:
         try:
-            reply = await stack.enter_async_context(ask())
+            return await self._asked.__aenter__()
         except (ConnectFailed, NoAnswer):
-            reply = await stack.enter_async_context(ask())
-        yield reply
+            self._asked = self._ask()
+            return await self._asked.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> bool | None:
+        return await self._asked.__aexit__(kind, error, at)
 
 
 def is_plain(content_encoding: str) -> bool:
@@ -182,29 +195,34 @@ async def _read(
         raise TooLarge(f"Content-Length {length} is over {max_bytes}")
     # Its ``getvalue`` copies nothing, unlike ``bytes(bytearray)``: 4 ms for 10 MB.
     received = BytesIO()
+    whole = b""
     size = 0
     digest = hashlib.sha256()
+
+    def take(piece: bytes) -> None:
+        nonlocal size, whole
+        size += len(piece)
+        on_received(len(piece))
+        if size > max_bytes:
+            raise TooLarge(f"more than {max_bytes} bytes")
+        if sink is None:
+            if len(piece) == length:
+                whole = piece
+            else:
+                received.write(piece)
+        digest.update(piece)
+
     try:
-        async with aclosing(_at_least(MIN_BYTES_PER_SECOND, reply.body)) as chunks:
-            async for chunk in chunks:
-                size += len(chunk)
-                on_received(len(chunk))
-                if size > max_bytes:
-                    raise TooLarge(f"more than {max_bytes} bytes")
-                if sink is None:
-                    received.write(chunk)
-                else:
-                    await sink(chunk)
-                digest.update(chunk)
+        await _receive(reply.body, take, sink)
         if length is not None and size != length:
             raise BadAnswer(f"only {size} of {length} bytes arrived")
     except BaseException as error:
         # The traceback has this frame and those that read, and lives as long as the error.
         received.close()
-        chunk = b""
+        whole = b""
         _forget_variables(error)
         raise
-    return Response(reply.status, reply.headers, received.getvalue(), digest.digest())
+    return Response(reply.status, reply.headers, whole or received.getvalue(), digest.digest())
 
 
 async def first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
@@ -215,40 +233,46 @@ async def first_bytes(body: AsyncGenerator[bytes, None], limit: int) -> bytes:
         TimedOut: they arrived more slowly than ``MIN_BYTES_PER_SECOND``.
     """
     found = bytearray()
-    async with aclosing(_at_least(MIN_BYTES_PER_SECOND, body)) as chunks:
-        async for chunk in chunks:
-            found += chunk
-            if len(found) >= limit:
-                break
+
+    def take(piece: bytes) -> bool:
+        found.extend(piece)
+        return len(found) >= limit
+
+    await _receive(body, take)
     return bytes(found[:limit])
 
 
-async def _at_least(
-    rate: float, chunks: AsyncGenerator[bytes, None]
-) -> AsyncGenerator[bytes, None]:
-    """The chunks, as long as each window of ``RATE_WINDOW`` seconds has ``rate`` bytes a second.
+async def _receive(
+    body: AsyncGenerator[bytes, None],
+    take: Callable[[bytes], bool | None],
+    sink: Sink | None = None,
+) -> None:
+    """Give each piece of a body to ``take``, until it returns True, and to ``sink``.
 
     Raises:
-        TimedOut: a window had less.
+        TimedOut: a window of ``RATE_WINDOW`` seconds had less than ``MIN_BYTES_PER_SECOND``.
     """
     received = taken = 0
-    deadline = trio.current_time() + RATE_WINDOW
-    async with aclosing(chunks):
-        while True:
-            with trio.move_on_at(deadline) as scope:
-                chunk = await anext(chunks, None)
-            if scope.cancelled_caught:
-                raise TimedOut(f"only {received} bytes in {RATE_WINDOW:g} s")
-            if chunk is None:
-                return
-            yield chunk
-            taken += 1
-            if taken % CHUNKS_PER_STEP == 0:
-                await trio.lowlevel.checkpoint()
-            received += len(chunk)
-            if received >= rate * RATE_WINDOW:
-                received = 0
-                deadline = trio.current_time() + RATE_WINDOW
+    async with aclosing(body):
+        # One scope for all windows: to open one costs as much as all else here.
+        with trio.move_on_after(RATE_WINDOW) as window:
+            while piece := await anext(body, b""):
+                if take(piece):
+                    return
+                if sink is not None:
+                    left = window.deadline - trio.current_time()
+                    window.deadline = inf  # what the disk takes is not the server's time
+                    await sink(piece)
+                    window.deadline = trio.current_time() + left
+                taken += 1
+                if taken % CHUNKS_PER_STEP == 0:
+                    await trio.lowlevel.checkpoint()
+                received += len(piece)
+                if received >= MIN_BYTES_PER_SECOND * RATE_WINDOW:
+                    received = 0
+                    window.deadline = trio.current_time() + RATE_WINDOW
+            return
+        raise TimedOut(f"only {received} bytes in {RATE_WINDOW:g} s")
 
 
 def _forget_variables(error: BaseException) -> None:
