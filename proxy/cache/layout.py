@@ -29,13 +29,17 @@ FORMATS_OF_AUTO = (Format.JPEG, Format.PNG, Format.GIF, Format.WEBP, Format.AVIF
 
 def owner_folder(did: Did) -> PurePosixPath:
     """Return the folder of all entries of an owner."""
-    _scheme, method, identifier = did.split(":", 2)
-    return PurePosixPath(method, identifier[:2], identifier)
+    return PurePosixPath(_owner(did))
 
 
 def entry_folder(key: ImageKey) -> PurePosixPath:
     """Return the folder of the file of ``key``."""
-    return owner_folder(key.blob.did) / f"{key.preset}-{key.fingerprint}"
+    return PurePosixPath(entry_folder_name(key))
+
+
+def entry_folder_name(key: ImageKey) -> str:
+    """``entry_folder`` as text, for what is asked several times a miss."""
+    return f"{_owner(key.blob.did)}/{key.preset}-{key.fingerprint}"
 
 
 def entry_name(key: ImageKey, format_: Format) -> str:
@@ -47,6 +51,11 @@ def entry_name(key: ImageKey, format_: Format) -> str:
 def possible_formats(key: ImageKey) -> tuple[Format, ...]:
     """Return the formats that a result of ``key`` can have."""
     return FORMATS_OF_AUTO if key.format is None else (key.format,)
+
+
+def _owner(did: Did) -> str:
+    _scheme, method, identifier = did.split(":", 2)
+    return f"{method}/{identifier[:2]}/{identifier}"
 
 
 def blob_of(folder: str, name: str) -> BlobKey | None:

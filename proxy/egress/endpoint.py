@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from urllib.parse import urlsplit
 
@@ -21,6 +22,9 @@ from proxy.egress.own_hosts import PrivateHosts, is_own
 # Real endpoints are far shorter; signed URLs of object stores have a few KB. Servers and caches
 # commonly accept a request line of 8 KB.
 MAX_URL_LENGTH = 8192
+
+REMEMBERED_LENGTH = 280
+"""Characters of an endpoint whose origin is remembered: the longest name, and what is around it."""
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
@@ -75,10 +79,19 @@ def parse_origin(
     """
     if len(text) > MAX_URL_LENGTH:
         raise Forbidden(f"URL of {len(text)} characters")
+    parse = _parse_origin if len(text) > REMEMBERED_LENGTH else _remembered_origin
+    return parse(text, allow_http, allow_private_hosts)
+
+
+def _parse_origin(text: str, allow_http: bool, allow_private_hosts: PrivateHosts) -> Origin:
     origin, path, query, fragment = _split(text, allow_http, allow_private_hosts)
     if path not in ("", "/") or query is not None or fragment is not None:
         raise Forbidden(f"endpoint with more than an origin: {text[:200]!a}")
     return origin
+
+
+# Most blobs are of a few large PDSes, which are asked again and again.
+_remembered_origin = lru_cache(maxsize=256)(_parse_origin)
 
 
 def configured_origin(url: str) -> tuple[Origin, str]:

@@ -13,20 +13,20 @@ _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 class NotRegular(OSError):
     """The name is not that of a regular file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         super().__init__(errno.EINVAL, "not a regular file", str(path))
 
 
-def is_regular(path: Path) -> bool:
+def is_regular(path: Path | str) -> bool:
     """Whether ``path`` is a regular file, and not a link to one.
 
     Raises:
         OSError: it is missing, or cannot be looked at.
     """
-    return stat.S_ISREG(path.lstat().st_mode)
+    return stat.S_ISREG(os.lstat(path).st_mode)
 
 
-def open_regular(path: Path, flags: int, mode: int = 0o600) -> int:
+def open_regular(path: Path | str, flags: int, mode: int = 0o600) -> int:
     """A descriptor of the file at ``path``, as open(2) with ``flags`` gives it.
 
     Raises:
