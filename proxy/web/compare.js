@@ -2,6 +2,13 @@
   const compare = by("compare");
   const [stack, line, zoom] = ["stack", "line", "zoom"].map(by);
   const sources = new WeakMap();
+  let comparing = "";
+  const isComparing = (name) => comparing === name;
+  // Closes it for somebody who goes elsewhere.
+  function shut() {
+    comparing = "";
+    compare.close();
+  }
 
   // The bytes of a picture's source, asked for once.
   function sourceFor(picture, signal) {
@@ -45,6 +52,7 @@
     zoom.value = "";
     zoomTo(0);
     cutAt(50);
+    comparing = preset.name;
     compare.showModal();
     try {
       const source = await sourceFor(picture, signal);
@@ -68,4 +76,9 @@
     cutAt((event.clientX - left) / width * 100);
   });
   compare.addEventListener("click", (event) => { if (event.target === compare) compare.close(); });
+  compare.addEventListener("close", () => {
+    if (compare.open || !comparing) return;
+    comparing = "";
+    leftComparison();
+  });
   by("close").addEventListener("click", () => compare.close());

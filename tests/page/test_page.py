@@ -615,6 +615,79 @@ def test_every_search_is_in_the_history(site: PageSite, look: Look) -> None:
     look(check)
 
 
+def test_the_chosen_picture_and_the_comparison_are_in_the_address(
+    site: PageSite, look: Look
+) -> None:
+    """Catches a link that shows others the first picture, and Back that leaves the account."""
+
+    def check(page: Page) -> None:
+        def shows(cid: str, address: str) -> None:
+            expect(page.locator("#what code").first).to_have_text(cid)
+            expect(page.get_by_role("radio", checked=True)).to_have_count(1)
+            expect(page).to_have_url(f"{site.url}/#q={HANDLE}{address}")
+            wait_for_all(page)
+
+        banner, compared = f"&picture={site.banner}", f"&picture={site.banner}&compare=avatar"
+        dialog = page.get_by_role("dialog", name="avatar and its source", exact=True)
+        button = page.get_by_role("button", name="Compare avatar with its source", exact=True)
+        submit(page, HANDLE)
+        shows(site.avatar, "")
+        page.get_by_role("radio").nth(1).check()
+        shows(site.banner, banner)
+        button.click()
+        expect(dialog).to_be_visible()
+        shows(site.banner, compared)
+        page.keyboard.press("Escape")
+        expect(dialog).to_be_hidden()
+        shows(site.banner, banner)
+        assert page.get_by_role("radio").nth(1).is_checked()
+        page.go_back()
+        shows(site.avatar, "")
+        assert page.get_by_role("radio").nth(0).is_checked()
+        page.go_forward()
+        shows(site.banner, banner)
+        page.go_forward()
+        expect(dialog).to_be_visible()
+        page.reload()
+        shows(site.banner, compared)
+        expect(dialog).to_be_visible()
+        page.go_back()
+        expect(dialog).to_be_hidden()
+        shows(site.banner, banner)
+        submit(page, HANDLE)
+        shows(site.avatar, "")
+
+    look(check)
+
+
+@pytest.mark.parametrize("after", ["?", "#"])
+def test_a_shared_link_opens_the_comparison_that_was_shared(
+    after: str, site: PageSite, look: Look
+) -> None:
+    """Catches a link that leads its reader to the account, and a close that leaves the page."""
+
+    def check(page: Page) -> None:
+        dialog = page.get_by_role("dialog", name="banner and its source", exact=True)
+        expect(dialog).to_be_visible(timeout=PATIENCE)
+        assert shown_blob(page) == site.banner
+        page.get_by_role("button", name="Close").click()
+        expect(dialog).to_be_hidden()
+        expect(page).to_have_url(f"{site.url}/#q={HANDLE}&picture={site.banner}")
+
+    look(check, f"{after}q={HANDLE}&picture={site.banner}&compare=banner")
+
+
+def test_what_an_address_names_and_is_not_there_is_left_out(site: PageSite, look: Look) -> None:
+    """Catches a page that fails on an old link, or goes on telling what it does not show."""
+
+    def check(page: Page) -> None:
+        wait_for_all(page)
+        assert shown_blob(page) == site.avatar
+        expect(page).to_have_url(f"{site.url}/#q={HANDLE}")
+
+    look(check, f'#q={HANDLE}&picture={ABSENT}&compare=x"]')
+
+
 def test_an_account_whose_server_is_silent_is_said_in_time(site: PageSite, look: Look) -> None:
     """Catches a page that waits as long as the server does."""
 
