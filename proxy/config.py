@@ -46,6 +46,7 @@ from proxy.model.presets import (
     DEFAULT_PRESETS,
     DEFAULT_WEBP_EFFORT,
     CommaSeparated,
+    InconsistentPreset,
     NoneOrMore,
     NotBool,
     Preset,
@@ -876,6 +877,12 @@ def _mistakes_in(detail: ErrorDetails, merged: Layer, wrong: set[Location]) -> I
         for each in cause.conflicts:
             if not any(_overlap(key, bad) for key in (each.at, *each.others) for bad in wrong):
                 yield each.at, each.message, _value_at(merged, each.at)
+    elif isinstance(cause, InconsistentPreset):
+        at = _location_of(detail)
+        for found in cause.found:
+            keys = [(*at, option) for option in found.options]
+            if not any(_overlap(key, bad) for key in keys for bad in wrong):
+                yield at, found.message, detail["input"]
     elif not any(_overlap(_location_of(detail), bad) for bad in wrong):
         message = detail["msg"].removeprefix("Value error, ")
         yield _location_of(detail), message, detail["input"]

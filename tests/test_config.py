@@ -1072,6 +1072,27 @@ def test_mistakes_between_keys_are_told_beside_those_of_single_ones(
         ]
 
 
+@pytest.mark.parametrize(
+    ("toml", "parts"),
+    [
+        ('widht = 1\nvariants = [72, 72]', ["widht: unknown key", "variants must be widths"]),
+        ('png = "x"\nheight = 0', ["png = 'x'", "needs a height"]),
+        ("variants = [1000, 0]\nheight = 0", ["variants.1 = 0", "needs a height"]),
+        ("variants = [72, 72]\nheight = 0", ["variants must be widths", "needs a height"]),
+        ('fit = "x"\nheight = 0', ["fit = 'x'"]),
+        ("height = -1", ["height = -1"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_preset_hides_none_between_its_other_options(
+    toml: str, parts: list[str], tmp_path: Path
+) -> None:
+    """Catches a mistyped option beside which the rules of its preset are not looked at."""
+    told = mistakes(f"[presets.avatar]\n{toml}", folder=tmp_path)
+    assert len(told) == len(parts)
+    for part in parts:
+        assert any(part in message for message in told)
+
+
 SHARED = "s3cret-of-sixteen"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
@@ -59,6 +59,21 @@ OfPng = Literal["keep", "photographs-to-jpeg"]
 """What a URL without a format gives of a still PNG: a PNG, or a JPEG where it is a photograph."""
 
 
+class Contradiction(NamedTuple):
+    """What is wrong with a combination of options, and which they are."""
+
+    message: str
+    options: tuple[str, ...]
+
+
+class InconsistentPreset(ValueError):
+    """The options of a preset contradict each other."""
+
+    def __init__(self, found: list[Contradiction]) -> None:
+        super().__init__("; ".join(each.message for each in found))
+        self.found = found
+
+
 class Preset(BaseModel, frozen=True, extra="forbid"):
     """What a named URL segment does to a picture.
 
@@ -83,19 +98,22 @@ class Preset(BaseModel, frozen=True, extra="forbid"):
     png: OfPng = "keep"
 
     @model_validator(mode="after")
-    def _cover_has_a_height(self) -> Preset:
-        if self.fit == "cover" and self.height == 0:
-            raise ValueError("a preset with fit 'cover' needs a height of at least 1")
+    def _is_consistent(self) -> Preset:
+        if found := list(self._contradictions()):
+            raise InconsistentPreset(found)
         return self
 
-    @model_validator(mode="after")
-    def _variants_have_widths_of_their_own(self) -> Preset:
+    def _contradictions(self) -> Iterator[Contradiction]:
+        if self.fit == "cover" and self.height == 0:
+            told = "a preset with fit 'cover' needs a height of at least 1"
+            yield Contradiction(told, ("fit", "height"))
         if len({self.width, *self.variants}) <= len(self.variants):
-            raise ValueError("variants must be widths that differ from each other and from width")
+            told = "variants must be widths that differ from each other and from width"
+            yield Contradiction(told, ("variants", "width"))
         for width in self.variants:
             if _height_at(self, width) > MAX_SIDE:
-                raise ValueError(f"a variant of width {width} would have a height over {MAX_SIDE}")
-        return self
+                told = f"a variant of width {width} would have a height over {MAX_SIDE}"
+                yield Contradiction(told, ("variants", "width", "height"))
 
     def fingerprint(self, format_: Format | None) -> str:
         """Ten hexadecimal digits. They change with anything that changes the result's bytes."""
