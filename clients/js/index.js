@@ -30,7 +30,7 @@ const CID_V0 = /^Qm[1-9A-HJ-NP-Za-km-z]{44}$/;
 const BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
 
 // Marks of writing direction, and spaces without width, which apps copy with a handle.
-const INVISIBLE = /[\u202a-\u202e\u2066-\u2069\u200b\ufeff]/g;
+const INVISIBLE = /[\u202a-\u202e\u2066-\u2069\u200b-\u200f\u00ad\u061c\u2060\ufeff]/g;
 
 /** @param {unknown} did */
 function checkedDid(did) {

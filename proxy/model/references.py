@@ -17,9 +17,16 @@ MAX_LENGTH = 2048
 _BARE = re.compile(r"[a-zA-Z0-9_-]*")
 """A word that is no handle, which has a dot, and neither a DID nor a URL, which have a colon."""
 
-_INVISIBLE = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200B, 0xFEFF))
-"""Marks of writing direction, and spaces without width: apps put them around handles that are
-copied."""
+_INVISIBLE = dict.fromkeys(
+    (
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+        *range(0x200B, 0x2010),
+        *(0x00AD, 0x061C, 0x2060, 0xFEFF),
+    )
+)
+"""Marks of writing direction, spaces and joiners without width, and soft hyphens: apps put them
+around handles that are copied, and into them."""
 
 _BARE_URL = re.compile(
     r"[^\s/:@]+(?::[0-9]+)?(?:/[^\s/]+){2}|(?:www\.)?tangled\.(?:org|sh)/[^\s/]*[@.:]",

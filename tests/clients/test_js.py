@@ -304,7 +304,7 @@ def any_name(chance: random.Random) -> str:
 
 def any_actor(chance: random.Random) -> str:
     name = any_name(chance)
-    marked = f"\u202a@{name}\u202c"
+    marked = chance.choice([f"\u202a@{name}\u202c", f"{name}\u200e", f"\u00ad@{name}\u2060"])
     return chance.choice([name, f"@{name}", name.upper(), marked, any_did(chance), "k\u212a.com"])
 
 

@@ -108,7 +108,10 @@ def test_the_url_of_a_poster_names_the_video(text: str) -> None:
     assert parse_selection(text) == Selection(DID, CID)
 
 
-MARKS = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200B, 0xFEFF]
+MARKS = [
+    *(*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0x200B, 0x2010)),
+    *(0x00AD, 0x061C, 0x2060, 0xFEFF),
+]
 
 
 @pytest.mark.parametrize("mark", [chr(mark) for mark in MARKS], ids=lambda mark: f"{ord(mark):X}")
