@@ -1,23 +1,30 @@
-"""What it costs to start a command: CPU of those that answer from arguments or a file alone.
+"""What it costs to start a command: those that answer from arguments or a file alone, and a server.
 
 Each command runs in turn with ``python -c pass``, for several rounds, in a new process with a
-cache folder of its own. Prints the spread of the CPU time and of its ratio to the empty program
-of the same round; exits with 1 when a command failed.
+cache folder of its own; a server until ``/readyz`` answers 200, without its image workers. Prints
+the spread of the CPU time, of the time until the first answer, and of their ratios to the empty
+program of the same round; exits with 1 when a command failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
+
+from rich.console import Console
 
 from bench import report
+from bench.miss import own_cpu_seconds
 from bench.pictures import cid_of
-from bench.upstream import account
+from bench.processes import ROOT, START_SECONDS, free_port
+from bench.upstream import LOOPBACK, account
 from proxy.config import Config, load_config
 from proxy.model.identifiers import Did
 from proxy.model.selection import Selection
@@ -28,7 +35,14 @@ ROUNDS, QUICK = 15, 5
 BLOCKS = 10
 """Blocks that are listed."""
 
-EMPTY = "python -c pass"
+LOOK_SECONDS = 0.002
+"""Between two looks whether a server listens."""
+
+EMPTY, SERVE = "python -c pass", "imageproxy serve"
+
+
+Found = dict[str, list[float]]
+"""Seconds of each round, by command."""
 
 
 def main() -> None:
@@ -50,15 +64,27 @@ def main() -> None:
                 )
             },
         }
-        found: dict[str, list[float]] = {name: [] for name in commands}
+        cpu: Found = {name: [] for name in (*commands, SERVE)}
+        wall: Found = {EMPTY: [], SERVE: []}
         with report.progress(rounds) as bar:
             for _ in range(rounds):
                 for name, arguments in commands.items():
-                    found[name].append(_cpu_of(arguments, environment))
+                    begun = time.perf_counter()
+                    cpu[name].append(_cpu_of(arguments, environment))
+                    if name == EMPTY:
+                        wall[name].append(time.perf_counter() - begun)
+                answered, spent = _first_answer(environment)
+                wall[SERVE].append(answered)
+                cpu[SERVE].append(spent)
                 bar.advance(bar.task_ids[0])
     console = report.output()
     report.print_settings(console, {"rounds": rounds})
-    table = report.table(f"CPU, {report.SPREAD}", ("", "ms", f"over {EMPTY}"))
+    _print(console, "CPU", cpu)
+    _print(console, "From the start to the first answer", wall)
+
+
+def _print(console: Console, title: str, found: Found) -> None:
+    table = report.table(f"{title}, {report.SPREAD}", ("", "ms", f"over {EMPTY}"))
     for name, seconds in found.items():
         ratios = [each / empty for each, empty in zip(seconds, found[EMPTY], strict=True)]
         table.add_row(name, report.milliseconds(seconds), report.spread(ratios))
@@ -72,12 +98,42 @@ def _make_store(config: Config) -> None:
         store.record("block", entries, by="bench", owner="")
 
 
+def _first_answer(environment: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds until a new server has answered, and of its own CPU until then."""
+    port = free_port()
+    command = [sys.executable, "-m", "proxy", "serve", "--bind", f"{LOOPBACK}:{port}"]
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        answer = _answer(process, port)
+        answered, spent = time.perf_counter() - begun, own_cpu_seconds(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+    if not answer.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(f"a server answered {answer!r}")
+    return answered, spent
+
+
+def _answer(process: subprocess.Popen[bytes], port: int) -> bytes:
+    """What ``/readyz`` answers as soon as somebody listens."""
+    end = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            with socket.create_connection((LOOPBACK, port), timeout=START_SECONDS) as connection:
+                connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: bench\r\n\r\n")
+                return connection.recv(4096)
+        except ConnectionRefusedError:
+            time.sleep(LOOK_SECONDS)
+    raise SystemExit("a server does not start")
+
+
 def _cpu_of(arguments: list[str], environment: dict[str, str]) -> float:
     """Seconds of CPU, user and system, that a Python spends on ``arguments``."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         env=environment,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )
     _, status, usage = os.wait4(process.pid, 0)
