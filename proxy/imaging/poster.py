@@ -118,10 +118,12 @@ def _poster_of(container: object, max_pixels: int) -> bytes:
     streams: Sequence[VideoStream] = container.streams.video  # type: ignore[attr-defined]
     if not streams:
         raise UnsupportedImage("a file without video")
-    stream = streams[0]
+    # Covers and previews are streams too, of other codecs; players pass over them.
+    stream = next(filter(_can_decode, streams), None)
+    if stream is None:
+        codecs = [each.codec_context.name if each.codec_context else "unknown" for each in streams]
+        raise UnsupportedImage(f"video codecs {codecs}"[:200])
     codec = stream.codec_context
-    if codec is None or codec.name not in CODECS:
-        raise UnsupportedImage(f"video codec {codec.name if codec else 'unknown'!a}")
     _check(codec.width, codec.height, max_pixels)
     codec.thread_count = 1
     codec.options = {"max_pixels": str(max_pixels)}
@@ -129,6 +131,11 @@ def _poster_of(container: object, max_pixels: int) -> bytes:
     if chosen is None:
         raise UndecodableImage("no frame")
     return _as_png(chosen, _shape(chosen, stream, max_pixels))
+
+
+def _can_decode(stream: VideoStream) -> bool:
+    codec = stream.codec_context
+    return codec is not None and codec.name in CODECS
 
 
 def _shown(frames: Iterator[VideoFrame]) -> VideoFrame | None:

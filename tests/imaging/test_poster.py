@@ -146,6 +146,26 @@ def test_a_codec_that_is_not_allowed_is_unsupported() -> None:
         poster(BytesIO(video(container="mov", codec="mjpeg", set_up=set_up)), max_pixels=PIXELS)
 
 
+def test_a_track_that_is_not_decoded_hides_none_after_it() -> None:
+    """Catches a cover or a preview, as cameras put into a MOV, that passes for the video."""
+    out = BytesIO()
+    opened: Any = av.open(out, "w", format="mov")
+    with opened as file:
+        for codec, pixels, color in (
+            ("mjpeg", "yuvj420p", (0, 200, 0)),
+            ("libx264", "yuv420p", RED),
+        ):
+            stream = file.add_stream(codec, rate=10)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, pixels
+            frame: Any = av.VideoFrame.from_image(Image.new("RGB", (96, 64), color))
+            for each in (frame, None):
+                for packet in stream.encode(each):
+                    file.mux(packet)
+    png = poster(BytesIO(out.getvalue()), max_pixels=PIXELS)
+    colors: Any = Image.open(BytesIO(png)).convert("RGB").getpixel((48, 32))
+    assert colors[0] > 150 > colors[1]
+
+
 def test_a_codec_that_is_not_allowed_is_not_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a list that is asked only once FFmpeg has looked at each stream with any decoder."""
     known: list[Any] = []
