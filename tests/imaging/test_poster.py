@@ -150,16 +150,16 @@ def test_a_track_that_is_not_decoded_hides_none_after_it() -> None:
     """Catches a cover or a preview, as cameras put into a MOV, that passes for the video."""
     out = BytesIO()
     opened: Any = av.open(out, "w", format="mov")
+    frame_of: Any = av.VideoFrame.from_image
     with opened as file:
-        for codec, pixels, color in (
-            ("mjpeg", "yuvj420p", (0, 200, 0)),
-            ("libx264", "yuv420p", RED),
-        ):
+        streams = []
+        for codec, pixels in (("mjpeg", "yuvj420p"), ("libx264", "yuv420p")):
             stream = file.add_stream(codec, rate=10)
             stream.width, stream.height, stream.pix_fmt = 96, 64, pixels
-            frame: Any = av.VideoFrame.from_image(Image.new("RGB", (96, 64), color))
-            for each in (frame, None):
-                for packet in stream.encode(each):
+            streams.append(stream)
+        for stream, color in zip(streams, (GREEN, RED), strict=True):
+            for frame in (frame_of(Image.new("RGB", (96, 64), color)), None):
+                for packet in stream.encode(frame):
                     file.mux(packet)
     png = poster(BytesIO(out.getvalue()), max_pixels=PIXELS)
     colors: Any = Image.open(BytesIO(png)).convert("RGB").getpixel((48, 32))
