@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
 
 import h11
@@ -26,6 +27,16 @@ GATHERING_SECONDS = 0.1
 measured (``MIN_BYTES_PER_SECOND``, ``proxy.egress.pressure``)."""
 
 _BREAKS = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+
+
+@lru_cache(maxsize=256)
+def _of(headers: tuple[tuple[str, str], ...]) -> h11.Request:
+    """A request with these headers, which were checked then: those to a host are mostly the same.
+
+    Raises:
+        h11.LocalProtocolError: they are none.
+    """
+    return h11.Request(method="GET", target="/", headers=list(headers))
 
 
 class Exchange:
@@ -60,7 +71,7 @@ class Exchange:
             BadAnswer: it broke later, or what was received is not HTTP or costs too much.
         """
         try:
-            request = h11.Request(method=method, target=target, headers=headers)
+            request = h11.Request(method=method, target=target, headers=_of(tuple(headers)).headers)
             sent = [self._parser.send(request)]
             if content is not None:
                 sent.append(self._parser.send(h11.Data(content)))

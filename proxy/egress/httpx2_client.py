@@ -96,6 +96,11 @@ class _Pool(httpcore2.AsyncConnectionPool):
     def create_connection(self, origin: httpcore2.Origin) -> httpcore2.AsyncConnectionInterface:
         return _Connection(self._network, origin, self._idle_seconds)
 
+    async def _close_connections(self, closing: list[httpcore2.AsyncConnectionInterface]) -> None:
+        # Twice a request, and nearly always of none: the pool shields itself for them too.
+        if closing:
+            await super()._close_connections(closing)
+
 
 class _Connection(httpcore2.AsyncConnectionInterface):
     """A connection, open from its first exchange on, and the exchange that is under way on it."""
