@@ -335,6 +335,7 @@ def chores_of(
         decisions=moderator,
         cursors=moderator,
         is_cached=_anywhere if config.cluster.url else partial(_is_cached, parts.disk),
+        purge_elsewhere=partial(_purge_at_cdn, config, parts.cdn),
         resolver=accounts.did_resolver,
         gateway=parts.gateway,
         networks=parts.networks,
@@ -612,3 +613,12 @@ async def _anywhere(_did: Did) -> bool:
 
 async def _is_cached(disk: DiskCache, did: Did) -> bool:
     return await disk.has(Selection(did=did))
+
+
+async def _purge_at_cdn(config: Config, cdn: CdnSender, did: Did) -> None:
+    """Purge what a CDN has of an owner of whom nothing is cached here: it keeps copies for longer.
+
+    Not at CloudFront, which charges for each tag: those who are gone are of the whole network.
+    """
+    if config.cdn.kind in ("cloudflare", "bunny") and config.cdn.purge == "tags":
+        await cdn.invalidate([Selection(did=did)])

@@ -8,9 +8,10 @@ import pytest
 
 from proxy.config import Config
 from tests.fakes.cdns import BASE, CDNS, SETTINGS, FakeCdn
+from tests.fakes.streams import FakeJetstream
 from tests.fakes.visitors import ORIGIN, Visitors
 from tests.fakes.world import World
-from tests.processes import until
+from tests.processes import files_in, until
 from tests.web import serving
 
 pytestmark = pytest.mark.slow
@@ -28,9 +29,14 @@ def cdn(request: pytest.FixtureRequest, world: World) -> FakeCdn:
     return made
 
 
+def kind_of(cdn: FakeCdn) -> str:
+    return next(kind for kind, made in CDNS.items() if isinstance(cdn, made))  # type: ignore[arg-type]
+
+
 def config_of(world: World, cdn: FakeCdn, **more: Any) -> Config:
-    kind = next(kind for kind, made in CDNS.items() if isinstance(cdn, made))  # type: ignore[arg-type]
-    return world.config(cdn={**SETTINGS[kind], **more}, server={"cdn_url": BASE})
+    sections = {"accounts": more.pop("accounts", {})}
+    settings = {**SETTINGS[kind_of(cdn)], **more}
+    return world.config(cdn=settings, server={"cdn_url": BASE}, **sections)
 
 
 @pytest.mark.parametrize("what", ["owner", "bytes", "pair"])
@@ -88,3 +94,35 @@ async def test_what_comes_back_after_a_lift_is_kept_and_purged_as_before(
             await until(lambda: visitors.copies([picture]) == [])
             await client.service.moderator.lift(picture.selections[0], by="a test")
         assert len(cdn.requests) == 2
+
+
+async def test_an_account_that_is_gone_is_gone_at_the_cdn_when_nothing_of_it_is_cached_here(
+    world: World, cdn: FakeCdn
+) -> None:
+    """Catches copies that a CDN keeps for a year of an account that is gone.
+
+    What they were made of expired here long ago, or was never kept, as originals are not. At
+    CloudFront, which charges for each tag, the accounts of a whole network cannot be named.
+    """
+    jetstream = FakeJetstream()
+    world.directory_network.add(jetstream)
+    visitors = Visitors(world, cdn)
+    gone, cached, other = visitors.add_pictures(3)
+    accounts = {"url": "wss://jetstream.example"}
+    config = config_of(world, cdn, accounts=accounts)
+    async with serving(world, config) as client:
+        cdn.ask = client.ask
+        await until(lambda: bool(jetstream.requests))
+        for picture in (gone, other):
+            await cdn.get(f"/blob/{picture.did}/{picture.cid}")
+        await visitors.look_at(cached)
+        await until(lambda: len(files_in(config.cache.path)) == 3)
+        for number, picture in enumerate((gone, cached), start=1):
+            status = {"active": False, "did": picture.did, "seq": number, "status": "deleted"}
+            event = {"did": picture.did, "time_us": number, "kind": "account", "account": status}
+            jetstream.send(event)
+        await until(lambda: visitors.copies([cached]) == [])
+        if kind_of(cdn) != "cloudfront":
+            await until(lambda: visitors.copies([gone]) == [])
+        assert len(visitors.copies([other])) == 1
+        assert len(cdn.purged) == (1 if kind_of(cdn) == "cloudfront" else 2)

@@ -38,6 +38,7 @@ class AccountFeed:
     Args:
         kind: what stands at ``origin``: ``jetstream`` or ``relay``.
         is_cached: whether there are cached results of an owner.
+        purge_elsewhere: purges what others may have of an owner of whom nothing is cached here.
         forget: have every process ask for the DID document of an owner anew.
     """
 
@@ -53,6 +54,7 @@ class AccountFeed:
         network: Network,
         decisions: Decisions,
         is_cached: Callable[[Did], Awaitable[bool]],
+        purge_elsewhere: Callable[[Did], Awaitable[None]],
         forget: Callable[[Did], Awaitable[None]],
         metrics: Metrics,
     ) -> None:
@@ -61,6 +63,7 @@ class AccountFeed:
         self._server = Server(network, origin)
         self._decisions = decisions
         self._is_cached = is_cached
+        self._purge_elsewhere = purge_elsewhere
         self._forget = forget
         self._metrics = metrics
         self._by = f"accounts:{origin.authority}"
@@ -87,7 +90,10 @@ class AccountFeed:
 
     async def _carry_out(self, did: Did, inactive: str | None) -> None:
         await self._forget(did)
-        if inactive is None or not await self._is_cached(did):
+        if inactive is None:
+            return
+        if not await self._is_cached(did):
+            await self._purge_elsewhere(did)
             return
         reason = f"account is {inactive or 'not active'}"
         removed = await self._decisions.purge(Selection(did=did), by=self._by, reason=reason)

@@ -40,6 +40,7 @@ async def run_feeds(
     decisions: Decisions,
     cursors: Cursors,
     is_cached: Callable[[Did], Awaitable[bool]],
+    purge_elsewhere: Callable[[Did], Awaitable[None]],
     resolver: DidResolver,
     gateway: Gateway,
     networks: tuple[Network, Network],
@@ -55,6 +56,7 @@ async def run_feeds(
     Args:
         store: keeps what followed labels are about; closed at the end.
         is_cached: whether there are cached results of an owner.
+        purge_elsewhere: purges what others may have of an owner of whom nothing is cached here.
         resolver: resolves owners, and forgets the documents that changed.
         networks: the networks for strangers' hosts, and for the operator's own.
         leadership: one process at a time follows.
@@ -106,6 +108,7 @@ async def run_feeds(
             network=own,
             decisions=decisions,
             is_cached=is_cached,
+            purge_elsewhere=purge_elsewhere,
             forget=forget,
             metrics=metrics,
         )

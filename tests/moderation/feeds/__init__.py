@@ -37,12 +37,14 @@ class Told:
     Attributes:
         standing: the blocks that stand, with who asked for them.
         purged: what was purged, without what was blocked.
+        purged_elsewhere: owners of whom nothing was cached.
         failures: raised by the next decisions, one each.
     """
 
     standing: set[tuple[str, Selection]] = field(default_factory=set)
     lifted: list[Selection] = field(default_factory=list)
     purged: list[tuple[Selection, str]] = field(default_factory=list)
+    purged_elsewhere: list[Did] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     cursors: dict[str, int] = field(default_factory=dict)
@@ -69,6 +71,10 @@ class Told:
         await self._decided()
         self.purged.append((selection, reason))
         return 1
+
+    async def purge_elsewhere(self, did: Did) -> None:
+        await self._decided()
+        self.purged_elsewhere.append(did)
 
     def has_purged(self, selection: Selection, reason: str) -> bool:
         return (selection, reason) in self.purged
@@ -156,6 +162,7 @@ async def _run(
         decisions=told,
         cursors=told,
         is_cached=cached,
+        purge_elsewhere=told.purge_elsewhere,
         resolver=found.resolver,
         gateway=gateway,
         networks=networks,

@@ -83,7 +83,7 @@ async def test_what_is_cached_of_an_account_that_is_gone_is_purged(
 async def test_accounts_that_are_not_gone_or_not_cached_are_not_purged(
     world: World, told: Told, jetstream: FakeJetstream
 ) -> None:
-    """Catches: a purge of accounts that are not gone, or not cached."""
+    """Catches: a purge of accounts that are not gone, or not cached; copies elsewhere that stay."""
     cached, other = new_plc_did(), new_plc_did()
     async with following(world, told, accounts=JETSTREAM_URL, is_cached=lambda did: did == cached):
         await connected(jetstream)
@@ -95,6 +95,7 @@ async def test_accounts_that_are_not_gone_or_not_cached_are_not_purged(
         jetstream.send(account(cached, NOW + 5))
         await told.until(lambda: bool(told.purged))
     assert [selection.did for selection, _reason in told.purged] == [cached]
+    assert told.purged_elsewhere == [other]
 
 
 @pytest.mark.parametrize("kind", ["identity", "account"])

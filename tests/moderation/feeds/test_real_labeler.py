@@ -99,6 +99,7 @@ async def following(
                 decisions=told,
                 cursors=told,
                 is_cached=is_cached,
+                purge_elsewhere=told.purge_elsewhere,
                 resolver=resolver,
                 gateway=gateway,
                 networks=networks,
