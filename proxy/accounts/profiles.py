@@ -16,7 +16,7 @@ from proxy.config import Config
 from proxy.errors import BlobNotFound, NoAvatar, NoBanner, NoPdsEndpoint, RecordNotFound
 from proxy.model.identifiers import Cid, Did, Handle
 from proxy.model.keys import KINDS, BlobKey, Kind
-from proxy.model.references import GALLERY, Reference, parse_actor, parse_reference
+from proxy.model.references import GALLERY, Reference, parse_account, parse_reference
 from proxy.model.selection import Selection
 from proxy.shared.lookup_cache import Lifetimes, LookupCache
 
@@ -105,13 +105,13 @@ class Profiles:
         )
 
     async def find(self, actor: str) -> Did:
-        """The DID of a handle, or the DID itself.
+        """The DID of a handle or of a link to a profile, or the DID itself.
 
         Raises:
-            InvalidDid, InvalidHandle: ``actor`` is neither a DID nor a handle.
+            InvalidRequest: ``actor`` names no account (``parse_account``).
             ImageProxyError: see ``HandleResolver.resolve``.
         """
-        return await self._did_of(parse_actor(actor, own_names=self.own_names))
+        return await self._did_of(parse_account(actor, own_names=self.own_names))
 
     async def handle_of(self, did: Did) -> Handle | None:
         """See ``HandleResolver.confirmed``."""

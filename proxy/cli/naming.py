@@ -13,7 +13,7 @@ from proxy.cli.common import in_words
 from proxy.cli.output import Json
 from proxy.errors import ImageProxyError, InvalidRequest, RecordNotFound
 from proxy.model.identifiers import Did, parse_cid
-from proxy.model.references import Reference, parse_actor, parse_selection, selection_in, visible
+from proxy.model.references import Reference, parse_account, parse_selection, selection_in, visible
 from proxy.model.selection import Selection
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _of_options(settings: Config, did: str | None, cid: str | None) -> Name:
     blob = None if cid is None else parse_cid(visible(cid))
     if did is None:
         return Name(cid or "", Selection(cid=blob))
-    actor = parse_actor(did, own_names=settings.fetch.allow_private_hosts)
+    actor = parse_account(did, own_names=settings.fetch.allow_private_hosts)
     return Name(did, selection_in(Reference(actor, cid=blob)))
 
 
@@ -127,14 +127,14 @@ def dids_of(settings: Config, actors: Iterable[str]) -> dict[str, Did]:
     """Return the DIDs of handles, and of DIDs, for which nobody is asked.
 
     Raises:
-        InvalidDid, InvalidHandle: one is neither.
+        InvalidRequest: one names no account.
         ImageProxyError: see ``find``.
     """
     import trio
 
     texts = list(actors)
     own_names = settings.fetch.allow_private_hosts
-    means = [selection_in(Reference(parse_actor(each, own_names=own_names))) for each in texts]
+    means = [selection_in(Reference(parse_account(each, own_names=own_names))) for each in texts]
     names = [(Name(text, each), "") for text, each in zip(texts, means, strict=True)]
     found = trio.run(find, settings, names)
     return {

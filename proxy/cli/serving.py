@@ -182,7 +182,7 @@ def info(context: Context, output: Output, did: str, cid: str) -> None:
     settings = context.load(to_serve=True)
 
     async def work(service: Service) -> None:
-        told = (await service.get_info(await service.actors.find(did), cid)).model_dump()
+        told = (await service.get_info(await service.actors.find(did), visible(cid))).model_dump()
         width = max(map(len, told))
         output.report(
             told,

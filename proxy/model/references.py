@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from proxy.errors import InvalidRequest
+from proxy.errors import InvalidHandle, InvalidRequest
 from proxy.model.identifiers import Cid, Did, Handle, OwnNames, parse_cid, parse_did, parse_handle
 from proxy.model.keys import KINDS, Kind, Medium
 from proxy.model.selection import Selection
@@ -90,6 +90,20 @@ def parse_actor(text: str, *, own_names: OwnNames = False) -> Did | Handle:
     if text.startswith("did:"):
         return parse_did(text)
     return parse_handle(text.removeprefix("@"), own_names=own_names)
+
+
+def parse_account(text: str, *, own_names: OwnNames = False) -> Did | Handle:
+    """An account, as ``parse_actor``, or by what ``parse_reference`` takes for it alone.
+
+    Raises:
+        InvalidRequest: it names no account, or more than it: a record or a blob of it.
+    """
+    if not re.search(r"[\s/]", text := visible(text)):
+        return parse_actor(text, own_names=own_names)
+    reference = parse_reference(text, own_names=own_names)
+    if reference != Reference(reference.actor):
+        raise InvalidHandle(f"{text[:200]!a} names more than an account")
+    return reference.actor
 
 
 def split_format(name: str) -> tuple[str, str | None]:

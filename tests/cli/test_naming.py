@@ -236,6 +236,9 @@ def test_url_fetch_and_warm_take_a_handle(run: Run, settings: Config, accounts: 
     accounts.name(did, ALICE)
     environment = {"IMAGE_PROXY_PROCESS__ISOLATION": "thread"}
     assert run("url", "avatar", ALICE, cid).stdout == f"/img/avatar/plain/{did}/{cid}\n"
+    link = f"bsky.app/profile/{ALICE}"
+    assert run("url", "avatar", link, cid).stdout == f"/img/avatar/plain/{did}/{cid}\n"
+    assert run("url", "avatar", f"{link}/post/3abc", cid).exit_code == 2
     fetched = run("fetch", "avatar", ALICE, cid, env=environment)
     assert fetched.exit_code == 0, fetched.stderr
     lines = f"# {ALICE} {cid}\navatar @{ALICE} {cid}\nbanner {ALICE} {cid} webp\n"
@@ -252,6 +255,8 @@ def test_url_fetch_and_warm_take_a_handle(run: Run, settings: Config, accounts: 
         assert failed.exit_code == 1
         assert "nobody.test" in failed.stderr
     assert run("warm", input=f"nobody.test {cid}", env=environment).exit_code == 1
+    told = run("info", f"https://{link}", f"\u202a{cid}\u202c", env=environment)
+    assert told.exit_code == 0, told.stderr
 
 
 def test_warm_tells_what_it_skipped_and_what_the_cache_did_not_keep(

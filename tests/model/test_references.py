@@ -15,6 +15,7 @@ from proxy.model.references import (
     GALLERY,
     POST,
     Reference,
+    parse_account,
     parse_actor,
     parse_reference,
     parse_selection,
@@ -215,3 +216,39 @@ def test_what_selects_nothing_is_refused(text: str, error: type[InvalidRequest])
     """Catches a block of something else than what was mistyped."""
     with pytest.raises(error):
         parse_selection(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "actor"),
+    [
+        (" @alice.community\u200e", "alice.community"),
+        (DID, DID),
+        ("bsky.app/profile/alice.community", "alice.community"),
+        (f"https://bsky.app/profile/{DID}/", DID),
+        (f"at://{DID}", DID),
+        ("https://tangled.org/@alice.community", "alice.community"),
+    ],
+)
+def test_a_link_to_a_profile_names_its_account(text: str, actor: str) -> None:
+    """Catches a command that takes links in one of its places only."""
+    assert parse_account(text) == actor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{DID}/{CID}",
+        f"https://bsky.app/profile/{DID}/post/{KEY}",
+        f"https://bsky.app/profile/{DID}/feed/{KEY}",
+        f"/img/avatar/plain/{DID}/{CID}",
+        f"/avatar/{DID}",
+        f"at://{DID}/app.bsky.feed.post/{KEY}",
+        "",
+        "alice",
+        "did:plc:short",
+    ],
+)
+def test_what_names_more_than_an_account_or_none_is_no_account(text: str) -> None:
+    """Catches a block of all that an account has, where one of its posts was pasted."""
+    with pytest.raises(InvalidRequest):
+        parse_account(text)
