@@ -16,8 +16,11 @@ from types import FrameType
 import pytest
 import trio
 
-LIMIT = 120.0
-"""Seconds for the fixtures of a test, the test, and its end, each; ``time_limit`` marks others."""
+LIMIT, SLOW_LIMIT = 120.0, 600.0
+"""Seconds for the fixtures of a test, the test, and its end, each; ``time_limit`` marks others.
+
+What is marked as slow does steady work, on a busy machine for minutes.
+"""
 
 GRACE = 20.0
 """Seconds that a test of Trio has to end after it was cancelled."""
@@ -40,7 +43,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 def _limited(item: pytest.Item) -> Generator[None, object, object]:
     mark = item.get_closest_marker("time_limit")
-    limit: float = mark.args[0] if mark else LIMIT
+    usual = SLOW_LIMIT if item.get_closest_marker("slow") else LIMIT
+    limit: float = mark.args[0] if mark else usual
     message = f"{item.nodeid} took over {limit:g} s"
     stood: list[str] = []
 
