@@ -1,7 +1,7 @@
 """The default HTTP client: the pool of httpx2's transport, with connections of ours in it.
 
 The pool decides which connection a request gets, and which ones stay open. Its own connections pass
-each part of an answer through five generators, which was a fifth of what a miss costs the event
+each part of an answer through five generators, which was a sixth of what a miss costs the event
 loop; those here hand out what an ``Exchange`` reads.
 """
 
