@@ -163,7 +163,9 @@ class _Picture:
                     # libjpeg's scaling makes hard edges ring: decode again, nearer to full size.
                     decoded, region = self._original.decode(on_canvas, REDUCING_GAP, keep=not last)
                 kernel: resample.Kernel = BICUBIC if target in _CHEAP else LANCZOS
-                image = _scaled(decoded.plain, region, flat=flat, kernel=kernel)
+                # Other sources have not the memory for it, and other formats gain little.
+                png = target is format_ is Format.PNG
+                image = _scaled(decoded.plain, region, flat=flat, kernel=kernel, averages=png)
             had_palette = decoded.paletted is not None
             del decoded
             if last:
@@ -333,16 +335,24 @@ def _scales(decoded: Decoded, region: Placement) -> bool:
 
 
 def _scaled(
-    image: Image.Image, region: Placement, *, flat: bool, kernel: resample.Kernel = LANCZOS
+    image: Image.Image,
+    region: Placement,
+    *,
+    flat: bool,
+    kernel: resample.Kernel = LANCZOS,
+    averages: bool = False,
 ) -> Image.Image:
     """Crop and scale in one step; colours are weighted by their alpha.
 
     Args:
         kernel: of a photograph.
+        averages: take the fast way for what is drawn, which needs as much memory as the source.
     """
     box, size = region
     if region == (Box(0, 0, *image.size), image.size):
         return image
+    if flat and averages and (fast := resample.averaged(image, size, box)) is not None:
+        return fast
     if not flat and (fast := resample.convolved(image, size, box, kernel)) is not None:
         return fast
     # Hamming has no negative lobes, so it makes no halo next to an edge, at any scale.

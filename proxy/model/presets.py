@@ -14,7 +14,7 @@ MAX_SIDE = 8192
 """The longest side that a preset may have, in pixels: larger results are not previews."""
 
 ENCODER_REVISION = 4
-ENCODER_REVISIONS: dict[Format, int] = {Format.PNG: 6, Format.JSON: 1}
+ENCODER_REVISIONS: dict[Format, int] = {Format.PNG: 7, Format.JSON: 1}
 """Raise one when an encoder's settings change: ETags and cache entries change with it. A format
 can have its own revision. The first one is that of all others, and of URLs without a format: raise
 it when any format changes that those give."""

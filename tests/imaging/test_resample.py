@@ -190,3 +190,48 @@ def test_other_modes_are_left_to_pillow() -> None:
     for mode in ("1", "P", "LA", "RGBA", "CMYK", "I;16"):
         image = Image.new(mode, (8, 8))
         assert resample.convolved(image, Size(4, 4), Box(0, 0, 8, 8), LANCZOS) is None
+
+
+def screenshot(width: int, height: int) -> Image.Image:
+    """Squares of colours that are neither black nor white, with hard edges, on a grey page."""
+    random = np.random.default_rng(4)
+    page = Image.new("RGB", (width, height), (90, 100, 110))
+    for _ in range(200):
+        left, top = int(random.integers(width)), int(random.integers(height))
+        across, down = (int(side) for side in random.integers(1, 60, 2))
+        color = tuple(int(level) for level in random.integers(40, 216, 3))
+        page.paste(color, (left, top, left + across, top + down))
+    return page
+
+
+@needs_fast
+@pytest.mark.parametrize("scale", [2.15, 2.5, 3.3, 6.7])
+def test_a_drawing_scaled_fast_is_as_hamming_makes_it(scale: float) -> None:
+    """Catches softer edges, and a picture that starts half a pixel aside."""
+    image = screenshot(900, 700)
+    box = Box(30.0, 20.0, 830.0, 620.0)
+    size = Size(round(800 / scale), round(600 / scale))
+    fast = resample.averaged(image, size, box)
+    assert fast is not None
+    plain = image.resize(size, Image.Resampling.HAMMING, box=box)
+    near = np.asarray(fast), np.asarray(plain)
+    assert color_error(*near) <= 1.5
+    assert ssim(*near) >= 0.99
+
+
+@needs_fast
+@pytest.mark.parametrize("scale", [2.15, 2.4, 3.7, 9])
+def test_a_drawing_scaled_fast_has_no_halos(scale: float) -> None:
+    """Catches Lanczos or Catmull-Rom: they leave the range of the colours beside an edge."""
+    image = Image.new("RGB", (720, 540), (200, 180, 60))
+    image.paste((70, 90, 150), (331, 0, 720, 540))
+    fast = resample.averaged(image, Size(int(720 / scale), int(540 / scale)), Box(0, 0, 720, 540))
+    assert fast is not None
+    assert fast.getextrema() == ((70, 200), (90, 180), (60, 150))
+
+
+@pytest.mark.parametrize("size", [Size(60, 40), Size(50, 50), Size(45, 49)])
+def test_a_drawing_of_half_its_size_or_more_is_left_to_pillow(size: Size) -> None:
+    """Catches thin strokes lost to an average of four, and a triangle as wide as two pixels."""
+    image = Image.new("RGB", (100, 100))
+    assert resample.averaged(image, size, Box(0, 0, 100, 100)) is None

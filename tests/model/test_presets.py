@@ -343,15 +343,15 @@ def test_a_new_encoder_of_one_format_changes_the_fingerprints_of_that_format_alo
 
 
 PINNED = {
-    "avatar": ("98debaa9f2", "6b44ba777a", "1a8463952a", "923f287060", "23d46a80ed"),
-    "avatar_small": ("4f70d0387e", "e7aa61e34d", "6b68f44921", "5f9f35132c", "07af62fa47"),
-    "banner": ("2c2426e449", "d870889086", "31b2b39ffb", "18c40e11db", "0668e08b99"),
-    "content_preview": ("c8e1016eea", "3bcae6176b", "2d6d9d88c8", "98cfc5adeb", "a4636a1eb4"),
-    "content_full": ("7dee84d86d", "662c6dbc40", "6bea9ae0c7", "56e06b5310", "4ea2dc0cf7"),
-    "embed_thumbnail": ("2bd5091e06", "7d13185c17", "05c1c7f97d", "314149632e", "7d3c831019"),
-    "avatar_thumbnail": ("e3946f2754", "4a78a2635c", "6ce0b06a8c", "e6adf5c37e", "a92676834b"),
-    "feed_thumbnail": ("d02daaafb9", "ea5df31628", "75e9625826", "abac7ba03c", "1a1556e119"),
-    "feed_fullsize": ("6712440e50", "45cafd18a8", "b0d7612e07", "833ac40e35", "631e289632"),
+    "avatar": ("98debaa9f2", "6b44ba777a", "a47f93fd9f", "923f287060", "23d46a80ed"),
+    "avatar_small": ("4f70d0387e", "e7aa61e34d", "34c20c23af", "5f9f35132c", "07af62fa47"),
+    "banner": ("2c2426e449", "d870889086", "89cacb8385", "18c40e11db", "0668e08b99"),
+    "content_preview": ("c8e1016eea", "3bcae6176b", "48fbd5df36", "98cfc5adeb", "a4636a1eb4"),
+    "content_full": ("7dee84d86d", "662c6dbc40", "afdac5bd6b", "56e06b5310", "4ea2dc0cf7"),
+    "embed_thumbnail": ("2bd5091e06", "7d13185c17", "537cb8b2ca", "314149632e", "7d3c831019"),
+    "avatar_thumbnail": ("e3946f2754", "4a78a2635c", "b15c42fec1", "e6adf5c37e", "a92676834b"),
+    "feed_thumbnail": ("d02daaafb9", "ea5df31628", "763eed8ac0", "abac7ba03c", "1a1556e119"),
+    "feed_fullsize": ("6712440e50", "45cafd18a8", "58a297fb7f", "833ac40e35", "631e289632"),
 }
 """Of each default preset, in the source's format and as JPEG, PNG, WebP and AVIF, as their encoders
 last changed."""
