@@ -110,7 +110,7 @@ async def test_no_purge_is_outrun_however_often_another_process_reads(make: Make
 
     By the clock of the machine: the kernel notes by it when the reader beside has read the file.
     """
-    mine, other = make(clock=time.time), make(clock=time.time)
+    mine, other = (make(clock=time.time, fsync=False) for _ in range(2))
     async with trio.open_nursery() as nursery:
 
         async def read() -> None:
