@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import signal
-import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -18,10 +17,8 @@ from bench.client import Answer, Connection
 from bench.cluster.ledger import Selected
 from bench.processes import BenchError, started, until
 from bench.upstream import LOOPBACK
+from tests.nginx import free_pairs
 from tests.postgres import Postgres, PostgresUnavailable
-
-FIRST_PORT, LAST_PORT = 21000, 30000
-"""SeaweedFS takes the port of each service, and that plus 10,000."""
 
 BUCKET = "pictures"
 
@@ -62,7 +59,7 @@ class SeaweedFs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "seaweedfs"
         self._folder.mkdir()
-        self._ports = list(itertools.islice(_free_pairs(), 4))
+        self._ports = list(itertools.islice(free_pairs(), 4))
         self.port = self._ports[0]
         self._process: trio.Process | None = None
         self._stack = AsyncExitStack()
@@ -137,14 +134,3 @@ async def put(port: int, path: str, body: bytes = b"") -> Answer:
         return await connection.send("PUT", path, body)
     finally:
         connection.close()
-
-
-def _free_pairs() -> Iterator[int]:
-    for port in range(FIRST_PORT, LAST_PORT):
-        try:
-            for each in (port, port + 10000):
-                with socket.socket() as probe:
-                    probe.bind((LOOPBACK, each))
-        except OSError:
-            continue
-        yield port

@@ -7,7 +7,6 @@ import hmac
 import http.client
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,13 +21,10 @@ import pytest
 
 from proxy.cache.object_client import StoredObjects
 from proxy.config import StoreSection
-from tests.nginx import free_port
+from tests.nginx import free_pairs, free_port
 from tests.npm import installed, need_npm
 from tests.processes import PATIENCE
 from tests.required import skip_unless_required
-
-FIRST_PORT, LAST_PORT = 20000, 30000
-"""SeaweedFS takes the port of each service, and that plus 10,000."""
 
 _numbers = itertools.count()
 
@@ -162,18 +158,6 @@ def make_bucket(port: int, name: str) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
         connection.request("PUT", f"/{name}")
         assert connection.getresponse().status in (200, 409)  # it may be there already
-
-
-def free_pairs() -> Iterator[int]:
-    """Ports that nobody listens on, nor on the one 10,000 higher."""
-    for port in range(FIRST_PORT, LAST_PORT):
-        try:
-            for each in (port, port + 10000):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", each))
-        except OSError:
-            continue
-        yield port
 
 
 ACCOUNT = "pictures"
