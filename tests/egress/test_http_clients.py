@@ -270,29 +270,14 @@ async def test_others_have_their_turn_while_an_answer_of_small_chunks_is_read(
     assert turns >= chunks // CHUNKS_PER_STEP - 1
 
 
+@pytest.mark.parametrize("body", [BODY, bytes(3 * READ_BYTES)], ids=["short", "long"])
 async def test_bytes_after_an_answer_are_not_the_next_answer(
-    client_world: World, site: Site
+    client_world: World, site: Site, body: bytes
 ) -> None:
-    """Catches: a head that is parsed unmeasured, because it came after another answer's end."""
-    surplus = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
+    """Catches: a head that is parsed unmeasured, because it came after another answer's end.
 
-    async def send_more(conversation: Conversation) -> None:
-        conversation.keep_alive = True
-        await conversation.send(conversation.response.encoded() + surplus)
-
-    site.faults = [send_more]
-    async with running_gateway(client_world) as gateway:
-        for _ in range(2):
-            answer = await gateway.get(origin_of(site), "/a", max_bytes=MAX_BYTES)
-            assert answer.body == BODY
-    assert site.connections == 2
-
-
-async def test_bytes_after_a_long_answer_are_not_the_next_answer(
-    client_world: World, site: Site
-) -> None:
-    """Catches: a body that is read by its length, and what follows it as the next answer."""
-    body = bytes(3 * READ_BYTES)
+    And a long body that is read by its length, with what follows it as the next answer.
+    """
     answers_at(site, "/a", body)
     surplus = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"
 
