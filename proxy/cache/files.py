@@ -126,6 +126,8 @@ class CacheFolder:
         self._cached_files = CachedFiles()
         self._numbers = itertools.count()
         self._entering = threading.Lock()
+        # What the index may be wrong about, for want of room to record it.
+        self._unrecorded: set[File] = set()
         self.totals = Totals(0, 0)
 
     @property
@@ -264,6 +266,7 @@ class CacheFolder:
                 left[each] = self._write(each.data, each.record.written)
             # After all were written, so that a journal commits them together.
             self._sync(left.values())
+            self._record()
             with self._index.writing() as rows:
                 evicted = self._make_room(rows, sum(each.record.size for each in arrivals))
                 for each in arrivals:
@@ -280,9 +283,9 @@ class CacheFolder:
                             rows.add(each.record)
                     self.totals = rows.totals()
             except BaseException:
-                with suppress(OSError), self._index.writing() as rows:
-                    for each in arrivals:
-                        self._settle_arrival(rows, each.record)
+                self._unrecorded.update(each.record.file for each in arrivals)
+                with suppress(OSError):
+                    self._record()
                 raise
         finally:
             for temporary in left.values():
@@ -368,8 +371,10 @@ class CacheFolder:
             begun = 0
             with self._index.writing() as rows:
                 for selection in selections:
-                    rows.refuse_arrivals(selection)
-                    for record in rows.selected(selection, BATCH - begun):
+                    refused = rows.refuse_arrivals(selection)
+                    unrecorded = [each for each in refused if self._is_unrecorded(rows, each.file)]
+                    left = max(BATCH - begun - len(unrecorded), 0)
+                    for record in (*unrecorded, *rows.selected(selection, left)):
                         rows.begin_removal(record)
                         begun += 1
             if begun:
@@ -377,6 +382,10 @@ class CacheFolder:
             removed += begun
             if begun < BATCH:
                 return removed
+
+    def _is_unrecorded(self, rows: Rows, file: File) -> bool:
+        """Whether a file appeared, and its disk was too full to record that it had."""
+        return rows.find(file) is None and (self._images / file.path).exists()
 
     def _unknown(self, selections: Sequence[Selection]) -> Iterator[File]:
         """Yield the selected files in the folders, whether or not the index has them.
@@ -398,6 +407,8 @@ class CacheFolder:
     def cleanup(self) -> Evicted:
         """Remove entries past their TTL or over the limit; finish the work of dead processes."""
         self._enter()
+        self._record()
+        self._finish_removals()
         self._recover()
         if not self._images.exists():
             self.forget_missing()
@@ -555,12 +566,29 @@ class CacheFolder:
             freed += size
         if given_up:
             log.warning("the disk is full: entries given up", entries=len(given_up))
-            with suppress(OSError), self._index.writing() as rows:
-                for file in given_up:
-                    if not (self._images / file.path).exists():
-                        rows.remove(file)
-                self.totals = rows.totals()
+            self._unrecorded.update(given_up)
+            with suppress(OSError):
+                self._record()
         return len(given_up)
+
+    def _record(self) -> None:
+        """Record what a full disk kept the index from recording: what appeared, and what is gone.
+
+        Raises:
+            OSError: there still is no room; a later call records it.
+        """
+        files = frozenset(self._unrecorded)
+        if not files:
+            return
+        with self._index.writing() as rows:
+            announced = {record.file: record for record in rows.arrivals()}
+            for file in files:
+                if file in announced:
+                    self._settle_arrival(rows, announced[file])
+                if not (self._images / file.path).exists():
+                    rows.remove(file)
+            self.totals = rows.totals()
+        self._unrecorded -= files
 
     def _images_are_beside_the_index(self) -> bool:
         """Whether both are on one file system, so that deleting images makes room for the index."""
@@ -590,6 +618,8 @@ class CacheFolder:
 
     def close(self) -> None:
         """Remove this process's mark, and close the index."""
+        with suppress(OSError):
+            self._record()
         with suppress(OSError):
             self._writing.rmdir()
         self._liveness.leave()
@@ -694,7 +724,12 @@ class CacheFolder:
         return False
 
     def verify_above_shards(self, *, repair: bool) -> list[tuple[str, Path]]:
-        """Return what lies where only folders of shards do: ``foreign``; ``repair`` removes it."""
+        """Return what lies where only folders of shards do: ``foreign``; ``repair`` removes it.
+
+        Finishes the work of dead processes, so that none of it is taken for a fault.
+        """
+        self._enter()
+        self._recover()
         above = [self._images] if self._images.is_dir() else []
         above += [each for each in self._images.glob("*") if _is_folder(each)]
         found = [each for folder in above for each in folder.iterdir() if not _is_folder(each)]

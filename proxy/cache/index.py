@@ -257,10 +257,12 @@ class Rows:
         self.remove(record.file)
         self._begin(record, arrives=False)
 
-    def refuse_arrivals(self, selection: Selection) -> None:
-        """Cancel the announced arrivals of all processes for the selected entries."""
+    def refuse_arrivals(self, selection: Selection) -> list[IndexEntry]:
+        """Cancel the announced arrivals of all processes for the selected entries; return them."""
         where, values = _selected(selection, cid="substr(name, 1, instr(name, '@') - 1)")
+        refused = self._announced(f"arrives AND {where}", values)
         self._connection.execute(f"DELETE FROM moves WHERE arrives AND {where}", values)  # noqa: S608
+        return refused
 
     def end_arrival(self, file: File, process: str | None = None) -> bool:
         """Record that a file arrives now, or never will.
@@ -278,8 +280,8 @@ class Rows:
         """Return the files that a process (by default this one) is about to remove."""
         return [record.file for record in self._moves(process, arrives=False)]
 
-    def arrivals(self, process: str) -> list[IndexEntry]:
-        """Return the entries that a process is about to add."""
+    def arrivals(self, process: str | None = None) -> list[IndexEntry]:
+        """Return the entries that a process (by default this one) is about to add."""
         return self._moves(process, arrives=True)
 
     def moving_processes(self) -> list[str]:
@@ -288,10 +290,12 @@ class Rows:
         return [process for (process,) in rows]
 
     def _moves(self, process: str | None, *, arrives: bool) -> list[IndexEntry]:
+        return self._announced("process = ? AND arrives = ?", (process or self._process, arrives))
+
+    def _announced(self, where: str, values: Iterable[object]) -> list[IndexEntry]:
         rows = self._connection.execute(
-            "SELECT folder, name, size, digest, written, written FROM moves"
-            " WHERE process = ? AND arrives = ?",
-            (process or self._process, arrives),
+            f"SELECT folder, name, size, digest, written, written FROM moves WHERE {where}",  # noqa: S608
+            tuple(values),
         )
         return list(map(_record, rows.fetchall()))
 

@@ -881,10 +881,14 @@ async def test_a_write_that_was_killed_is_finished_or_forgotten_by_the_next(
     assert await verified(after) == []
 
 
+@pytest.mark.parametrize("is_verified_first", [False, True])
 async def test_a_removal_that_was_killed_is_finished_by_the_next(
-    make: MakeCache, root: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeCache, root: Path, monkeypatch: pytest.MonkeyPatch, is_verified_first: bool
 ) -> None:
-    """Catches a purged picture that stays because its process ended between index and file."""
+    """Catches a purged picture that stays because its process ended between index and file.
+
+    And a verification that tells it as a fault.
+    """
     killed = make()
     await killed.put(key(1), entry())
 
@@ -898,7 +902,10 @@ async def test_a_removal_that_was_killed_is_finished_by_the_next(
     assert exists(path_of(root, key(1)))
     end(killed)
     after = make()
-    await after.check()
+    if is_verified_first:
+        assert await verified(after) == []
+    else:
+        await after.check()
     assert files_below(root) == []
     assert await verified(after) == []
 

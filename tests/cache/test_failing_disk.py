@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
 from proxy.cache.disk import DiskCache
+from proxy.model.keys import ImageKey
+from proxy.model.selection import Selection
 from proxy.moderation.store import ModerationStore
 from tests.cache import entry, key, owner
 from tests.fakes.world import tiny_jpeg
@@ -33,6 +36,8 @@ from tests.required import skip_unless_required
 pytestmark = pytest.mark.slow
 
 SIZE = 4 << 20
+MOST_PUTS = 2000
+SMALL = key(MOST_PUTS)
 
 
 @pytest.fixture
@@ -245,3 +250,68 @@ async def test_a_full_disk_keeps_no_server_from_blocking_nor_from_starting(disk:
 
             await until(serves)
             assert (await server.get(blocked)).status == 404
+
+
+async def fail_as_it_fills(disk: Path, cache: DiskCache) -> list[int]:
+    """Fill the disk each time a file is to appear until nothing is recorded; what was put."""
+    tried: list[int] = []
+    for number in range(MOST_PUTS):
+        tried.append(number)
+        try:
+            await cache.put(key(number), entry(2000 + number))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017
+            return tried
+        (disk / "ballast").unlink()
+    raise AssertionError("the disk was never too full to record an entry")
+
+
+@pytest.fixture
+async def filled(disk: Path) -> AsyncIterator[DiskCache]:
+    """A cache whose disk has no more room as soon as a file is to appear, ``SMALL`` apart."""
+
+    def may_keep(image: ImageKey) -> bool:
+        if image != SMALL:
+            fill(disk)
+        return True
+
+    async with aclosing(DiskCache(disk / "cache", max_bytes=1 << 30, may_keep=may_keep)) as cache:
+        yield cache
+
+
+async def verified(disk: Path) -> list[str]:
+    return await command({"IMAGE_PROXY_CACHE__PATH": str(disk / "cache")}, "cache", "verify")
+
+
+@pytest.mark.parametrize("by", ["a cleanup", "the next write", "the end"])
+async def test_a_file_that_appeared_as_its_disk_filled_up_is_recorded_when_there_is_room(
+    disk: Path, filled: DiskCache, by: str
+) -> None:
+    """Catches a file that no index has: no eviction finds it, and it is told as a fault."""
+    await filled.make_indexed()
+    tried = await fail_as_it_fills(disk, filled)
+    placed = [
+        each for each in tried if any(key(each).blob.cid in path.name for path in files(disk))
+    ]
+    assert placed == tried, "the last one appeared too, or there is nothing to see here"
+    (disk / "ballast").unlink()
+    if by == "a cleanup":
+        await filled.cleanup()
+    if by == "the next write":
+        await filled.put(SMALL, entry(100))
+    if by == "the end":
+        await filled.aclose()
+    assert "0 wrong" in (await verified(disk))[-1]
+
+
+async def test_a_file_that_appeared_as_its_disk_filled_up_goes_with_a_purge_of_its_blob(
+    disk: Path, filled: DiskCache
+) -> None:
+    """Catches a blocked picture that nginx serves on: the index did not know where it was."""
+    await filled.make_indexed()
+    unrecorded = (await fail_as_it_fills(disk, filled))[-1]
+    cid = key(unrecorded).blob.cid
+    assert any(cid in path.name for path in files(disk))
+    (disk / "ballast").unlink()
+    assert await filled.purge(Selection(cid=cid)) == 1
+    assert not any(cid in path.name for path in files(disk))
