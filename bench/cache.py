@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import os
 import random
+import sqlite3
 import sys
 import tempfile
 import time
@@ -122,22 +123,42 @@ class Stock:
         digest = hashlib.sha256(ENTRY).digest()
         now = time.time()
         images = self.path / IMAGES
-        for first in range(0, self.entries, FILL_STEP):
+        self._drop_orders(index)
+        # In the order of their folders: a table grows at its end ten times as fast as within.
+        owners = sorted(range(-(-self.entries // PER_OWNER)), key=_folder_of)
+        for first in range(0, len(owners), FILL_STEP // PER_OWNER):
             with index.writing() as rows:
-                for number in range(first, min(first + FILL_STEP, self.entries)):
-                    file = file_of(key_of(number))
-                    path = images / file.path
-                    if number % PER_OWNER == 0:
-                        path.parent.mkdir(parents=True)
-                    path.write_bytes(ENTRY)
-                    # Read in another order than they were written in.
-                    used = now - 3600 - (number * 7919) % self.entries / 1000
-                    os.utime(path, (used, used))
-                    rows.add(IndexEntry(file, len(ENTRY), digest, used, used))
+                for owner in owners[first : first + FILL_STEP // PER_OWNER]:
+                    for number in self._of_owner(owner):
+                        file = file_of(key_of(number))
+                        path = images / file.path
+                        if number % PER_OWNER == 0:
+                            path.parent.mkdir(parents=True)
+                        path.write_bytes(ENTRY)
+                        # Read in another order than they were written in.
+                        used = now - 3600 - (number * 7919) % self.entries / 1000
+                        os.utime(path, (used, used))
+                        rows.add(IndexEntry(file, len(ENTRY), digest, used, used))
             on_step()
+        index.close()
+        index = Index(self.path, "bench")  # which makes them again
         with index.writing() as rows:
             rows.set_complete()
         index.close()
+
+    def _of_owner(self, owner: int) -> range:
+        return range(owner * PER_OWNER, min((owner + 1) * PER_OWNER, self.entries))
+
+    def _drop_orders(self, index: Index) -> None:
+        """Drop what the index is sorted by beside its files, which is quicker made at the end."""
+        with index.writing():
+            pass  # so that it is there
+        with closing(sqlite3.connect(self.path / FILE_NAME)) as connection:
+            names = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+            ).fetchall()
+            for (name,) in names:
+                connection.execute(f"DROP INDEX {name}")
 
     def folder(self, room: int = 0) -> CacheFolder:
         """The cache over it, whose limit is what is there now less ``room`` bytes."""
@@ -180,6 +201,10 @@ def _key(owner: int, cid: Cid) -> ImageKey:
     value = int.from_bytes(hashlib.sha256(b"owner %d" % owner).digest(), "big")
     did = Did("did:plc:" + "".join(digits[value >> 5 * at & 31] for at in range(24)))
     return image_key(DEFAULT_PRESETS, "avatar_thumbnail", did, cid)
+
+
+def _folder_of(owner: int) -> str:
+    return file_of(key_of(owner * PER_OWNER)).folder
 
 
 def _cid(number: int) -> Cid:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import h11
 import trio
+from quart_trio.testing.app import TrioTestApp
 
 from proxy.config import Config
 from proxy.service import Service
@@ -18,7 +19,7 @@ from proxy.web.door import plain_request, start_of_head
 from proxy.web.responses import HttpResponse, PendingResponse
 from tests.fakes.world import World
 
-PATIENCE = 30.0
+PATIENCE = 30
 """Seconds after which an answer that does not come fails a test."""
 
 SECURITY = {
@@ -261,7 +262,8 @@ class Client:
 @asynccontextmanager
 async def running(app: ImageProxyApp) -> AsyncIterator[Client]:
     """Start the application, and stop it after the block."""
-    async with app.test_app():
+    # Quart's six seconds are too short on a busy machine, and what it gives up, it leaves open.
+    async with TrioTestApp(app, startup_timeout=PATIENCE, shutdown_timeout=PATIENCE):
         yield Client(app)
 
 
