@@ -129,15 +129,16 @@ class Stock:
         for first in range(0, len(owners), FILL_STEP // PER_OWNER):
             with index.writing() as rows:
                 for owner in owners[first : first + FILL_STEP // PER_OWNER]:
+                    folder = _folder_of(owner)
+                    (images / folder).mkdir(parents=True)
                     for number in self._of_owner(owner):
-                        file = file_of(key_of(number))
-                        path = images / file.path
-                        if number % PER_OWNER == 0:
-                            path.parent.mkdir(parents=True)
-                        path.write_bytes(ENTRY)
+                        file = File(folder, entry_name(key_of(number), Format.JPEG))
+                        path = f"{images}/{file.path}"
                         # Read in another order than they were written in.
                         used = now - 3600 - (number * 7919) % self.entries / 1000
-                        os.utime(path, (used, used))
+                        with open(path, "xb", buffering=0) as opened:
+                            opened.write(ENTRY)
+                            os.utime(opened.fileno(), (used, used))
                         rows.add(IndexEntry(file, len(ENTRY), digest, used, used))
             on_step()
         index.close()
