@@ -354,16 +354,18 @@ class CacheFolder:
         removed entries.
         """
         self._enter()
+        roots = self._roots_of_unknown(selections)
         removed = sum(self._purge_known(chunk) for chunk in _batches(selections))
-        return removed + self._remove(self._unknown(selections))
+        return removed + self._remove(self._unknown(selections, roots))
 
     def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
         """Return the selected blobs that have at least one entry."""
         found: set[File] = set()
+        roots = self._roots_of_unknown(selections)
         with self._index.reading() as rows:
             for selection in selections:
                 found.update(record.file for record in rows.selected(selection))
-        return frozenset(_blobs((*found, *self._unknown(selections))))
+        return frozenset(_blobs((*found, *self._unknown(selections, roots))))
 
     def _purge_known(self, selections: Sequence[Selection]) -> int:
         removed = 0
@@ -387,17 +389,21 @@ class CacheFolder:
         """Whether a file appeared, and its disk was too full to record that it had."""
         return rows.find(file) is None and (self._images / file.path).exists()
 
-    def _unknown(self, selections: Sequence[Selection]) -> Iterator[File]:
-        """Yield the selected files in the folders, whether or not the index has them.
+    def _roots_of_unknown(self, selections: Sequence[Selection]) -> frozenset[Path]:
+        """Return the folders that may have selected files which the index does not have.
 
-        The folders of all owners are searched only while the index is incomplete.
+        Those of all owners are among them only while the index is incomplete. Call this before the
+        index is read: it may be completed meanwhile.
         """
-        covering = Selections(selections)
-        roots = {
-            self._images / owner_folder(each.did) for each in selections if each.did is not None
-        }
         if any(each.did is None for each in selections) and not self.is_indexed():
-            roots = {self._images}
+            return frozenset((self._images,))
+        return frozenset(
+            self._images / owner_folder(each.did) for each in selections if each.did is not None
+        )
+
+    def _unknown(self, selections: Sequence[Selection], roots: Iterable[Path]) -> Iterator[File]:
+        """Yield the selected files below ``roots``, whether or not the index has them."""
+        covering = Selections(selections)
         for root in roots:
             for file in self._files(root):
                 blob = blob_of(file.folder, file.name)

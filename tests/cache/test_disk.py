@@ -840,6 +840,28 @@ async def test_a_purge_finds_what_the_index_does_not_know_yet(
     assert not exists(by_cid)
 
 
+async def test_a_purge_takes_what_the_index_comes_to_know_meanwhile(
+    cache: DiskCache, make: MakeCache, root: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a purge that reads an index which is being made anew, and then believes that it had
+    every file: a blocked picture that nginx serves for good.
+    """
+    plant(path_of(root, key()), entry().data, at=clock.now)
+    other = make()._folder
+    read_index = CacheFolder._purge_known
+
+    def completed_just_after(folder: CacheFolder, selections: list[Selection]) -> int:
+        removed = read_index(folder, selections)
+        for shard in other.shards():
+            other.index_shard(shard)
+        other.set_indexed()
+        return removed
+
+    monkeypatch.setattr(CacheFolder, "_purge_known", completed_just_after)
+    assert await cache.purge(Selection(cid=blob_cid())) == 1
+    assert not exists(path_of(root, key()))
+
+
 # Processes that end in the middle, and others beside them.
 
 
