@@ -126,7 +126,7 @@ class CacheFolder:
         self._cached_files = CachedFiles()
         self._numbers = itertools.count()
         self._entering = threading.Lock()
-        # What the index may be wrong about, for want of room to record it.
+        # Files that the index may be wrong about: the disk was too full to record them.
         self._unrecorded: set[File] = set()
         self.totals = Totals(0, 0)
 
@@ -250,6 +250,7 @@ class CacheFolder:
         have been stored.
         """
         self._enter()
+        self._catch_up()
         now = self._clock()
         arrivals = [
             _Arrival(key, entry.data, _record_of_new(key, entry, now))
@@ -266,7 +267,6 @@ class CacheFolder:
                 left[each] = self._write(each.data, each.record.written)
             # After all were written, so that a journal commits them together.
             self._sync(left.values())
-            self._record()
             with self._index.writing() as rows:
                 evicted = self._make_room(rows, sum(each.record.size for each in arrivals))
                 for each in arrivals:
@@ -285,7 +285,7 @@ class CacheFolder:
             except BaseException:
                 self._unrecorded.update(each.record.file for each in arrivals)
                 with suppress(OSError):
-                    self._record()
+                    self._catch_up()
                 raise
         finally:
             for temporary in left.values():
@@ -413,7 +413,7 @@ class CacheFolder:
     def cleanup(self) -> Evicted:
         """Remove entries past their TTL or over the limit; finish the work of dead processes."""
         self._enter()
-        self._record()
+        self._catch_up()
         self._finish_removals()
         self._recover()
         if not self._images.exists():
@@ -562,23 +562,22 @@ class CacheFolder:
             with suppress(FileNotFoundError, NotADirectoryError):
                 status = (self._images / file.path).lstat()
                 found.append((status.st_atime, status.st_size, file))
-        given_up: list[File] = []
-        freed = 0
+        given_up = freed = 0
         for _, size, file in sorted(found, key=lambda each: each[0]):
             if freed >= ROOM:
                 break
+            self._unrecorded.add(file)  # before it goes: an error may come right after
             self._unlink(file)
-            given_up.append(file)
+            given_up += 1
             freed += size
         if given_up:
-            log.warning("the disk is full: entries given up", entries=len(given_up))
-            self._unrecorded.update(given_up)
+            log.warning("the disk is full: entries given up", entries=given_up)
             with suppress(OSError):
-                self._record()
-        return len(given_up)
+                self._catch_up()
+        return given_up
 
-    def _record(self) -> None:
-        """Record what a full disk kept the index from recording: what appeared, and what is gone.
+    def _catch_up(self) -> None:
+        """Record what appeared, and what went, while the disk was too full to record it.
 
         Raises:
             OSError: there still is no room; a later call records it.
@@ -586,15 +585,20 @@ class CacheFolder:
         files = frozenset(self._unrecorded)
         if not files:
             return
-        with self._index.writing() as rows:
-            announced = {record.file: record for record in rows.arrivals()}
-            for file in files:
-                if file in announced:
-                    self._settle_arrival(rows, announced[file])
-                if not (self._images / file.path).exists():
-                    rows.remove(file)
-            self.totals = rows.totals()
-        self._unrecorded -= files
+        # First: what another thread adds from now on may have happened after the look at it.
+        self._unrecorded.difference_update(files)
+        try:
+            with self._index.writing() as rows:
+                announced = {record.file: record for record in rows.arrivals()}
+                for file in files:
+                    if file in announced:
+                        self._settle_arrival(rows, announced[file])
+                    if not (self._images / file.path).exists():
+                        rows.remove(file)
+                self.totals = rows.totals()
+        except BaseException:
+            self._unrecorded.update(files)
+            raise
 
     def _images_are_beside_the_index(self) -> bool:
         """Whether both are on one file system, so that deleting images makes room for the index."""
@@ -625,7 +629,7 @@ class CacheFolder:
     def close(self) -> None:
         """Remove this process's mark, and close the index."""
         with suppress(OSError):
-            self._record()
+            self._catch_up()
         with suppress(OSError):
             self._writing.rmdir()
         self._liveness.leave()

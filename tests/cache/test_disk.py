@@ -1330,6 +1330,57 @@ async def test_on_a_full_disk_the_least_recently_used_is_given_up_and_forgotten(
     assert await verified(cache) == []
 
 
+async def test_what_was_given_up_before_a_file_that_cannot_be_removed_is_forgotten(
+    cache: DiskCache, root: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches figures that count what is gone, because the next file failed before it was noted."""
+    for number in range(3):
+        await cache.put(key(number), entry(100))
+        read_at(path_of(root, key(number)), clock() + number)
+    unlink, removed = CacheFolder._unlink, list[File]()
+
+    def broken_at_the_second(folder: CacheFolder, file: File) -> None:
+        removed.append(file)
+        if len(removed) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(folder, file)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(CacheFolder, "_unlink", broken_at_the_second)
+        with pytest.raises(OSError, match="Input/output error"):
+            await cache.make_room()
+    await cache.cleanup()
+    assert cache.statistics() == Totals(2, 200)
+    assert await verified(cache) == []
+
+
+async def test_what_is_given_up_as_the_index_catches_up_is_recorded_by_the_next_chance(
+    cache: DiskCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a thread that crosses off what another one has removed since it looked."""
+    folder, writing, is_full = cache._folder, Index.writing, False
+
+    @contextmanager
+    def full_from_the_first_commit_on(index: Index) -> Iterator[Rows]:
+        nonlocal is_full
+        if is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        with writing(index) as rows:
+            yield rows
+        is_full = True
+        assert folder.give_up() == 1  # as another thread does
+
+    await cache.put(key(), entry(100))
+    folder._unrecorded.add(File(str(entry_folder(key())), entry_name(key(), Format.JPEG)))
+    with monkeypatch.context() as raced:
+        raced.setattr(Index, "writing", full_from_the_first_commit_on)
+        with pytest.raises(OSError, match="No space left"):
+            await trio.to_thread.run_sync(folder.cleanup)
+    await cache.cleanup()
+    assert cache.statistics() == Totals(0, 0)
+    assert await verified(cache) == []
+
+
 def test_entries_on_another_disk_are_not_given_up(cache: DiskCache, root: Path) -> None:
     """Catches a whole cache that is thrown away, and no room made where it is wanted."""
     folder = cache._folder
