@@ -328,13 +328,14 @@ def chores_of(
         return chores
     chores["keep_indexed"] = parts.disk.keep_indexed
     chores["keep_measured"] = parts.disk.keep_measured
+    has_shared = bool(config.cluster.url or config.store.url)
     chores["feeds"] = partial(
         run_feeds,
         config,
         feed_store_of(config, before_making=parts.blocks.make_store_at_first),
         decisions=moderator,
         cursors=moderator,
-        is_cached=_anywhere if config.cluster.url else partial(_is_cached, parts.disk),
+        is_cached=_anywhere if has_shared else partial(_is_cached, parts.disk),
         purge_elsewhere=partial(_purge_at_cdn, config, parts.cdn),
         resolver=accounts.did_resolver,
         gateway=parts.gateway,
@@ -606,7 +607,7 @@ async def _cached(disk: DiskCache | None, selections: Sequence[Selection]) -> Ab
 
 
 async def _anywhere(_did: Did) -> bool:
-    """Whether an owner's results are on any machine: that is not known here."""
+    """Whether an owner's results are on any machine, or in the store: that is not known here."""
     await trio.lowlevel.checkpoint()
     return True
 

@@ -112,7 +112,7 @@ async def test_an_account_that_is_gone_is_gone_at_the_cdn_when_nothing_of_it_is_
     config = config_of(world, cdn, accounts=accounts)
     async with serving(world, config) as client:
         cdn.ask = client.ask
-        await until(lambda: bool(jetstream.requests))
+        await until(lambda: bool(jetstream.open))
         for picture in (gone, other):
             await cdn.get(f"/blob/{picture.did}/{picture.cid}")
         await visitors.look_at(cached)

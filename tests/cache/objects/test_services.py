@@ -22,6 +22,7 @@ from proxy.model.selection import Selection
 from proxy.moderation.moderator import FINISH_SECONDS
 from proxy.service import Service
 from tests.cache.objects.conftest import Bucket, s3
+from tests.fakes.streams import FakeJetstream
 from tests.fakes.world import World
 from tests.processes import until
 
@@ -35,10 +36,13 @@ async def machine(
         yield service
 
 
-def configured(world: World, bucket: Bucket, name: str = "cache", **store: Any) -> Config:
+def configured(
+    world: World, bucket: Bucket, name: str = "cache", *, accounts: Any = None, **store: Any
+) -> Config:
     """The configuration of ``machine``."""
     path = world.cache_path.parent / name
-    return world.config(cache={"path": path}, store=bucket.settings | store)
+    settings = bucket.settings | store
+    return world.config(cache={"path": path}, store=settings, accounts=accounts or {})
 
 
 async def made(service: Service, *args: str) -> bytes:
@@ -104,6 +108,23 @@ async def test_a_machine_that_was_emptied_serves_from_the_store_as_it_was(
     assert seen is not None
     assert found == pytest.approx(seen, abs=5)
     assert found <= seen + 1
+
+
+async def test_an_account_that_is_gone_is_gone_from_the_store_when_this_disk_has_nothing_of_it(
+    world: World, bucket: Bucket
+) -> None:
+    """Catches a deleted account's pictures that come back from the store after an eviction."""
+    jetstream = FakeJetstream()
+    world.directory_network.add(jetstream)
+    did, cid = world.add_blob()
+    async with machine(world, bucket, "one") as one:
+        await made(one, "avatar", did, cid)
+    config = configured(world, bucket, "emptied", accounts={"url": "wss://jetstream.example"})
+    async with world.service(config):
+        await until(lambda: bool(jetstream.open))
+        status = {"active": False, "did": did, "seq": 1, "status": "deleted"}
+        jetstream.send({"did": did, "time_us": 1, "kind": "account", "account": status})
+        await until(lambda: not any(cid in path for path in bucket.paths()))
 
 
 def one_disk(service: Service) -> Any:
