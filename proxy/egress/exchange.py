@@ -57,7 +57,11 @@ class Exchange:
     def is_over(self) -> bool:
         """Whether all of the answer was read, and the stream may carry another exchange."""
         ours, theirs = self._parser.our_state, self._parser.their_state
-        is_read = not self._meter.body_left if self._is_gathered else theirs is h11.DONE
+        if self._is_gathered:
+            is_read = not self._meter.body_left
+        else:
+            # A length in a folded line is h11's alone, and so is what comes after that body.
+            is_read = theirs is h11.DONE and not self._parser.trailing_data[0]
         # Our state is another one where the answer says that the connection ends.
         return is_read and ours is h11.DONE and not self._meter.has_surplus
 
