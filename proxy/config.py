@@ -229,12 +229,20 @@ def checked_admin_token(value: SecretStr) -> SecretStr:
     return value
 
 
+_PLAIN = r"(?:[^@/%\s]|%(?!00)[0-9A-Fa-f]{2})"
+_DATABASE = re.compile(rf"postgres(?:ql)?://(?:{_PLAIN}*@)?(?:{_PLAIN}|/)*")
+"""A URL that libpq reads as it was meant. It takes what follows a bare ``@`` or ``/`` of a password
+for the host, and repeats that, and what it cannot decode, in its errors."""
+
+
 def _database(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     # The value is not repeated: it may have a password.
-    parts = _secret_parts(text)
-    if text and (parts is None or parts.scheme not in ("postgresql", "postgres")):
-        raise ValueError("must be postgresql://USER:PASSWORD@HOST/DATABASE")
+    if text and (_secret_parts(text) is None or not _DATABASE.fullmatch(text)):
+        raise ValueError(
+            "must be postgresql://USER:PASSWORD@HOST/DATABASE,"
+            " with @, /, % and spaces of a password as %40, %2F, %25 and %20"
+        )
     return value
 
 

@@ -450,11 +450,20 @@ def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right
         ("fetch.proxy", "http://[hunter]@host"),
         ("cluster.database", "postgresql://user:hunter\u2100@host"),
         ("cluster.database", "postgresql://[hunter]@host"),
+        ("cluster.database", "postgresql://user:a@hunter@host/db"),
+        ("cluster.database", "postgresql://user:a/hunter@host/db"),
+        ("cluster.database", "postgresql://user:a?/hunter@host/db"),
+        ("cluster.database", "postgresql://user:100%hunter@host/db"),
+        ("cluster.database", "postgresql://user:a%00hunter@host/db"),
+        ("cluster.database", "postgresql://user:a hunter@host/db"),
+        ("cluster.database", "postgresql://host/db?password=%hunter"),
+        ("cluster.database", "POSTGRESQL://user:hunter@host/db"),
     ],
     ids=ascii,
 )
 def test_a_password_that_breaks_its_url_is_not_in_the_message(key: str, url: str) -> None:
-    """Catches the errors of ``urlsplit``, which quote what they do not understand."""
+    """Catches the errors of ``urlsplit``, which quote what they do not understand, and a URL left
+    to libpq, which does so too, or takes a part of the password for the host."""
     with pytest.raises(ConfigError) as caught:
         load_config(environment={}, overrides=nested(key, url))
     assert "hunter" not in str(caught.value)
@@ -592,6 +601,13 @@ VALID: list[tuple[str, str, object]] = [
     ("accounts.url", "ws://10.0.0.5:6008", "ws://10.0.0.5:6008"),
     ("accounts.kind", "relay", "relay"),
     ("cluster.database", "postgresql://u:p@db/x", SecretStr("postgresql://u:p@db/x")),
+    *(
+        ("cluster.database", url, SecretStr(url))
+        for url in (
+            "postgres://u:%40%2F%25:#?!@[::1]:5432,b/x?sslmode=require",
+            "postgresql:///x?host=/run/postgresql&options=-csearch_path%3Dy",
+        )
+    ),
     ("cluster.lease", "5", 5),
     ("log.format", "json", "json"),
     ("log.level", "warning", "warning"),
