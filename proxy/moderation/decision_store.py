@@ -198,7 +198,7 @@ class DecisionStore:
                 process may have finished it, as abandoned: it is unfinished again, and ``owner``'s.
         """
         now = time.time()
-        rows = [(each.did or "", each.cid or "", reason) for each, reason in entries]
+        rows = [(each.did or "", each.cid or "", storable(reason)) for each, reason in entries]
         with self._writing() as connection:
             if not purge:
                 (purge,) = connection.execute(
@@ -235,7 +235,9 @@ class DecisionStore:
             ).rowcount
             if not lifted:
                 return False, 0
-            record_in_audit(connection, time.time(), by, "lift", [(did, cid, reason)], None)
+            record_in_audit(
+                connection, time.time(), by, "lift", [(did, cid, storable(reason))], None
+            )
             return True, raise_version(connection)
 
     def finish(self, purge: int, removed: int) -> int:
@@ -467,6 +469,11 @@ class DecisionStore:
 
     def _begin(self) -> None:
         """Called before each use."""
+
+
+def storable(text: str) -> str:
+    """Return a text of somebody else as every database takes it: PostgreSQL has no NUL."""
+    return text.replace("\0", "\ufffd")
 
 
 def record_in_audit(

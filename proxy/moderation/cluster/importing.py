@@ -13,6 +13,7 @@ from pathlib import Path
 
 from proxy.coordination.folder import FolderCoordination
 from proxy.moderation.cluster.node_files import own_decisions
+from proxy.moderation.decision_store import storable
 from proxy.moderation.first_start import FEEDS
 from proxy.moderation.store import FILE_NAME, ModerationStore
 from proxy.shared.sql import SqlDatabase, Statements, placeholders
@@ -138,13 +139,13 @@ def _parts(
     is_boolean = [name in _BOOLEANS for name in columns]
     cursor = source.execute(select)
     while part := cursor.fetchmany(AT_ONCE):
-        yield [
-            tuple(
-                bool(value) if is_bool else value
-                for value, is_bool in zip(row, is_boolean, strict=True)
-            )
-            for row in part
-        ]
+        yield [tuple(map(_in_postgres, row, is_boolean)) for row in part]
+
+
+def _in_postgres(value: object, is_boolean: bool) -> object:
+    if isinstance(value, str):
+        return storable(value)
+    return bool(value) if is_boolean else value
 
 
 def _counts(rows: Statements) -> dict[str, int]:

@@ -197,7 +197,8 @@ def _is_record_cid(cid: str) -> bool:
 
 def _text(raw: dict[str, Any], name: str, longest: int) -> str:
     value = raw.get(name)
-    if not isinstance(value, str) or not value or len(value.encode()) > longest:
+    # No field has a NUL, and PostgreSQL could not keep it.
+    if not isinstance(value, str) or not 0 < len(value.encode()) <= longest or "\0" in value:
         raise BadLabel(f"{name} is no text of 1 to {longest} bytes")
     return value
 

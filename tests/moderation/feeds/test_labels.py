@@ -208,6 +208,12 @@ def test_an_invalid_label_is_refused(raw: object) -> None:
         parse_label(raw)
 
 
+def test_a_label_with_a_nul_in_its_subject_is_refused() -> None:
+    """Catches: one that PostgreSQL cannot keep, before which the stream stands still."""
+    with pytest.raises(BadLabel):
+        made(uri=f"at://{OWNER}/a\0b", cid=BLOB)
+
+
 @given(
     st.dictionaries(
         st.sampled_from(["ver", "src", "uri", "cid", "val", "neg", "cts", "exp", "sig"]),
