@@ -212,6 +212,8 @@ class PostgresDatabase:
                 self._url,
                 autocommit=True,
                 connect_timeout=given.get("connect_timeout", CONNECT_SECONDS),
+                # Another encoding has not all characters, and SQL_ASCII has bytes in their place.
+                client_encoding="utf8",
                 application_name=given.get("application_name", "imageproxy"),
                 # A standby may not know yet what has been decided.
                 target_session_attrs=given.get("target_session_attrs") or "read-write",

@@ -16,7 +16,7 @@ from proxy.coordination.cluster.served_name import ServedName
 from proxy.model.selection import Selection
 from proxy.moderation.cluster.blocks import ClusterBlocks
 from proxy.moderation.cluster.node_files import NodeFiles, Remove, own_decisions
-from proxy.moderation.cluster.schema import migrate
+from proxy.moderation.cluster.schema import is_new, is_up_to_date, migrate
 from proxy.moderation.cluster.store import ClusterStore
 from proxy.shared.postgres import PostgresDatabase, place_of
 
@@ -65,8 +65,9 @@ def why_unusable(config: Config) -> str | None:
     with closing(PostgresDatabase(config.cluster.url, lock=0, patience=PATIENCE_SECONDS)) as found:
         try:
             with found.reading() as rows:
-                (steps,) = rows.execute("SELECT to_regclass('imageproxy_steps')::text").fetchone()
-            if steps is not None:
+                is_empty = is_new(rows)
+                is_up_to_date(rows)  # or this release cannot use them
+            if not is_empty:
                 store = ClusterStore(found, place)
                 NodeFiles(config.cache.path, store, remove_nothing).check()
             elif own_decisions(config.cache.path)[0]:

@@ -162,7 +162,7 @@ def migrate(connection: Statements, steps: tuple[tuple[str, ...], ...] = STEPS) 
         SchemaTooNew: the tables are of a newer release.
         PostgresError: they cannot be made; the steps before are done.
     """
-    while not _is_up_to_date(connection, steps):
+    while not is_up_to_date(connection, steps):
         connection.execute("BEGIN")
         try:
             connection.execute(
@@ -185,9 +185,35 @@ def migrate(connection: Statements, steps: tuple[tuple[str, ...], ...] = STEPS) 
             raise
 
 
-def _is_up_to_date(connection: Statements, steps: tuple[tuple[str, ...], ...]) -> bool:
+def is_new(connection: Statements) -> bool:
+    """Whether no table was made yet.
+
+    Raises:
+        PostgresError: nor can they be made.
+    """
     (table,) = connection.execute("SELECT to_regclass('imageproxy_steps')::text").fetchone()
-    done = 0 if table is None else _done(connection)
+    if table is not None:
+        return False
+    encoding, may_make = connection.execute(
+        "SELECT current_setting('server_encoding'),"
+        " has_schema_privilege(current_schema(), 'CREATE')"
+    ).fetchone()
+    # SQL_ASCII keeps what it is given.
+    if encoding not in ("UTF8", "SQL_ASCII"):
+        raise PostgresError(f"the database has the encoding {encoding}, and has to have UTF8")
+    if not may_make:
+        raise PostgresError("the user may make no tables in the first schema of its search_path")
+    return True
+
+
+def is_up_to_date(connection: Statements, steps: tuple[tuple[str, ...], ...] = STEPS) -> bool:
+    """Whether no step is left.
+
+    Raises:
+        SchemaTooNew: the tables are of a newer release.
+        PostgresError: they cannot be made.
+    """
+    done = 0 if is_new(connection) else _done(connection)
     if done > len(steps):
         raise SchemaTooNew(done, len(steps))
     return done == len(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,11 +17,12 @@ from proxy.model.selection import Selection
 from proxy.moderation.cdn.queue import CdnQueue
 from proxy.moderation.cluster.importing import CannotImport, import_folder
 from proxy.moderation.cluster.parts import why_unusable
-from proxy.moderation.cluster.schema import migrate
+from proxy.moderation.cluster.schema import STEPS, migrate
 from proxy.moderation.cluster.store import ClusterStore
 from proxy.moderation.configured_store import moderation_database_of
 from proxy.moderation.feeds.label_store import FeedStore
 from proxy.moderation.feeds.labels import Label
+from proxy.moderation.store import FILE_NAME
 from proxy.shared.postgres import PostgresDatabase
 from tests.fakes.world import World
 from tests.moderation import (
@@ -35,6 +37,7 @@ from tests.moderation import (
     plant_older,
 )
 from tests.moderation.cluster import node, node_config
+from tests.postgres import Postgres
 from tests.processes import files_in, until
 
 pytestmark = pytest.mark.slow
@@ -77,6 +80,22 @@ def test_everything_that_is_told_of_a_store_is_told_of_the_database_too(
     assert store.version() > version
     decide(store, PAIR)
     assert store.audit(1)[0].id == last + 1
+
+
+def test_a_reason_with_a_nul_stops_no_decision_and_no_import(
+    tmp_path: Path, target: PostgresDatabase
+) -> None:
+    """Catches a folder whose every block is refused for one character, which SQLite has and
+    PostgreSQL has not; and a stream of accounts that stands still: its reasons are anybody's."""
+    with closing(open_store(tmp_path)) as before:
+        decide(before, OWNER)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as older, older:
+        older.execute("UPDATE blocks SET reason = ?", ("a\0b",))
+    import_folder(tmp_path, target)
+    store = ClusterStore(target, "")
+    store.record("purge", [(BLOB, "c\0d")], by="a test", owner="nobody")
+    assert store.lift(OWNER, by="a test", reason="e\0f", of_all=False)[0]
+    assert [each.reason for each in store.audit(10)] == ["", "c\ufffdd", "e\ufffdf"]
 
 
 def test_labels_and_the_cdns_queue_go_on_where_they_were(
@@ -219,6 +238,29 @@ def test_doctor_tells_of_a_database_that_cannot_be_used_and_makes_nothing_in_it(
     assert "does not exist" in str(found(f"{database_url}_absent"))
     fill(tmp_path)
     assert "cluster import" in str(found(database_url))
+
+
+def test_doctor_tells_of_a_database_that_a_server_would_not_start_with(
+    tmp_path: Path, database_url: str, postgres: Postgres
+) -> None:
+    """Catches a finding that all is well where tables are newer than this release, or cannot be
+    made: PostgreSQL lets nobody but its owner make them in the schema ``public``."""
+
+    def found(url: str) -> str | None:
+        sections = {"cache": {"path": tmp_path}, "cluster": {"database": url}}
+        return why_unusable(Config.model_validate(sections))
+
+    name = database_url.rpartition("/")[2]
+    postgres.execute(
+        f"CREATE ROLE of_{name} LOGIN",
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        database=name,
+    )
+    assert "may make no tables" in str(found(postgres.url(name, user=f"of_{name}")))
+    newer = PostgresDatabase(database_url, lock=1, patience=5)
+    with closing(newer), newer.reading() as rows:
+        migrate(rows, (*STEPS, ("SELECT 1",)))
+    assert "newer release" in str(found(database_url))
 
 
 async def test_a_folder_keeps_to_the_database_that_it_followed(

@@ -135,6 +135,33 @@ def test_rights_on_one_schema_are_enough(postgres: Postgres, database_url: str) 
         assert rows.execute("SELECT count(*) FROM blocks").fetchone() == (0,)
 
 
+@pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII"])
+def test_reasons_are_read_as_they_were_written_whatever_the_locale_of_the_server(
+    encoding: str, postgres: Postgres, database_url: str
+) -> None:
+    """Catches a database made in the locale C, whose texts come back as bytes: no block is read."""
+    name = f"{database_url.rpartition('/')[2]}_{encoding.lower()}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
+    with closing(connected(postgres.url(name))) as database:
+        store = ClusterStore(database, "")
+        store.record("block", [(OWNER, "caf\u00e9 \u30a2")], by="a test", owner="nobody")
+        assert [each.reason for each in store.blocks()] == ["caf\u00e9 \u30a2"]
+        assert len(store.load().blocks) == 1
+
+
+def test_a_database_that_cannot_keep_every_text_is_refused_before_anything_is_in_it(
+    postgres: Postgres, database_url: str
+) -> None:
+    """Catches decisions that fail one day because of a letter in their reason."""
+    name = f"{database_url.rpartition('/')[2]}_latin"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    with (
+        closing(connected(postgres.url(name))) as database,
+        pytest.raises(PostgresError, match="LATIN1, and has to have UTF8"),
+    ):
+        ClusterStore(database, "").load()
+
+
 def test_a_server_that_takes_no_decisions_is_not_read_either(
     postgres: Postgres, database_url: str
 ) -> None:
