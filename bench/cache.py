@@ -214,7 +214,7 @@ def _cid(number: int) -> Cid:
 
 def file_of(key: ImageKey) -> File:
     """Where a key's entry lies."""
-    return File(str(entry_folder(key)), entry_name(key, Format.JPEG))
+    return File(entry_folder(key), entry_name(key, Format.JPEG))
 
 
 def measure_round(stock: Stock, plan: Plan) -> None:

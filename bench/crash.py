@@ -258,7 +258,7 @@ class _Serving:
 
 
 def _file_of(key: ImageKey) -> File:
-    return File(str(entry_folder(key)), entry_name(key, Format.JPEG))
+    return File(entry_folder(key), entry_name(key, Format.JPEG))
 
 
 def _verify(folder: CacheFolder, shard: Path) -> list[tuple[str, Path]]:

@@ -271,7 +271,7 @@ async def _fill(server: Server, hot: Sequence[str]) -> list[Answer]:
 def _file_of(path: str) -> str:
     """The URL of an image's file at a server of the cache folder."""
     key = parse_image_path(Config().presets, path)
-    return f"/{entry_folder(key) / entry_name(key, Format.JPEG)}"
+    return f"/{entry_folder(key)}/{entry_name(key, Format.JPEG)}"
 
 
 async def _until_it_answers(scenario: Scenario) -> None:

@@ -33,7 +33,7 @@ from proxy.cache.lately_read import KnownFile
 from proxy.cache.layout import (
     IMAGES,
     blob_of,
-    entry_folder_name,
+    entry_folder,
     entry_name,
     format_of,
     owner_folder,
@@ -142,7 +142,7 @@ class CacheFolder:
 
         A file that is not as it was written is removed.
         """
-        folder = entry_folder_name(key)
+        folder = entry_folder(key)
         for format_ in possible_formats(key):
             file = File(folder, entry_name(key, format_))
             found = self._read(file)
@@ -174,7 +174,7 @@ class CacheFolder:
 
     def is_known_missing(self, key: ImageKey) -> bool:
         """Whether the kernel remembers that ``key`` has no file. Does not block."""
-        folder = f"{self._root}{entry_folder_name(key)}/"
+        folder = f"{self._root}{entry_folder(key)}/"
         return all(
             self._cached_files.is_missing(os.fsencode(folder + entry_name(key, each)))
             for each in possible_formats(key)
@@ -874,7 +874,7 @@ def _is_of(record: IndexEntry, data: bytes) -> bool:
 
 
 def _record_of_new(key: ImageKey, entry: Entry, now: float) -> IndexEntry:
-    file = File(entry_folder_name(key), entry_name(key, entry.format))
+    file = File(entry_folder(key), entry_name(key, entry.format))
     # What came from another machine is as old as it was there.
     written = now if entry.seen is None else min(entry.seen, now)
     return IndexEntry(file, len(entry.data), hashlib.sha256(entry.data).digest(), written, now)

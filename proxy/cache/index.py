@@ -380,7 +380,7 @@ def _selected(selection: Selection, cid: str = "cid") -> tuple[str, tuple[str, .
     conditions: list[str] = []
     values: tuple[str, ...] = ()
     if selection.did is not None:
-        condition, values = _below(str(owner_folder(selection.did)))
+        condition, values = _below(owner_folder(selection.did))
         conditions.append(condition)
     if selection.cid is not None:
         names = spellings(selection.cid)

@@ -10,8 +10,6 @@ folders, so that the longest hostname still fits into a file name (255 bytes). P
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from proxy.errors import InvalidRequest
 from proxy.model.formats import OUTPUTS, Format
 from proxy.model.identifiers import Did, parse_cid, parse_did
@@ -27,19 +25,18 @@ FORMATS_OF_AUTO = (Format.JPEG, Format.PNG, Format.GIF, Format.WEBP, Format.AVIF
 """The formats that such a result can have, most frequent first."""
 
 
-def owner_folder(did: Did) -> PurePosixPath:
-    """Return the folder of all entries of an owner."""
-    return PurePosixPath(_owner(did))
+def owner_folder(did: Did) -> str:
+    """Return the folder of all entries of an owner.
+
+    As text, as all paths here: a miss asks for several, and ``pathlib`` takes long to join them.
+    """
+    _scheme, method, identifier = did.split(":", 2)
+    return f"{method}/{identifier[:2]}/{identifier}"
 
 
-def entry_folder(key: ImageKey) -> PurePosixPath:
+def entry_folder(key: ImageKey) -> str:
     """Return the folder of the file of ``key``."""
-    return PurePosixPath(entry_folder_name(key))
-
-
-def entry_folder_name(key: ImageKey) -> str:
-    """``entry_folder`` as text, for what is asked several times a miss."""
-    return f"{_owner(key.blob.did)}/{key.preset}-{key.fingerprint}"
+    return f"{owner_folder(key.blob.did)}/{key.preset}-{key.fingerprint}"
 
 
 def entry_name(key: ImageKey, format_: Format) -> str:
@@ -51,11 +48,6 @@ def entry_name(key: ImageKey, format_: Format) -> str:
 def possible_formats(key: ImageKey) -> tuple[Format, ...]:
     """Return the formats that a result of ``key`` can have."""
     return FORMATS_OF_AUTO if key.format is None else (key.format,)
-
-
-def _owner(did: Did) -> str:
-    _scheme, method, identifier = did.split(":", 2)
-    return f"{method}/{identifier[:2]}/{identifier}"
 
 
 def blob_of(folder: str, name: str) -> BlobKey | None:

@@ -1371,7 +1371,7 @@ async def test_what_is_given_up_as_the_index_catches_up_is_recorded_by_the_next_
         assert folder.give_up() == 1  # as another thread does
 
     await cache.put(key(), entry(100))
-    folder._unrecorded.add(File(str(entry_folder(key())), entry_name(key(), Format.JPEG)))
+    folder._unrecorded.add(File(entry_folder(key()), entry_name(key(), Format.JPEG)))
     with monkeypatch.context() as raced:
         raced.setattr(Index, "writing", full_from_the_first_commit_on)
         with pytest.raises(OSError, match="No space left"):

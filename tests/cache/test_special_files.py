@@ -65,7 +65,7 @@ def cache_in(folder: Path) -> DiskCache:
 
 
 def path_of(folder: Path) -> Path:
-    return folder / "images" / str(entry_folder(key(1))) / entry_name(key(1), Format.JPEG)
+    return folder / "images" / entry_folder(key(1)) / entry_name(key(1), Format.JPEG)
 
 
 @SPECIAL

@@ -237,7 +237,7 @@ PASSED_ON: dict[str, Request] = {
     ),
     "a temporary file": request(GOOD.rpartition("/")[0] + "/.0123-0.tmp"),
     "the folder of the results": request(GOOD.rpartition("/")[0] + "/"),
-    "the file itself": request("/" + str(entry_folder(AUTO) / entry_name(AUTO, Format.JPEG))),
+    "the file itself": request(f"/{entry_folder(AUTO)}/{entry_name(AUTO, Format.JPEG)}"),
     "the blocks": request("/blocks.sqlite3"),
     "the page": request("/", Accept_Encoding="gzip"),
     "health": request("/healthz"),
