@@ -89,6 +89,9 @@ PLATFORM_VARIABLES = re.compile(
 Docker for links (Kubernetes, "Service", "Environment variables")."""
 
 
+NEVER_IN_URL = re.compile(r"[\s\x00-\x1f\x7f\"<>\\^`{|}]")
+"""Characters that a URL has only escaped (RFC 3986); letters of other scripts are let through."""
+
 STORES = ("s3", "gs", "az", "file")
 """The schemes of ``store.url``."""
 
@@ -126,6 +129,8 @@ def _url(text: str) -> str:
     _ = parts.port  # raises ValueError if the port is invalid
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http:// or https:// URL without query or fragment")
+    if NEVER_IN_URL.search(text):  # it is put before paths, in headers too
+        raise ValueError("must have no blank, line break, quote or other character that no URL has")
     return text.rstrip("/")
 
 

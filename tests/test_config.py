@@ -232,8 +232,9 @@ INVALID: dict[str, tuple[list[object], str]] = {
     ),
     "server.base_url": (
         ["cdn.example", "ftp://cdn.example", "https://", "//cdn.example", "https://a/?b=c",
-         "https://a/#b", "https://a:port", "https://a:99999", "https://[::1", 1],
-        "http:// or https://|[Pp]ort|IPv6|string",
+         "https://a/#b", "https://a:port", "https://a:99999", "https://[::1", 1, "https://a\n",
+         " https://a", "https://a b", "https://a/\">"],
+        "http:// or https://|[Pp]ort|IPv6|string|line break",
     ),
     "server.cdn_url": (["cdn.example", "javascript:alert(1)"], "http:// or https://"),
     "server.admin_token": (
