@@ -45,3 +45,9 @@ UNNAMED = """() => [...document.querySelectorAll("button, input, select, textare
         || each.getAttribute("aria-label") || each.textContent.trim()))
     .map((each) => each.outerHTML)"""
 """Controls without a name for a screen reader."""
+
+CUT = """() => [...document.querySelectorAll("button, form label, h2, dd, summary")]
+    .filter((each) => each.getClientRects().length)
+    .filter((each) => each.scrollWidth > each.clientWidth + 1)
+    .map((each) => each.outerHTML.slice(0, 90))"""
+"""Words that are cut off, or stick out of their frame."""
