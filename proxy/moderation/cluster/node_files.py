@@ -23,6 +23,7 @@ from proxy.model.selection import Selection
 from proxy.moderation.cluster.store import ClusterStore
 from proxy.moderation.first_start import has_content
 from proxy.moderation.store import FILE_NAME
+from proxy.shared.sqlite import is_full
 
 NAME = "cluster.json"
 """The file, in the cache folder."""
@@ -132,13 +133,24 @@ class NodeFiles:
             after = reached
 
     def note(self, last: int) -> None:
-        """Note that all is removed that was decided up to the decision ``last``."""
+        """Note that all is removed that was decided up to the decision ``last``.
+
+        On a full disk an earlier note stays, and what is removed by now is removed once more when
+        this machine comes back: no decision has to wait for room.
+        """
         if last == self._done:
             return
         new = self._folder / f".{NAME}.{os.getpid()}"
-        new.write_text(json.dumps({"database": self._identity, "removed": last}), encoding="utf-8")
-        new.replace(self._folder / NAME)
-        self._done = last
+        text = json.dumps({"database": self._identity, "removed": last})
+        try:
+            new.write_text(text, encoding="utf-8")
+            new.replace(self._folder / NAME)
+        except OSError as error:
+            if self._done < 0 or not is_full(error):
+                raise
+            new.unlink(missing_ok=True)
+        else:
+            self._done = last
 
 
 def own_decisions(folder: Path) -> tuple[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -154,3 +156,30 @@ async def test_a_machine_that_joined_during_a_purge_removes_what_it_missed(
         await until(lambda: again.blocks.problem is None)
     # What is not finished yet is removed once more, when it is.
     assert set(again.removed) == {OWNER, BLOB}
+
+
+async def test_a_full_disk_holds_no_decision_up_and_what_it_did_not_note_is_removed_again(
+    tmp_path: Path, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches one machine without room, for which the decisions of all fail; and one that forgets
+    after a full disk what was decided while it was away."""
+    store = ClusterStore(database, "")
+    first = Follower(store, database, tmp_path)
+    async with first.following():
+        await until(lambda: first.blocks.problem is None)
+        with monkeypatch.context() as full:
+            full.setattr(Path, "write_text", _no_room)
+            recorded = store.record("purge", [(OWNER, "")], by="a test", owner="nobody")
+            version = store.finish(recorded.purge, 0)
+            first.blocks.nudge()
+            await until(lambda: not first.members.late(version))
+    assert [name for name in os.listdir(tmp_path) if "cluster" in name] == ["cluster.json"]
+    again = Follower(store, database, tmp_path)
+    async with again.following():
+        await until(lambda: again.blocks.problem is None)
+    assert OWNER in again.removed
+
+
+def _no_room(path: Path, _text: str, **_options: str) -> int:
+    path.touch()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
