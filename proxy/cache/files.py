@@ -45,6 +45,7 @@ from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection, Selections
 from proxy.shared.ages import age_of, horizon
 from proxy.shared.cached_file import CachedFiles
+from proxy.shared.machine import boot_of_machine
 from proxy.shared.regular_file import NotRegular, is_regular, open_regular
 from proxy.shared.sqlite import TRIES_WITH_ROOM, is_full
 
@@ -637,9 +638,26 @@ class CacheFolder:
 
     def _enter(self) -> None:
         with self._entering:
-            if not self._liveness.is_there():
-                self._liveness.leave()  # the mark was deleted: make a new one
+            if self._liveness.is_there():
+                return
+            self._liveness.leave()  # the mark was deleted: make a new one
+            self._doubt_after_a_crash_of_the_machine()
             self._liveness.enter()
+
+    def _doubt_after_a_crash_of_the_machine(self) -> None:
+        """Mark the index as incomplete if this is the first to enter after a loss of power.
+
+        The last files may have outlived it, and their rows not (``synchronous = NORMAL``).
+        """
+        boot = boot_of_machine()
+        with self._index.reading() as rows:
+            if rows.boot() == boot:
+                return
+        with self._index.writing() as rows:
+            # Who ended with the machine has left its mark, and nobody buries it before this.
+            if rows.boot() != boot and self._liveness.are_some_dead():
+                rows.set_complete(False)
+            rows.set_boot(boot)
 
     def _recover(self) -> None:
         """Finish the announced moves of processes that have ended, and delete their leftovers."""

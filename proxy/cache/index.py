@@ -53,6 +53,8 @@ CREATE TABLE IF NOT EXISTS state (
     complete INTEGER NOT NULL -- whether the index has exactly the files that exist
 );
 INSERT INTO state SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT * FROM state);
+-- The last start of the machine at which a process entered the folder; at most one row.
+CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
 CREATE TRIGGER IF NOT EXISTS entry_added AFTER INSERT ON entries BEGIN
     UPDATE state SET entries = entries + 1, bytes = bytes + new.size;
 END;
@@ -222,6 +224,16 @@ class Rows:
     def set_complete(self, complete: bool = True) -> None:
         """Record whether the index now has exactly the files that exist."""
         self._connection.execute("UPDATE state SET complete = ?", (complete,))
+
+    def boot(self) -> str | None:
+        """Return what ``set_boot`` recorded, or None."""
+        found = self._connection.execute("SELECT id FROM boot").fetchone()
+        return None if found is None else str(found[0])
+
+    def set_boot(self, boot: str) -> None:
+        """Record at which start of the machine the folder is used."""
+        self._connection.execute("DELETE FROM boot")
+        self._connection.execute("INSERT INTO boot VALUES (?)", (boot,))
 
     def set_used(self, file: File, time: float) -> None:
         """Record a use."""

@@ -105,6 +105,14 @@ class Liveness:
         """
         return frozenset(token for token in self._marks() if self._lives(token))
 
+    def are_some_dead(self) -> bool:
+        """Whether there is a mark of a process that has ended without removing it.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        return not all(map(self._lives, self._marks()))
+
     def bury(self) -> frozenset[str]:
         """Remove the marks of processes that have ended, and return their tokens.
 

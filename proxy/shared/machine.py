@@ -43,6 +43,14 @@ def memory_of_machine() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def boot_of_machine(root: Path = ROOT) -> str:
+    """What no two starts of the machine have in common; empty if it does not tell (random(4))."""
+    try:
+        return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def memory_limit(root: Path = ROOT) -> int | None:
     """The bytes of memory that the control groups allow; None: no less than the machine has."""
     least = min((each for each in _memory_limits(root) if each is not None), default=None)

@@ -862,6 +862,48 @@ async def test_a_purge_takes_what_the_index_comes_to_know_meanwhile(
     assert not exists(path_of(root, key()))
 
 
+@pytest.mark.parametrize(
+    ("boot", "removed"),
+    [
+        pytest.param("after a loss of power", 1, id="machine"),
+        pytest.param("", 0, id="process"),
+    ],
+)
+async def test_what_outlived_a_loss_of_power_without_its_row_is_purged(
+    make: MakeCache, root: Path, monkeypatch: pytest.MonkeyPatch, boot: str, removed: int
+) -> None:
+    """Catches an index that is believed after its last commits were lost with the machine: nginx
+    serves the file, and a block by CID, an eviction or a revalidation never finds it. And one that
+    is doubted, and made anew for minutes, when only the process was killed.
+    """
+    monkeypatch.setattr("proxy.cache.files.boot_of_machine", lambda: boot or "first")
+    before = make()
+    await before.check()
+    await before.make_indexed()
+    await before.put(key(), entry())
+    with before._folder._index.writing() as rows:  # as if its commit had been lost
+        rows.remove(File(entry_folder(key()), path_of(root, key()).name))
+        rows.set_boot("first")
+    end(before)
+    after = make()
+    assert await after.purge(Selection(cid=blob_cid())) == removed
+    assert exists(path_of(root, key())) == (not removed)
+
+
+async def test_a_machine_that_was_shut_down_does_not_have_its_index_made_anew(
+    make: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches minutes of reading a large cache at every start of the machine."""
+    before = make()
+    await before.check()
+    await before.make_indexed()
+    await before.aclose()
+    monkeypatch.setattr("proxy.cache.files.boot_of_machine", lambda: "another")
+    after = make()
+    await after.check()
+    assert after._folder.is_indexed()
+
+
 # Processes that end in the middle, and others beside them.
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from proxy.shared.machine import (
+    boot_of_machine,
     bytes_of,
     cpu_quota,
     cpus_allowed,
@@ -154,3 +155,11 @@ def test_what_is_no_number_is_no_limit(text: str) -> None:
     assert bytes_of(text) is None
     assert quota_of(text, "100000") is None
     assert quota_of("100000", text) is None
+
+
+def test_a_start_of_the_machine_has_a_name_and_none_where_there_is_no_such_file(
+    tmp_path: Path,
+) -> None:
+    """Catches a name that differs at each look, which would have each index made anew."""
+    assert boot_of_machine() == boot_of_machine() != ""
+    assert boot_of_machine(tmp_path) == ""
