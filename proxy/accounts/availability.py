@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import trio
 
-from proxy.accounts.pds_answers import Verdict, parsed, verdict_of, xrpc_error
+from proxy.accounts.pds_answers import Verdict, parsed, verdict_of
 from proxy.accounts.xrpc import query
 from proxy.egress.errors import EgressError
 from proxy.egress.gateway import FetchSettings, Gateway
@@ -67,7 +67,8 @@ async def _is_gone(gateway: Gateway, settings: FetchSettings, pds: str, did: Did
 def gone_by_status(did: Did, status: int, body: bytes) -> bool | None:
     """Whether an answer of getRepoStatus says that an account is gone; None: it does not say.
 
-    A 404 without an error name may be of a server that does not know the method. Pure, total.
+    A 404 may be of a server that does not know the method, with or without an error name: only what
+    its body says of the account counts. Pure, total.
     """
     if status == 200:
         account = parsed(body) or {}
@@ -75,9 +76,7 @@ def gone_by_status(did: Did, status: int, body: bytes) -> bool | None:
         if account.get("did") != did or not isinstance(active, bool):
             return None
         return True if not active and state in GONE else (False if active else None)
-    if status == 404 and not xrpc_error(body).name:
-        return None
-    return True if verdict_of(status, body) is Verdict.ABSENT else None
+    return True if verdict_of(400 if status == 404 else status, body) is Verdict.ABSENT else None
 
 
 def gone_by_description(did: Did, status: int, body: bytes) -> bool | None:

@@ -62,6 +62,8 @@ def at(paths: dict[str, Fault]) -> Fault:
         (404, b'{"error":"RepoNotFound","message":"DID"}', True),
         (400, b'{"error":"RepoNotFound","message":"DID"}', True),
         (404, b"no such page", None),
+        (404, b'{"error":"XRPCNotSupported","message":"XRPCNotSupported"}', None),
+        (404, b'{"error":"MethodNotImplemented"}', None),
         (410, b"", True),
         (403, b"", None),
         (500, b"", None),
