@@ -30,7 +30,7 @@ export interface ImgOptions {
   format?: Format;
   /** How wide the picture is shown, for the choice among several widths. */
   sizes?: string;
-  /** The size of the original, from its record's `aspectRatio` or `/info`: it gives width and height. */
+  /** The size of the original in pixels, as of `/info`: it gives width and height. A record's `aspectRatio` has no unit. */
   source?: Size;
 }
 

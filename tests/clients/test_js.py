@@ -377,14 +377,15 @@ def test_its_types_are_those_of_its_code_and_of_who_uses_it(typed: Path) -> None
 @pytest.mark.slow
 @pytest.mark.time_limit(300)
 def test_its_example_in_react_renders(typed: Path) -> None:
-    """Catches an attribute that React refuses, and a width of unpic that there is no file of."""
+    """Catches an attribute that React refuses, a width of unpic that there is no file of, and a
+    picture of 16 x 10 pixels where its record says that this is its shape."""
     tsc(typed, "--outDir", "built", "react.tsx")
     code = f"""
         import {{ renderToStaticMarkup as render }} from "react-dom/server";
         import {{ createElement }} from "react";
         import {{ Avatar, Picture, WithUnpic }} from "./built/react.js";
         const blob = {{ did: "{DID}", cid: "{CID}", alt: "a" }};
-        const picture = {{ ...blob, aspectRatio: {{ width: 1600, height: 1000 }} }};
+        const picture = {{ ...blob, aspectRatio: {{ width: 16, height: 10 }} }};
         console.log(JSON.stringify([
           createElement(Avatar, {{ actor: "alice.example.com" }}),
           createElement(Picture, picture),
@@ -396,7 +397,8 @@ def test_its_example_in_react_renders(typed: Path) -> None:
     assert f'src="{BASE}/avatar/avatar_small/alice.example.com@webp"' in avatar
     webp = f"{BASE}/img/content_preview/plain/{DID}/{CID}@webp 800w"
     assert f'<source srcSet="{webp}" type="image/webp" sizes="600px"/>' in picture
-    assert 'width="800" height="500" alt="a"' in picture
+    assert 'style="width:100%;max-width:600px;aspect-ratio:auto 16 / 10"' in picture
+    assert 'width="16"' not in picture
     (candidates,) = re.findall(r'srcSet="([^"]*)"', unpic)
     assert [each.split() for each in candidates.split(",")] == [
         [f"{BASE}/img/banner_w320/plain/{DID}/{CID}@webp", "320w"],

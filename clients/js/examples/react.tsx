@@ -21,12 +21,14 @@ export function Avatar({ actor }: { actor: string }) {
 }
 
 export function Picture({ did, cid, alt, aspectRatio }: Props & { aspectRatio?: Size }) {
-  const { sources, img } = images.picture("content_preview", did, cid, { sizes: "600px", source: aspectRatio });
+  const { sources, img } = images.picture("content_preview", did, cid, { sizes: "600px" });
   const { srcset, ...rest } = img;
+  // That of a record is a shape in no unit, such as 16 to 9, and may be approximate.
+  const shape = aspectRatio && { aspectRatio: `auto ${aspectRatio.width} / ${aspectRatio.height}` };
   return (
     <picture>
       {sources.map(({ srcset, ...each }) => <source key={each.type} srcSet={srcset} {...each} />)}
-      <img srcSet={srcset} {...rest} alt={alt} loading="lazy" />
+      <img srcSet={srcset} {...rest} alt={alt} loading="lazy" style={{ width: "100%", maxWidth: 600, ...shape }} />
     </picture>
   );
 }
