@@ -37,7 +37,7 @@ class KnownFile:
 class LatelyRead:
     """A bounded map of files by the key of their result. Forgets what a purge or a block covers.
 
-    A file whose reading began before ``forget`` is not remembered: see ``read_from``.
+    A file whose reading began before ``forget`` is not remembered: see ``add``.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:

@@ -30,11 +30,11 @@ _BREAKS = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 
 
 @lru_cache(maxsize=256)
-def _of(headers: tuple[tuple[str, str], ...]) -> h11.Request:
-    """A request with these headers, which were checked then: those to a host are mostly the same.
+def _with_checked(headers: tuple[tuple[str, str], ...]) -> h11.Request:
+    """A request with these headers, checked by h11 once: those to a host are mostly the same.
 
     Raises:
-        h11.LocalProtocolError: they are none.
+        h11.LocalProtocolError: one of them is not valid.
     """
     return h11.Request(method="GET", target="/", headers=list(headers))
 
@@ -75,7 +75,8 @@ class Exchange:
             BadAnswer: it broke later, or what was received is not HTTP or costs too much.
         """
         try:
-            request = h11.Request(method=method, target=target, headers=_of(tuple(headers)).headers)
+            checked = _with_checked(tuple(headers)).headers
+            request = h11.Request(method=method, target=target, headers=checked)
             sent = [self._parser.send(request)]
             if content is not None:
                 sent.append(self._parser.send(h11.Data(content)))

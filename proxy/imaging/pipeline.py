@@ -163,9 +163,9 @@ class _Picture:
                     # libjpeg's scaling makes hard edges ring: decode again, nearer to full size.
                     decoded, region = self._original.decode(on_canvas, REDUCING_GAP, keep=not last)
                 kernel: resample.Kernel = BICUBIC if target in _CHEAP else LANCZOS
-                # Other sources have not the memory for it, and other formats gain little.
-                png = target is format_ is Format.PNG
-                image = _scaled(decoded.plain, region, flat=flat, kernel=kernel, averages=png)
+                # The estimates of other sources have no room for it, and other results gain little.
+                is_png = target is format_ is Format.PNG
+                image = _scaled(decoded.plain, region, flat=flat, kernel=kernel, averages=is_png)
             had_palette = decoded.paletted is not None
             del decoded
             if last:

@@ -93,7 +93,7 @@ def parse_actor(text: str, *, own_names: OwnNames = False) -> Did | Handle:
 
 
 def parse_account(text: str, *, own_names: OwnNames = False) -> Did | Handle:
-    """An account, as ``parse_actor``, or by what ``parse_reference`` takes for it alone.
+    """The account of a DID, a handle (``parse_actor``), or a link that names nothing more.
 
     Raises:
         InvalidRequest: it names no account, or more than it: a record or a blob of it.

@@ -34,7 +34,7 @@ LOADED_AT_ONCE = 10_000
 """Blocks that are read by one statement, of which a million have to be read."""
 
 ASKED_AT_ONCE = 100
-"""Owners, blobs and pairs that one statement asks for: a network would make a way of each."""
+"""Owners, blobs and pairs that one statement asks for, instead of a round trip for each."""
 
 MAX_ID = 2**63 - 1
 """The largest id that a database has."""

@@ -79,7 +79,7 @@ def sign_in(folder: Path, *, has_older: bool) -> Path | None:
 
 def leave_marker(folder: Path) -> None:
     """Mark that the folder has a store. Idempotent; does nothing on a disk that takes no file."""
-    with suppress(FileExistsError, OSError), (folder / MARKER).open("x") as file:
+    with suppress(OSError), (folder / MARKER).open("x") as file:
         file.write(_TEXT)
 
 

@@ -41,7 +41,7 @@ BUILD = {
     "pillow": version_of("pillow"),
     "pillow_heif": version_of("pillow-heif"),
 }
-"""What runs."""
+"""What runs: labels of ``build_info``."""
 
 DECODERS = (
     "libjpeg_turbo",
@@ -54,7 +54,7 @@ DECODERS = (
     "libde265",
     "ffmpeg",
 )
-"""What decodes: labels of the same metric, with the versions that ``tell_decoders`` tells."""
+"""What decodes: further labels of ``build_info``, by which ``tell_decoders`` tells the versions."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 

@@ -123,11 +123,11 @@ def run(
     Args:
         sockets: returns those to listen on; called when the service has started.
         on_serving: called once the service answers.
+        on_stopping: called when the stop begins, before the requests in flight are answered.
         orders: waits for a configuration, which is then in force, or None, which counts as a
             signal to stop; called until it has returned None twice.
         reloader: makes what reloads on SIGHUP, from what puts a configuration in force.
         peers: see ``proxy.web.app.ImageProxyApp``.
-        on_stopping: called when the stop begins, before the requests in flight are answered.
     """
     try:
         trio.run(

@@ -36,8 +36,10 @@ def expected_bytes(
 ) -> int:
     """About how many bytes results take: as many as others of their presets, where there are some.
 
+    Pure.
+
     Args:
-        known: what the cache has of each preset, by ``{preset}-{fingerprint}``. Pure.
+        known: what the cache has of each preset, by ``{preset}-{fingerprint}``.
     """
     expected = 0.0
     for key in keys:

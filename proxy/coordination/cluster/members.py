@@ -30,7 +30,7 @@ class LeaseLost(OSError):
 
 
 class Members:
-    """This process among those of the cluster; implements ``FolderReplicas``.
+    """This process among those of the cluster; implements ``interface.Replicas``.
 
     Any thread may call its methods, each of which may raise ``OSError``.
 

@@ -105,8 +105,7 @@ class PosterMaker(Protocol):
     ) -> Processed:
         """Transform the first frame of ``video`` that is not black by ``preset``.
 
-        Cancellation while waiting leaves nothing behind. Once ``on_start`` was called it waits for
-        the end.
+        Cancellation leaves nothing behind. While the video is decoded, it waits for the end.
 
         Raises:
             UnsupportedImage, ImageTooLarge, UndecodableImage, ResultTooCostly: because of the

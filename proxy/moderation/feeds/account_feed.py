@@ -43,7 +43,7 @@ class AccountFeed:
     """
 
     name = "accounts"
-    first_cursor = None  # Of what was not cached nothing has to go.
+    first_cursor = None  # Of who left before, revalidation finds what is cached.
     max_message = MAX_MESSAGE
 
     def __init__(

@@ -153,7 +153,7 @@ async def _keep_forgetting(
 
 
 async def _steadily(work: Callable[[], Awaitable[None]]) -> None:
-    """``work`` to its end; where it fails, again after a pause: the service goes on meanwhile."""
+    """Run ``work`` until it returns; where it fails, run it again after a pause."""
     while True:
         try:
             await work()
