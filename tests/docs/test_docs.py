@@ -106,6 +106,39 @@ def test_every_command_in_the_documents_is_one_that_exists(document: str) -> Non
         check_line(re.sub(r"\[[^\]]*\]|…|\.\.\.", "", span))
 
 
+def source_of(benchmark: str) -> str:
+    """The program of ``./run bench BENCHMARK``."""
+    found = ROOT / "bench" / f"{benchmark}.py"
+    return (found if found.exists() else ROOT / "bench" / benchmark / "__main__.py").read_text()
+
+
+def test_every_benchmark_in_the_documents_takes_the_options_it_is_shown_with() -> None:
+    """Catches a figure whose command ends with "unrecognized arguments"."""
+    shown = [
+        (name, option)
+        for document in DOCUMENTS
+        for name, rest in re.findall(r"(?m)(?:\./run |`)bench ([a-z]+)([^`\n]*)", text_of(document))
+        for option in re.findall(r"--[a-z-]+", rest)
+    ]
+    assert len(shown) > 30
+    assert [each for each in shown if f'"{each[1]}"' not in source_of(each[0])] == []
+
+
+def test_the_document_says_which_benchmarks_have_a_small_form_and_which_the_gate_runs() -> None:
+    """Catches ``--quick`` promised of one that refuses it, and a check that nothing makes."""
+    text = text_of("docs/benchmarks.md")
+    told = re.search(
+        r"each but ([^;]*) a small one; the gate\s+runs these, but for (.*?), for", text, re.S
+    )
+    assert told is not None
+    not_quick, not_in_gate = ({*re.findall(r"`(\w+)`", names)} for names in told.groups())
+    names = {*re.findall(r"(?m)^    \./run bench (\w+)", text)}
+    quick = {name for name in names if '"--quick"' in source_of(name)}
+    assert not_quick == names - quick
+    in_gate = re.findall(r"(?m)^\./run bench (\w+) --quick$", text_of(".ci/run"))
+    assert not_in_gate == quick - {*in_gate}
+
+
 def test_an_unknown_command_would_be_noticed() -> None:
     """Catches a check that passes everything."""
     for line in ("imageproxy nosuch", "imageproxy serve --nosuch", "./run nosuch"):
