@@ -54,7 +54,7 @@ from proxy.model.presets import (
     variants_of,
     with_variants,
 )
-from proxy.shared.binds import Bind, parse_bind
+from proxy.shared.binds import Bind, TcpBind, parse_bind
 
 ENV_PREFIX = "IMAGE_PROXY_"
 CONFIG_VARIABLE = "IMAGE_PROXY_CONFIG"
@@ -209,6 +209,11 @@ def _each_once(texts: tuple[str, ...]) -> tuple[str, ...]:
     again = dict.fromkeys(each for each in texts if texts.count(each) > 1 and each[-2:] != ":0")
     if again:
         raise ValueError(f"names {' and '.join(again)} twice")
+    binds = tuple(map(parse_bind, texts))
+    for each in binds:
+        taken = [str(other) for other in binds if isinstance(each, TcpBind) and each.takes(other)]
+        if taken:
+            raise ValueError(f"{each} is {' and '.join(taken)} too")
     return texts
 
 

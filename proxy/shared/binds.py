@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 FORM = "must be HOST:PORT, [IPV6]:PORT or unix:/PATH"
 
@@ -20,6 +20,7 @@ _TCP = re.compile(
 )
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared with)
+"""For an address that stands for all of its kind, one of them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class TcpBind:
     def is_ipv6(self) -> bool:
         """Whether the host is an IPv6 address."""
         return ":" in self.host
+
+    def takes(self, other: Bind) -> bool:
+        """Whether ``other`` is a port of one of all the addresses that this one stands for."""
+        return (
+            self.host in _LOOPBACK
+            and isinstance(other, TcpBind)
+            and other != self
+            and (other.port, other.is_ipv6) == (self.port, self.is_ipv6)
+            and self.port > 0  # it is another one each time
+        )
 
     @property
     def fits_fronts(self) -> bool:
@@ -91,12 +102,13 @@ def parse_bind(text: str) -> Bind:
     if found is None or int(found["port"]) > 65535:
         raise ValueError(FORM)
     host = found["host"]
-    if host.startswith("["):
-        host = host[1:-1]
-        try:
-            IPv6Address(host)
-        except AddressValueError:
-            raise ValueError(FORM) from None
+    try:
+        if host.startswith("["):
+            host = str(IPv6Address(host[1:-1]))  # one spelling of each
+        elif host.rpartition(".")[2].isdecimal():  # no name ends so
+            IPv4Address(host)
+    except AddressValueError:
+        raise ValueError(FORM) from None
     return TcpBind(host, int(found["port"]))
 
 
