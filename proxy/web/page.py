@@ -75,19 +75,22 @@ def page_routes(config: Config, presets: Current[PresetTable], responder: Respon
         asked = " ".join(given.values()).strip()
         if not asked:
             return page().response("no-cache", {_REFRESH_MARK: "", _FOUND_MARK: _INVITATION})
+        format_ = request.args.get("format", "")
         kept = {
             f'name="{name}" value=""': f'name="{name}" value="{escape(text)}"'
             for name, text in given.items()
         }
+        option = f"<option>{escape(format_)}</option>"
+        kept[option] = option.replace(">", " selected>", 1)
         if request.args.get("list") != "1":
-            sent = given | {"format": request.args.get("format", ""), "list": "1"}
+            sent = given | {"format": format_, "list": "1"}
             return page().response(
                 "no-store", {_REFRESH_MARK: _refresh(sent), **kept, _FOUND_MARK: ""}
             )
         status = 200
         retry: Headers = ()
         try:
-            found = await listed(asked, request.args.get("format", ""))
+            found = await listed(asked, format_)
         except Exception as failure:
             error = as_ours(failure)
             status, retry = error.status, retry_after(error)

@@ -178,7 +178,8 @@ def images(*cids: str, alt: str = "") -> dict[str, Any]:
 
 
 async def test_without_a_script_the_form_gets_a_list_under_the_same_policy(world: World) -> None:
-    """Catches a policy that the list loosens, and a list that a cache gives to somebody else."""
+    """Catches a policy that the list loosens, a list that a cache gives to somebody else, and a
+    form that forgets the format for the next picture."""
     did = world.make_account()
     cid = cid_of(b"1")
     post = world.pds.add_record(did, "app.bsky.feed.post/3k", images(cid))
@@ -192,6 +193,8 @@ async def test_without_a_script_the_form_gets_a_list_under_the_same_policy(world
     assert f'src="img/avatar_small/plain/{did}/{cid}"' in reply.text
     assert "<ol" not in plain.text
     assert f'name="q" value="{post}"' in reply.text
+    assert "<option selected>webp</option>" in reply.text
+    assert "selected" not in re.findall("<select name.*", plain.text)[0]
 
 
 async def test_a_page_with_a_question_comes_at_once_and_asks_nobody(world: World) -> None:
