@@ -271,10 +271,11 @@ class DiskCache:
 
     async def _index(self) -> None:
         added = 0
+        doubt = await self._with_room(self._chores, self._folder.begin_indexing)
         for shard in await trio.to_thread.run_sync(self._folder.shards, limiter=self._chores):
             added += await self._with_room(self._chores, partial(self._folder.index_shard, shard))
         await self._with_room(self._chores, self._folder.forget_missing)
-        await self._with_room(self._chores, self._folder.set_indexed)
+        await self._with_room(self._chores, partial(self._folder.set_indexed, doubt))
         if added:
             log.info("files found that the index of the cache did not know", files=added)
 

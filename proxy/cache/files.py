@@ -336,7 +336,7 @@ class CacheFolder:
     def _doubt_if_emptied(self, rows: Rows) -> None:
         """Mark the index as incomplete if the folder of all files was removed."""
         if not self._images.exists():
-            rows.set_complete(False)
+            rows.set_incomplete()
 
     def _place(self, temporary: Path, file: File) -> None:
         path = self._root + file.path
@@ -656,7 +656,7 @@ class CacheFolder:
         with self._index.writing() as rows:
             # Who ended with the machine has left its mark, and nobody buries it before this.
             if rows.boot() != boot and self._liveness.are_some_dead():
-                rows.set_complete(False)
+                rows.set_incomplete()
             rows.set_boot(boot)
 
     def _recover(self) -> None:
@@ -736,10 +736,18 @@ class CacheFolder:
                 return
             number, _ = page[-1]
 
-    def set_indexed(self) -> None:
-        """Record that the index is complete: call after ``index_shard`` and ``forget_missing``."""
+    def begin_indexing(self) -> str:
+        """Return what ``set_indexed`` takes: call before ``shards``."""
         with self._index.writing() as rows:
-            rows.set_complete()
+            return rows.doubt()
+
+    def set_indexed(self, doubt: str) -> None:
+        """Record that the index is complete: call after ``index_shard`` and ``forget_missing``.
+
+        Not if it was lost, or the folder emptied, since ``begin_indexing``: then begin again.
+        """
+        with self._index.writing() as rows:
+            rows.end_doubt(doubt)
 
     def _index_file(self, rows: Rows, file: File) -> bool:
         path = self._images / file.path

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ CREATE TABLE IF NOT EXISTS state (
     complete INTEGER NOT NULL -- whether the index has exactly the files that exist
 );
 INSERT INTO state SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT * FROM state);
+-- What distinguishes this incomplete index from others that were in its place; at most one row.
+CREATE TABLE IF NOT EXISTS doubt (id TEXT NOT NULL);
 -- The last start of the machine at which a process entered the folder; at most one row.
 CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
 CREATE TRIGGER IF NOT EXISTS entry_added AFTER INSERT ON entries BEGIN
@@ -221,9 +224,22 @@ class Rows:
         )
         return [(rowid, File(folder, name)) for rowid, folder, name in rows.fetchall()]
 
-    def set_complete(self, complete: bool = True) -> None:
-        """Record whether the index now has exactly the files that exist."""
-        self._connection.execute("UPDATE state SET complete = ?", (complete,))
+    def set_incomplete(self) -> None:
+        """Record that there may be files that the index does not have."""
+        self._connection.execute("UPDATE state SET complete = 0")
+        self._connection.execute("DELETE FROM doubt")
+
+    def doubt(self) -> str:
+        """Return the name of the doubt that ``end_doubt`` ends, after all files were looked at."""
+        if (found := self._connection.execute("SELECT id FROM doubt").fetchone()) is None:
+            found = (secrets.token_hex(8),)
+            self._connection.execute("INSERT INTO doubt VALUES (?)", found)
+        return str(found[0])
+
+    def end_doubt(self, doubt: str) -> None:
+        """Record that the index has exactly the files that exist, unless a new doubt came up."""
+        if self._connection.execute("DELETE FROM doubt WHERE id = ?", (doubt,)).rowcount:
+            self._connection.execute("UPDATE state SET complete = 1")
 
     def boot(self) -> str | None:
         """Return what ``set_boot`` recorded, or None."""

@@ -852,14 +852,42 @@ async def test_a_purge_takes_what_the_index_comes_to_know_meanwhile(
 
     def completed_just_after(folder: CacheFolder, selections: list[Selection]) -> int:
         removed = read_index(folder, selections)
+        doubt = other.begin_indexing()
         for shard in other.shards():
             other.index_shard(shard)
-        other.set_indexed()
+        other.set_indexed(doubt)
         return removed
 
     monkeypatch.setattr(CacheFolder, "_purge_known", completed_just_after)
     assert await cache.purge(Selection(cid=blob_cid())) == 1
     assert not exists(path_of(root, key()))
+
+
+async def test_an_index_that_is_lost_while_it_is_made_is_made_from_the_beginning(
+    make: MakeCache, root: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches one that counts as complete and has the second half of the files: nothing of the
+    first is evicted, asked for at its PDS again, or found by a block of its CID.
+    """
+    for number in range(3):
+        plant(path_of(root, key(number)), entry().data, at=clock.now)
+    cache = make()
+    index_shard = CacheFolder.index_shard
+    lost: list[Path] = []
+
+    def lose_it_once(folder: CacheFolder, shard: Path) -> int:
+        added = index_shard(folder, shard)
+        if not lost:
+            lost.extend(root.parent.glob("index-1.sqlite3*"))
+            for file in lost:
+                file.unlink()
+        return added
+
+    monkeypatch.setattr(CacheFolder, "index_shard", lose_it_once)
+    await cache.make_indexed()
+    await cache.make_indexed()
+    assert cache.statistics() == Totals(3, 300)
+    assert cache._folder.is_indexed()
 
 
 @pytest.mark.parametrize(
