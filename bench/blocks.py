@@ -26,7 +26,7 @@ from rich.progress import Progress, TaskID
 from bench import report
 from bench.client import Result, closed_loop
 from bench.pictures import Size, cid_of
-from bench.processes import BenchError, Server, free_port, metric, run, running, upstream
+from bench.processes import BenchError, Server, metric, run, running, upstream
 from bench.upstream import LOOPBACK, Manifest, account
 from proxy.config import Config, LogSection
 from proxy.lifecycle import open_moderator
@@ -35,6 +35,7 @@ from proxy.model.selection import Selection
 from proxy.moderation.configured_store import folder_store_of
 from proxy.moderation.store import ModerationStore
 from proxy.observability.log import configure_logging
+from tests.ports import free_port
 
 PRESET = "avatar_small"
 NONE, MANY = "no blocks", "blocks"

@@ -32,7 +32,7 @@ from rich.progress import Progress
 
 from bench import plot, report
 from bench.client import get
-from bench.processes import BenchError, Server, free_port, run, running
+from bench.processes import BenchError, Server, run, running
 from bench.upstream import LOOPBACK
 from proxy.cache.files import CacheFolder
 from proxy.cache.index import FILE_NAME, File, Index, IndexEntry, Rows
@@ -46,6 +46,7 @@ from proxy.model.selection import Selection
 from proxy.moderation.store import FILE_NAME as STORE
 from proxy.moderation.store import ModerationStore
 from proxy.urls import image_url
+from tests.ports import free_port
 
 PER_OWNER = 10
 """Entries of each owner: as many blobs, each in one preset."""

@@ -33,7 +33,7 @@ from rich.progress import Progress
 from bench import plot, report
 from bench.client import Connection, get
 from bench.pictures import Size
-from bench.processes import BenchError, Server, free_port, metric, run, running, until, upstream
+from bench.processes import BenchError, Server, metric, run, running, until, upstream
 from bench.upstream import LOOPBACK, account
 from proxy.cache.files import CacheFolder
 from proxy.cache.index import File, Index
@@ -42,6 +42,7 @@ from proxy.model.formats import Format
 from proxy.model.keys import BlobKey, ImageKey, image_key
 from proxy.model.presets import DEFAULT_PRESETS
 from proxy.urls import image_url
+from tests.ports import free_port
 
 PLOT = Path("build/bench-crash.svg")
 TOKEN = "of-the-benchmark"  # noqa: S105

@@ -38,9 +38,10 @@ from bench import counted, report
 from bench.client import Connection
 from bench.images import Images
 from bench.pictures import Size
-from bench.processes import BenchError, Server, free_port, run, started, until, upstream
+from bench.processes import BenchError, Server, run, started, until, upstream
 from bench.upstream import LOOPBACK
 from proxy.cache.layout import IMAGES
+from tests.ports import free_port
 
 FIGURES = Path(__file__).with_suffix(".json")
 MARGIN = 1.1

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import trio
 
-from bench.processes import ROOT, BenchError, Server, free_port, inherited, started
+from bench.processes import ROOT, BenchError, Server, inherited, started
 from bench.upstream import LOOPBACK
 from tests.nginx import command_for, find_nginx
+from tests.ports import free_port
 
 # Of both, so that their difference is the block. It answers more than wrk can ask for: one process.
 _HTTP = """

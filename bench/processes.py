@@ -6,7 +6,6 @@ import math
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from bench.client import get
 from bench.pictures import BASES, Size
 from bench.upstream import LOOPBACK, Counts, Manifest
 from proxy.config import ENV_PREFIX
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,14 +94,6 @@ def allow_open_files(wanted: int) -> None:
         if hard != resource.RLIM_INFINITY and hard < wanted:
             raise BenchError(f"{wanted} open files are needed, and the limit is {hard} (ulimit -n)")
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

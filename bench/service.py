@@ -52,7 +52,6 @@ from bench.processes import (
     BenchError,
     Server,
     cpu_at_rest,
-    free_port,
     proxy,
     pss_bytes,
     run,
@@ -71,6 +70,7 @@ from tests.devnet import (
     run_devnet,
     upload_blob,
 )
+from tests.ports import free_port
 
 PRESETS = ("avatar_small", "avatar", "banner", "embed_thumbnail", "content_preview", "content_full")
 FORMATS = ("jpeg", "webp")

@@ -23,12 +23,13 @@ from rich.console import Console
 from bench import report
 from bench.miss import own_cpu_seconds
 from bench.pictures import cid_of
-from bench.processes import ROOT, START_SECONDS, free_port
+from bench.processes import ROOT, START_SECONDS
 from bench.upstream import LOOPBACK, account
 from proxy.config import Config, load_config
 from proxy.model.identifiers import Did
 from proxy.model.selection import Selection
 from proxy.moderation.configured_store import folder_store_of
+from tests.ports import free_port
 
 ROUNDS, QUICK = 15, 5
 

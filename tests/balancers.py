@@ -11,7 +11,8 @@ from pathlib import Path
 from proxy.config import Config
 from proxy.tools.balancer.haproxy import haproxy_balancer
 from proxy.tools.balancer.nginx import nginx_balancer
-from tests.nginx import command_for, free_port, nginx_program
+from tests.nginx import command_for, nginx_program
+from tests.ports import free_port
 from tests.processes import Server, listening
 from tests.required import skip_unless_required
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from proxy.config import Config
 from proxy.tools.nginx import server_block
 from proxy.wiring import served_folder
+from tests.ports import free_port
 from tests.processes import Server, listening
 from tests.required import skip_unless_required
 
@@ -57,29 +55,6 @@ def nginx_program() -> str:
     if program is None:
         skip_unless_required("no nginx here; on Debian: apt install nginx-light")
     return program
-
-
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def free_pairs() -> Iterator[int]:
-    """Ports that nobody listens on, nor on the one 10,000 higher, as SeaweedFS takes them.
-
-    In no order: another round of the tests may look for some at the same moment.
-    """
-    for port in random.sample(range(20000, 30000), 10000):
-        try:
-            for each in (port, port + 10000):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", each))
-        except OSError:
-            continue
-        yield port
 
 
 def images_of(config: Config) -> Path:

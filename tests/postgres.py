@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psycopg
 
+from tests.ports import free_port
 from tests.required import skip_unless_required
 
 PATIENCE = 60.0
@@ -46,7 +46,7 @@ class Postgres:
         # As root it refuses to run; Debian's package brings a user for it.
         self._user = "postgres" if os.getuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     def make(self) -> None:
         """Make the files of the server."""
@@ -159,10 +159,3 @@ def run_postgres() -> Iterator[Postgres]:
             yield server
         finally:
             server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

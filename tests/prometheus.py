@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.fakes.sites import cid_of, document, new_plc_did, pds_service
 from tests.fakes.world import tiny_png
-from tests.nginx import free_port
+from tests.ports import free_port
 from tests.processes import ROOT, SERVE, Client, Server, Upstream, run, serve, until, upstream
 from tests.required import skip_unless_required
 

@@ -17,7 +17,7 @@ from bench.client import Answer, Connection
 from bench.cluster.ledger import Selected
 from bench.processes import BenchError, started, until
 from bench.upstream import LOOPBACK
-from tests.nginx import free_pairs
+from tests.ports import free_pairs
 from tests.postgres import Postgres, PostgresUnavailable
 
 BUCKET = "pictures"

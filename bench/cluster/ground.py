@@ -25,7 +25,6 @@ from bench.processes import (
     Server,
     counts,
     cpu_seconds,
-    free_port,
     metric,
     started,
     upstream,
@@ -34,6 +33,7 @@ from bench.upstream import LOOPBACK, Manifest, account
 from proxy.config import Config
 from tests.balancers import BALANCERS
 from tests.nginx import find_nginx
+from tests.ports import free_port
 
 PRESETS = ("avatar_small", "content_preview", "feed_thumbnail")
 """Asked of each picture at one moment: what one hash must bring to one node."""

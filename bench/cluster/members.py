@@ -14,10 +14,11 @@ from bench.cluster.disks import small_disk
 from bench.cluster.ground import FRONTS, Node
 from bench.cluster.hosts import Cable, Host, open_hosts
 from bench.cluster.relay import Relay
-from bench.processes import BenchError, Server, free_port, started
+from bench.processes import BenchError, Server, started
 from bench.upstream import LOOPBACK, Manifest
 from proxy.config import Config
 from tests.balancers import BALANCERS
+from tests.ports import free_port
 from tests.postgres import Postgres
 
 TOKEN = "of-the-benchmark"  # noqa: S105

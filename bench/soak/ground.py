@@ -26,7 +26,6 @@ from bench.processes import (
     BenchError,
     Server,
     children,
-    free_port,
     inherited,
     metric,
     started,
@@ -45,6 +44,7 @@ from tests.devnet import (
     run_devnet,
     upload_blob,
 )
+from tests.ports import free_port
 
 WORKERS = 2
 INSIDE = Path(__file__).with_name("inside")

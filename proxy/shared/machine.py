@@ -45,10 +45,7 @@ def memory_of_machine() -> int:
 
 def boot_of_machine(root: Path = ROOT) -> str:
     """What no two starts of the machine have in common; empty if it does not tell (random(4))."""
-    try:
-        return (root / "proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+    return _read(root / "proc/sys/kernel/random/boot_id")
 
 
 def memory_limit(root: Path = ROOT) -> int | None:

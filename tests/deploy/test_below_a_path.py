@@ -21,8 +21,9 @@ from proxy.config import Config, load_config
 from tests.balancers import BALANCERS
 from tests.deploy.test_fronts import DEPLOY, OWN, TOKEN, program
 from tests.fakes.world import tiny_jpeg
-from tests.nginx import block_for, command_for, free_port, nginx_program
+from tests.nginx import block_for, command_for, nginx_program
 from tests.page import NoBrowser, chromium
+from tests.ports import free_port
 from tests.processes import (
     ROOT,
     SERVE,

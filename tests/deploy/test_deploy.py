@@ -30,7 +30,7 @@ from tests.commands import assert_is_command
 from tests.deployed.unit import UNIT, head
 from tests.documents import shell_lines
 from tests.fakes.world import tiny_jpeg
-from tests.nginx import free_port
+from tests.ports import free_port
 from tests.processes import (
     PATIENCE,
     ROOT,

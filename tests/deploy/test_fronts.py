@@ -18,7 +18,8 @@ import trio
 from proxy.config import load_config
 from tests.balancers import BALANCERS
 from tests.fakes.world import tiny_jpeg
-from tests.nginx import block_for, command_for, free_port, nginx_program
+from tests.nginx import block_for, command_for, nginx_program
+from tests.ports import free_port
 from tests.processes import (
     PATIENCE,
     ROOT,

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from tests.deployed.debian import copy_of_base, entered, output, run
-from tests.nginx import free_port
+from tests.ports import free_port
 from tests.processes import ROOT
 
 STARTS_WITHIN = 60.0

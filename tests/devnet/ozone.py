@@ -9,7 +9,6 @@ import json
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import trio
 
 from tests.devnet import Devnet, DevnetUnavailable, ensure_installed
+from tests.ports import free_port
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = 60.0
@@ -133,7 +133,7 @@ async def _postgres() -> AsyncIterator[str]:
         )  # fmt: skip
         if made.returncode:
             raise DevnetUnavailable(f"initdb: {made.stderr.decode()[-500:]}")
-        port = _free_port()
+        port = free_port()
         settings = {
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": folder,
@@ -180,13 +180,6 @@ def _postgres_programs() -> Path:
     if not found:
         raise DevnetUnavailable("PostgreSQL's initdb is not installed")
     return found[-1].parent
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def _end(process: trio.Process) -> None:

@@ -22,7 +22,7 @@ from proxy.config import Config, load_config
 from tests.balancers import haproxy_program
 from tests.documents import blocks
 from tests.fakes.world import tiny_jpeg
-from tests.nginx import free_port
+from tests.ports import free_port
 from tests.postgres import Postgres, run_postgres
 from tests.processes import (
     ROOT,

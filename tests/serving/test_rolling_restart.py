@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from tests.fakes.world import tiny_jpeg
-from tests.nginx import command_for, free_port, nginx_program
+from tests.nginx import command_for, nginx_program
+from tests.ports import free_port
 from tests.processes import PATIENCE, Client, imageproxy, listening, started, until, upstream
 
 pytestmark = pytest.mark.slow

@@ -37,7 +37,8 @@ from tests.fakes.cdns import BASE, SETTINGS
 from tests.fakes.sites import document, new_plc_did, pds_service
 from tests.fakes.world import tiny_jpeg
 from tests.imaging.sources import photo, pixel_art, png
-from tests.nginx import block_for, check, free_port, images_of, nginx_program, run_nginx
+from tests.nginx import block_for, check, images_of, nginx_program, run_nginx
+from tests.ports import free_port
 from tests.processes import (
     ROOT,
     SERVE,

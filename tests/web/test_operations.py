@@ -23,7 +23,7 @@ from tests.cache.objects.conftest import s3
 from tests.fakes import faults
 from tests.fakes.sites import cid_of, new_plc_did
 from tests.fakes.world import World, tiny_png
-from tests.nginx import free_port
+from tests.ports import free_port
 from tests.processes import until
 from tests.web import Client, img, serving
 

@@ -21,8 +21,8 @@ import pytest
 
 from proxy.cache.object_client import StoredObjects
 from proxy.config import StoreSection
-from tests.nginx import free_pairs, free_port
 from tests.npm import installed, need_npm
+from tests.ports import free_pairs, free_port
 from tests.processes import PATIENCE
 from tests.required import skip_unless_required
 

@@ -30,7 +30,7 @@ from proxy.tools.doctor.probes import (
     why_not_writable,
 )
 from tests.fakes.world import World
-from tests.nginx import free_port
+from tests.ports import free_port
 from tests.required import skip_unless_required
 
 
