@@ -21,8 +21,9 @@ from proxy.shared.sql import Rows, Statements
 CONNECT_SECONDS = 2
 """How long a connection may take to open; libpq's least."""
 
-_LATEST = 60.0
-"""Seconds in which the server ends the transaction of a client that went silent over it."""
+_LATEST = 5.0
+"""Seconds in which the server ends the transaction of a client that went silent over it: decisions
+of others wait for it."""
 
 
 class PostgresError(OSError):

@@ -177,6 +177,19 @@ def test_a_server_that_takes_no_decisions_is_not_read_either(
         ClusterStore(database, "").version()
 
 
+def test_a_process_that_stands_still_in_a_transaction_does_not_hold_others_up_for_long(
+    database_url: str,
+) -> None:
+    """Catches a stopped machine for which decisions of all others fail for a minute."""
+    with (
+        closing(connected(database_url)) as stopped,
+        closing(connected(database_url, patience=10)) as other,
+        pytest.raises(PostgresError, match="idle-in-transaction"),
+        stopped.writing(),
+    ):
+        decide(ClusterStore(other, ""), OWNER)
+
+
 def test_an_error_names_no_password(postgres: Postgres) -> None:
     """Catches a log with the password of the database."""
     url = f"postgresql://user:very-secret@127.0.0.1:{postgres.port}/absent"
