@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -145,6 +145,10 @@ def _store_url(text: str) -> str:
         raise ValueError("must be s3://BUCKET, gs://BUCKET or az://CONTAINER, or file:///FOLDER")
     if parts.query or parts.fragment:
         raise ValueError("must have no query and no fragment")
+    path = unquote(parts.path).strip("/")
+    names = [] if is_file or not path else path.split("/")
+    if {"", ".", ".."}.intersection(names) or re.search(r"[\x00-\x1f\x7f]", path):
+        raise ValueError("must have no empty part, . or .., and no control character in its path")
     return text.rstrip("/")
 
 

@@ -350,8 +350,10 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "log.level": (["INFO", "warn", "", 1], "'debug', 'info', 'warning' or 'error'"),
     "store.url": (
         ["bucket", "s3://", "http://bucket", "file://host/folder", "file:///", "az:///path",
-         "s3://key:secret@bucket", "s3://bucket?region=x", "gs://bucket#x", 5],
-        "s3://BUCKET|no query|string",
+         "s3://key:secret@bucket", "s3://bucket?region=x", "gs://bucket#x",
+         "s3://bucket/a//b", "gs://bucket/a/../b", "az://bucket/%2E%2e", "s3://bucket/./a",
+         "s3://bucket/a%00b", "file:///a%00b", 5],
+        "s3://BUCKET|no query|no empty part|string",
     ),
     "store.endpoint": (["store:8333", "ftp://a", 5], "URL|string"),
     "store.region": (["EU WEST", "\u00e9", 5], "pattern|string"),

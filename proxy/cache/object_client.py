@@ -13,7 +13,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from proxy.cache.object_interface import PAGE, Oversized
-from proxy.config import StoreSection
+from proxy.config import ConfigError, StoreSection
 from proxy.egress.errors import BadAnswer
 
 if TYPE_CHECKING:
@@ -21,10 +21,18 @@ if TYPE_CHECKING:
 
 
 class StoredObjects:
-    """Implements ``Objects`` for the configured store."""
+    """Implements ``Objects`` for the configured store.
+
+    Raises:
+        ConfigError: there is no such store: a folder cannot be made, or a credential is missing.
+    """
 
     def __init__(self, settings: StoreSection) -> None:
-        self._store = _opened(settings)
+        try:
+            self._store = _opened(settings)
+        except (BaseError, OSError, ValueError) as error:
+            why = str(error).partition("\n")[0]
+            raise ConfigError([f"store.url = {settings.url!r}: {why}"]) from None
 
     def get(self, path: str, max_bytes: int) -> bytes | None:
         """See ``Objects.get``."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import trio
 
 from proxy.cache.index import FILE_NAME as INDEX
-from proxy.config import Config
+from proxy.config import Config, ConfigError
 from proxy.egress.endpoint import configured_origin
 from proxy.egress.errors import EgressError
 from proxy.egress.gateway import guarded_networks, standalone_gateway
@@ -261,11 +261,11 @@ def _changes(path: Path, accessed: int, modified: int) -> bool:
 
 async def why_no_store(config: Config) -> str | None:
     """Return why an object cannot be written to the shared store, read or removed; None: it can."""
-    store = object_store_of(config)
     try:
+        store = object_store_of(config)
         if store is not None:
             await store.probe()
-    except OSError as error:
+    except (ConfigError, OSError) as error:
         return str(error)
     return None
 

@@ -269,6 +269,10 @@ async def test_a_shared_store_is_tried_by_writing_and_nothing_stays_behind(
         "allow_http": True,
     }
     assert await why_no_store(world.config(store=dead)) is not None
+    (tmp_path / "file").touch()
+    below_a_file = (tmp_path / "file" / "store").as_uri()
+    why = await why_no_store(world.config(store={"url": below_a_file}))
+    assert below_a_file in str(why)
 
 
 async def test_only_a_machine_with_a_shared_store_is_examined_for_it(
