@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -791,6 +792,7 @@ def load_config(
     *,
     environment: Mapping[str, str] | None = None,
     overrides: Layer | None = None,
+    again: bool = False,
 ) -> Config:
     """Build the configuration from its layers.
 
@@ -798,6 +800,7 @@ def load_config(
         file: a TOML file; None: the one in ``IMAGE_PROXY_CONFIG``, or else no file.
         environment: None: the environment of this process.
         overrides: the values of the command line, as nested dictionaries.
+        again: whether this process has read the file before. A pipe is then empty, or never ends.
 
     Raises:
         ConfigError: with all mistakes: unreadable file, unknown keys, bad values.
@@ -807,7 +810,7 @@ def load_config(
     mistakes: list[str] = []
     sources = [
         _Source("default", {"presets": _dump_presets()}),
-        _Source(str(file), _read_file(file, mistakes)),
+        _Source(str(file), _read_file(file, mistakes, again=again)),
         _Source("environment", _read_environment(environment, mistakes)),
         _Source("command line", overrides or {}),
     ]
@@ -950,10 +953,12 @@ def _dump_presets() -> Layer:
     }
 
 
-def _read_file(file: Path | None, mistakes: list[str]) -> Layer:
+def _read_file(file: Path | None, mistakes: list[str], *, again: bool = False) -> Layer:
     if file is None:
         return {}
     try:
+        if again and not stat.S_ISREG(file.stat().st_mode):
+            raise OSError("what is no regular file is read once, at the start")
         # Editors on Windows begin a file with a byte order mark.
         layer = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:

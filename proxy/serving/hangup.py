@@ -29,7 +29,7 @@ class Reloader:
         self, config: Config, file: Path | None, overrides: Layer, take: Callable[[Config], object]
     ) -> None:
         self._config = config
-        self._load = partial(load_config, file, overrides=overrides)
+        self._load = partial(load_config, file, overrides=overrides, again=True)
         self._take = take
 
     async def reload(self) -> None:

@@ -126,6 +126,23 @@ async def test_a_hangup_during_the_start_is_heard_after_it(workers: int, tmp_pat
         assert '"log.level"' in line.string
 
 
+async def test_a_configuration_from_a_pipe_stays_in_force(tmp_path: Path) -> None:
+    """Catches presets that go with a SIGHUP, because the pipe that named them is empty by then.
+
+    As with ``--config <(sops -d config.toml)``. A named pipe that nobody writes into is waited for.
+    """
+    async with reloadable(tmp_path, 1) as (server, configured, (did, cid)):
+        configured.file.unlink()
+        os.mkfifo(configured.file)
+        server.send(signal.SIGHUP)
+        line = await server.line_with("the new configuration is wrong")
+        assert "no regular file" in line.string
+        assert (await server.get(img(did, cid, "small"))).status == 200
+        configured.file.unlink()
+        configured.write(quality=60)
+        await configured.reload(server)
+
+
 @WORKERS
 async def test_a_wrong_file_leaves_what_was_and_is_told_in_one_line_with_every_mistake(
     workers: int, tmp_path: Path
