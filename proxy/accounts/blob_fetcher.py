@@ -203,7 +203,7 @@ def _may_answer_otherwise(status: int) -> bool:
 
     Not after a 429: it asks for fewer requests, so do not send another one.
     """
-    return (400 <= status < 500 and status != 429) or status == 501
+    return (400 <= status < 500 and status != 429) or status in (500, 501)
 
 
 def failure_of(pds: str, answer: Response) -> FetchFailed | RateLimited:

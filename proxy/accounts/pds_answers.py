@@ -63,14 +63,15 @@ RSKY = "rsky, `blacksky-algorithms/rsky: rsky-pds/src/apis/mod.rs`"
 TRANQUIL = "tranquil-pds, `Bogay/tranquil-pds: crates/tranquil-pds/src/sync/util.rs`"
 COCOON = "cocoon, `haileyok/cocoon: server/handle_sync_get_blob.go`"
 MILLIPDS = "millipds, `DavidBuchanan314/millipds: src/millipds/atproto_sync.py`"
+PEGASUS = "Pegasus, `futurGH/pegasus: pegasus/lib/api"
 CIRRUS = "cirrus, `ascorbic/cirrus: packages/pds/src/xrpc/sync.ts`"
 
 ROWS = (
     Row(
-        "4xx",
-        REFUSALS,
+        "4xx, 500",
+        REFUSALS | {500},
         Verdict.NO_RECORD,
-        (f"{BLUESKY}/repo/getRecord.ts`", RSKY),
+        (f"{BLUESKY}/repo/getRecord.ts`", RSKY, f"{PEGASUS}/repo/getRecord.ml`, with a 500"),
         name="RecordNotFound",
     ),
     Row(
@@ -110,10 +111,10 @@ ROWS = (
         name="RepoDeactivated",
     ),
     Row(
-        "400",
-        {400},
+        "400, 500",
+        {400, 500},
         Verdict.ABSENT,
-        (f"{BLUESKY}/sync/getBlob.ts`",),
+        (f"{BLUESKY}/sync/getBlob.ts`", f"{PEGASUS}/sync/getBlob.ml`, with a 500"),
         message="blob not found",
     ),
     Row(

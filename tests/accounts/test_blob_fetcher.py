@@ -396,7 +396,7 @@ async def test_the_reason_for_a_refused_head_is_asked_for(client_world: World, e
         assert not await fetcher.exists(world.pds.url, BlobKey(did, cid))
 
 
-@pytest.mark.parametrize("status", [400, 404, 405, 501])
+@pytest.mark.parametrize("status", [400, 404, 405, 500, 501])
 async def test_a_blob_of_a_pds_without_head_is_found_by_get(
     client_world: World, status: int
 ) -> None:
@@ -408,6 +408,20 @@ async def test_a_blob_of_a_pds_without_head_is_found_by_get(
         assert await fetcher.exists(world.pds.url, blob)
         del world.pds.accounts[blob.did].blobs[blob.cid]
         assert not await fetcher.exists(world.pds.url, blob)
+
+
+async def test_a_pds_that_says_by_a_500_that_there_is_no_such_blob_is_believed(
+    client_world: World,
+) -> None:
+    """Catches: what is deleted at a Pegasus is a 502, and its copy is served for another month."""
+    world = client_world
+    blob = BlobKey(*world.add_blob(b"data"))
+    body = b'{"error":"InternalServerError","message":"blob not found"}'
+    world.pds.fault = faults.answers(500, body)
+    async with fetching(world) as fetcher:
+        assert not await fetcher.exists(world.pds.url, blob)
+        with pytest.raises(BlobNotFound):
+            await fetcher.fetch(world.pds.url, blob)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ ABSENT = [
     (400, b'{"error":"RepoDeactivated"}'),
     # rsky
     (400, b'{"error":"BlobNotFound","message":"Blob could not be found"}'),
+    # Pegasus
+    (500, b'{"error":"InternalServerError","message":"blob not found"}'),
     # millipds
     (404, b"blob not found"),
     # cirrus and tranquil-pds
@@ -62,6 +64,9 @@ UNCLEAR = [
 FAILED = [
     (200, b'{"error":"BlobNotFound"}'),
     (500, b'{"error":"BlobNotFound"}'),
+    (500, b'{"error":"InternalServerError","message":"blob data not found"}'),
+    (500, b'{"error":"InternalServerError","message":"Internal server error"}'),
+    (502, b'{"error":"InternalServerError","message":"blob not found"}'),
     (502, b""),
     (405, b""),
     (302, b""),
@@ -71,6 +76,7 @@ NO_RECORD = [
     (400, b'{"error":"RecordNotFound","message":"Could not locate record: at://"}'),
     (404, b'{"error":"RecordNotFound","message":"Record not found"}'),
     (400, b'{"error":"InvalidRequest","message":"Could not locate record"}'),
+    (500, b'{"error":"RecordNotFound","message":"could not find record at://"}'),
 ]
 
 
