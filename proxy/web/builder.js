@@ -3,14 +3,20 @@
   const divisor = (a, b) => (b ? divisor(b, a % b) : a);
 
   // All that shows the whole picture is alike, whatever its box; of the rest what has one shape.
+  const WHOLE = "the whole picture";
   function shapeOf({ width, height, kind }) {
-    if (kind.startsWith("contain")) return "the whole picture";
+    if (kind.startsWith("contain")) return WHOLE;
     const common = divisor(width, height);
     return `cropped to ${width / common} : ${height / common}`;
   }
+  // A crop to the picture's own shape shows all of it, as of an avatar that is a square; unless it enlarges it.
+  function isWhole({ width, height }, made) {
+    const widest = made.filter(({ preset }) => shapeOf(preset) === WHOLE).sort((a, b) => b.width - a.width)[0];
+    return widest && width <= widest.width && height === Math.round(width * widest.height / widest.width);
+  }
   // Results of one shape, narrowest first, each width once; of what moves, those that move.
   function ladder(made, wantedShape, isMoving) {
-    const alikes = made.filter(({ preset }) => shapeOf(preset) === wantedShape);
+    const alikes = made.filter((each) => shapeOf(each.preset) === wantedShape || (wantedShape === WHOLE && isWhole(each, made)));
     const moving = alikes.filter(({ preset }) => preset.kind.endsWith("True"));
     const sorted = (isMoving && moving.length ? moving : alikes).sort((a, b) => a.width - b.width);
     return sorted.filter(({ width }, index) => width !== sorted[index - 1]?.width);

@@ -1017,6 +1017,25 @@ def test_of_what_moves_only_presets_that_move_are_built(look: Look) -> None:
     look(check)
 
 
+def test_a_crop_to_its_own_shape_is_the_whole_picture(look: Look) -> None:
+    """Catches an avatar of 800 pixels for a place of 36, beside one of 128 that shows as much; a
+    result that is enlarged; and one that is cropped."""
+    names = """([width, height]) => ladder(
+        [["small", 128, 128], ["large", 1000, 1000], ["wide", 720, 360]].map(
+            ([name, width, height]) =>
+                ({ preset: { name, width, height, kind: "cover False" }, width, height })
+        ).concat({ preset: { name: "all", kind: "contain False" }, width, height }),
+        "the whole picture", false).map((it) => it.preset.name)"""
+
+    def check(page: Page) -> None:
+        assert page.evaluate(names, [1200, 1200]) == ["small", "large", "all"]
+        assert page.evaluate(names, [400, 400]) == ["small", "all"]
+        assert page.evaluate(names, [1200, 800]) == ["all"]
+        assert page.evaluate(names, [1200, 600]) == ["wide", "all"]
+
+    look(check)
+
+
 def test_the_bytes_as_webp_stand_beside_each_picture(site: PageSite, look: Look) -> None:
     """Catches a figure of another preset, and WebP compared with itself."""
 
