@@ -55,6 +55,17 @@ def main() -> None:
     except (OSError, sqlite3.Error) as error:
         click.echo(f"imageproxy: {error}", err=True)
         sys.exit(1)
+    except Exception as error:
+        # Imported late: it takes longer than many commands do.
+        from proxy.cli.common import mistakes_in
+        from proxy.config import ConfigError
+
+        # Of what only its use shows, such as a store that cannot be opened.
+        if not isinstance(error, ConfigError):
+            raise
+        for line in mistakes_in(error):
+            click.echo(line, err=True)
+        sys.exit(2)
 
 
 def _log_warnings() -> None:

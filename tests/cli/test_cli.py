@@ -1188,6 +1188,19 @@ def test_doctor_ends_with_1_when_something_fails_and_says_how_to_put_it_right(
     assert any(line.startswith("fail  PLC directory: ") for line in lines)
 
 
+@pytest.mark.slow
+def test_a_shared_store_that_cannot_be_opened_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    """Catches the traceback of what is found wrong only when it is used."""
+    pytest.importorskip("obstore")
+    (tmp_path / "file").touch()
+    url = (tmp_path / "file" / "store").as_uri()
+    environment = {"IMAGE_PROXY_CACHE__PATH": str(tmp_path), "IMAGE_PROXY_STORE__URL": url}
+    done = python_m_proxy("fetch", "avatar", DID, CID, environment=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"config: store.url = '{url}': ")
+
+
 # nginx
 
 
