@@ -153,6 +153,12 @@ def _store_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _store_endpoint(text: str) -> str:
+    if "@" in urlsplit(text).netloc:  # the client repeats it in its errors
+        raise ValueError("must have no user or password: store.access_key_id is for them")
+    return text
+
+
 def _stream_url(text: str) -> str:
     if text:
         try:
@@ -510,7 +516,7 @@ class StoreSection(Section):
     """[store]"""
 
     url: Annotated[str, AfterValidator(_store_url)] = ""
-    endpoint: OptionalUrl = ""
+    endpoint: Annotated[OptionalUrl, AfterValidator(_store_endpoint)] = ""
     region: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]*$", max_length=64)] = ""
     access_key_id: Annotated[str, StringConstraints(pattern=r"^[!-~]*$")] = ""
     secret_access_key: Annotated[SecretStr, AfterValidator(_token)] = SecretStr("")
@@ -1063,7 +1069,8 @@ def _known_beside(location: Location) -> list[str]:
 
 def _masked(key: str, value: object) -> str:
     is_secret = key == "fetch.proxy" or any(word in key for word in ("token", "database", "secret"))
-    return "***" if is_secret else repr(value)
+    # Nor is a password that somebody wrote into a URL to be in a log.
+    return "***" if is_secret else re.sub(r"(://[^/@:]*:)[^/@]*@", r"\1***@", repr(value))
 
 
 def _holds(layer: Layer, location: Location) -> bool:

@@ -350,12 +350,14 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "log.level": (["INFO", "warn", "", 1], "'debug', 'info', 'warning' or 'error'"),
     "store.url": (
         ["bucket", "s3://", "http://bucket", "file://host/folder", "file:///", "az:///path",
-         "s3://key:secret@bucket", "s3://bucket?region=x", "gs://bucket#x",
+         "s3://key@bucket", "s3://bucket?region=x", "gs://bucket#x",
          "s3://bucket/a//b", "gs://bucket/a/../b", "az://bucket/%2E%2e", "s3://bucket/./a",
          "s3://bucket/a%00b", "file:///a%00b", 5],
         "s3://BUCKET|no query|no empty part|string",
     ),
-    "store.endpoint": (["store:8333", "ftp://a", 5], "URL|string"),
+    "store.endpoint": (
+        ["store:8333", "ftp://a", "https://user@a", 5], "URL|no user|string"
+    ),
     "store.region": (["EU WEST", "\u00e9", 5], "pattern|string"),
     "store.access_key_id": (["with space", 5], "pattern|string"),
     "store.secret_access_key": (
@@ -463,6 +465,9 @@ def test_a_bad_value_stops_the_start_and_is_named(key: str, value: object, right
         ("cluster.database", "postgresql://user:a hunter@host/db"),
         ("cluster.database", "postgresql://host/db?password=%hunter"),
         ("cluster.database", "POSTGRESQL://user:hunter@host/db"),
+        ("store.url", "s3://key:hunter@bucket"),
+        ("store.endpoint", "https://key:hunter@host"),
+        ("identity.plc_url", "ftp://key:hunter@host"),
     ],
     ids=ascii,
 )
