@@ -17,7 +17,7 @@ def strip(source: bytes, *, still: bool) -> bytes:
     """Keep the screen, palettes, control extensions, the count of loops, and the frames.
 
     Comments, plain text and the extensions of applications go, and what follows the trailer. A
-    plain text takes the control extension with it that stands before it.
+    control extension before a plain text counts for the frame behind it, as in browsers.
     """
     need(len(source) > 13)
     # The ratio of the pixels' sides (the last byte) is ignored by browsers.
@@ -63,8 +63,6 @@ def strip(source: bytes, *, still: bool) -> bytes:
                         b"!\xff\x0bNETSCAPE2.0\3\1" + data[1][1:] + b"\0",
                         *kept[loops_at + 1 :],
                     ]
-            case 0x01:
-                control = b""
     raise NotUnderstood
 
 

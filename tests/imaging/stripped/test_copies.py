@@ -20,6 +20,14 @@ GLASS = sources.with_alpha(PHOTO)
 ART = sources.pixel_art(48, 36)
 SMALL_PALETTE = Image.fromarray(ART).quantize(6)
 
+
+def with_plain_texts(gif: bytes) -> bytes:
+    """With one between each frame and the control extension that browsers take for the frame's."""
+    first, *controlled = gif.split(b"!\xf9\4")
+    text = b"!\1\x0c" + bytes(12) + b"\2hi\0"
+    return b"!\xf9\4".join([first, *(part[:5] + text + part[5:] for part in controlled)])
+
+
 CLEAN: dict[str, bytes] = {
     "jpeg": sources.jpeg(PHOTO),
     "progressive jpeg": sources.jpeg(PHOTO, progressive=True, subsampling=0),
@@ -51,6 +59,9 @@ OTHER: dict[str, bytes] = {
     "avif by libheif": sources.ten_bit_avif(PHOTO),
     "animated avif": sources.animation("AVIF", [PHOTO, PHOTO[::-1], PHOTO]),
     "animated avif with alpha": sources.animation("AVIF", [GLASS, GLASS[::-1]]),
+    "gif with a plain text in front of each frame": with_plain_texts(
+        sources.animation("GIF", [ART, ART[::-1]], disposal=2, loop=3)
+    ),
     "avif with exif": sources.avif(PHOTO, exif=sources.exif(1), xmp=b"<x/>"),
 }
 
