@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
 from functools import partial
 
@@ -207,6 +208,9 @@ SOURCES: dict[str, Callable[[], bytes]] = {
     "apng that plays twice": lambda: moving.apng(stepped(0, 0), plays=2),
     "apng that declares more frames": lambda: moving.apng(stepped(0, 1), declared=9),
     "apng that declares fewer frames": lambda: moving.apng(stepped(0, 1), declared=2),
+    "apng that declares its frames twice": lambda: moving.apng(
+        stepped(0, 1), chunks=[(b"acTL", struct.pack(">II", 2, 5))]
+    ),
     **{
         f"webp that {'clears' * clears or 'keeps'} and {'blends' * blends or 'replaces'}": partial(
             joined, clears, blends
@@ -286,6 +290,7 @@ def test_a_film_is_known_by_its_second_frame() -> None:
     assert read(moving.apng([PngFrame(rgba(16, 12))])) is None
     alone = moving.apng([PngFrame(rgba(16, 12))], default=rgba(16, 12, 2))
     assert read(alone) is None
+    assert read(moving.apng(stepped(0, 1), plays=1 << 31)) is None  # no number in a PNG
     assert read(sources.webp(PHOTO)) is None
     assert read(sources.avif(PHOTO)) is None
     assert FOREVER == 0

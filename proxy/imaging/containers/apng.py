@@ -16,6 +16,9 @@ from proxy.model.presets import Size
 CLEAR, RESTORE = 1, 2
 OVER = 1
 
+_MAX = (1 << 31) - 1
+"""The largest number in a PNG (section 7.1)."""
+
 
 class Control(NamedTuple):
     """An ``fcTL`` chunk."""
@@ -108,8 +111,10 @@ def parse(data: bytes, most: int) -> Parsed | None:
             case b"IHDR" if len(body) == 13:
                 size = Size(*struct.unpack_from(">II", body))
                 parsed = Parsed(size, header=bytes(body))
-            case b"acTL" if parsed and len(body) == 8 and not seen_data:
+            case b"acTL" if parsed and len(body) == 8 and declared is None and not seen_data:
                 declared, parsed.plays = struct.unpack(">II", body)
+                if max(declared, parsed.plays) > _MAX:
+                    return None  # no number in a PNG: browsers then show a still
             case b"fcTL" if parsed and declared is not None and len(body) == 26:
                 number, *values = struct.unpack(">IIIIIHHBB", body)
                 control = Control(*values)
