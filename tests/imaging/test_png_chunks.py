@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from proxy.errors import UndecodableImage
 from proxy.imaging.containers import png
 from proxy.imaging.pipeline import render
 from proxy.model.formats import Format
@@ -100,13 +101,33 @@ def test_an_animation_that_is_cut_still_has_its_first_frame() -> None:
         assert np.array_equal(shown(whole[:at]), shown(PLAIN))
 
 
-def test_a_profile_without_a_name_counts_for_nothing() -> None:
+@pytest.mark.parametrize(("length", "counts"), [(0, False), (1, True), (79, True), (80, False)])
+def test_a_profile_counts_by_the_length_of_its_name(length: int, counts: bool) -> None:
     """Catches a profile that browsers and libpng skip (section 11.3.2.3: 1 to 79 bytes)."""
-    body = zlib.compress(sources.ADOBE_RGB)
-    named = with_chunks(PLAIN, [(b"iCCP", b"a\0\0" + body)])
-    nameless = with_chunks(PLAIN, [(b"iCCP", b"\0\0" + body)])
-    assert not np.array_equal(shown(named), shown(PLAIN))
-    assert np.array_equal(shown(nameless), shown(PLAIN))
+    body = b"a" * length + b"\0\0" + zlib.compress(sources.ADOBE_RGB)
+    assert np.array_equal(shown(with_chunks(PLAIN, [(b"iCCP", body)])), shown(PLAIN)) != counts
+
+
+def headed(header: bytes, source: bytes = PLAIN) -> bytes:
+    return source[:8] + png_chunk(b"IHDR", header) + source[33:]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        PLAIN[:8] + png_chunk(b"tEXt", b"a\0b") + PLAIN[8:],
+        headed(PLAIN[16:29] + b"\0"),
+        headed(PLAIN[16:26] + b"\1\0" + PLAIN[28:29]),
+        headed(PLAIN[16:27] + b"\1" + PLAIN[28:29]),
+        PLAIN[:33] + PLAIN[8:],
+        with_chunks(PALETTE, [(b"PLTE", bytes(150))]),
+    ],
+    ids=["header second", "long header", "compression", "filters", "two headers", "two palettes"],
+)
+def test_what_no_reader_takes_for_a_png_does_not_decode(source: bytes) -> None:
+    """Catches a picture that neither browsers nor libpng show, served as if it were right."""
+    with pytest.raises(UndecodableImage):
+        shown(source)
 
 
 def test_of_two_chunks_the_first_intact_one_counts() -> None:

@@ -69,6 +69,10 @@ def inspect(data: bytes) -> Facts:
     for chunk in chunks(data):
         kind, body = chunk.kind, chunk.body
         rest = chunk.end
+        begins = chunk.start == len(SIGNATURE)
+        broken = begins != (kind == b"IHDR" and _is_header(body)) or {kind} & seen == {b"PLTE"}
+        if broken and b"IDAT" not in seen:
+            return Facts(SIGNATURE)  # browsers and libpng show nothing
         if kind == b"IHDR" and len(body) == 13:
             width, height, depth, color = struct.unpack_from(">IIBB", body)
             facts = replace(facts, size=Size(width, height))
@@ -93,6 +97,11 @@ def inspect(data: bytes) -> Facts:
     if data[rest + 4 : rest + 8] not in _ANIMATION:
         kept.append(memoryview(data)[rest:])
     return replace(facts, picture=b"".join(kept), profile=_profile(said))
+
+
+def _is_header(body: memoryview) -> bool:
+    """Whether an IHDR has its length, and the only methods of compression and filters."""
+    return len(body) == 13 and not any(body[10:12])
 
 
 def _describes_color(kind: bytes, length: int, seen: set[bytes]) -> bool:
@@ -146,6 +155,10 @@ def _samples(body: memoryview, depth: int) -> tuple[int, ...]:
     return tuple((value & top) * 255 // top for value in values)
 
 
+_NAME = 79
+"""Bytes in the name of a profile, at most."""
+
+
 def _inflate_profile(body: bytes) -> bytes | None:
     name, _, rest = body.partition(b"\0")
     inflater = zlib.decompressobj()
@@ -153,7 +166,9 @@ def _inflate_profile(body: bytes) -> bytes | None:
         profile = inflater.decompress(rest[1:], MAX_PROFILE)
     except zlib.error:
         return None
-    valid = name and inflater.eof and rest[:1] == b"\0" and profile[36:40] == b"acsp"
+    valid = (
+        0 < len(name) <= _NAME and inflater.eof and rest[:1] == b"\0" and profile[36:40] == b"acsp"
+    )
     return profile if valid else None
 
 
