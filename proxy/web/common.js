@@ -46,9 +46,10 @@
       "internal server error": "This server failed. Its log says why.",
     }[text];
   }
-  // What is not the server's message comes from a reverse proxy whose server is down.
+  // What is not the server's message comes from a reverse proxy: its server is down, or it refuses by itself.
   const explained = (status, text, asked) =>
-    sentenceOf(text, asked) ?? (status >= 500 ? "The server does not answer." : `${status}: ${text}`);
+    sentenceOf(text, asked) ?? (status >= 500 ? "The server does not answer."
+      : text.startsWith("<") ? `What stands before this server refused it, with status ${status}.` : `${status}: ${text}`);
 
   // A front may have mounted the service below a path: its root is where this page is.
   const root = location.pathname.slice(0, location.pathname.lastIndexOf("/"));

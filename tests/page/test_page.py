@@ -712,6 +712,12 @@ def test_a_server_that_is_gone_is_told_from_one_that_refuses(site: PageSite, loo
         page.route("**/lookup*", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway"))
         page.get_by_role("button", name="Show").click()
         expect(page.get_by_role("status")).to_have_text("The server does not answer.")
+        page.route("**/lookup*", lambda route: route.fulfill(status=429, body="<html>" * 99))
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_role("status")).to_have_text(
+            "What stands before this server refused it, with status 429."
+        )
+        expect(page.locator(".advice")).to_have_text(re.compile("^Retry in a moment"))
 
     look(check)
 
