@@ -125,7 +125,8 @@ def test_every_benchmark_in_the_documents_takes_the_options_it_is_shown_with() -
 
 
 def test_the_document_says_which_benchmarks_have_a_small_form_and_which_the_gate_runs() -> None:
-    """Catches ``--quick`` promised of one that refuses it, and a check that nothing makes."""
+    """Catches ``--quick`` promised of one that refuses it, a check that nothing makes, and a
+    benchmark that ``./run help`` does not know."""
     text = text_of("docs/benchmarks.md")
     told = re.search(
         r"each but ([^;]*) a small one; the gate\s+runs these, but for (.*?), for", text, re.S
@@ -133,6 +134,8 @@ def test_the_document_says_which_benchmarks_have_a_small_form_and_which_the_gate
     assert told is not None
     not_quick, not_in_gate = ({*re.findall(r"`(\w+)`", names)} for names in told.groups())
     names = {*re.findall(r"(?m)^    \./run bench (\w+)", text)}
+    helped = text_of("run").partition("./run bench NAME")[2].partition("./run profile")[0]
+    assert names <= {*re.findall(r"\w+", helped)}
     quick = {name for name in names if '"--quick"' in source_of(name)}
     assert not_quick == names - quick
     in_gate = re.findall(r"(?m)^\./run bench (\w+) --quick$", text_of(".ci/run"))
