@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from io import StringIO
 from typing import Any, TextIO
@@ -69,7 +70,7 @@ def configure_logging(
             else [add_context, structlog.processors.format_exc_info, _as_json]
         ),
         wrapper_class=type("Lines", (structlog.make_filtering_bound_logger(settings.level),), {}),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = _ToStructlog()
@@ -95,6 +96,17 @@ def set_level(level: str) -> None:
 def server_log() -> logging.Logger:
     """The logger for Hypercorn, so that its lines look like all others; pickled by its name."""
     return logging.getLogger(SERVER)
+
+
+class _Lines(structlog.WriteLogger):
+    """Drops a line that cannot be written: a full disk or a reader that ended stops no service."""
+
+    def msg(self, message: str) -> None:
+        """Write a line."""
+        with suppress(OSError):
+            super().msg(message)
+
+    debug = info = warning = error = critical = msg
 
 
 class _ToStructlog(logging.Handler):

@@ -10,7 +10,7 @@ import platform
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from io import StringIO
@@ -51,6 +51,25 @@ def logging(
         yield Lines(capture)
     finally:
         structlog.configure(**before)
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+def test_a_line_that_cannot_be_written_is_dropped(
+    format: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a service that ends with whatever read its log, or when the disk of it is full."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    broken = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stderr", broken)
+    with logging(capsys, LogSection.model_validate({"format": format, "level": "debug"})):
+        line = structlog.get_logger()
+        for write in (line.debug, line.info, line.warning, line.error, line.critical):
+            write("event")
+        line.exception("event", exc_info=ValueError("of the test"))
+        server_log().warning("event")
+    with suppress(BrokenPipeError):
+        broken.close()
 
 
 def test_a_line_has_its_level_its_time_in_utc_and_what_it_was_given(
