@@ -176,7 +176,7 @@ async def _read(
     rules: RequestRules,
     on_received: Callable[[int], object],
 ) -> Response:
-    max_bytes, sink = rules.max_bytes, rules.sink
+    max_bytes = rules.max_bytes
     if method == "HEAD":
         # The answer has no body (RFC 9110, section 9.3.2). Reading to its end frees the connection.
         await first_bytes(reply.body, ERROR_BODY)
@@ -193,6 +193,21 @@ async def _read(
     length = _declared_length(reply.headers)
     if length is not None and length > max_bytes:
         raise TooLarge(f"Content-Length {length} is over {max_bytes}")
+    return await _read_whole(reply, length, max_bytes, rules.sink, on_received)
+
+
+async def _read_whole(
+    reply: StreamingResponse,
+    length: int | None,
+    max_bytes: int,
+    sink: Sink | None,
+    on_received: Callable[[int], object],
+) -> Response:
+    """Read a body to its end.
+
+    Args:
+        length: the declared one.
+    """
     # Its ``getvalue`` copies nothing, unlike ``bytes(bytearray)``: 4 ms for 10 MB.
     received = BytesIO()
     whole = b""

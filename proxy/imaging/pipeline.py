@@ -131,19 +131,36 @@ class _Picture:
             last: whether no other result follows; then the decoded picture is freed before the
                 encoder starts.
         """
-        preset, output = recipe.preset, recipe.output
-        format_, facts, stored = self._format, self._facts, self._original.size
-        upright = Size(stored.height, stored.width) if facts.orientation >= 5 else stored
-        placement = _on_whole_pixels(place(preset, upright))
-        on_canvas = _as_stored(placement, upright, facts.orientation)
-        if output is Format.JSON:
+        orientation, stored = self._facts.orientation, self._original.size
+        upright = Size(stored.height, stored.width) if orientation >= 5 else stored
+        placement = _on_whole_pixels(place(recipe.preset, upright))
+        on_canvas = _as_stored(placement, upright, orientation)
+        if recipe.output is Format.JSON:
             with decoding():
                 return self._info(upright, on_canvas, keep=not last)
-        if preset.animated:
+        if recipe.preset.animated:
             with decoding():
                 moving = self._moving(recipe, upright, placement, on_canvas)
             if moving is not None:
                 return moving
+        return self._still(recipe, upright, placement, on_canvas, last=last)
+
+    def _still(
+        self,
+        recipe: Recipe,
+        upright: Size,
+        placement: Placement,
+        on_canvas: Placement,
+        *,
+        last: bool,
+    ) -> Rendered:
+        """Return a result that does not move, with the arguments of ``_moving`` and ``render``.
+
+        Raises:
+            ResultTooLarge: its format cannot hold it.
+        """
+        preset, output = recipe.preset, recipe.output
+        format_, facts = self._format, self._facts
         target = output or formats.output_for(format_)
         if not _can_hold(target, placement.size):
             raise ResultTooLarge(f"{placement.size} exceeds what {target} holds")
@@ -159,7 +176,7 @@ class _Picture:
                 image, flat = decoded.paletted, True
             else:
                 flat = decoded.is_flat
-                if flat and decoded.size != stored:
+                if flat and decoded.size != self._original.size:
                     # libjpeg's scaling makes hard edges ring: decode again, nearer to full size.
                     decoded, region = self._original.decode(on_canvas, REDUCING_GAP, keep=not last)
                 kernel: resample.Kernel = BICUBIC if target in _CHEAP else LANCZOS
