@@ -233,6 +233,8 @@ def _path(value: object) -> object:
         raise ValueError("must not be empty")
     if isinstance(value, str) and value.startswith("~"):
         raise ValueError("must not begin with ~, which only a shell expands")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must not have a zero byte")
     return value
 
 

@@ -288,7 +288,7 @@ INVALID: dict[str, tuple[list[object], str]] = {
         ["image", "image/*;q=1", "*/*", "", "Image/png", "image/png,", ["image"], [5], 5],
         "pattern|string|tuple",
     ),
-    "cache.path": (["", 5, "~/cache", "~"], "empty|path|shell"),
+    "cache.path": (["", 5, "~/cache", "~", "a\0b"], "empty|path|shell|zero"),
     "cache.max_gb": ([0, -5, float("inf"), "10GB", True], "greater than 0|finite|number"),
     "cache.ttl_days": ([-1, float("nan"), "30d"], "greater than or equal to 0|finite|number"),
     "cache.unconfirmed_days": ([-1, "7d"], "greater than or equal to 0|number"),
