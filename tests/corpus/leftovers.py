@@ -20,7 +20,8 @@ _BOXES = {
     *(b"idat", b"a1op", b"lsel", b"dimg", b"prem", b"co64", b"auxi", b"irot", b"imir"),
 }
 _INSIDE = {b"moov", b"trak", b"edts", b"mdia", b"minf", b"dinf", b"stbl", b"iprp", b"ipco", b"tref"}
-_ITEMS = {b"av01", b"grid", b"hvc1"}
+_ITEMS = {b"av01", b"grid", b"hvc1", b"skip"}
+"""``skip`` is what a copy makes of an item that is none of the picture's; ``free`` of a box."""
 
 
 def leftovers(format_: Format, data: bytes) -> list[str]:
@@ -144,7 +145,9 @@ def _of_boxes(data: bytes, at: int, end: int) -> Iterator[str]:
         if size < 8 or at + size > end:
             yield f"box {kind!r} of {size} bytes"
             return
-        if kind not in _BOXES:
+        if kind in (b"free", b"skip") and not any(data[at + 8 : at + size]):
+            pass
+        elif kind not in _BOXES:
             yield f"box {kind!r}"
         elif kind == b"colr" and data[at + 8 : at + 12] != b"nclx":
             yield "a profile"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from proxy.imaging.stripped.copies import strip
 from proxy.model.formats import Format, content_type_of
 from proxy.model.presets import DEFAULT_PRESETS, Preset
 from tests.corpus.browser import Shown
@@ -151,8 +152,9 @@ def test_references_are_scaled_as_libvips_scales(pixels: Pixels, preset: str) ->
         (Format.GIF, sources.animation("GIF", turning(2), loop=0)),
         (Format.AVIF, sources.avif(sources.with_alpha(PIXELS))),
         (Format.AVIF, sources.animation("AVIF", turning(2))),
+        (Format.AVIF, strip(Format.AVIF, sources.avif(PIXELS, xmp=FOREIGN, exif=sources.exif(1)))),
     ],
-    ids=["jpeg", "png", "apng", "webp", "moving-webp", "gif", "avif", "moving-avif"],
+    ids=["jpeg", "png", "apng", "webp", "moving-webp", "gif", "avif", "moving-avif", "copied"],
 )
 def test_leftovers_are_found_in_every_container(format_: Format, data: bytes) -> None:
     """Catches a walk that ends early, or that takes needed parts for foreign ones."""
