@@ -84,7 +84,8 @@ def strip(source: bytes, *, still: bool) -> bytes:
                 if header[9] == _INDEXED:  # for others it is only a suggestion
                     kept.append((kind, body))
             case b"tRNS":
-                need(_names_transparency(body, header, palette))
+                # Behind the pixels it counts for no browser, but for other readers.
+                need(b"IDAT" not in seen and _names_transparency(body, header, palette))
                 kept.append((kind, body))
             case b"acTL":
                 need(len(body) == 8 and not still)

@@ -132,3 +132,10 @@ def test_nothing_behind_the_last_block_is_copied_with_pixels_at_hand(
             shown.load()
             assert strip(Format.JPEG, source, shown=shown) == clean
             assert strip(Format.JPEG, clean, shown=shown) == clean
+
+
+def test_a_transparency_behind_the_pixels_is_not_copied() -> None:
+    """Catches a copy that is opaque in browsers, and transparent in readers that take any place."""
+    late = sources.with_chunks(CLEAN["png"], [(b"tRNS", bytes(6))], before=b"IEND")
+    assert strip(Format.PNG, CLEAN["png"]) is not None
+    assert strip(Format.PNG, late) is None
