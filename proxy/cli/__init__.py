@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 
@@ -50,6 +51,7 @@ for command in (
 
 def main() -> None:
     """The console script."""
+    _open_closed_streams()
     try:
         cli(obj=_log_warnings)  # as ``Context.log_warnings``
     except (OSError, sqlite3.Error) as error:
@@ -66,6 +68,20 @@ def main() -> None:
         for line in mistakes_in(error):
             click.echo(line, err=True)
         sys.exit(2)
+
+
+def _open_closed_streams() -> None:
+    """Open what this process was started without, standard error above all, to nothing.
+
+    A file that gets such a number would have lines written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _log_warnings() -> None:

@@ -446,6 +446,18 @@ def test_serve_does_not_start_with_a_bad_address(run: Run, monkeypatch: pytest.M
 # cache
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_a_process_that_was_started_without_standard_error_does_its_work(
+    settings: Config, closed: str
+) -> None:
+    """Catches an end without a word, and a database that lines of the log are written into."""
+    add = f"blocks add --did {DID} {closed}"
+    script = f'exec "$0" -m proxy {add}'
+    assert subprocess.run(["sh", "-c", script, sys.executable], check=False).returncode == 0
+    with closing(folder_store_of(settings)) as store:
+        assert [each.did for each in store.blocks()] == [DID]
+
+
 def test_cache_stats_counts_by_preset_and_in_all(run: Run, settings: Config) -> None:
     """Catches numbers of a cache that nobody has walked yet."""
     empty = run("cache", "stats")
