@@ -348,7 +348,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two points of each, one round")
     parser.add_argument("--rounds", type=int, help=f"default {FULL.rounds}, quick {QUICK.rounds}")
     parser.add_argument(
-        "--entries", type=int, nargs="+", help="of the caches; 10 million take 80 GB and an hour"
+        "--entries", type=int, nargs="+", help="of the caches; 10 million take 60 GB and an hour"
     )
     parser.add_argument("--write", action="store_true", help="figures and plots into docs/")
     given = parser.parse_args()
