@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from proxy.errors import InvalidHandle, InvalidRequest
 from proxy.model.identifiers import Cid, Did, Handle, OwnNames, parse_cid, parse_did, parse_handle
@@ -29,7 +29,7 @@ _INVISIBLE = dict.fromkeys(
 around handles that are copied, and into them."""
 
 _BARE_URL = re.compile(
-    r"[^\s/:@]+(?::[0-9]+)?(?:/[^\s/]+){2}|(?:www\.)?tangled\.(?:org|sh)/[^\s/]*[@.:]",
+    r"[^\s/:@]+(?::[0-9]+)?(?:(?:/[^\s/]+){2}|/at://)|(?:www\.)?tangled\.(?:org|sh)/[^\s/]*[@.:]",
     re.IGNORECASE,
 )
 """How a URL without its scheme begins. A handle has at most a CID after it, so one slash, and a
@@ -48,6 +48,8 @@ _SHOWN_BY = {
     "gallery": GALLERY,
 }
 """The collection of the record that a link below a profile shows, by the word in the link."""
+
+_GET_BLOB = "com.atproto.sync.getBlob"
 
 _STARTER_PACK = "app.bsky.graph.starterpack"
 
@@ -125,7 +127,9 @@ def parse_reference(text: str, *, own_names: OwnNames = False) -> Reference:
       ``feed``, ``lists``, ``gallery`` and ``https://HOST/starter-pack/ACTOR/KEY``: links of
       bsky.app, of Grain, and of other apps with the same form. They name the record that they show
     - ``https://tangled.org/@ACTOR``, with or without its ``@``, and of tangled.sh
-    - a URL of any host, or its path, by the grammar of ``proxy.urls``; a poster of Bluesky's own
+    - ``https://HOST/at://ACTOR…``: links of explorers of repositories; a post embedded elsewhere
+    - a URL of any host, or its path, by the grammar of ``proxy.urls``; Bluesky's own of a video or
+      its poster; what a PDS answers with a blob (``com.atproto.sync.getBlob``)
 
     A URL may be without its scheme. Invisible marks do not count (``visible``).
 
@@ -148,6 +152,8 @@ def parse_reference(text: str, *, own_names: OwnNames = False) -> Reference:
         parts = unquote(url.path).strip("/").split("/")
         if url.hostname in _TANGLED and len(parts) == 1 and re.search(r"[.:]", parts[0]):
             return _of_parts([parts[0].removeprefix("@")], own_names)
+        if parts[-2:] == ["xrpc", _GET_BLOB]:
+            return _of_query(url.query)
         return _of_path(parts, own_names)
     actor, *cids = re.split(r"[\s/]+", text, maxsplit=1)
     return Reference(
@@ -177,6 +183,11 @@ def selection_in(reference: Reference) -> Selection | Reference:
     return reference
 
 
+def _of_query(query: str) -> Reference:
+    given = dict(parse_qsl(query))
+    return Reference(parse_did(given.get("did", "")), cid=parse_cid(given.get("cid", "")))
+
+
 def _of_path(parts: list[str], own_names: OwnNames) -> Reference:
     match parts:
         case ["profile", actor, word, key, *_] if word in _SHOWN_BY:
@@ -185,6 +196,8 @@ def _of_path(parts: list[str], own_names: OwnNames) -> Reference:
             return _of_parts([actor, _STARTER_PACK, key], own_names)
         case ["profile", actor, *_]:
             return _of_parts([actor], own_names)
+        case ["at:" | "embed", *rest]:
+            return _of_parts([*filter(None, rest)] or [""], own_names)
         case [*_, ("avatar" | "banner") as first, _, name]:  # a preset may be called "banner"
             return _of_profile(first, name, own_names)
         case [*_, ("avatar" | "banner") as first, name]:
@@ -195,7 +208,9 @@ def _of_path(parts: list[str], own_names: OwnNames) -> Reference:
             return Reference(parse_did(did), cid=parse_cid(cid))
         case [*_, "vid", _, did, cid, "thumbnail.jpg"]:
             return Reference(parse_did(did), cid=parse_cid(cid), medium="video")
-        case [*_, "vid" | "watch", did, cid, "thumbnail.jpg"]:
+        case [*_, "vid", did, cid, "thumbnail.jpg"]:
+            return Reference(parse_did(did), cid=parse_cid(cid), medium="video")
+        case [*_, "watch", did, cid, "thumbnail.jpg" | "playlist.m3u8"]:
             return Reference(parse_did(did), cid=parse_cid(cid), medium="video")
         case _:
             raise InvalidRequest(f"path {'/'.join(parts)[:200]!a}")

@@ -85,6 +85,14 @@ BLOB: Parts = (DID, None, CID)
         ("/banner/avatar/alice.example.com@jpeg", ("alice.example.com", None, None)),
         (f"https://cdn.example/blob/{DID}/{CID}", BLOB),
         (f"/info/{DID}/{CID}", BLOB),
+        (f"https://pds.example/xrpc/com.atproto.sync.getBlob?did={DID}&cid={CID}", BLOB),
+        (f"pds.example/xrpc/com.atproto.sync.getBlob?cid={CID}&did=did%3Aplc%3A{DID[8:]}#x", BLOB),
+        (f"https://pdsls.example/at://{DID}", ACCOUNT),
+        (f"pdsls.example/at://{DID}/app.bsky.feed.post/{KEY}", (DID, (POST, KEY), None)),
+        (f"https://explorer.example/at:/alice.community/app.bsky.feed.post/{KEY}#record",
+         ("alice.community", (POST, KEY), None)),
+        (f"https://embed.bsky.app/embed/{DID}/app.bsky.feed.post/{KEY}?id=1",
+         (DID, (POST, KEY), None)),
         (f"grain.social/profile/alice.community/gallery/{KEY}",
          ("alice.community", (GALLERY, KEY), None)),
     ],
@@ -101,9 +109,10 @@ def test_what_people_paste_is_understood(text: str, parts: Parts) -> None:
         f"/vid/{DID}/{CID}/thumbnail.jpg",
         f"https://img.example/below/vid/avatar/{DID}/{CID}/thumbnail.jpg?x=1",
         f"video.bsky.app/watch/did%3Aplc%3A{DID[8:]}/{CID}/thumbnail.jpg",
+        f"https://video.bsky.app/watch/{DID}/{CID}/playlist.m3u8?session_id=1",
     ],
 )
-def test_the_url_of_a_poster_names_the_video(text: str) -> None:
+def test_the_url_of_a_video_or_its_poster_names_the_video(text: str) -> None:
     """Catches a poster that a moderator cannot block by its URL, and one made as a picture."""
     assert parse_reference(text) == Reference(DID, cid=CID, medium="video")
     assert parse_selection(text) == Selection(DID, CID)
@@ -145,6 +154,14 @@ def test_marks_that_nobody_sees_do_not_count(mark: str) -> None:
         ("https://bsky.app/", InvalidRequest),
         ("https://[::1/profile/alice.community", InvalidRequest),
         ("/etc/passwd", InvalidRequest),
+        ("https://pds.example/xrpc/com.atproto.sync.getBlob", InvalidDid),
+        (f"https://pds.example/xrpc/com.atproto.sync.getBlob?did={DID}", InvalidCid),
+        (
+            f"https://pds.example/xrpc/com.atproto.sync.getBlocks?did={DID}&cid={CID}",
+            InvalidRequest,
+        ),
+        ("https://pdsls.example/at://", InvalidHandle),
+        (f"https://pdsls.example/at://{DID}/{CID}", InvalidRequest),
         ("https://tangled.org/settings", InvalidRequest),
         ("https://tangled.org/@alice.community/core", InvalidRequest),
         ("https://social.example/@alice.community", InvalidRequest),
