@@ -196,6 +196,13 @@ def _cors_origin(text: str) -> str:
     return text
 
 
+def _public_url(text: str) -> str:
+    text = _url(text)
+    if "@" in urlsplit(text).netloc:
+        raise ValueError("must have no user and no password: everybody is told it")
+    return text
+
+
 def _required_url(text: str) -> str:
     if text == "":
         raise ValueError("must not be empty")
@@ -353,6 +360,7 @@ Lifetime = Annotated[int, NotBool, Field(ge=0, le=2**31)]
 Size = Annotated[float, NotBool, Field(gt=0, allow_inf_nan=False)]
 OptionalSize = Annotated[float, NotBool, Field(ge=0, allow_inf_nan=False)]
 OptionalUrl = Annotated[str, AfterValidator(_url)]
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
 Nameserver = Annotated[str, AfterValidator(_nameserver)]
 Collection = Annotated[
     str, StringConstraints(pattern=r"^[a-zA-Z][a-zA-Z0-9-]*(\.[a-zA-Z0-9-]+){2,}$", max_length=317)
@@ -385,8 +393,8 @@ class ServerSection(Section):
     drain_delay: Annotated[Duration, Field(le=3600)] = 0
     workers: Positive = 1
     root_path: Annotated[str, AfterValidator(_root_path)] = ""
-    base_url: OptionalUrl = ""
-    cdn_url: OptionalUrl = ""
+    base_url: PublicUrl = ""
+    cdn_url: PublicUrl = ""
     admin_token: AdminToken = SecretStr("")
     shutdown_timeout: Duration = 10
     admin_tokens: dict[OperatorName, Annotated[AdminToken, Field(min_length=1)]] = {}

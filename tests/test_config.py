@@ -235,10 +235,12 @@ INVALID: dict[str, tuple[list[object], str]] = {
     "server.base_url": (
         ["cdn.example", "ftp://cdn.example", "https://", "//cdn.example", "https://a/?b=c",
          "https://a/#b", "https://a:port", "https://a:99999", "https://[::1", 1, "https://a\n",
-         " https://a", "https://a b", "https://a/\">"],
-        "http:// or https://|[Pp]ort|IPv6|string|line break",
+         " https://a", "https://a b", "https://a/\">", "https://me:secret@a", "https://me@a"],
+        "http:// or https://|[Pp]ort|IPv6|string|line break|no user",
     ),
-    "server.cdn_url": (["cdn.example", "javascript:alert(1)"], "http:// or https://"),
+    "server.cdn_url": (
+        ["cdn.example", "javascript:alert(1)", "https://me@a"], "http:// or https://|no user"
+    ),
     "server.admin_token": (
         [5, True, " ", "\t", "s3cret ", " s3cret", "s3\ncret", "s\u00e4cret", "s3cret-fifteen-"],
         "string|visible|at least 16",
