@@ -11,7 +11,7 @@ Pure. The path must be percent-decoded once, as ASGI servers pass it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
 from proxy.errors import InvalidPreset, InvalidRequest, TrailingSlash
@@ -162,14 +162,15 @@ def blob_url(blob: BlobKey, base: str = "") -> str:
     return f"{base.rstrip('/')}/blob/{quote(blob.did, safe=':')}/{blob.cid}"
 
 
-def public_urls(presets: Mapping[str, Preset], blob: BlobKey, base: str) -> list[str]:
+def public_urls(presets: Iterable[str], blob: BlobKey, base: str) -> list[str]:
     """Return every URL of a blob below ``base``: results, what is told of it, and the original.
 
     But for posters, which only browsers keep where a CDN is purged by URL (``web.shareable``).
     """
+    # Without fingerprints, which no URL has: of thousands of URLs they were most of the time.
     images = (
-        image_url(ImageKey(preset, blob, output, settings.fingerprint(output)), base)
-        for preset, settings in presets.items()
+        image_url(ImageKey(preset, blob, output, ""), base)
+        for preset in presets
         for output in (None, *OUTPUTS)
     )
     return [*images, info_url(blob, base), blob_url(blob, base)]
