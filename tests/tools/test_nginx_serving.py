@@ -791,7 +791,7 @@ CONFIGURATIONS: dict[str, dict[str, object]] = {
     "a root path beside a base URL": {
         "server": {"root_path": "/img", "base_url": "http://images.example/img"}
     },
-    "a base URL with an odd path": {"server": {"base_url": "https://images.example/a%20{b;$c"}},
+    "a base URL with an odd path": {"server": {"base_url": "https://images.example/a%20b;$c"}},
     "every address": {"server": {"bind": "[::]:8080"}},
     "images switched off": {"server": {"enabled": False}},
     "no presets": {"presets": {}},
