@@ -59,6 +59,7 @@ FORMS = {
     "_proxy_url": "empty, or an `http://` or `https://` URL with user and password if asked",
     "_root_path": "a path, as `/pictures`, or empty",
     "_url": "an http(s) URL, or empty",
+    "_public_url": "an http(s) URL without a user, or empty",
     "_required_url": "an http(s) URL",
     "_each_once": "HOST:PORT, [IPV6]:PORT or unix:/PATH, or a list of them",
     "_stream_url": "a ws(s) URL of a host, or empty",
