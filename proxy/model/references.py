@@ -196,8 +196,10 @@ def _of_path(parts: list[str], own_names: OwnNames) -> Reference:
             return _of_parts([actor, _STARTER_PACK, key], own_names)
         case ["profile", actor, *_]:
             return _of_parts([actor], own_names)
-        case ["at:" | "embed", *rest]:
+        case ["at:", *rest]:
             return _of_parts([*filter(None, rest)] or [""], own_names)
+        case ["embed", actor, collection, key] if _COLLECTION.fullmatch(collection):
+            return _of_parts([actor, collection, key], own_names)
         case [*_, ("avatar" | "banner") as first, _, name]:  # a preset may be called "banner"
             return _of_profile(first, name, own_names)
         case [*_, ("avatar" | "banner") as first, name]:

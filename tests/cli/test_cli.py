@@ -450,7 +450,7 @@ def test_serve_does_not_start_with_a_bad_address(run: Run, monkeypatch: pytest.M
 def test_a_process_that_was_started_without_standard_error_does_its_work(
     settings: Config, closed: str
 ) -> None:
-    """Catches an end without a word, and a database that lines of the log are written into."""
+    """Catches an end without a word, before anything was done."""
     add = f"blocks add --did {DID} {closed}"
     script = f'exec "$0" -m proxy {add}'
     assert subprocess.run(["sh", "-c", script, sys.executable], check=False).returncode == 0

@@ -79,6 +79,8 @@ BLOB: Parts = (DID, None, CID)
         (f"alice.community {CID}", ("alice.community", None, CID)),
         (f"https://cdn.example/img/avatar/plain/{DID}/{CID}@jpeg", BLOB),
         (f"https://cdn.example/below/img/nosuch/plain/{DID}/{CID}?x=1", BLOB),
+        (f"https://cdn.example/embed/img/avatar/plain/{DID}/{CID}", BLOB),
+        (f"https://cdn.example/embed/blob/{DID}/{CID}", BLOB),
         (f"/img/avatar/plain/did:web:localhost%253A2583/{CID}", (PORT, None, CID)),
         (f"https://cdn.example/below/avatar/{DID}", (DID, None, None)),
         ("/avatar/avatar_small/@alice.example.com@webp", ("alice.example.com", None, None)),
