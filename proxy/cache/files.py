@@ -185,18 +185,14 @@ class CacheFolder:
         found = self._load(file)
         if found is None:
             return None
-        data: bytes | None
         data, status = found
         with self._index.reading() as rows:
             record = rows.find(file)
         if record is None or not _is_of(record, data):
-            # The file may just have been replaced: check again under the write lock.
-            with self._index.writing() as rows:
-                data = self._judge(rows, file)
-                record = rows.find(file)
-            if data is None or record is None:
-                self._remove([file])
+            found_again = self._judge_or_remove(file)
+            if found_again is None:
                 return None
+            data, record = found_again
         if self._is_too_old(record.written):
             return None  # the next cleanup removes and counts the entry
         now = self._clock()
@@ -214,22 +210,39 @@ class CacheFolder:
         with open(descriptor, "rb") as opened:
             return opened.read(), os.fstat(opened.fileno())
 
-    def _judge(self, rows: Rows, file: File) -> bytes | None:
-        """Return the content of a file and complete its row; None if the content is not valid."""
+    def _judge_or_remove(self, file: File) -> tuple[bytes, IndexEntry] | None:
+        """Return the content and the row of a file; None if it was not valid, and is gone.
+
+        The row and the file agree here, and whatever another process writes next stays.
+        """
+        self._enter()
+        with self._index.writing() as rows:
+            found = self._judge(rows, file)
+            if found is None:
+                self._begin_removal(rows, file)
+        if found is None:
+            self._finish_removals()
+        return found
+
+    def _judge(self, rows: Rows, file: File) -> tuple[bytes, IndexEntry] | None:
+        """Return the content of a file and its row, which is completed; None: it is not valid."""
         found = self._load(file)
         if found is None:
             return None
         data, status = found
         record = rows.find(file)
+        if record is None and rows.is_leaving(file):
+            return None  # a purge that has answered would not have removed it
         if record is not None and record.digest is not None:
-            return data if _is_of(record, data) else None
+            return (data, record) if _is_of(record, data) else None
         if record is not None and record.size != len(data):
             return None
         if sniff_result(data) is not format_of(file.name):
             return None
         # The file was not written by ``put``, or it is older than the index.
-        rows.add(_record_of(file, status, hashlib.sha256(data).digest()))
-        return data
+        record = _record_of(file, status, hashlib.sha256(data).digest())
+        rows.add(record)
+        return data, record
 
     def _is_too_old(self, written: float) -> bool:
         return bool(self._ttl) and age_of(written, self._clock()) >= self._ttl
@@ -369,10 +382,15 @@ class CacheFolder:
         return frozenset(_blobs((*found, *self._unknown(selections, roots))))
 
     def _purge_known(self, selections: Sequence[Selection]) -> int:
+        covering = Selections(selections)
         removed = 0
         while True:
             begun = 0
             with self._index.writing() as rows:
+                # Whoever began to remove them may be slow, or dead.
+                leaving = [each for each in rows.leaving() if _is_covered(each.file, covering)]
+                for record in leaving:
+                    rows.begin_removal(record)
                 for selection in selections:
                     refused = rows.refuse_arrivals(selection)
                     unrecorded = [each for each in refused if self._is_unrecorded(rows, each.file)]
@@ -380,7 +398,7 @@ class CacheFolder:
                     for record in (*unrecorded, *rows.selected(selection, left)):
                         rows.begin_removal(record)
                         begun += 1
-            if begun:
+            if begun or leaving:
                 self._finish_removals()
             removed += begun
             if begun < BATCH:
@@ -407,8 +425,7 @@ class CacheFolder:
         covering = Selections(selections)
         for root in roots:
             for file in self._files(root):
-                blob = blob_of(file.folder, file.name)
-                if blob is not None and covering.covers_blob(blob):
+                if _is_covered(file, covering):
                     yield file
 
     def cleanup(self) -> Evicted:
@@ -496,11 +513,14 @@ class CacheFolder:
         for batch in _batches(files):
             with self._index.writing() as rows:
                 for file in batch:
-                    record = rows.find(file) or IndexEntry(file, 0, None, 0, 0)
-                    rows.begin_removal(record)
+                    self._begin_removal(rows, file)
                     removed += (self._images / file.path).exists()
             self._finish_removals()
         return removed
+
+    def _begin_removal(self, rows: Rows, file: File) -> None:
+        """Announce the removal of a file, whether or not the index has it."""
+        rows.begin_removal(rows.find(file) or IndexEntry(file, 0, None, 0, 0))
 
     def _finish_removals(self) -> None:
         with self._index.writing() as rows:
@@ -754,10 +774,19 @@ class CacheFolder:
         with suppress(FileNotFoundError):
             if file.name.endswith(".tmp"):
                 path.unlink()
-            elif _is_entry(file) and is_regular(path) and rows.find(file) is None:
+            elif self._is_unknown(rows, file):
                 rows.add(_record_of(file, path.lstat(), None))
                 return True
         return False
+
+    def _is_unknown(self, rows: Rows, file: File) -> bool:
+        """Whether a file is an entry that the index should have and does not."""
+        return (
+            _is_entry(file)
+            and is_regular(self._images / file.path)
+            and rows.find(file) is None
+            and not rows.is_leaving(file)
+        )
 
     def verify_above_shards(self, *, repair: bool) -> list[tuple[str, Path]]:
         """Return what lies where only folders of shards do: ``foreign``; ``repair`` removes it.
@@ -781,6 +810,7 @@ class CacheFolder:
         ``unknown``: the file exists, but is not in the index. ``foreign``: the name is not that of
         an entry, or it is not a regular file.
         """
+        self._enter()
         files = set(self._files(shard, with_links=True))
         found = []
         with self._index.reading() as rows:
@@ -788,13 +818,18 @@ class CacheFolder:
         for file in sorted(files | known.keys(), key=lambda file: file.path):
             if self._wrong_with(file, known.get(file)) is None:
                 continue
-            with self._index.reading() as rows:  # the file may just have changed
+            # The file may just have changed. Nothing changes while this looks again.
+            with self._index.writing() as rows:
                 wrong = self._wrong_with(file, rows.find(file))
+                if wrong == "unknown" and rows.is_leaving(file):
+                    continue
+                if wrong is not None and repair:
+                    self._repair(rows, file, wrong)
             if wrong is None:
                 continue
-            found.append((wrong, self._images / file.path))
             if repair:
-                self._repair(file, wrong)
+                self._finish_removals()
+            found.append((wrong, self._images / file.path))
         return found
 
     def _wrong_with(self, file: File, record: IndexEntry | None) -> str | None:
@@ -817,12 +852,11 @@ class CacheFolder:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def _repair(self, file: File, wrong: str) -> None:
+    def _repair(self, rows: Rows, file: File, wrong: str) -> None:
         if wrong == "unknown":
-            with self._index.writing() as rows:
-                self._judge(rows, file)
+            self._judge(rows, file)
         else:
-            self._remove([file])
+            self._begin_removal(rows, file)
 
     def free(self) -> int:
         """Return the bytes that the file system has left for this user.
@@ -922,6 +956,11 @@ def _fitting(arrivals: Iterable[_Arrival], most: int) -> Iterator[list[_Arrival]
 
 def _record_of(file: File, status: os.stat_result, digest: bytes | None) -> IndexEntry:
     return IndexEntry(file, status.st_size, digest, status.st_mtime, status.st_atime)
+
+
+def _is_covered(file: File, covering: Selections) -> bool:
+    blob = blob_of(file.folder, file.name)
+    return blob is not None and covering.covers_blob(blob)
 
 
 def _is_entry(file: File) -> bool:

@@ -292,6 +292,14 @@ class Rows:
         self._connection.execute(f"DELETE FROM moves WHERE arrives AND {where}", values)  # noqa: S608
         return refused
 
+    def leaving(self) -> list[IndexEntry]:
+        """Return the entries that any process is about to remove."""
+        return self._announced("NOT arrives", ())
+
+    def is_leaving(self, file: File) -> bool:
+        """Whether any process is about to remove a file."""
+        return bool(self._announced("NOT arrives AND folder = ? AND name = ?", _names(file)))
+
     def end_arrival(self, file: File, process: str | None = None) -> bool:
         """Record that a file arrives now, or never will.
 
