@@ -387,7 +387,7 @@ async def test_the_least_recently_used_goes_first(make: MakeCache, clock: Clock)
     for number in range(10):
         await cache.put(key(number), entry(100))
         clock.advance(1)
-    clock.advance(TOUCH_AFTER + 1)
+    clock.advance(2 * TOUCH_AFTER)
     for used in (0, 4):
         assert await cache.get(key(used)) is not None
     await cache.put(key(10), entry(100))
@@ -485,7 +485,7 @@ async def test_a_use_is_noted_and_leaves_the_time_of_writing_alone(
     """Catches the seed's single time: with it, whatever is used never expires."""
     written = clock.now
     await cache.put(key(), entry())
-    clock.advance(TOUCH_AFTER + 1)
+    clock.advance(2 * TOUCH_AFTER)
     await cache.get(key())
     status = path_of(root, key()).stat()
     assert status.st_atime == clock.now

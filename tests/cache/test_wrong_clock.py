@@ -122,7 +122,7 @@ async def test_an_access_time_from_the_future_is_no_use_and_is_put_right_by_one(
         clock.advance(10)
     assert await cache.get(key(1)) == entry()
     assert paths[1].stat().st_atime == clock.now
-    clock.advance(TOUCH_AFTER + 1)
+    clock.advance(2 * TOUCH_AFTER)
     await cache.put(key(2), entry())
     assert [path.exists() for path in paths] == [False, True]
     await cache.aclose()
