@@ -7,17 +7,21 @@ anything, as a whole. Every such place is tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from proxy.cache.files import CacheFolder
-from proxy.cache.index import Rows
+from proxy.cache.index import Index, Rows
+from proxy.cache.layout import IMAGES
 from proxy.model.selection import Selection
 from tests.cache import entry, key
 from tests.cache.test_disk import path_of
+
+MOST = 200
+"""Bytes that the cache may have: one result."""
 
 OLD, NEW = entry(100), entry(120, fill=b"\x01")
 
@@ -92,7 +96,16 @@ def check(folder: CacheFolder) -> None:
     folder.check()
 
 
-ALL = (get, put, purge_by_cid, purge_by_did, make_index, repair, clean_up, check)
+def evict(folder: CacheFolder) -> None:
+    """Keep what leaves room for nothing else."""
+    folder.put(key(1), entry(MOST))
+
+
+def give_up(folder: CacheFolder) -> None:
+    folder.give_up()
+
+
+ALL = (get, put, purge_by_cid, purge_by_did, make_index, repair, clean_up, check, evict, give_up)
 PURGES = (purge_by_cid, purge_by_did)
 
 
@@ -134,6 +147,34 @@ def gone(_path: Path, folder: CacheFolder) -> None:
     folder.purge([BY_CID])
 
 
+def leaving(path: Path, folder: CacheFolder) -> None:
+    """A process ended before it had removed the file."""
+    with dead_process(path) as rows:
+        rows.begin_removal(rows.selected(BY_CID)[0])
+
+
+def arrived(path: Path, folder: CacheFolder) -> None:
+    """A process ended, or the disk was full, before it had recorded the file."""
+    with dead_process(path) as rows:
+        record = rows.selected(BY_CID)[0]
+        rows.begin_arrival(record)
+        rows.remove(record.file)
+
+
+def announced(path: Path, folder: CacheFolder) -> None:
+    """A process ended before the file was there."""
+    arrived(path, folder)
+    path.unlink()
+
+
+@contextmanager
+def dead_process(path: Path) -> Iterator[Rows]:
+    root = next(each for each in path.parents if each.name == IMAGES).parent
+    index = Index(root, "of a dead process")
+    with closing(index), index.writing() as rows:
+        yield rows
+
+
 STATES: tuple[Callable[[Path, CacheFolder], None], ...] = (
     kept,
     damaged,
@@ -143,6 +184,9 @@ STATES: tuple[Callable[[Path, CacheFolder], None], ...] = (
     missing,
     a_link,
     gone,
+    leaving,
+    arrived,
+    announced,
 )
 
 
@@ -182,7 +226,7 @@ def tell(tmp_path: Path) -> Iterator[Callable[..., Story]]:
 
     def make(root: Path) -> Process:
         folder = CacheFolder(
-            root, max_bytes=10**9, ttl_seconds=0, may_keep=lambda _: True, fsync=False
+            root, max_bytes=MOST, ttl_seconds=0, may_keep=lambda _: True, fsync=False
         )
         folders.append(folder)
         return Process(folder)
@@ -250,7 +294,9 @@ def test_nothing_keeps_a_file_from_a_purge(
 
 
 @pytest.mark.parametrize("state", STATES, ids=name)
-@pytest.mark.parametrize("first", [each for each in ALL if each not in (put, *PURGES)], ids=name)
+@pytest.mark.parametrize(
+    "first", [each for each in ALL if each not in (put, *PURGES, evict, give_up)], ids=name
+)
 def test_a_new_result_is_not_removed_for_what_was_there_before(
     first: Callable[[CacheFolder], None],
     state: Callable[[Path, CacheFolder], None],
