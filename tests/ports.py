@@ -1,4 +1,9 @@
-"""Ports of 127.0.0.1 that are free at this moment."""
+"""Ports of 127.0.0.1 that are free at this moment, for servers that cannot choose one themselves.
+
+Below those that the system chooses from (32768 and more on Linux): there, somebody else gets one
+before the server that it is for has it. In no order: another round of the tests may look for some
+at the same moment.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +14,20 @@ from collections.abc import Iterator
 
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return next(_free(range(10_000, 20_000), (0,)))
 
 
 def free_pairs() -> Iterator[int]:
-    """Ports that nobody listens on, nor on the one 10,000 higher, as SeaweedFS takes them.
+    """Ports that nobody listens on, nor on the one 10,000 higher, as SeaweedFS takes them."""
+    return _free(range(20_000, 22_700), (0, 10_000))
 
-    In no order: another round of the tests may look for some at the same moment.
-    """
-    for port in random.sample(range(20000, 30000), 10000):
+
+def _free(ports: range, offsets: tuple[int, ...]) -> Iterator[int]:
+    for port in random.sample(ports, len(ports)):
         try:
-            for each in (port, port + 10000):
+            for offset in offsets:
                 with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", each))
+                    probe.bind(("127.0.0.1", port + offset))
         except OSError:
             continue
         yield port

@@ -138,7 +138,12 @@ class Machines:
             "--bind",
             f"127.0.0.1:{self.ports[machine]}",
         ]
-        environment = self._internet.environment(self._folder / machine, SERVER__ADMIN_TOKEN=TOKEN)
+        environment = self._internet.environment(
+            self._folder / machine,
+            SERVER__ADMIN_TOKEN=TOKEN,
+            # A node that a busy machine keeps from renewing its own serves nothing, and is right.
+            CLUSTER__LEASE="60",
+        )
         self.nodes[machine] = await stack.enter_async_context(
             serve(imageproxy("serve", *options), environment)
         )

@@ -53,7 +53,7 @@ def any_store_in(request: pytest.FixtureRequest) -> Iterator[AnyStoreIn]:
 
         def open_there(folder: Path) -> DecisionStore:
             url = urls.get(folder) or urls.setdefault(folder, server.new_database())
-            database = PostgresDatabase(url, lock=1, patience=10, prepare=migrate)
+            database = PostgresDatabase(url, lock=1, patience=30, prepare=migrate)
             return opened.enter_context(closing(ClusterStore(database, "a test")))
 
         yield open_there

@@ -369,7 +369,7 @@ def any_database(request: pytest.FixtureRequest) -> Iterator[SqlDatabase]:
         yield request.getfixturevalue("database")
         return
     url: str = request.getfixturevalue("database_url")
-    with closing(PostgresDatabase(url, lock=1, patience=10, prepare=migrate)) as opened:
+    with closing(PostgresDatabase(url, lock=1, patience=30, prepare=migrate)) as opened:
         yield opened
 
 

@@ -13,8 +13,11 @@ from proxy.config import Config
 from proxy.service import Service
 from tests.fakes.world import World
 
-LEASE = 1.5
-"""Seconds; short, so that the ends of leases can be waited for."""
+LEASE = 60.0
+"""Seconds: longer than a busy machine keeps a process from renewing it."""
+
+SHORT_LEASE = 3.0
+"""Seconds, where a test waits for the end of a lease."""
 
 
 class Relay:

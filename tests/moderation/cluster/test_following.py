@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def database(database_url: str) -> Iterator[PostgresDatabase]:
     """An empty database, whose tables are made by its first use."""
-    found = PostgresDatabase(database_url, lock=1, patience=5, prepare=migrate)
+    found = PostgresDatabase(database_url, lock=1, patience=30, prepare=migrate)
     with closing(found):
         yield found
 

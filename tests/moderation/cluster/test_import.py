@@ -46,7 +46,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def target(database_url: str) -> Iterator[PostgresDatabase]:
     """An empty database."""
-    with closing(PostgresDatabase(database_url, lock=1, patience=5, prepare=migrate)) as database:
+    with closing(PostgresDatabase(database_url, lock=1, patience=30, prepare=migrate)) as database:
         yield database
 
 
@@ -232,7 +232,7 @@ def test_doctor_tells_of_a_database_that_cannot_be_used_and_makes_nothing_in_it(
         return why_unusable(Config.model_validate(sections))
 
     assert found(database_url) is None
-    untouched = PostgresDatabase(database_url, lock=1, patience=5)
+    untouched = PostgresDatabase(database_url, lock=1, patience=30)
     with closing(untouched), untouched.reading() as rows:
         assert rows.execute("SELECT to_regclass('state')::text").fetchone() == (None,)
     assert "does not exist" in str(found(f"{database_url}_absent"))
@@ -257,7 +257,7 @@ def test_doctor_tells_of_a_database_that_a_server_would_not_start_with(
         database=name,
     )
     assert "may make no tables" in str(found(postgres.url(name, user=f"of_{name}")))
-    newer = PostgresDatabase(database_url, lock=1, patience=5)
+    newer = PostgresDatabase(database_url, lock=1, patience=30)
     with closing(newer), newer.reading() as rows:
         migrate(rows, (*STEPS, ("SELECT 1",)))
     assert "newer release" in str(found(database_url))

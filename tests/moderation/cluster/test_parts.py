@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from proxy.coordination.cluster import watcher
+from proxy.coordination.cluster import lease, watcher
 from proxy.coordination.cluster.keeper import LeaseKeeper
 from proxy.coordination.cluster.lease import Lease, boot_clock
 from proxy.coordination.cluster.members import LeaseLost, Members
@@ -41,7 +41,7 @@ def database(database_url: str) -> Iterator[PostgresDatabase]:
         yield database
 
 
-def connected(url: str, patience: float = 5) -> PostgresDatabase:
+def connected(url: str, patience: float = 30) -> PostgresDatabase:
     return PostgresDatabase(url, lock=1, patience=patience, prepare=migrate)
 
 
@@ -124,7 +124,7 @@ def test_rights_on_one_schema_are_enough(postgres: Postgres, database_url: str) 
         store = ClusterStore(database, "")
         decide(store, OWNER)
         assert [each.did for each in store.blocks()] == [OWNER.did]
-        members = Members(database, Path("/"), Lease(5), None)
+        members = Members(database, Path("/"), Lease(60), None)
         members.enter()
         members.renew()
         turn = ClusterLeadership(database, "feeds")
@@ -178,12 +178,13 @@ def test_a_server_that_takes_no_decisions_is_not_read_either(
 
 
 def test_a_process_that_stands_still_in_a_transaction_does_not_hold_others_up_for_long(
-    database_url: str,
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a stopped machine for which decisions of all others fail for a minute."""
+    monkeypatch.setattr("proxy.shared.postgres._LATEST", 1.0)
     with (
         closing(connected(database_url)) as stopped,
-        closing(connected(database_url, patience=10)) as other,
+        closing(connected(database_url)) as other,
         pytest.raises(PostgresError, match="idle-in-transaction"),
         stopped.writing(),
     ):
@@ -203,7 +204,7 @@ def test_an_error_names_no_password(postgres: Postgres) -> None:
 
 def test_a_lease_that_has_ended_cannot_be_renewed(database: PostgresDatabase) -> None:
     """Catches a process that goes on after others have decided without it."""
-    first, second = (Members(database, Path("/"), Lease(5), None) for _ in range(2))
+    first, second = (Members(database, Path("/"), Lease(60), None) for _ in range(2))
     for members in (first, second):
         members.enter()
         members.note(3)
@@ -228,7 +229,7 @@ def test_a_lease_that_has_ended_cannot_be_renewed(database: PostgresDatabase) ->
 
 def test_a_process_that_counts_its_lease_as_ended_joins_anew(database: PostgresDatabase) -> None:
     """Catches a renewal by the database's count, when its own has let requests be refused."""
-    members = Members(database, Path("/"), Lease(5), None)
+    members = Members(database, Path("/"), Lease(60), None)
     members.enter()
     members.lease.end()
     with pytest.raises(LeaseLost):
@@ -247,13 +248,37 @@ def test_a_renewal_whose_answer_comes_after_the_end_renews_nothing(database_url:
                 members.lease.end()  # as by its own count, before the commit is answered
 
     with closing(connected(database_url)) as database:
-        members = Members(database, Path("/"), Lease(5), None)
+        members = Members(database, Path("/"), Lease(60), None)
         members.enter()
-        with closing(Slow(database_url, lock=1, patience=5)) as slow:
+        with closing(Slow(database_url, lock=1, patience=30)) as slow:
             members._database = slow
             with pytest.raises(LeaseLost):
                 members.renew()
         assert not members.lease.runs()
+
+
+def test_a_lease_is_counted_from_before_it_was_asked_for(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a machine that counts from the answer: others' count ends before its own."""
+    now = 1000.0
+
+    class Slow(PostgresDatabase):
+        @contextmanager
+        def reading(self) -> Iterator[PostgresConnection]:
+            nonlocal now
+            with super().reading() as rows:
+                yield rows
+            now += 10
+
+    for module in ("lease", "members"):
+        monkeypatch.setattr(f"proxy.coordination.cluster.{module}.boot_clock", lambda: now)
+    with closing(Slow(database_url, lock=1, patience=30, prepare=migrate)) as slow:
+        member = Members(slow, Path("/"), Lease(60), None)
+        for ask in (member.enter, member.renew):
+            asked_at = now
+            ask()
+            assert member.lease.deadline == pytest.approx(asked_at + 60 * lease.SHARE)
 
 
 # Turns
@@ -373,7 +398,7 @@ async def test_without_its_watcher_the_name_is_gone_until_there_is_another(
 ) -> None:
     """Catches a name that stays where nothing could take it away any more."""
     name = ServedName(tmp_path, "images")
-    members = Members(database, tmp_path, Lease(5), name)
+    members = Members(database, tmp_path, Lease(6), name)  # each renewal makes the name
     await trio.to_thread.run_sync(members.enter)
     async with trio.open_nursery() as nursery:
         listening = connected(database_url)
@@ -410,9 +435,9 @@ from proxy.shared.postgres import PostgresDatabase
 
 async def main(url, folder):
     def connected():
-        return PostgresDatabase(url, lock=1, patience=0.5)
+        return PostgresDatabase(url, lock=1, patience=30)
     name = ServedName(folder, "images")
-    members = Members(connected(), folder, Lease(1.5), name)
+    members = Members(connected(), folder, Lease(3), name)
     await trio.to_thread.run_sync(members.enter)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(LeaseKeeper(members, connected(), name).run, lambda: None)
@@ -427,7 +452,7 @@ async def test_a_process_that_is_stopped_loses_lease_and_name_and_nobody_waits_f
     tmp_path: Path, database_url: str, database: PostgresDatabase
 ) -> None:
     """Catches a name that only its own process takes away."""
-    members = Members(database, tmp_path, Lease(1.5), None)
+    members = Members(database, tmp_path, Lease(600), None)
     await trio.to_thread.run_sync(members.enter)
     command = [sys.executable, "-c", STOPPED, database_url, str(tmp_path)]
     process = await trio.lowlevel.open_process(command)

@@ -13,6 +13,7 @@ import trio
 
 from proxy.config import load_config
 from tests.fakes.world import tiny_jpeg
+from tests.moderation.cluster import LEASE, SHORT_LEASE
 from tests.moderation.race import race
 from tests.moderation.test_serving import TOKEN, WORKERS, admin, targets_of
 from tests.nginx import nginx_program, run_nginx
@@ -21,12 +22,11 @@ from tests.processes import SERVE, Upstream, files_in, imageproxy, run, serve, u
 pytestmark = pytest.mark.slow
 
 
-def on(database: str, **more: str) -> dict[str, str]:
+def on(database: str, *, lease: float = LEASE) -> dict[str, str]:
     return {
         "SERVER__ADMIN_TOKEN": TOKEN,
         "CLUSTER__DATABASE": database,
-        "CLUSTER__LEASE": "2",
-        **more,
+        "CLUSTER__LEASE": str(lease),
     }
 
 
@@ -87,7 +87,7 @@ async def test_a_machine_that_is_killed_leaves_no_file_to_nginx_and_delays_for_a
         did, cid = internet.add_blob(tiny_jpeg())
         target = f"/img/avatar_thumbnail/plain/{did}/{cid}"
         first = internet.environment(tmp_path / "a", **on(database_url))
-        second = internet.environment(tmp_path / "b", **on(database_url))
+        second = internet.environment(tmp_path / "b", **on(database_url, lease=SHORT_LEASE))
         async with serve(SERVE, first) as here:
             async with serve(SERVE, second) as there:
                 bind = {"IMAGE_PROXY_SERVER__BIND": f"127.0.0.1:{there.port}"}
@@ -97,7 +97,7 @@ async def test_a_machine_that_is_killed_leaves_no_file_to_nginx_and_delays_for_a
                     await until(lambda: len(files_in(tmp_path / "b")) == 1)
                     await until((tmp_path / "b" / "served").is_symlink)
                     os.kill(there.pid, signal.SIGKILL)
-                    with trio.fail_after(10):
+                    with trio.fail_after(SHORT_LEASE + 20):
                         assert await admin(here.port, "POST", "blocks", {"did": did}) == 200
                     assert (await front.get(target)).status == 503
                     assert len(files_in(tmp_path / "b")) == 1

@@ -15,17 +15,20 @@ from proxy.cache.object_client import StoredObjects
 from proxy.model.selection import Selection
 from proxy.service import Service
 from tests.fakes.world import World
+from tests.moderation.cluster import LEASE, SHORT_LEASE
 from tests.processes import until
 
 pytestmark = pytest.mark.slow
 
 
 @asynccontextmanager
-async def machine(world: World, folder: Path, name: str, database: str) -> AsyncIterator[Service]:
+async def machine(
+    world: World, folder: Path, name: str, database: str, *, lease: float = LEASE
+) -> AsyncIterator[Service]:
     """A machine with a folder of its own."""
     sections: dict[str, Any] = {
         "cache": {"path": folder / name},
-        "cluster": {"database": database},
+        "cluster": {"database": database, "lease": lease},
         "store": {"url": (folder / "store").as_uri()},
     }
     async with world.service(world.config(**sections)) as service:
@@ -135,7 +138,7 @@ async def test_the_object_of_a_machine_that_was_killed_goes_with_the_purge(
     listed_after: list[bool] = []
     async with (
         machine(world, tmp_path, "one", database_url) as one,
-        machine(world, tmp_path, "two", database_url) as two,
+        machine(world, tmp_path, "two", database_url, lease=SHORT_LEASE) as two,
     ):
         await two.get_image("avatar", did, cid)
         await settled(two)

@@ -30,7 +30,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeedStore]
             yield opened
         return
     url: str = request.getfixturevalue("database_url")
-    database = PostgresDatabase(url, lock=1, patience=10, prepare=migrate)
+    database = PostgresDatabase(url, lock=1, patience=30, prepare=migrate)
     with closing(FeedStore(database)) as opened:
         yield opened
 
