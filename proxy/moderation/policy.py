@@ -143,7 +143,8 @@ class Policy:
     async def permit(self, blob: BlobKey) -> None:
         """Return if ``blob`` is permitted, or if there is no answer and ``policy.fail_open`` is on.
 
-        Cancellation ends the question, unless other callers wait for the same answer.
+        Cancellation ends the question, unless other callers wait for the same answer. What an
+        answer takes down is purged all the same.
 
         Raises:
             TakenDown: the service takes it down.
@@ -159,13 +160,13 @@ class Policy:
         if self._flights is None:
             return None
 
-        async def ask(_flight: Flight[Verdict | None]) -> Verdict | None:
-            return await self._answer(blob.content)
+        async def ask(flight: Flight[Verdict | None]) -> Verdict | None:
+            return await self._answer(blob.content, flight)
 
         async with self._flights.join(blob.content, ask) as landed:
             return landed.value
 
-    async def _answer(self, blob: BlobKey) -> Verdict | None:
+    async def _answer(self, blob: BlobKey, flight: Flight[Verdict | None]) -> Verdict | None:
         forgotten = self._forgotten
         target = self._path + self._protocol.target_of(blob)
         verdict = None
@@ -194,6 +195,9 @@ class Policy:
         if verdict is Verdict.TAKEN_DOWN or self._forgotten == forgotten:
             self._verdicts.put(blob, verdict, trio.current_time())
         if verdict is Verdict.TAKEN_DOWN:
+            # Whoever asked may leave: nobody asks again while the verdict is remembered, and nginx
+            # would go on serving the files.
+            flight.commit()
             await self._purge(blob)
         return verdict
 

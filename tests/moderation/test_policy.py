@@ -357,6 +357,31 @@ async def test_what_is_taken_down_is_purged_before_it_is_refused(
     assert purges.blobs == [BLOB]
 
 
+async def test_what_is_taken_down_is_purged_though_who_asked_has_gone(
+    world: World, site: FakePolicy
+) -> None:
+    """Catches a client that leaves during the purge, and files that nginx serves until a request
+    asks again."""
+    site.take_down(BLOB)
+    begun, gate = trio.Event(), trio.Event()
+
+    class SlowPurges(Purges):
+        async def __call__(self, blob: BlobKey) -> None:
+            begun.set()
+            await gate.wait()
+            await super().__call__(blob)
+
+    purges = SlowPurges()
+    async with policy_of(world, purges) as policy:
+        async with trio.open_nursery() as client:
+            client.start_soon(policy.permit, BLOB)
+            await begun.wait()
+            client.cancel_scope.cancel()
+        gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert purges.blobs == [BLOB]
+
+
 @pytest.mark.parametrize("error", [sqlite3.OperationalError("locked"), OSError("disk")])
 async def test_a_purge_that_fails_permits_nothing(
     world: World, site: FakePolicy, error: Exception, monkeypatch: pytest.MonkeyPatch
