@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from operator import attrgetter
 from types import EllipsisType
 
 import trio
@@ -128,8 +129,12 @@ async def open_service(
             if parts.policy is not None:
                 purge = partial(purge_taken_down, moderator)
                 await nursery.start(parts.policy.run, purge, name="policy")
-            image_flights: SingleFlight[ImageKey, MadeImage] = SingleFlight(nursery)
-            blob_flights: SingleFlight[BlobKey, FetchedBlob] = SingleFlight(nursery)
+            image_flights: SingleFlight[ImageKey, MadeImage] = SingleFlight(
+                nursery, attrgetter("blob.tags")
+            )
+            blob_flights: SingleFlight[BlobKey, FetchedBlob] = SingleFlight(
+                nursery, attrgetter("tags")
+            )
             accounts = accounts_of(config, parts, nursery, resolver)
             service = service_of(
                 config,

@@ -314,7 +314,12 @@ class Service:
         await self._writer.settled()
 
     def forget(self, covering: Covering) -> None:
-        """Drop what is covered, except on disk; do not store covered results of running flights."""
+        """Drop what is covered, except on disk; do not store covered results of running flights.
+
+        Nor does a request that comes after this join one of them: it began before.
+        """
+        self._images.part(covering.tags)
+        self._blobs.part(covering.tags)
         for making in self._under_way_by_tag.find(covering.tags, self._under_way):
             making.is_forgotten = True
         self.gate.forget(covering)

@@ -11,6 +11,7 @@ from proxy.model.identifiers import Cid, Did
 from proxy.model.keys import BlobKey, ImageKey
 from proxy.model.selection import Selection
 from proxy.service import Service, _Making
+from proxy.shared.single_flight import Flight
 from tests.cache import entry
 from tests.fakes.parts import FakeCache, FakeFetcher, FakeProcessor, FakeResolver
 from tests.fakes.world import World
@@ -27,6 +28,10 @@ def fill(service: Service, keys: list[ImageKey]) -> None:
         making = _Making(each.blob)
         service._under_way.add(making)
         service._under_way_by_tag.add(making)
+        service._images._flights[each] = Flight()
+        service._images._by_tag.add(each)
+        service._blobs._flights[each.blob] = Flight()
+        service._blobs._by_tag.add(each.blob)
 
 
 @pytest.mark.parametrize("kept", [50, 2000])
@@ -59,5 +64,6 @@ async def test_forgetting_one_owner_looks_at_nothing_of_the_others(world: World,
         assert gone == [keys[7]]
         assert [each for each in keys if service._memory.get(each, 0) is None] == gone
         assert [each.blob for each in service._under_way if each.is_forgotten] == [gone[0].blob]
+        assert len(service._images) == len(service._blobs) == kept - 1
         assert len(service._fetch_failures) == len(service._image_failures) == kept - 1
         cache.put_gate.open()

@@ -1127,6 +1127,36 @@ async def test_a_request_under_way_does_not_bring_back_what_a_purge_removed(
         assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 
+@pytest.mark.parametrize("preset", ["avatar", "banner", None])
+@pytest.mark.parametrize("place", ["queued", "transforming"])
+async def test_what_was_fetched_before_a_purge_is_not_shared_after_it(
+    world: World, parts: Parts, nursery: trio.Nursery, place: str, preset: str | None
+) -> None:
+    """Catches a flight that is joined after the purge of an account that is gone: its bytes are
+    answered, and kept under another preset."""
+    gate = {"queued": parts.processor.queue, "transforming": parts.processor.gate}[place]
+    gate.close()
+    blob = BlobKey(parts.did, parts.cid)
+
+    async def ask_later() -> None:
+        with pytest.raises(BlobNotFound):
+            await (service.get_image(preset, *blob) if preset else service.get_blob(blob))
+
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        requests.ask(*blob)
+        await settled()
+        parts.fetcher.errors = [BlobNotFound()]
+        await service.moderator.purge(Selection(did=parts.did), by="a test")
+        async with trio.open_nursery() as later:
+            later.start_soon(ask_later)
+            await settled()
+            gate.open()
+        await settled()
+        assert len(requests.images) == 1, "it came before"
+        assert parts.cache.entries == {}
+
+
 async def test_a_result_too_large_for_one_format_is_served_in_the_others(
     world: World, parts: Parts
 ) -> None:

@@ -107,8 +107,12 @@ class LookupCache(Generic[K, V]):
             return landed.value
 
     def forget(self, key: K) -> None:
-        """Drop the remembered answer, so that the next call asks again."""
+        """Drop the remembered answer, so that the next call asks again.
+
+        The answer to a question under way may be an old one: it is not remembered.
+        """
         self._kept.remove(key)
+        self._flights.part({key})
 
     def _is_fresh(self, known: _Kept[V], max_age: float | None) -> bool:
         now = self._clock()
@@ -128,12 +132,12 @@ class LookupCache(Generic[K, V]):
             return False
         return not may_renew(known.value)  # type: ignore[arg-type]
 
-    async def _ask(self, key: K, _flight: Flight[V]) -> V:
+    async def _ask(self, key: K, flight: Flight[V]) -> V:
         try:
             value = await self._source(key)
         except self._settled as error:
             # This is an answer of the source, so it replaces the remembered one.
-            self._keep(key, _Kept(self._clock(), None, error.fresh()))
+            self._keep(key, _Kept(self._clock(), None, error.fresh()), flight)
             raise
         except ImageProxyError:
             stale = self._stale(key)
@@ -141,9 +145,9 @@ class LookupCache(Generic[K, V]):
                 raise
             now = self._clock()
             until = min(now + self._times.negative_ttl, stale.at + self._times.stale_ttl)
-            self._keep(key, replace(stale, failed_at=now, failing_until=until))
+            self._keep(key, replace(stale, failed_at=now, failing_until=until), flight)
             return stale.value  # type: ignore[return-value]
-        self._keep(key, _Kept(self._clock(), value))
+        self._keep(key, _Kept(self._clock(), value), flight)
         return value
 
     def _stale(self, key: K) -> _Kept[V] | None:
@@ -152,7 +156,9 @@ class LookupCache(Generic[K, V]):
             return None
         return known if self._clock() - known.at < self._times.stale_ttl else None
 
-    def _keep(self, key: K, entry: _Kept[V]) -> None:
+    def _keep(self, key: K, entry: _Kept[V], flight: Flight[V]) -> None:
+        if not self._flights.is_joined(key, flight):  # forgotten meanwhile
+            return
         times = self._times
         useful = times.negative_ttl if entry.error else max(times.ttl, times.stale_ttl)
         self._kept.put(key, entry, entry.at + useful)

@@ -7,7 +7,8 @@ disturb the others. When the last waiter goes away, the flight is cancelled, unl
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -15,6 +16,7 @@ from typing import Generic, TypeVar
 import trio
 
 from proxy.errors import Busy, ImageProxyError
+from proxy.shared.tag_index import TagIndex
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -61,11 +63,16 @@ class SingleFlight(Generic[K, V]):
 
     Args:
         nursery: owns the flights; when it is cancelled, their waiters get ``Busy``.
+        tags: returns the tags of a key, which other keys may have too: see ``part``. Each key is
+            also a tag of itself.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, tags: Callable[[K], Iterable[Hashable]] = lambda key: ()
+    ) -> None:
         self._nursery = nursery
         self._flights: dict[K, Flight[V]] = {}
+        self._by_tag: TagIndex[K] = TagIndex(tags)
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -73,6 +80,21 @@ class SingleFlight(Generic[K, V]):
     def __contains__(self, key: K) -> bool:
         """Whether there is a flight of ``key`` to join."""
         return key in self._flights
+
+    def part(self, tags: AbstractSet[Hashable] | None) -> None:
+        """Part the flights of all keys that have any of ``tags`` from the requests to come.
+
+        These start flights of their own. Who waits already gets what was begun.
+
+        Args:
+            tags: if None, part all flights.
+        """
+        for key in self._by_tag.find(tags, self._flights.keys()):
+            self._forget(key, self._flights[key])
+
+    def is_joined(self, key: K, flight: Flight[V]) -> bool:
+        """Whether ``flight`` is what a request for ``key`` joins now."""
+        return self._flights.get(key) is flight
 
     @asynccontextmanager
     async def join(
@@ -97,6 +119,7 @@ class SingleFlight(Generic[K, V]):
             except RuntimeError as error:  # the nursery has closed
                 raise Busy("shutting down") from error
             self._flights[key] = flight
+            self._by_tag.add(key)
         flight._holders += 1
         try:
             if flight._has_landed:
@@ -138,8 +161,9 @@ class SingleFlight(Generic[K, V]):
 
     def _forget(self, key: K, flight: Flight[V]) -> None:
         # The key may belong to a later flight by now.
-        if self._flights.get(key) is flight:
+        if self.is_joined(key, flight):
             del self._flights[key]
+            self._by_tag.discard((key,))
 
 
 def _for_waiter(error: Exception) -> Exception:

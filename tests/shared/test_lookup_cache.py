@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from proxy.errors import DidNotFound, DidUnresolvable, ImageProxyError
@@ -79,6 +81,45 @@ async def test_an_answer_is_kept_for_its_time_and_stale_while_the_source_fails(
     await trio.sleep(20)
     with pytest.raises(DidUnresolvable):
         await cache.get("a")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(None, ["new", "old"]), (DidNotFound(), ["new"]), (DidUnresolvable(), ["new", "new"])],
+)
+async def test_an_answer_that_was_asked_for_before_it_was_forgotten_is_not_remembered(
+    nursery: trio.Nursery, error: ImageProxyError | None, told: list[str]
+) -> None:
+    """Catches a document that an account event forgets while it is asked for, and that is used for
+    an hour all the same."""
+    gates = [trio.Event(), trio.Event()]
+    answers = iter((("old", gates[0]), ("new", gates[1])))
+    found: list[str] = []
+
+    async def source(_key: str) -> str:
+        answer, gate = next(answers)
+        await gate.wait()
+        if answer == "old" and error is not None:
+            raise error
+        return answer
+
+    cache = LookupCache(nursery, source, TIMES, settled=(DidNotFound,), max_bytes=10**6)
+
+    async def ask() -> None:
+        with suppress(ImageProxyError):
+            found.append(await cache.get("each"))
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        cache.forget("each")
+        callers.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        gates[1].set()
+        await trio.testing.wait_all_tasks_blocked()
+        gates[0].set()
+    assert found == told
+    assert await cache.get("each") == "new"
 
 
 async def test_a_newer_answer_is_asked_for_once_in_the_age_also_in_vain(

@@ -189,6 +189,35 @@ async def test_work_that_cannot_stop_is_kept_and_shared(
     assert len(flights) == 0
 
 
+@pytest.mark.parametrize("tags", [{"a"}, {"key a"}, None], ids=["tag", "key", "all"])
+async def test_requests_after_a_parting_have_a_flight_of_their_own(
+    nursery: trio.Nursery, tags: set[str] | None
+) -> None:
+    """Catches a parted flight whose end takes the later one along, and a parting that ends it."""
+    flights: SingleFlight[str, object] = SingleFlight(nursery, tags=lambda key: key.split()[1:])
+    waiters = Waiters(nursery, flights)
+    before, after, other = Work(), Work(), Work()
+    waiters.join(before, key="key a")
+    waiters.join(other, key="key b")
+    await trio.testing.wait_all_tasks_blocked()
+    flights.part(tags)
+    waiters.join(after, key="key a")
+    await trio.testing.wait_all_tasks_blocked()
+    before.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    waiters.join(before, key="key a")
+    assert ("key b" in flights) == (tags is not None)
+    await trio.testing.wait_all_tasks_blocked()
+    after.gate.set()
+    other.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert (before.runs, after.runs, other.runs) == (1, 1, 1)
+    assert waiters.values[0] is before.value
+    assert waiters.values.count(after.value) == 2
+    assert waiters.values.count(other.value) == 1
+    assert len(flights) == 0
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_committed_work_that_ends_alone_frees_its_key(
     waiters: Waiters, flights: SingleFlight[str, object], fails: bool
