@@ -240,10 +240,17 @@ class DecisionStore:
             )
             return True, raise_version(connection)
 
-    def finish(self, purge: int, removed: int) -> int:
-        """Record that a purge is finished; return the version that has this change."""
+    def finish(self, purge: int, removed: int, *, decisions: int | None = None) -> int:
+        """Record that a purge is finished; return the version that has this change.
+
+        Args:
+            decisions: how many were carried out. If others have joined it since, it stays
+                unfinished. None: all of them.
+        """
         with self._writing() as connection:
-            connection.execute("UPDATE purges SET removed = ? WHERE id = ?", (removed, purge))
+            count = connection.execute("SELECT count(*) FROM audit WHERE purge = ?", (purge,))
+            if decisions in (None, count.fetchone()[0]):
+                connection.execute("UPDATE purges SET removed = ? WHERE id = ?", (removed, purge))
             return raise_version(connection)
 
     def removed_by(self, purge: int) -> int:

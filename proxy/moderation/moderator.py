@@ -255,7 +255,9 @@ class Moderator:
             # While it is not finished, no process reads or writes what it covers.
             await self._in_thread(partial(self._keep_shared, meant))
         removed += shared or 0
-        finished = await self._in_thread(partial(self.store.finish, purge, removed))
+        # Whoever took a bulk for abandoned may have read it before its last decisions.
+        finish = partial(self.store.finish, purge, removed, decisions=len(meant))
+        finished = await self._in_thread(finish)
         self._nudge()
         log.info("purged", decisions=len(meant), removed=removed)
         if waits or self._removes_everywhere:
