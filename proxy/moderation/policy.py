@@ -18,6 +18,7 @@ from proxy.egress.errors import EgressError
 from proxy.egress.gateway import standalone_gateway
 from proxy.egress.network import Network
 from proxy.errors import PolicyUnavailable, TakenDown
+from proxy.model.identifiers import Cid, Did
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Covering
 from proxy.moderation.policy_protocols import PROTOCOLS, Verdict
@@ -48,7 +49,7 @@ class Verdicts:
     def __init__(self, *, ttl: float, max_entries: int) -> None:
         self._ttl = ttl
         self._answers: ExpiringMap[BlobKey, Verdict] = ExpiringMap(
-            max_entries * VERDICT, cost=_cost, tags=lambda blob: (blob.did, blob.cid)
+            max_entries * VERDICT, cost=_cost, tags=_tags
         )
 
     def __len__(self) -> int:
@@ -73,6 +74,10 @@ class Verdicts:
         for blob in self._answers.find(covering.tags):
             if self._answers.get(blob, now) is Verdict.PERMITTED:
                 self._answers.remove(blob)
+
+
+def _tags(blob: BlobKey) -> tuple[Did, Cid]:
+    return blob.did, blob.cid
 
 
 def _cost(blob: BlobKey, verdict: Verdict) -> int:
@@ -109,7 +114,6 @@ class Policy:
         self._on_answer = on_answer
         self._verdicts = Verdicts(ttl=settings.ttl, max_entries=settings.max_entries)
         self._flights: SingleFlight[BlobKey, Verdict | None] | None = None
-        self._forgotten = 0  # times that anything was
         self._failures = Repeats()
 
     async def run(
@@ -127,7 +131,7 @@ class Policy:
         self._purge_cached = purge_cached
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._gateway.run, name="policy_gateway")
-            self._flights = SingleFlight(nursery)
+            self._flights = SingleFlight(nursery, _tags)
             task_status.started()
             await trio.sleep_forever()
 
@@ -136,8 +140,12 @@ class Policy:
         return self._verdicts.get(blob.content, trio.current_time())
 
     def forget(self, covering: Covering) -> None:
-        """Ask again about what was permitted: somebody purged it, or changed a block of it."""
-        self._forgotten += 1
+        """Ask again about what was permitted: somebody purged it, or changed a block of it.
+
+        An answer that is on its way is older: who asks from now on does not share it.
+        """
+        if self._flights is not None:
+            self._flights.part(covering.tags)
         self._verdicts.forget_permissions(covering, trio.current_time())
 
     async def permit(self, blob: BlobKey) -> None:
@@ -157,17 +165,22 @@ class Policy:
             raise PolicyUnavailable(f"{blob.did} {blob.cid}: no answer of the policy service")
 
     async def _ask(self, blob: BlobKey) -> Verdict | None:
-        if self._flights is None:
+        flights = self._flights
+        if flights is None:
             return None
 
         async def ask(flight: Flight[Verdict | None]) -> Verdict | None:
-            return await self._answer(blob.content, flight)
+            return await self._answer(blob.content, flight, flights)
 
-        async with self._flights.join(blob.content, ask) as landed:
+        async with flights.join(blob.content, ask) as landed:
             return landed.value
 
-    async def _answer(self, blob: BlobKey, flight: Flight[Verdict | None]) -> Verdict | None:
-        forgotten = self._forgotten
+    async def _answer(
+        self,
+        blob: BlobKey,
+        flight: Flight[Verdict | None],
+        flights: SingleFlight[BlobKey, Verdict | None],
+    ) -> Verdict | None:
         target = self._path + self._protocol.target_of(blob)
         verdict = None
         try:
@@ -192,7 +205,7 @@ class Policy:
             )
             return None
         # A permission may be older than the purge that came while the service answered.
-        if verdict is Verdict.TAKEN_DOWN or self._forgotten == forgotten:
+        if verdict is Verdict.TAKEN_DOWN or flights.is_joined(blob, flight):
             self._verdicts.put(blob, verdict, trio.current_time())
         if verdict is Verdict.TAKEN_DOWN:
             # Whoever asked may leave: nobody asks again while the verdict is remembered, and nginx

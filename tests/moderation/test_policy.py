@@ -447,6 +447,29 @@ async def test_a_permission_older_than_a_purge_is_not_remembered(
         assert policy.known(BLOB) is None
 
 
+async def test_a_question_after_a_purge_has_an_answer_of_its_own(
+    world: World, site: FakePolicy
+) -> None:
+    """Catches a permission of before a purge, for who asks after it; and a purge of another blob
+    for which an answer is thrown away."""
+    gate, seen = trio.Event(), trio.Event()
+    site.fault = faults.gated(gate, seen=seen)
+    async with policy_of(world) as policy, trio.open_nursery() as nursery:
+        for blob in (BLOB, OTHER):
+            nursery.start_soon(policy.permit, blob)
+        await seen.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        policy.forget(Selection(cid=BLOB.cid))
+        heal(site)
+        site.take_down(BLOB)
+        with pytest.raises(TakenDown):
+            await policy.permit(BLOB)
+        gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert policy.known(BLOB) is Verdict.TAKEN_DOWN
+        assert policy.known(OTHER) is Verdict.PERMITTED
+
+
 # Serving.
 
 
