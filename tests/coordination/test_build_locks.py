@@ -28,6 +28,7 @@ from tests.cache import blob_cid, key, owner
 from tests.fakes.parts import FakeFetcher, FakeProcessor, FakeResolver, Gate
 from tests.fakes.sites import cid_of
 from tests.fakes.world import World
+from tests.processes import PATIENCE
 
 HOLD = """
 import sys
@@ -79,8 +80,10 @@ def locks_of(path: Path, timeout: float = 600) -> BuildLocks:
 
 
 async def is_free(locks: BuildLocks, wanted: ImageKey) -> bool:
-    """Whether the lock is acquired at once."""
-    with trio.move_on_after(0.1) as patience:
+    """Whether the lock is acquired by the first try."""
+    release, _ = await locks.acquire(key(99))  # opens the file, in a thread
+    release()
+    with trio.move_on_after(0) as patience:
         release, _ = await locks.acquire(wanted)
         release()
     return not patience.cancelled_caught
@@ -99,7 +102,7 @@ async def test_a_lock_of_another_process_is_waited_for_until_it_is_released_or_i
         assert not await is_free(locks, key(1))
         assert await is_free(locks, key(2)), "another result has another lock"
         end(neighbour)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             release, _ = await locks.acquire(key(1))
         release()
     finally:
@@ -217,7 +220,10 @@ async def test_without_a_usable_file_nothing_is_waited_for(tmp_path: Path) -> No
     """Catches a broken disk that takes the images down which could still be fetched."""
     (tmp_path / "file").write_bytes(b"")
     locks = locks_of(tmp_path / "file" / "flights.lock")
-    assert await is_free(locks, key(1))
+    with trio.fail_after(PATIENCE):
+        release, was_held = await locks.acquire(key(1))
+    release()
+    assert not was_held
     locks.close()
 
 
