@@ -62,6 +62,7 @@ class Blocks(ABC):
         self._closed_because: str | None = "not read yet"
         self._reading_since: float | None = None
         self._nudged = trio.Event()
+        self._written: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
     def __len__(self) -> int:
         """The number of blocked owners, blobs and pairs."""
@@ -129,9 +130,10 @@ class Blocks(ABC):
         Args:
             forget: called with what was blocked or purged, in the step of the event loop in which
                 that comes into force. It removes all of it from memory and from waiting writes.
-            written: awaited before this process confirms a version: writes of forgotten results
-                that had begun must have ended.
+            written: awaited before this process confirms a version, or that it serves nothing:
+                writes of forgotten results that had begun must have ended.
         """
+        self._written = written
         try:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -233,7 +235,11 @@ class Blocks(ABC):
         self._closed_because = reason
         # If this fails, the mark is gone, and no decision waits for this process.
         with suppress(OSError):
-            await self._in_thread(partial(self._replicas.note, SERVES_NOTHING))
+            await self._note_closed()
+
+    async def _note_closed(self) -> None:
+        """Tell the others that this process serves nothing."""
+        await self._in_thread(partial(self._replicas.note, SERVES_NOTHING))
 
     @property
     @abstractmethod

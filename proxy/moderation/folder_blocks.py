@@ -100,6 +100,11 @@ class FolderBlocks(Blocks):
             with suppress(OSError):
                 await self._make_room()
 
+    async def _note_closed(self) -> None:
+        # A write that began before could end after a purge that did not wait for it. None begins.
+        await self._written()
+        await super()._note_closed()
+
     def _finish(self, purges: Set[int]) -> None:
         """The process that finished them has removed the files, which all processes share."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -36,6 +37,7 @@ from tests.moderation import (
     StoreIn,
     checkpoint,
     decide,
+    followers_in,
     lift,
     plant_older,
 )
@@ -280,6 +282,32 @@ async def test_while_the_store_cannot_be_read_nothing_is_served_and_then_it_is_a
         assert any(isinstance(each, Everything) for each in process.forgotten[forgotten - 1 :])
         decide(store_in(tmp_path), Selection(cid=blob_cid(2)))
         await until(lambda: process.blocked() == ALL)
+
+
+async def test_who_cannot_read_is_waited_for_until_its_writes_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_in: StoreIn
+) -> None:
+    """Catches a purge that is answered while a result of before it is being written."""
+    process, store = Process(tmp_path), store_in(tmp_path)
+    others = followers_in(tmp_path)
+    async with process.following():
+        await until(lambda: not others.late(store.version()))
+
+        def fail(*_arguments: object) -> None:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        with monkeypatch.context() as failing:
+            failing.setattr(ModerationStore, "changes", fail)
+            failing.setattr(ModerationStore, "load", fail)
+            process.written = trio.Event()
+            recorded = store.record("purge", [(PAIR, "")], by="a test", owner="nobody")
+            await until(lambda: process.blocks.problem is not None)
+            waiting = process.written.statistics
+            await until(lambda: waiting().tasks_waiting > 0 or not others.late(recorded.version))
+            assert others.late(recorded.version) == {process.replicas.token}
+            process.written.set()
+            await until(lambda: not others.late(recorded.version))
+            assert await refuses(process)
 
 
 async def test_damage_is_noticed_also_where_the_log_has_all_there_is(

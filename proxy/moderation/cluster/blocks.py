@@ -44,7 +44,6 @@ class ClusterBlocks(Blocks):
         self._to_remove: set[int] = set()
         self._acknowledging = trio.Lock()
         self._forget: Callable[[Covering], None] = lambda covering: None
-        self._written: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._is_warned = False
 
     @property
@@ -62,7 +61,7 @@ class ClusterBlocks(Blocks):
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """See ``Blocks.follow``."""
-        self._forget, self._written = forget, written
+        self._forget = forget
         await super().follow(forget, written, task_status)
 
     @property
