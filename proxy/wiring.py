@@ -55,7 +55,7 @@ from proxy.moderation.feeds.run import run_feeds
 from proxy.moderation.first_start import FEEDS
 from proxy.moderation.folder_blocks import FolderBlocks
 from proxy.moderation.gate import Gate
-from proxy.moderation.moderator import PATIENCE_SECONDS, Invalidate, Moderator
+from proxy.moderation.moderator import PATIENCE_SECONDS, Again, Invalidate, Moderator
 from proxy.moderation.revalidate import Revalidator
 from proxy.observability.metrics import Metrics
 from proxy.observability.spans import NoSpans, Spans
@@ -438,19 +438,25 @@ def invalidation(config: Config, cdn: CdnSender, disk: DiskCache | None) -> Inva
     """
     if not config.cdn.kind:
         return None
-    if config.cdn.purge == "tags":
-        return cdn.invalidate
 
-    async def invalidate_urls(selections: Sequence[Selection]) -> None:
+    async def queue(copies: Sequence[Selection]) -> Again:
+        again = partial(cdn.invalidate, copies)
+        await again()
+        return again
+
+    if config.cdn.purge == "tags":
+        return queue
+
+    async def queue_urls(selections: Sequence[Selection]) -> Again:
         pairs = {BlobKey(each.did, each.cid) for each in selections if each.did and each.cid}
         of_all = [each for each in selections if each.did is None]
         owners = [each for each in selections if each.cid is None]
         # Each CID of the same bytes has URLs of its own.
         blobs = pairs | await _cached(disk, of_all)
         blobs = {BlobKey(blob.did, cid) for blob in blobs for cid in spellings(blob.cid)}
-        await cdn.invalidate([Selection(*blob) for blob in blobs | await _cached(disk, owners)])
+        return await queue([Selection(*blob) for blob in blobs | await _cached(disk, owners)])
 
-    return invalidate_urls
+    return queue_urls
 
 
 def spans_of(config: Config) -> Spans:
@@ -482,11 +488,15 @@ def _followed_of(config: Config, parts: Callable[[], Parts]) -> _Followed:
 
     async def remove_here(*selections: Selection) -> int:
         # A CDN that is purged by URL is told of what each machine has.
-        if config.cdn.kind and config.cdn.purge == "urls":
+        invalidate = None
+        if config.cdn.purge == "urls":
             invalidate = invalidation(config, parts().cdn, parts().disk)
-            if invalidate is not None:
-                await invalidate(selections)
-        return await parts().cache.purge(*selections)
+        if invalidate is None:
+            return await parts().cache.purge(*selections)
+        invalidate_again = await invalidate(selections)
+        removed = await parts().cache.purge(*selections)
+        await invalidate_again()
+        return removed
 
     found = cluster.following_of(config, remove_here)
     blocks = found.blocks

@@ -42,7 +42,10 @@ AT_ONCE = 2000
 
 T = TypeVar("T")
 
-Invalidate = Callable[[Sequence[Selection]], Awaitable[None]]
+Again = Callable[[], Awaitable[None]]
+
+Invalidate = Callable[[Sequence[Selection]], Awaitable[Again]]
+"""Queues for the CDN what it may have of selections; returns what queues the same again."""
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +87,8 @@ class Moderator:
         shared: purged before the cache. If it fails, a purge of it is kept and tried again;
             decisions are answered all the same.
         invalidate: queues the selected blobs for the CDN. Called before ``remove``, while the cache
-            still knows which blobs an owner has, and again for a purge that is tried again.
+            still knows which blobs an owner has. What it returns is called when nothing serves them
+            any more: a CDN that was told by then may have fetched them anew meanwhile.
         is_pending: whether this process knows of an unfinished purge; asked before the store.
         nudge: called after a change was stored, so that this process applies it at once.
         on_decision: called with the action and the number of decisions after they were stored.
@@ -246,10 +250,10 @@ class Moderator:
         late = await self._late(version)
         # First: what it still has could come back to the cache.
         shared = await self._remove_shared(meant, SHARED_SECONDS)
-        if self._invalidate is not None:
-            await self._invalidate(meant)
+        invalidate_again = await self._queue_for_cdn(meant)
         removed = await self._remove(*meant)
         _raise_for(late)  # and the purge is tried again: a late process may bring an entry back
+        await invalidate_again()
         if shared is None:
             # A purge of its own: what this one removes on other machines must not wait for it.
             # While it is not finished, no process reads or writes what it covers.
@@ -261,10 +265,18 @@ class Moderator:
         self._nudge()
         log.info("purged", decisions=len(meant), removed=removed)
         if waits or self._removes_everywhere:
-            _raise_for(await self._late(finished))
+            late = await self._late(finished)
+            # Until then others had it in memory, or on their disks.
+            await invalidate_again()
+            _raise_for(late)
         if self._removes_everywhere:
             return await self._in_thread(partial(self.store.removed_by, purge))
         return removed
+
+    async def _queue_for_cdn(self, meant: Sequence[Selection]) -> Again:
+        if self._invalidate is None:
+            return trio.lowlevel.checkpoint
+        return await self._invalidate(meant)
 
     async def _remove_shared(self, meant: Sequence[Selection], seconds: float) -> int | None:
         """Purge the shared tier; None: it failed, or took longer than ``seconds``."""

@@ -40,6 +40,7 @@ from proxy.moderation.cdn.queue import SCHEMA, CdnQueue, Pending
 from proxy.moderation.cdn.sender import DEADLINE, MAX_PAUSE, CdnSender, pause_after
 from proxy.moderation.cluster.schema import migrate
 from proxy.moderation.configured_store import moderation_database_of
+from proxy.moderation.store import FILE_NAME, ModerationStore
 from proxy.observability.log import configure_logging
 from proxy.shared.current import Current
 from proxy.shared.postgres import PostgresDatabase
@@ -47,6 +48,8 @@ from proxy.shared.sql import SqlDatabase
 from proxy.shared.sqlite import Database
 from proxy.urls import parse_blob_path, parse_image_path, public_urls
 from proxy.web.caching import caching_of
+from proxy.wiring import cdn_sender_of, disk_cache_of, invalidation
+from tests.cache import entry, key
 from tests.fakes import faults
 from tests.fakes.cdns import (
     BASE,
@@ -742,6 +745,34 @@ async def test_without_a_cdn_nothing_is_queued(tmp_path: Path) -> None:
     await sender.invalidate(blobs(2))
     await sender.run()
     assert list(await trio.Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.parametrize("by", ["urls", "tags"])
+async def test_what_was_told_before_the_files_were_gone_is_told_again(
+    world: World, by: str
+) -> None:
+    """Catches a second look into a cache that by then knows nothing of the owner."""
+    cdn = {**SETTINGS["bunny"], "purge": by}
+    config = world.config(cdn=cdn, server={"cdn_url": BASE})
+    with closing(ModerationStore(config.cache.path / FILE_NAME)) as store:
+        store.make()
+    sender = cdn_sender_of(config, Current(config.preset_table), world.directory_network)
+    disk = disk_cache_of(config)
+    await disk.put(key(), entry())
+    owner = Selection(did=key().blob.did)
+    with closing(CdnQueue(moderation_database_of(config))) as queue:
+        invalidate = invalidation(config, sender, disk)
+        assert invalidate is not None
+        invalidate_again = await invalidate([owner])
+        told = queue.all()
+        queue.purged(told)
+        assert await disk.purge(owner) == 1
+        await invalidate_again()
+        again = [each.selection for each in queue.all()]
+        assert again == [each.selection for each in told]
+        assert again == ([owner] if by == "tags" else [Selection(*key().blob)])
+    await disk.aclose()
+    await sender.aclose()
 
 
 async def _nowhere(host: str, port: int) -> Sequence[str]:

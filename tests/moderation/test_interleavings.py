@@ -17,7 +17,7 @@ from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
 from proxy.moderation import moderator as moderating
 from proxy.moderation.decision_store import DecisionStore
-from proxy.moderation.moderator import Moderator
+from proxy.moderation.moderator import Again, Moderator
 from tests.cache import blob_cid, owner
 from tests.moderation import AnyStoreIn, StoreIn
 
@@ -26,18 +26,37 @@ ADMIN, LABELER = "admin", "labeler:a"
 
 @dataclass
 class Story:
-    """What two processes do with two pictures of an owner of their own."""
+    """What two processes do with two pictures of an owner of their own.
+
+    Attributes:
+        cached: what is served, to the CDN too.
+        copies: what the CDN has.
+        waiting: what the CDN was not told of yet.
+    """
 
     store: DecisionStore
     number: int
     cached: set[BlobKey] = field(default_factory=set)
+    copies: set[BlobKey] = field(default_factory=set)
     queued: list[Selection] = field(default_factory=list)
+    waiting: list[Selection] = field(default_factory=list)
     living: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.first = BlobKey(owner(self.number), blob_cid(2 * self.number))
         self.second = BlobKey(owner(self.number), blob_cid(2 * self.number + 1))
         self.cached |= {self.first, self.second}
+        self.copies |= self.cached
+
+    def queue(self, selections: Sequence[Selection]) -> None:
+        self.queued += selections
+        self.waiting += selections
+
+    def tell_cdn(self) -> None:
+        told, self.waiting = self.waiting, []
+        self.copies = {
+            blob for blob in self.copies if not any(each.covers_blob(blob) for each in told)
+        }
 
     @property
     def one(self) -> Selection:
@@ -87,9 +106,13 @@ class Process:
         self.story.cached -= gone
         return len(gone)
 
-    async def _invalidate(self, selections: Sequence[Selection]) -> None:
-        await self.step()
-        self.story.queued += selections
+    async def _invalidate(self, selections: Sequence[Selection]) -> Again:
+        async def queue() -> None:
+            await self.step()
+            self.story.queue(selections)
+
+        await queue()
+        return queue
 
     def enter(self) -> None:
         self.story.living.add(self.token)
@@ -147,9 +170,16 @@ async def take_over(process: Process) -> None:
     process.story.living |= others
 
 
+async def send_to_cdn(process: Process) -> None:
+    """The CDN is told, and its clients ask it at once for what there is."""
+    await trio.lowlevel.checkpoint()
+    process.story.tell_cdn()
+    process.story.copies |= process.story.cached
+
+
 DECISIONS = (block, block_as_labeler, block_many, purge, purge_owner)
 LIFTS = (lift, lift_as_labeler)
-ALL = (*DECISIONS, *LIFTS, take_over)
+ALL = (*DECISIONS, *LIFTS, take_over, send_to_cdn)
 
 Operation = Callable[[Process], Awaitable[None]]
 
@@ -254,10 +284,12 @@ async def happens(
     # A purge that nobody would finish any more is one that was forgotten.
     await take_over(Process(story, f"last {story.number}"))
     assert story.store.unfinished() == []
+    story.tell_cdn()
     for decision in story.store.audit(4):
         if decision.action != "lift" and decision.did == story.first.did:
             selection = Selection(decision.did, decision.cid)
             assert selection in story.queued, "the CDN would keep it"
+            assert not any(map(selection.covers_blob, story.copies)), "the CDN has it again"
             assert not any(map(selection.covers_blob, story.cached)), "it was recorded"
     return steps
 
