@@ -187,7 +187,8 @@ class FetchChannel:
     async def submit(self, origin: Origin, work: Work, *, timeout: float) -> Response:
         """Let a consumer run ``work``, and wait for its answer.
 
-        Cancellation ends the work too, or takes it out of the queue.
+        Cancellation ends the work too, or takes it out of the queue. When this returns, the work
+        has ended, whatever happened: it uses what is the caller's.
 
         Args:
             origin: the work counts against the shares of this host, of its registered domain, and
@@ -216,6 +217,9 @@ class FetchChannel:
                 fetch.scope.cancel()
                 if fetch not in self._running:
                     self._take_out(fetch)
+                elif fetch.progress is not None:
+                    with trio.CancelScope(shield=True):
+                        await fetch.done.wait()
         if fetch.error is not None:
             raise fetch.error
         if fetch.progress is None:

@@ -260,6 +260,52 @@ async def test_time_in_the_queue_counts(
         assert channel.statistics() == IDLE
 
 
+@pytest.mark.parametrize("ends", ["cancelled", "at its deadline", "at its deadline, after a wait"])
+async def test_nothing_of_a_fetch_goes_on_after_its_end(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, ends: str
+) -> None:
+    """Catches a piece of a video that is written to a file which is closed, or another's by now."""
+    written = trio.Event()
+    told: list[str] = []
+
+    async def write(received: object) -> Response:
+        try:
+            with trio.CancelScope(shield=True):  # as in a thread
+                await written.wait()
+        finally:
+            told.append("the work has ended")
+        await trio.lowlevel.checkpoint()
+        return ANSWER
+
+    async def ask(channel: FetchChannel) -> None:
+        try:
+            await channel.submit(origin_of("host"), write, timeout=2)
+        except TimedOut:
+            pass
+        finally:
+            told.append("and so has the question")
+
+    async with running(nursery, consumers=1, per_host=1) as (channel, asker):
+        before = asker.ask("other")
+        await trio.testing.wait_all_tasks_blocked()
+        if ends != "at its deadline, after a wait":
+            before.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as asking:
+            asking.start_soon(ask, channel)
+            await trio.sleep(1)
+            before.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            if ends == "cancelled":
+                asking.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+                too_early = list(told)
+                written.set()
+        assert too_early == []
+        assert told == ["the work has ended", "and so has the question"]
+
+
 @pytest.mark.parametrize("error", [BadAnswer("broken"), ZeroDivisionError()], ids=["ours", "not"])
 async def test_a_failure_reaches_its_caller_and_leaves_the_consumer(
     nursery: trio.Nursery, error: Exception
