@@ -8,6 +8,7 @@ leases do not count then. Where the name is missing the web server passes reques
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,14 +22,14 @@ NAME = "served"
 class ServedName:
     """The name in ``folder``, and the mark of this process, with the end of its lease.
 
-    Every method may raise ``OSError``. Blocks, for as long as the disk takes; one thread at a time.
+    Every method may raise ``OSError``. Blocks, for as long as the disk takes; any thread may call.
 
     Args:
         target: what the name leads to.
 
     Attributes:
         is_watched: whether a watcher takes the name away when this process cannot; without one
-            the name is not made.
+            the name is not made, by its neighbours neither.
     """
 
     def __init__(self, folder: Path, target: str) -> None:
@@ -36,6 +37,7 @@ class ServedName:
         self._target = target
         self.is_watched = False
         self._marks = Liveness(folder / "leases")
+        self._changing = threading.RLock()
 
     @property
     def mark(self) -> Path:
@@ -44,38 +46,46 @@ class ServedName:
 
     def enter(self) -> None:
         """Leave a mark of a process without a lease: the name goes."""
-        self._marks.bury()
-        self._marks.leave()
-        self._marks.enter()
-        self.withdraw()
+        with self._changing:
+            self._marks.bury()
+            self._marks.leave()
+            self._marks.enter()
+            self.withdraw()
 
     def extend(self, deadline: float) -> None:
         """Note that files may be opened until ``deadline`` (``boot_clock``); make the name if all
         that live serve."""
-        self._marks.note(int(deadline * 1e9))
-        if self.is_watched and all(self._serves(token) for token in self._marks.living()):
-            with suppress(FileExistsError):
-                os.symlink(self._target, self.path)
+        with self._changing:
+            self._marks.note(int(deadline * 1e9) if self.is_watched else 0)
+            if self._all_serve():
+                with suppress(FileExistsError):
+                    os.symlink(self._target, self.path)
+                # Whoever stopped meanwhile noted it first, and then looked for the name in vain.
+                if not self._all_serve():
+                    self.path.unlink(missing_ok=True)
 
     def hide(self) -> None:
         """Take the name away: nothing watches it. It is made again when something does."""
         self.is_watched = False
-        with suppress(FileNotFoundError):
-            self.path.unlink()
+        self.withdraw()
 
     def withdraw(self) -> None:
         """Note that this process does not serve, and take the name away."""
-        try:
-            self._marks.note(0)
-        finally:
-            with suppress(FileNotFoundError):
-                self.path.unlink()
+        with self._changing:
+            try:
+                self._marks.note(0)
+            finally:
+                self.path.unlink(missing_ok=True)
 
     def leave(self) -> None:
         """Take the name away, and the mark. Those who still serve make the name again."""
-        with suppress(OSError):
-            self.withdraw()
-        self._marks.leave()
+        with self._changing:
+            with suppress(OSError):
+                self.withdraw()
+            self._marks.leave()
+
+    def _all_serve(self) -> bool:
+        return all(self._serves(token) for token in self._marks.living())
 
     def _serves(self, token: str) -> bool:
         noted = self._marks.noted(token)

@@ -369,6 +369,52 @@ def test_without_a_watcher_there_is_no_name(tmp_path: Path) -> None:
     name.leave()
 
 
+def test_the_name_is_not_made_for_a_neighbour_without_a_watcher(tmp_path: Path) -> None:
+    """Catches a neighbour that makes the name again for one that could not take it away."""
+    first, second = (ServedName(tmp_path, "images") for _ in range(2))
+    later = boot_clock() + 100
+    for name in (first, second):
+        name.enter()
+    first.is_watched = True
+    second.extend(later)
+    first.extend(later)
+    assert not first.path.is_symlink()
+    second.is_watched = True
+    second.extend(later)
+    assert first.path.is_symlink()
+    second.hide()
+    first.extend(later)
+    assert not first.path.is_symlink()
+    for name in (first, second):
+        name.leave()
+
+
+@pytest.mark.parametrize("stops", ["withdraw", "hide", "enter"])
+def test_one_that_stops_while_a_neighbour_makes_the_name_takes_it_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
+) -> None:
+    """Catches a name that is made after the one that stopped serving has looked for it."""
+    first, second = (ServedName(tmp_path, "images") for _ in range(2))
+    later = boot_clock() + 100
+    symlink = os.symlink
+
+    def late(target: str, path: Path) -> None:
+        getattr(second, stops)()
+        symlink(target, path)
+
+    first.enter()
+    if stops != "enter":
+        second.enter()
+        second.is_watched = True
+        second.extend(later)
+    first.is_watched = True
+    monkeypatch.setattr(os, "symlink", late)
+    first.extend(later)
+    assert not first.path.is_symlink()
+    for name in (first, second):
+        name.leave()
+
+
 async def test_the_watcher_takes_the_name_away_when_a_lease_ends_or_its_parent_does(
     tmp_path: Path,
 ) -> None:
