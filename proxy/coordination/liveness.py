@@ -156,7 +156,12 @@ class Liveness:
 
     def _locked(self, token: str) -> int | None:
         """A descriptor that holds the lock of a mark; None if the mark is locked, or gone."""
-        try:
-            return try_lock(self._folder / token)
-        except FileNotFoundError:
-            return None
+        while True:
+            try:
+                descriptor = try_lock(self._folder / token)
+            except FileNotFoundError:
+                return None
+            if descriptor is None or os.fstat(descriptor).st_nlink > 0:
+                return descriptor
+            # Its process left while it was opened, and may be back by now.
+            os.close(descriptor)

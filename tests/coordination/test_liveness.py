@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -149,6 +150,32 @@ def test_processes_that_clean_up_at_once_share_the_dead(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == {neighbour.token: 1 for neighbour in neighbours}
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_mark_that_is_made_anew_is_not_taken_for_the_one_that_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returns: bool
+) -> None:
+    """Catches a lock of a file that has no name any more: the mark of one that lives goes."""
+    watcher, other = Liveness(tmp_path), Liveness(tmp_path)
+    other.enter()
+    flock = fcntl.flock
+
+    def late(descriptor: int, flags: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        other.leave()
+        if returns:
+            other.enter()
+        flock(descriptor, flags)
+
+    expected = {other.token} if returns else set()
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert watcher.living() == expected
+    other.enter()
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert watcher.bury() == frozenset()
+    assert other.is_there() is returns
+    other.leave()
 
 
 def test_a_folder_that_cannot_be_made_raises(tmp_path: Path) -> None:
