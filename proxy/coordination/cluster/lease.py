@@ -42,8 +42,9 @@ class Lease:
 
     @property
     def files_deadline(self) -> float:
-        """When a web server beside this process may open no more files, by ``boot_clock``."""
-        return self._deadline - (SHARE - FILES_SHARE) * self.seconds
+        """When a web server beside this process may open no more files, by ``boot_clock``; 0: it
+        may open none."""
+        return max(self._deadline - (SHARE - FILES_SHARE) * self.seconds, 0.0)
 
     def runs(self) -> bool:
         """Whether it has not ended."""
