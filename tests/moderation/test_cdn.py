@@ -401,6 +401,18 @@ def test_what_is_asked_for_again_while_it_is_sent_is_sent_again(queue: CdnQueue)
     assert queue.count() == 0
 
 
+def test_what_two_sent_at_once_and_was_asked_for_again_is_sent_again(queue: CdnQueue) -> None:
+    """Catches a process that is the leader no more, and takes what was queued after its request
+    for what it has sent."""
+    (blob,) = blobs(1)
+    queue.add([blob])
+    under_way = queue.first(10)
+    queue.purged(queue.first(10))
+    queue.add([blob])
+    queue.purged(under_way)
+    assert [pending.selection for pending in queue.all()] == [blob]
+
+
 def test_what_was_refused_waits_behind_what_was_not(any_database: SqlDatabase) -> None:
     times = iter(range(1, 100))
     queue = CdnQueue(any_database, clock=lambda: float(next(times)))

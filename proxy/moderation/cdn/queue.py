@@ -108,8 +108,9 @@ class CdnQueue:
         """Remove purged selections, except those that were queued again since they were read."""
         with self._database.writing() as connection:
             connection.executemany(
-                "DELETE FROM cdn_queue WHERE did = ? AND cid = ? AND request = ?",
-                [(*_columns(pending.selection), pending.request) for pending in done],
+                # The time too: another process may have removed the row, and it was queued anew.
+                "DELETE FROM cdn_queue WHERE did = ? AND cid = ? AND request = ? AND queued_at = ?",
+                [(*_columns(each.selection), each.request, each.queued_at) for each in done],
             )
 
     def failed(self, pending: Sequence[Pending], error: str, *, is_refusal: bool) -> None:
