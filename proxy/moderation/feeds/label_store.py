@@ -67,7 +67,8 @@ class Kept:
     """A label that was kept, as far as its work needs it.
 
     Attributes:
-        cts: tells whether a newer one took its place meanwhile.
+        cts, version: tell whether another one took its place meanwhile. One that was made at the
+            same moment may be about another version of the record.
         tries: how often its record was asked for in vain.
     """
 
@@ -76,7 +77,11 @@ class Kept:
     uri: str
     val: str
     cts: float
+    version: str
     tries: int
+
+
+_KEPT = "id, src, uri, val, cts, version, tries"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,7 @@ class FeedStore:
             ).fetchone()
             if known is not None and known[1] > label.cts:
                 return None
+            version = (record.cid or "") if record else ""
             row = (
                 label.cts,
                 label.exp,
@@ -148,7 +154,7 @@ class FeedStore:
                 record.did if record else "",
                 record.collection if record else "",
                 record.key if record else "",
-                (record.cid or "") if record else "",
+                version,
                 now if record and not label.neg else None,
             )
             if known is None:
@@ -165,7 +171,7 @@ class FeedStore:
                     " version = ?, ask_at = ?, ended = FALSE, tries = 0 WHERE id = ?",
                     (*row, number),
                 )
-            kept = Kept(number, label.src, label.uri, label.val, label.cts, 0)
+            kept = Kept(number, label.src, label.uri, label.val, label.cts, version, 0)
             before = _asks(database, number)
             if not isinstance(subject, LabelledRecord) and not label.neg:
                 _replace_asks(database, number, [subject])
@@ -184,14 +190,14 @@ class FeedStore:
         busy = (_NO_ID, *under_way)
         with self._database.reading() as database:
             rows = database.execute(
-                "SELECT id, src, uri, val, cts, tries, did, collection, key, version FROM labels"  # noqa: S608
+                f"SELECT {_KEPT}, did, collection, key FROM labels"  # noqa: S608
                 " WHERE NOT neg AND NOT ended AND (ask_at <= ? OR ask_at > ?)"
                 f" AND id NOT IN ({placeholders(busy)}) ORDER BY ask_at LIMIT ?",
                 (now, latest, *busy, limit),
             ).fetchall()
         return [
-            (Kept(*row[:6]), LabelledRecord(Did(row[6]), row[7], row[8], row[9] or None))
-            for row in rows
+            (kept, LabelledRecord(Did(did), collection, key, kept.version or None))
+            for kept, did, collection, key in ((Kept(*row[:7]), *row[7:]) for row in rows)
         ]
 
     def answered(
@@ -209,7 +215,8 @@ class FeedStore:
         """Note that what a label asks for is known, and was carried out."""
         with self._database.writing() as database:
             if database.execute(
-                "UPDATE labels SET ask_at = NULL WHERE id = ? AND cts = ?", (label.id, label.cts)
+                "UPDATE labels SET ask_at = NULL WHERE id = ? AND cts = ? AND version = ?",
+                (label.id, label.cts, label.version),
             ).rowcount:
                 database.execute("DELETE FROM asks WHERE label = ? AND gone", (label.id,))
 
@@ -217,15 +224,16 @@ class FeedStore:
         """Have a label's record asked for again."""
         with self._database.writing() as database:
             database.execute(
-                "UPDATE labels SET ask_at = ?, tries = tries + 1 WHERE id = ? AND cts = ?",
-                (until, label.id, label.cts),
+                "UPDATE labels SET ask_at = ?, tries = tries + 1"
+                " WHERE id = ? AND cts = ? AND version = ?",
+                (until, label.id, label.cts, label.version),
             )
 
     def expired(self, now: float, limit: int) -> list[Touched]:
         """What changes by labels that expired, until ``ended`` is called for each."""
         with self._database.reading() as database:
             rows = database.execute(
-                "SELECT id, src, uri, val, cts, tries FROM labels"
+                f"SELECT {_KEPT} FROM labels"  # noqa: S608
                 " WHERE NOT neg AND NOT ended AND exp <= ? ORDER BY exp LIMIT ?",
                 (now, limit),
             ).fetchall()
@@ -240,7 +248,7 @@ class FeedStore:
         """
         with self._database.reading() as database:
             rows = database.execute(
-                "SELECT id, src, uri, val, cts, tries FROM labels"
+                f"SELECT {_KEPT} FROM labels"  # noqa: S608
                 " WHERE NOT neg AND ended AND exp > ? LIMIT ?",
                 (latest, limit),
             ).fetchall()
@@ -302,7 +310,7 @@ class FeedStore:
                 sources,
             )
             rows = database.execute(
-                "SELECT id, src, uri, val, cts, tries FROM labels WHERE NOT ("  # noqa: S608
+                f"SELECT {_KEPT} FROM labels WHERE NOT ("  # noqa: S608
                 f" src IN ({placeholders(sources)}) AND val IN ({placeholders(names)})) LIMIT ?",
                 (*sources, *names, limit),
             ).fetchall()
@@ -341,7 +349,8 @@ class FeedStore:
 
 def _is_current(database: Statements, label: Kept) -> bool:
     row = database.execute(
-        "SELECT 1 FROM labels WHERE id = ? AND cts = ? AND NOT neg", (label.id, label.cts)
+        "SELECT 1 FROM labels WHERE id = ? AND cts = ? AND version = ? AND NOT neg",
+        (label.id, label.cts, label.version),
     ).fetchone()
     return row is not None
 
