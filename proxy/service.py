@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from operator import attrgetter
-from typing import Literal
+from typing import Literal, TypeVar
 
 import trio
 
@@ -61,7 +61,7 @@ from proxy.observability.spans import Spans
 from proxy.posters import Posters
 from proxy.shared.current import Current
 from proxy.shared.negative_cache import LONGEST, NegativeCache
-from proxy.shared.single_flight import Flight, SingleFlight
+from proxy.shared.single_flight import Flight, Landed, SingleFlight
 from proxy.shared.tag_index import TagIndex
 
 CacheState = Literal["hit", "miss", "coalesced"]
@@ -98,12 +98,14 @@ class FetchedBlob:
 
     Attributes:
         seen: as in ``Entry``.
+        is_forgotten: as in ``MadeImage``.
     """
 
     data: bytes
     publisher: Publisher
     timings: Mapping[str, float] = field(default_factory=dict)
     seen: float | None = None
+    is_forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,17 @@ class MadeImage:
 
     Attributes:
         state: ``"hit"``: it was cached; ``"coalesced"``: another process made it meanwhile.
+        is_forgotten: it was blocked or purged before it was made.
     """
 
     entry: Entry
     state: CacheState
     timings: Mapping[str, float] = field(default_factory=dict)
+    is_forgotten: bool = False
+
+
+K = TypeVar("K", bound=Hashable)
+F = TypeVar("F", FetchedBlob, MadeImage)
 
 
 @dataclass(eq=False, slots=True)
@@ -238,8 +246,9 @@ class Service:
             return image
         # The cache is read inside the flight. With a read before joining, another flight could
         # finish in between unnoticed, and the same work would be done twice.
-        async with self._images.join(key, partial(self._make, key, preset)) as landed:
-            made = landed.value
+        work = partial(self._make, key, preset)
+        landed = await self._landed(self._images, key, key.blob, work)
+        made = landed.value
         self.gate.check(key.blob)
         state = made.state
         if state == "miss" and not landed.started_it:
@@ -283,8 +292,8 @@ class Service:
             ImageProxyError: as for images.
         """
         await self.gate.permit(blob)
-        async with self._blobs.join(blob, partial(self._obtain, blob)) as landed:
-            data = landed.value.data
+        landed = await self._landed(self._blobs, blob, blob, partial(self._obtain, blob))
+        data = landed.value.data
         self.gate.check(blob)
         content_type = content_type_of(data)
         allowed_types = self.config.blob.allowed_types
@@ -332,6 +341,24 @@ class Service:
         if self._shared is not None:
             self._shared.writer.discard(covering)
 
+    async def _landed(
+        self,
+        flights: SingleFlight[K, F],
+        key: K,
+        blob: BlobKey,
+        work: Callable[[Flight[F]], Awaitable[F]],
+    ) -> Landed[F]:
+        """Wait for a flight. If what it brings was forgotten meanwhile, it is begun once more.
+
+        It may be gone at its PDS, and a CDN, which was told already, would keep the answer.
+        """
+        async with flights.join(key, work) as landed:
+            if not landed.value.is_forgotten:
+                return landed
+        await self.gate.permit(blob)
+        async with flights.join(key, work) as landed:
+            return landed
+
     @contextmanager
     def _making(self, blob: BlobKey) -> Iterator[_Making]:
         making = _Making(blob)
@@ -345,7 +372,8 @@ class Service:
 
     async def _make(self, key: ImageKey, preset: Preset, flight: Flight[MadeImage]) -> MadeImage:
         with self._making(key.blob) as making:
-            return await self._make_or_find(key, preset, making, flight)
+            made = await self._make_or_find(key, preset, making, flight)
+            return replace(made, is_forgotten=True) if making.is_forgotten else made
 
     async def _make_or_find(
         self, key: ImageKey, preset: Preset, making: _Making, flight: Flight[MadeImage]
@@ -440,7 +468,12 @@ class Service:
             self.cache_health.failed(error)
             return None
 
-    async def _obtain(self, blob: BlobKey, _flight: Flight[FetchedBlob]) -> FetchedBlob:
+    async def _obtain(self, blob: BlobKey, flight: Flight[FetchedBlob]) -> FetchedBlob:
+        obtained = await self._recall_or_fetch(blob)
+        is_forgotten = not self._blobs.is_joined(blob, flight)
+        return replace(obtained, is_forgotten=True) if is_forgotten else obtained
+
+    async def _recall_or_fetch(self, blob: BlobKey) -> FetchedBlob:
         if self._shared is None or not self._shared.has_sources:
             return await self._fetch(blob)
         with self._making(blob) as making:

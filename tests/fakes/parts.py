@@ -73,10 +73,11 @@ class FakeCache:
     async def get(self, key: ImageKey) -> Entry | None:
         """See ``Cache.get``."""
         self.gets.append(key)
+        found = self.entries.get(key)
         await self.get_gate.passed()
         if self.get_error is not None:
             raise self.get_error
-        return self.entries.get(key)
+        return found
 
     async def put(self, key: ImageKey, entry: Entry) -> None:
         """See ``Cache.put``."""
