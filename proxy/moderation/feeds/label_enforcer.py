@@ -145,7 +145,7 @@ class LabelEnforcer:
                 if not resumed:
                     return
                 for touched in resumed:
-                    await self._carry_out(touched)
+                    await self._decide(touched)
                     await self._in_store(self._store.resume, touched.label)
 
     async def _end_expired(self) -> None:
@@ -214,6 +214,12 @@ class LabelEnforcer:
             return None
 
     async def _carry_out(self, touched: Touched) -> None:
+        # Another process that leads may have kept a label since, and be done with it already.
+        while touched.block or touched.lift:
+            await self._decide(touched)
+            touched = await self._in_store(self._store.changed_since, touched, self._clock())
+
+    async def _decide(self, touched: Touched) -> None:
         label = touched.label
         by, reason = f"labeler:{label.src}", f"{label.val} on {label.uri[:MAX_REASON]}"
         for selection in touched.block:

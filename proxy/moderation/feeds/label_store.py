@@ -211,6 +211,17 @@ class FeedStore:
             _replace_asks(database, label.id, selections)
             return _touched(database, label, before | set(map(_pair, selections)), now)
 
+    def changed_since(self, touched: Touched, now: float) -> Touched:
+        """What is otherwise by now than ``touched`` says."""
+        pairs = [_pair(each) for each in (*touched.block, *touched.lift)]
+        with self._database.reading() as database:
+            found = _touched(database, touched.label, pairs, now)
+        return Touched(
+            touched.label,
+            tuple(each for each in found.block if each not in touched.block),
+            tuple(each for each in found.lift if each not in touched.lift),
+        )
+
     def settled(self, label: Kept) -> None:
         """Note that what a label asks for is known, and was carried out."""
         with self._database.writing() as database:

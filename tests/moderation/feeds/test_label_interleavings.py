@@ -7,6 +7,7 @@ the events.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -213,3 +214,80 @@ async def test_afterwards_exactly_what_labels_ask_for_is_blocked(
                 names = [each.__name__ for each in events]
                 assert labeler.told.blocked == labeler.wanted(), names
                 nursery.cancel_scope.cancel()
+
+
+class Interrupted:
+    """Decisions of a process that others interrupt before each of them."""
+
+    def __init__(self, told: Told, step: Callable[[], Awaitable[None]]) -> None:
+        self._told = told
+        self._step = step
+
+    async def block(self, selection: Selection, *, by: str, reason: str = "") -> int:
+        """See ``Decisions.block``."""
+        await self._step()
+        return await self._told.block(selection, by=by, reason=reason)
+
+    async def lift(self, selection: Selection, *, by: str, reason: str = "") -> bool:
+        """See ``Decisions.lift``."""
+        await self._step()
+        return await self._told.lift(selection, by=by, reason=reason)
+
+    async def purge(self, selection: Selection, *, by: str, reason: str = "") -> int:
+        """See ``Decisions.purge``."""
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("is_labelled", [False, True])
+@pytest.mark.parametrize("negs", [(False, False), (False, True), (True, False), (True, True)])
+async def test_two_processes_that_follow_for_a_moment_leave_what_the_last_label_says(
+    negs: tuple[bool, bool], is_labelled: bool, tmp_path: Path
+) -> None:
+    """Catches a process that was stopped, is the leader no more, and carries out what it had read
+    before: a block that stands for ever, or one that is gone."""
+    account = Label(MOD, owner(1), "", "a", False, EPOCH, None, b"", b"")
+    subject = Selection(did=owner(1))
+    with closing(FeedStore(Database(tmp_path / "x", SCHEMA, synchronous="NORMAL"))) as store:
+        for number in itertools.count():
+            told = Told()
+            cts = EPOCH + 10 * number
+            first, second = (
+                replace(account, neg=neg, cts=cts + place) for place, neg in enumerate(negs, 1)
+            )
+            steps = 0
+
+            async def step() -> None:
+                nonlocal steps
+                steps += 1
+                if steps == number + 1:  # noqa: B023
+                    await enforcer_of(store, told).put(second)  # noqa: B023
+
+            await enforcer_of(store, told).put(replace(account, neg=not is_labelled, cts=cts))
+            await enforcer_of(store, told, step).put(first)
+            if steps <= number:
+                break
+            assert told.blocked == (set() if second.neg else {subject}), number
+    assert number > 1
+
+
+def enforcer_of(
+    store: FeedStore, told: Told, step: Callable[[], Awaitable[None]] | None = None
+) -> LabelEnforcer:
+    """What carries labels out; ``step`` is awaited before each of its steps."""
+    enforcer = LabelEnforcer(
+        LabelsSection.model_construct(subscribe=(Did(MOD),), values=("a", "b"), scope="owner"),
+        store=store,
+        decisions=told if step is None else Interrupted(told, step),
+        records=Records(),
+        metrics=Metrics(),
+        clock=wall_clock,
+    )
+    if step is not None:
+        in_store = enforcer._in_store
+
+        async def stepping(work: Callable[..., object], *args: object) -> object:
+            await step()
+            return await in_store(work, *args)
+
+        setattr(enforcer, "_in_store", stepping)  # noqa: B010
+    return enforcer
