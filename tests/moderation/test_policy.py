@@ -582,7 +582,7 @@ async def test_a_known_permission_costs_a_hit_no_step(
     world: World, site: FakePolicy, mock_clock: Clock
 ) -> None:
     """Catches a hit that waits: the check of what is known is a plain call."""
-    mock_clock.rate = 50  # no jumps: the purge of what is taken down works in threads
+    mock_clock.rate = 1  # the purge of what is taken down works in threads
     did, cid = world.add_blob(tiny_png())
     blob = BlobKey(did, cid)
     config = world.config(policy=settings(ttl=3600))
@@ -610,7 +610,7 @@ async def test_a_take_down_beats_a_fetch_under_way(
     world: World, site: FakePolicy, mock_clock: Clock
 ) -> None:
     """Catches a result that was permitted when it was asked for, served and kept afterwards."""
-    mock_clock.rate = 50  # no jumps: the purge of what is taken down works in threads
+    mock_clock.rate = 1  # the purge of what is taken down works in threads
     did, cid = world.add_blob(tiny_png())
     arrived, goes_on = trio.Event(), trio.Event()
     honest = world.pds.fault
@@ -630,7 +630,7 @@ async def test_a_take_down_beats_a_fetch_under_way(
         except ImageProxyError as error:
             errors.append(type(error))
 
-    config = world.config(policy=settings(ttl=10))
+    config = world.config(policy=settings(ttl=10), fetch={"timeout": 600})
     async with (
         world.service(config, cache=cache, processor=FakeProcessor()) as service,
         trio.open_nursery() as asking,
@@ -639,7 +639,7 @@ async def test_a_take_down_beats_a_fetch_under_way(
         asking.start_soon(ask, lambda: service.get_blob(BlobKey(did, cid)))
         await arrived.wait()
         site.take_down(BlobKey(did, cid))
-        await trio.sleep(10)
+        mock_clock.jump(10)
         await ask(lambda: service.get_image("avatar", did, cid))
         goes_on.set()
     assert errors == [TakenDown] * 3

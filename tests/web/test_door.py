@@ -34,6 +34,9 @@ from tests.fakes.world import World
 from tests.processes import Background, in_background
 from tests.web import PATIENCE, Client, img, serving
 
+# The service beside it draws pauses at random while Hypothesis, in another thread, looks who draws.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 settled = trio.testing.wait_all_tasks_blocked
 
 PATH = "/img/avatar/plain/did:plc:a/b"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -225,6 +226,11 @@ async def test_what_runs_how_it_fares_and_why_it_is_not_ready_is_told(world: Wor
         told = dict(re.findall(r'(\w+)="([^"]*)"', build))
         assert told.items() >= labels.items()
         assert told["libwebp"] == features.version("webp")
+
+        async def is_measured() -> bool:
+            return not math.isnan(await client.metric("imageproxy_cache_free_bytes"))
+
+        await until(is_measured)
         free = shutil.disk_usage(world.cache_path.parent).free
         assert await client.metric("imageproxy_cache_free_bytes") == pytest.approx(free, rel=0.2)
         assert "process_resident_memory_bytes" in text

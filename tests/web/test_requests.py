@@ -34,6 +34,9 @@ from tests.web import WAYS, Client, Reply, Way, img, serving
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES") or many(200))
 
+# The service beside it draws pauses at random while Hypothesis, in another thread, looks who draws.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 stable = settings(max_examples=EXAMPLES, database=None)
 
 TOKEN = "a-token-of-the-operator"
