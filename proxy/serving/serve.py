@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import hypercorn
 import structlog
 import trio
-from hypercorn.utils import LifespanFailureError
+from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 
 from proxy.config import Config, ConfigError, Layer
 from proxy.observability.log import configure_logging, server_log, set_level
@@ -272,6 +272,8 @@ def _cannot_start(error: OSError | ExceptionGroup[Exception]) -> int:
         reason = f"{where}{cause.strerror or cause}{another}"
     elif isinstance(cause, LifespanFailureError):
         reason = str(cause)
+    elif isinstance(cause, LifespanTimeoutError):
+        reason = "the service did not start in time"
     else:
         raise error
     print(f"imageproxy: {reason}", file=sys.stderr)
