@@ -623,7 +623,9 @@ async def _anywhere(_did: Did) -> bool:
 
 
 async def _is_cached(disk: DiskCache, did: Did) -> bool:
-    return await disk.has(Selection(did=did))
+    selection = Selection(did=did)
+    # The index may have lost a file, or be about to be made.
+    return await disk.has(selection) or bool(await disk.blobs([selection]))
 
 
 async def _purge_at_cdn(config: Config, cdn: CdnSender, did: Did) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -28,6 +29,13 @@ MAX_MESSAGE = 5 * 1024 * 1024
 # Of a thousand messages a second all but a few are commits. They are told by their first bytes,
 # and not decoded; one with more in its header is decoded, and passed over then.
 _COMMIT = frame_header("#commit")
+
+AGAIN_SECONDS = 300.0
+"""When it is looked again whether anything is cached of an owner of whom nothing was. What any
+process was fetching, making or writing at the event is on the disk by then."""
+
+MAX_AGAIN = 10_000
+"""Owners at whom is looked again; some thousands leave the network in an hour."""
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +75,8 @@ class AccountFeed:
         self._forget = forget
         self._metrics = metrics
         self._by = f"accounts:{origin.authority}"
+        # When, whom, and why they were purged elsewhere.
+        self._again: deque[tuple[float, Did, str]] = deque(maxlen=MAX_AGAIN)
 
     async def locate(self) -> Server:
         """See ``Feed.locate``."""
@@ -81,6 +91,7 @@ class AccountFeed:
 
     async def take(self, message: str | bytes) -> int | None:
         """See ``Feed.take``."""
+        await self._look_again()
         event = self._of_relay(message) if self._is_relay else of_jetstream(message)
         if not isinstance(event, AccountEvent):
             return event
@@ -92,10 +103,21 @@ class AccountFeed:
         await self._forget(did)
         if inactive is None:
             return
-        if not await self._is_cached(did):
-            await self._purge_elsewhere(did)
-            return
         reason = f"account is {inactive or 'not active'}"
+        if await self._is_cached(did):
+            await self._purge(did, reason)
+        else:
+            await self._purge_elsewhere(did)
+            self._again.append((trio.current_time() + AGAIN_SECONDS, did, reason))
+
+    async def _look_again(self) -> None:
+        while self._again and self._again[0][0] <= trio.current_time():
+            _at, did, reason = self._again[0]
+            if await self._is_cached(did):
+                await self._purge(did, reason)
+            self._again.popleft()
+
+    async def _purge(self, did: Did, reason: str) -> None:
         removed = await self._decisions.purge(Selection(did=did), by=self._by, reason=reason)
         self._metrics.feed_events.labels(self.name, "purged").inc()
         log.info("purged an owner", did=did, reason=reason, removed=removed)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from proxy.cache.disk import DiskCache
 from proxy.model.identifiers import Did
 from proxy.model.selection import Selection
-from proxy.moderation.feeds.account_feed import JETSTREAM, MAX_MESSAGE
+from proxy.moderation.feeds.account_feed import AGAIN_SECONDS, JETSTREAM, MAX_MESSAGE
 from proxy.moderation.feeds.follower import SAVE_SECONDS
 from proxy.moderation.feeds.run import FORGET_SECONDS
+from proxy.wiring import _is_cached
+from tests.cache import entry, key
 from tests.fakes.sites import FakePds, new_plc_did
 from tests.fakes.streams import Connection, EventStream, FakeJetstream, frame
 from tests.fakes.world import World
@@ -96,6 +100,44 @@ async def test_accounts_that_are_not_gone_or_not_cached_are_not_purged(
         await told.until(lambda: bool(told.purged))
     assert [selection.did for selection, _reason in told.purged] == [cached]
     assert told.purged_elsewhere == [other]
+
+
+async def test_what_was_being_fetched_of_an_account_when_it_was_gone_is_purged_later(
+    world: World, told: Told, jetstream: FakeJetstream, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Catches a picture that was not cached yet when its account was gone, and then stays."""
+    did, cached = new_plc_did(), set[str]()
+    async with following(world, told, accounts=JETSTREAM_URL, is_cached=cached.__contains__):
+        await connected(jetstream)
+        jetstream.send(account(did, NOW))
+        await told.until(lambda: told.purged_elsewhere == [did])
+        cached.add(did)
+        await trio.sleep(AGAIN_SECONDS / 2)
+        jetstream.send(identity(new_plc_did(), NOW + 1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert told.purged == [], "it is not the time yet"
+        await trio.sleep(AGAIN_SECONDS / 2)
+        jetstream.send(identity(new_plc_did(), NOW + 2))
+        await told.until(lambda: bool(told.purged))
+        jetstream.send(identity(new_plc_did(), NOW + 3))
+        await trio.sleep(AGAIN_SECONDS)
+    assert told.purged == [(Selection(did=did), "account is deleted")]
+    assert told.purged_elsewhere == [did]
+
+
+async def test_an_owner_of_whom_the_index_has_lost_the_files_is_cached(tmp_path: Path) -> None:
+    """Catches an account that is gone while the index is made anew, and whose pictures stay."""
+    disk = DiskCache(tmp_path, max_bytes=1000, fsync=False)
+    await disk.put(key(), entry(10))
+    assert await _is_cached(disk, key().blob.did)
+    assert not await _is_cached(disk, new_plc_did())
+    with disk._folder._index.writing() as rows:
+        for record in rows.selected(Selection(did=key().blob.did)):
+            rows.remove(record.file)
+    assert await _is_cached(disk, key().blob.did)
+    await disk.purge(Selection(did=key().blob.did))
+    assert not await _is_cached(disk, key().blob.did)
+    await disk.aclose()
 
 
 @pytest.mark.parametrize("kind", ["identity", "account"])
