@@ -798,6 +798,9 @@ class CacheFolder:
         above = [self._images] if self._images.is_dir() else []
         above += [each for each in self._images.glob("*") if _is_folder(each)]
         found = [each for folder in above for each in folder.iterdir() if not _is_folder(each)]
+        # What a process makes at this moment to see whether it can: see ``check``.
+        probes = {self._images / f".{token}" for token in self._liveness.living()}
+        found = [each for each in found if each not in probes]
         if repair:
             for each in found:
                 each.unlink(missing_ok=True)

@@ -321,3 +321,25 @@ def test_the_index_has_what_the_folder_has(
     for state in (kept, gone):
         for number, story in every_step(tell, state, first, second):
             assert story.mine.folder.has(BY_CID) == story.path.exists(), (state, number)
+
+
+@pytest.mark.parametrize("repairs", [False, True])
+def test_what_a_process_tries_the_folder_with_is_no_fault(
+    repairs: bool, tell: Callable[..., Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a ``cache verify`` beside a server that starts, which calls its probe foreign."""
+    story = tell(kept, get, get)
+    found: list[object] = []
+    replace = Path.replace
+
+    def looked_at(path: Path, target: Path) -> Path:
+        there = replace(path, target)
+        found.extend(story.other.folder.verify_above_shards(repair=repairs))
+        return there
+
+    monkeypatch.setattr(Path, "replace", looked_at)
+    story.mine.folder.check()
+    assert found == []
+    left = story.mine.folder.images / ".of somebody who has ended"
+    left.write_bytes(b"ok")
+    assert story.other.folder.verify_above_shards(repair=repairs) == [("foreign", left)]
