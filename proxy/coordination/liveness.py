@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,9 @@ from proxy.coordination.file_lock import try_lock
 _NEW = ".new"
 
 _NUMBER_BYTES = 8
+
+UNFINISHED_SECONDS = 3600.0
+"""Age at which a mark that has no name of its own yet was left by a process that has ended."""
 
 
 class Liveness:
@@ -116,20 +120,31 @@ class Liveness:
     def bury(self) -> frozenset[str]:
         """Remove the marks of processes that have ended, and return their tokens.
 
-        Each token is returned to only one caller, also when several look at the same time.
+        Each token is returned to only one caller, also when several look at the same time. What is
+        left of a mark that was never finished goes too.
 
         Raises:
             OSError: the folder cannot be read or written.
         """
+        for name in self._names():
+            if name.endswith(_NEW):
+                self._take_unfinished(self._folder / name)
         return frozenset(token for token in self._marks() if self._take(token))
 
     def _marks(self) -> Iterable[str]:
+        return (name for name in self._names() if not name.endswith(_NEW))
+
+    def _names(self) -> list[str]:
         try:
             with os.scandir(self._folder) as entries:
-                names = [each.name for each in entries if each.is_file(follow_symlinks=False)]
+                return [each.name for each in entries if each.is_file(follow_symlinks=False)]
         except FileNotFoundError:
-            return ()
-        return (name for name in names if not name.endswith(_NEW))
+            return []
+
+    def _take_unfinished(self, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > UNFINISHED_SECONDS:
+                path.unlink()
 
     def _lives(self, token: str) -> bool:
         if token == self.token:

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from proxy.coordination.liveness import Liveness
+from proxy.coordination.liveness import UNFINISHED_SECONDS, Liveness
 
 ENTER = """
 import sys
@@ -129,6 +130,19 @@ def test_no_mark_is_seen_before_it_is_locked(
     late.enter()
     assert buried == [frozenset()]
     assert watcher.living() == {watcher.token, late.token}
+
+
+def test_what_a_process_left_that_ended_while_it_made_its_mark_goes(tmp_path: Path) -> None:
+    """Catches files that pile up; and the mark that another process is just making taken away."""
+    mark = Liveness(tmp_path)
+    mark.enter()
+    old, young = (tmp_path / f"{name}.new" for name in ("old", "young"))
+    old.write_bytes(b"")
+    young.write_bytes(b"")
+    long_ago = time.time() - UNFINISHED_SECONDS - 60
+    os.utime(old, (long_ago, long_ago))
+    assert mark.bury() == frozenset()
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_processes_that_clean_up_at_once_share_the_dead(tmp_path: Path) -> None:
