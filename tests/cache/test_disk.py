@@ -1571,7 +1571,7 @@ async def test_a_hit_and_a_miss_are_told_while_somebody_writes_the_index(cache: 
 
     async with trio.open_nursery() as nursery:
         # Released first where the test fails: a thread that waits for it cannot be cancelled.
-        with cache._folder._index.writing(), trio.fail_after(5):
+        with cache._folder._index.writing(), trio.fail_after(30):
             nursery.start_soon(look)
             await done.wait()
     assert found == [entry(), None]

@@ -419,7 +419,7 @@ async def test_what_may_no_longer_be_written_is_not_tried_a_second_time(
 async def test_settled_waits_until_half_of_the_channel_is_free() -> None:
     """Catches a bulk load whose writes are dropped, and one that waits for nothing."""
     rig = Rig(queue_size=4)
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         await rig.writer.settled()
     for number in range(4):
         rig.writer.offer(key(number), entry())

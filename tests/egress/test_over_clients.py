@@ -80,7 +80,7 @@ async def test_the_trap_hears_a_client_that_is_let_through(client_name: str, tra
     public = Destination("public", "http://pds.example:{port}/", "pds.example", (PUBLIC,), "")
     client = make_client(client_name, trap.network(public))
     origin, target = parse_url(public.url_at(trap.port), allow_http=True)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(guarded_get, client, client, origin, target, RULES)
             while not trap.arrivals():

@@ -362,7 +362,7 @@ async def test_a_client_that_goes_away_ends_the_fetch_that_only_it_waited_for(
             async with Client(server.port) as client:
                 await client.send(img(did, cid))
                 await held.seen.wait()
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE):
                 await held.abandoned.wait()
 
 
@@ -504,7 +504,7 @@ async def test_a_head_that_is_too_large_or_malformed_is_refused_and_costs_nobody
                 received = b""
                 try:
                     await client.stream.send_all(head)
-                    with trio.fail_after(10):
+                    with trio.fail_after(PATIENCE):
                         async for data in client.stream:
                             received += data
                 except trio.BrokenResourceError:

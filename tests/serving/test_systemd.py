@@ -76,7 +76,7 @@ def test_an_abstract_address_is_told_too(monkeypatch: pytest.MonkeyPatch) -> Non
     """Catches an address that is taken for a file's name, as in some containers."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind("\0imageproxy-test-notify")
-        listener.settimeout(1)
+        listener.settimeout(PATIENCE)
         monkeypatch.setenv("NOTIFY_SOCKET", "@imageproxy-test-notify")
         notify(READY)
         assert listener.recv(4096) == b"READY=1"
