@@ -21,6 +21,9 @@ from proxy.shared.sqlite import is_full
 POLL_SECONDS = 0.05
 """How often this process looks for changes; a look takes a thread some microseconds."""
 
+NOTHING_READ = 0
+"""Noted instead of a version by a process that serves without a store: it is waited for."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -69,11 +72,19 @@ class FolderBlocks(Blocks):
             raise FileNotFoundError(errno.ENOENT, "the mark of this process is gone")
         return self._watch.stamp()
 
+    def _enter(self) -> None:
+        if not (self._is_open and self._marks.is_there()):
+            self._replicas.enter()
+        if self._is_open:
+            self._replicas.note(NOTHING_READ)
+
     async def _read_all(self, forget: Callable[[Covering], None]) -> None:
-        await self._in_thread(self._replicas.enter)
+        await self._in_thread(self._enter)
         await self._in_thread(self._file_store.close)
         # After the first read, a missing file means that the blocks were lost.
         await self._in_thread(self.make_store_at_first)
+        if self._is_open:  # it served without: now there is one, with blocks perhaps
+            self._closed_because = "not read yet"
         await self._in_thread(self._watch.open)
         # A million blocks take seconds. No decision waits for this: nothing is served yet.
         snapshot = await self._in_thread(self._file_store.load)
@@ -93,7 +104,7 @@ class FolderBlocks(Blocks):
 
     async def _failed(self, error: Exception) -> None:
         if await self._in_thread(self._can_be_none):
-            self._serve_without(error)
+            await self._serve_without(error)
             return
         await self._close(error)
         if self._make_room is not None and is_full(error):
@@ -128,8 +139,10 @@ class FolderBlocks(Blocks):
                 return not self._file_store.is_there()
         return False
 
-    def _serve_without(self, error: Exception) -> None:
+    async def _serve_without(self, error: Exception) -> None:
         """Serve without blocks: the cache folder never had a store, and cannot be used."""
+        with suppress(OSError):  # without a mark no decision waits for this process
+            await self._in_thread(partial(self._replicas.note, NOTHING_READ))
         if self._closed_because is not None:
             log.error("blocks cannot be kept: there are none", error=str(error))
         self._closed_because = None

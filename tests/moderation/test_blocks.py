@@ -23,6 +23,7 @@ from proxy.errors import BlobBlocked, ModerationUnreadable
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Everything, Selection
 from proxy.moderation import blocks, folder_blocks
+from proxy.moderation.decision_store import BlocksSnapshot
 from proxy.moderation.store import ModerationStore
 from tests.cache import blob_cid, owner
 from tests.moderation import (
@@ -435,6 +436,41 @@ async def test_a_folder_that_takes_no_mark_serves_nothing(tmp_path: Path) -> Non
         assert await refuses(process)
         (tmp_path / "followers").unlink()
         await until(lambda: process.blocks.problem is None)
+
+
+async def test_who_serves_without_a_store_is_waited_for_and_stops_when_there_is_one(
+    tmp_path: Path, store_in: StoreIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a disk that takes files again: what another process blocks there is served by the
+    one that has not looked yet, and while it reads."""
+    process, others = Process(tmp_path), followers_in(tmp_path)
+    make, load = ModerationStore.make_at_first_start, ModerationStore.load
+    is_full = True
+    served_meanwhile: list[bool] = []
+
+    def make_if_there_is_room(store: ModerationStore) -> None:
+        if is_full:
+            raise OSError(errno.EDQUOT, "no room")
+        make(store)
+
+    def look_and_load(store: ModerationStore) -> BlocksSnapshot:
+        served_meanwhile.append(process.blocks.problem is None)
+        return load(store)
+
+    monkeypatch.setattr(ModerationStore, "make_at_first_start", make_if_there_is_room)
+    monkeypatch.setattr(ModerationStore, "load", look_and_load)
+    async with process.following():
+        assert process.blocks.problem is None
+        assert others.late(1) == {process.replicas.token}
+        await until(lambda: process.replicas.looks >= 2)
+        assert process.blocks.problem is None
+        assert others.late(1) == {process.replicas.token}
+        with closing(store_in(tmp_path)) as store:
+            version = decide(store, OWNER)
+            is_full = False
+            await until(lambda: not others.late(version))
+        assert process.blocked() == [A1, A2]
+    assert served_meanwhile == [False]
 
 
 async def test_a_writer_that_holds_the_file_does_not_hold_it_up(
