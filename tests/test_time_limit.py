@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import trio
 
-pytestmark = pytest.mark.time_limit(0.3)
+pytestmark = pytest.mark.time_limit(0.5)
 
 
 async def waits_for_ever():
@@ -57,6 +57,7 @@ def test_a_fixture_sleeps(slow_fixture):
     pass
 
 
+@pytest.mark.time_limit(60)
 async def test_a_neighbour_passes():
     await trio.sleep(0)
 """
@@ -68,7 +69,7 @@ def test_a_test_that_hangs_fails_with_its_name_and_stack_and_cleans_up(tmp_path:
     (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\nmarkers = time_limit\n")
     program = (
         "import pytest, tests.time_limit as plugin\n"
-        "plugin.GRACE = 0.3\n"
+        "plugin.GRACE = 2\n"
         "pytest.main(['-rA'], [plugin])"
     )
     done = subprocess.run(
@@ -88,7 +89,7 @@ def test_a_test_that_hangs_fails_with_its_name_and_stack_and_cleans_up(tmp_path:
     ]
     for name in hung:
         assert f"FAILED test_hanging.py::{name} - " in said
-        assert f"test_hanging.py::{name} took over 0.3 s\n" in said
+        assert f"test_hanging.py::{name} took over 0.5 s\n" in said
     assert "ERROR test_hanging.py::test_a_fixture_sleeps" in said
     assert "PASSED test_hanging.py::test_a_neighbour_passes" in said
     assert said.count(", in waits_for_ever\n") == 2

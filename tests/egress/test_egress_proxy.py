@@ -23,6 +23,7 @@ from proxy.egress.gateway import guarded_networks
 from proxy.egress.guard import GuardedNetwork
 from tests.egress.destinations import PUBLIC, PUBLIC_IPV6
 from tests.egress.test_guard import open_sockets, resolving_to
+from tests.ports import free_port
 from tests.required import skip_unless_required
 
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -200,8 +201,7 @@ def tinyproxy(tmp_path: Path) -> Iterator[int]:
     program = shutil.which("tinyproxy")
     if program is None:
         skip_unless_required("needs tinyproxy")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     file = tmp_path / "tinyproxy.conf"
     log = tmp_path / "log"
     file.write_text(

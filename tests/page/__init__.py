@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from proxy.config import ENV_PREFIX
 from tests import devnet as real
@@ -170,11 +170,14 @@ def chromium(*flags: str) -> Iterator[Callable[[Callable[[Browser], T]], T]]:
     program = shutil.which("chromium")
     if program is None:
         raise NoBrowser("no Chromium; on Debian: apt install chromium")
+    expect.set_options(timeout=PATIENCE)  # five seconds are what a busy machine takes
     with ThreadPoolExecutor(1) as thread:
         playwright = thread.submit(lambda: sync_playwright().start()).result()
         try:
             browser = thread.submit(
-                lambda: playwright.chromium.launch(executable_path=program, args=[*FLAGS, *flags])
+                lambda: playwright.chromium.launch(
+                    executable_path=program, args=[*FLAGS, *flags], timeout=PATIENCE
+                )
             ).result()
             try:
                 yield lambda work: thread.submit(work, browser).result()

@@ -25,9 +25,9 @@ def screenshot(browser: Browser, site: PageSite) -> bytes:
     page.goto(site.url)
     page.get_by_label("Account, post or picture").fill(HANDLE)
     page.get_by_role("button", name="Show").click()
-    expect(page.get_by_role("status")).to_have_text(re.compile("presets shown"), timeout=60_000)
+    expect(page.get_by_role("status")).to_have_text(re.compile("presets shown"))
     # What they would weigh as WebP comes last.
-    expect(page.locator(".weight:empty")).to_have_count(0, timeout=60_000)
+    expect(page.locator(".weight:empty")).to_have_count(0)
     return page.screenshot()
 
 

@@ -18,7 +18,7 @@ from proxy import errors
 from proxy.config import Config
 from proxy.model.presets import DEFAULT_PRESETS, Size, place, with_variants
 from tests.devnet import DevnetUnavailable
-from tests.page import HANDLE, OTHER_HANDLE, PATIENCE, Look, PageSite, page_site
+from tests.page import HANDLE, OTHER_HANDLE, Look, PageSite, page_site
 from tests.page.checks import CUT, FAINT, SMALL, UNNAMED
 from tests.processes import ROOT, in_background
 from tests.required import skip_unless_required
@@ -62,9 +62,7 @@ def submit(page: Page, text: str, cid: str = "", format: str = "") -> None:
 
 
 def wait_for_all(page: Page) -> None:
-    expect(page.get_by_role("status")).to_have_text(
-        f"{len(PRESETS)} presets shown.", timeout=PATIENCE
-    )
+    expect(page.get_by_role("status")).to_have_text(f"{len(PRESETS)} presets shown.")
 
 
 def fact(page: Page, preset: str, name: str) -> str:
@@ -209,7 +207,7 @@ def test_the_example_of_the_documents_fades_into_the_picture(
             assert before["width"] / before["height"] == pytest.approx(2400 / 1600, abs=0.01)
             blurred = np.asarray(Image.open(io.BytesIO(box.screenshot())).convert("L"), float)
             waiting[0].continue_()
-            expect(box.locator("img")).to_have_css("opacity", "1", timeout=PATIENCE)
+            expect(box.locator("img")).to_have_css("opacity", "1")
             sharp = np.asarray(Image.open(io.BytesIO(box.screenshot())).convert("L"), float)
             assert box.bounding_box() == before
             # The same picture, in another sharpness.
@@ -308,7 +306,6 @@ def test_a_video_shows_its_poster_or_why_there_is_none(site: PageSite, look: Loo
         submit(page, site.damaged_film)
         expect(page.get_by_role("status")).to_have_text(
             "This is no video of which this server makes a poster: an MP4, MOV or WebM.",
-            timeout=PATIENCE,
         )
         assert any(url.endswith("/thumbnail.jpg") for url in asked)
         without = """() => { document.querySelector("main").dataset.video = "";
@@ -557,11 +554,11 @@ def test_what_fails_in_some_presets_is_said_in_their_cards(site: PageSite, look:
         heights = "[...document.querySelectorAll('li.card')].map((card) => card.offsetHeight)"
         before: list[int] = page.evaluate(heights)
         page.get_by_role("button", name="Retry banner", exact=True).click()
-        expect(page.get_by_role("status")).to_have_text("banner shown.", timeout=PATIENCE)
+        expect(page.get_by_role("status")).to_have_text("banner shown.")
         assert page.locator(".frame p, .waiting").count() == 0
         assert page.evaluate(heights) == before
         card = page.locator("li.card", has=page.get_by_role("heading", name="banner", exact=True))
-        expect(card.locator(".weight")).to_contain_text("as WebP", timeout=PATIENCE)
+        expect(card.locator(".weight")).to_contain_text("as WebP")
         assert page.locator("#shape option").all_text_contents().count("cropped to 32 : 15") == 1
 
     look(check)
@@ -592,7 +589,7 @@ def test_cards_keep_their_size_while_they_load_and_fill(
         for route in held:
             route.continue_()
         wait_for_all(page)
-        expect(page.locator(".weight:empty")).to_have_count(0, timeout=PATIENCE)
+        expect(page.locator(".weight:empty")).to_have_count(0)
         assert page.evaluate(heights) == waiting
 
     look(check, viewport={"width": width, "height": 900})
@@ -668,7 +665,7 @@ def test_a_shared_link_opens_the_comparison_that_was_shared(
 
     def check(page: Page) -> None:
         dialog = page.get_by_role("dialog", name="banner and its source", exact=True)
-        expect(dialog).to_be_visible(timeout=PATIENCE)
+        expect(dialog).to_be_visible()
         assert shown_blob(page) == site.banner
         page.get_by_role("button", name="Close").click()
         expect(dialog).to_be_hidden()
@@ -1049,7 +1046,7 @@ def test_the_bytes_as_webp_stand_beside_each_picture(site: PageSite, look: Look)
         submit(page, site.did, site.photos[0], "png")
         wait_for_all(page)
         card = page.locator("li.card", has=page.get_by_role("heading", name="banner", exact=True))
-        expect(card.locator(".weight")).to_contain_text("as WebP", timeout=PATIENCE)
+        expect(card.locator(".weight")).to_contain_text("as WebP")
         url = f"{site.url}/img/banner/plain/{site.did}/{site.photos[0]}"
         png, webp = (
             page.request.get(f"{url}@{type_}").headers["content-length"]
