@@ -1,29 +1,35 @@
-"""Cancellation at every step of a piece of work in turn."""
+"""An event, or a cancellation, at every step of a piece of work in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 import trio.testing
 
 
-class _CancelAtStep(trio.abc.Instrument):
-    """Cancels ``scope`` at the ``step``-th step that any task takes, before or after it is taken.
+class AtStep(trio.abc.Instrument):
+    """Calls ``event`` at the ``step``-th step that any task takes, before or after it is taken.
 
     After a step, the task waits: what it waits for is interrupted. Before one, what it waited for
-    has happened already, and the cancellation meets the next wait.
+    has happened already, and a cancellation meets the next wait.
     """
 
-    def __init__(self, scope: trio.CancelScope, step: int, after: bool) -> None:
-        self._scope = scope
+    def __init__(self, event: Callable[[], object], step: int, *, after: bool) -> None:
+        self._event = event
         self._left = step
         self._after = after
+
+    @property
+    def has_come(self) -> bool:
+        """Whether there was such a step."""
+        return self._left <= 0
 
     def _count(self) -> None:
         self._left -= 1
         if self._left == 0:
-            self._scope.cancel()
+            self._event()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         if not self._after:
@@ -32,6 +38,17 @@ class _CancelAtStep(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         if self._after:
             self._count()
+
+
+@contextmanager
+def at_step(event: Callable[[], object], step: int, *, after: bool) -> Iterator[AtStep]:
+    """Have ``event`` called at a step within the block; see ``AtStep``."""
+    instrument = AtStep(event, step, after=after)
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        yield instrument
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
 
 
 async def cancelled_at_every_step(
@@ -55,13 +72,8 @@ async def cancelled_at_every_step(
     step = 0
     while True:
         step += every
-        with trio.CancelScope() as scope:
-            instrument = _CancelAtStep(scope, step, after)
-            trio.lowlevel.add_instrument(instrument)
-            try:
-                await attempt()
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
+        with trio.CancelScope() as scope, at_step(scope.cancel, step, after=after):
+            await attempt()
         await trio.testing.wait_all_tasks_blocked()
         check()
         await then()
