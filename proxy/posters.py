@@ -94,13 +94,20 @@ class Posters:
         self._threads = trio.CapacityLimiter(VIDEOS_AT_ONCE)
         self._failures = NegativeCache(config.identity.negative_ttl, longest=LONGEST)
 
-    async def make(self, key: ImageKey, preset: Preset, on_start: Callable[[], None]) -> Poster:
+    async def make(
+        self,
+        key: ImageKey,
+        preset: Preset,
+        on_start: Callable[[], None],
+        remembers: Callable[[], bool] = lambda: True,
+    ) -> Poster:
         """Make the poster of ``key``.
 
         Cancellation leaves no file behind.
 
         Args:
             on_start: called before it is decoded.
+            remembers: whether a failure is to be remembered: nothing was forgotten meanwhile.
 
         Raises:
             ImageProxyError: as for an image.
@@ -112,7 +119,7 @@ class Posters:
             made = await self._make(self._maker, key, preset, on_start)
         except ImageProxyError as error:
             # As for pictures: what is a moment's is not remembered.
-            if not isinstance(error, Busy | RateLimited):
+            if not isinstance(error, Busy | RateLimited) and remembers():
                 self._failures.failed(key.blob, error, trio.current_time())
             raise
         self._failures.succeeded(key.blob)

@@ -421,7 +421,8 @@ class Service:
         self, key: ImageKey, preset: Preset, flight: Flight[MadeImage]
     ) -> MadeImage:
         if isinstance(key, PosterKey):
-            poster = await self._posters.make(key, preset, flight.commit)
+            remembers = partial(self._images.is_joined, key, flight)
+            poster = await self._posters.make(key, preset, flight.commit, remembers)
             processed = poster.processed
             self.metrics.process_duration.labels(key.preset, processed.format.value).observe(
                 processed.process_seconds
@@ -452,12 +453,11 @@ class Service:
             raise
         except ResultTooLarge:
             raise
-        except ResultTooCostly as error:
-            self._image_failures.failed(key, error, trio.current_time())
-            raise
         except ImageProxyError as error:
-            # The blob is the cause: every other preset would fail too.
-            self._image_failures.failed(key.blob, error, trio.current_time())
+            if self._images.is_joined(key, flight):  # or a purge came meanwhile
+                # Mostly the blob is the cause: every other preset would fail too.
+                cause = key if isinstance(error, ResultTooCostly) else key.blob
+                self._image_failures.failed(cause, error, trio.current_time())
             raise
 
     async def _cached(self, key: ImageKey) -> Entry | None:
@@ -469,13 +469,13 @@ class Service:
             return None
 
     async def _obtain(self, blob: BlobKey, flight: Flight[FetchedBlob]) -> FetchedBlob:
-        obtained = await self._recall_or_fetch(blob)
+        obtained = await self._recall_or_fetch(blob, flight)
         is_forgotten = not self._blobs.is_joined(blob, flight)
         return replace(obtained, is_forgotten=True) if is_forgotten else obtained
 
-    async def _recall_or_fetch(self, blob: BlobKey) -> FetchedBlob:
+    async def _recall_or_fetch(self, blob: BlobKey, flight: Flight[FetchedBlob]) -> FetchedBlob:
         if self._shared is None or not self._shared.has_sources:
-            return await self._fetch(blob)
+            return await self._fetch(blob, flight)
         with self._making(blob) as making:
             found = await self._shared.store.source(blob)
             if found is not None and not making.is_forgotten:
@@ -483,13 +483,13 @@ class Service:
                 return FetchedBlob(found.data, Publisher("", blob.did), seen=found.seen)
             # Its PDS had it at some time after this.
             seen = time.time()
-            fetched = await self._fetch(blob)
+            fetched = await self._fetch(blob, flight)
             is_kept = sniff(fetched.data) is not None and not making.is_forgotten
             if is_kept and not self.gate.refuses(blob):
                 self._shared.writer.offer_source(blob, Source(fetched.data, seen))
             return fetched
 
-    async def _fetch(self, blob: BlobKey) -> FetchedBlob:
+    async def _fetch(self, blob: BlobKey, flight: Flight[FetchedBlob]) -> FetchedBlob:
         began = trio.current_time()
         self._fetch_failures.check(blob, began)
         outcome = "cancelled"
@@ -503,7 +503,9 @@ class Service:
             if isinstance(error, Busy):
                 self.metrics.rejected.labels("fetch").inc()
             # A pause with a known end is kept by the circuit breaker, which blocks until then.
-            elif not (isinstance(error, RateLimited) and error.retry_after is not None):
+            elif not (
+                isinstance(error, RateLimited) and error.retry_after is not None
+            ) and self._blobs.is_joined(blob, flight):  # or a purge came meanwhile
                 self._fetch_failures.failed(blob, error, trio.current_time())
             raise
         except Exception:

@@ -1158,28 +1158,49 @@ async def test_what_was_fetched_before_a_purge_is_not_shared_after_it(
 
 
 async def test_an_original_that_was_fetched_before_a_purge_is_fetched_again(
-    world: World, parts: Parts, nursery: trio.Nursery
+    world: World, nursery: trio.Nursery
 ) -> None:
     """Catches the answer of an account that is gone by then, which a CDN keeps."""
-    parts.fetcher.gate.close()
+    did, cid = world.add_blob(b"a picture")
+    gate, seen = trio.Event(), trio.Event()
+    world.pds.faults = [faults.gated(gate, seen=seen)]
     errors: list[ImageProxyError] = []
 
     async def ask() -> None:
         try:
-            await service.get_blob(BlobKey(parts.did, parts.cid))
+            await service.get_blob(BlobKey(did, cid))
         except ImageProxyError as error:
             errors.append(error)
 
-    async with world.service(**parts.all) as service:
+    async with world.service(cache=FakeCache(), processor=FakeProcessor()) as service:
         nursery.start_soon(ask)
+        await seen.wait()
+        await service.moderator.purge(Selection(did=did), by="a test")
+        world.pds.fault = faults.answers(404)
+        gate.set()
+        await until(lambda: bool(errors))
+        assert [type(error) for error in errors] == [BlobNotFound]
+
+
+@pytest.mark.parametrize("place", ["fetching", "transforming"])
+async def test_a_failure_of_before_a_purge_is_not_remembered_after_it(
+    world: World, parts: Parts, nursery: trio.Nursery, place: str
+) -> None:
+    """Catches a purge of what is there again, which is refused for a minute by what came before."""
+    part = parts.fetcher if place == "fetching" else parts.processor
+    part.gate.close()
+    async with world.service(**parts.all) as service:
+        requests = Requests(nursery, service)
+        requests.ask(parts.did, parts.cid)
         await settled()
         await service.moderator.purge(Selection(did=parts.did), by="a test")
-        parts.fetcher.gate.open()
-        await trio.lowlevel.checkpoint()
         parts.fetcher.errors = [BlobNotFound()]
+        parts.processor.error = UndecodableImage() if place == "transforming" else None
+        part.gate.open()
         await settled()
-        assert [type(error) for error in errors] == [BlobNotFound]
-        assert len(parts.fetcher.calls) == 2
+        assert len(requests.errors) == 1
+        parts.fetcher.errors, parts.processor.error = [], None
+        assert (await service.get_image("avatar", parts.did, parts.cid)).cache == "miss"
 
 
 async def test_a_result_too_large_for_one_format_is_served_in_the_others(
