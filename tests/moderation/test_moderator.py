@@ -91,8 +91,8 @@ def here(tmp_path: Path, store_in: StoreIn) -> Here:
 
 
 @pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moderating, "PATIENCE_SECONDS", 0.05)
+def _impatient(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here.moderator, "_patience", 0.05)
 
 
 @pytest.fixture

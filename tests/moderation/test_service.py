@@ -39,6 +39,7 @@ CDN: dict[str, Any] = {
 @pytest.fixture
 def bunny(world: World) -> FakeBunny:
     bunny = FakeBunny()
+    bunny.lift_limits()  # it has a request for each URL, and takes a few in a second
     world.directory_network.add(bunny)
     return bunny
 

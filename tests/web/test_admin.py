@@ -436,7 +436,7 @@ async def test_a_block_that_a_process_does_not_follow_is_told_as_such(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches "blocked" told while some process goes on serving it."""
-    monkeypatch.setattr("proxy.moderation.moderator.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("proxy.wiring.PATIENCE_SECONDS", 0.1)
     did, cid = world.add_blob()
     stuck = FolderReplicas(world.cache_path / "followers")
     async with serving(world, world.config(**WITH_TOKEN)) as client:
