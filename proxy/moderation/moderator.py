@@ -265,8 +265,13 @@ class Moderator:
         self._nudge()
         log.info("purged", decisions=len(meant), removed=removed)
         if waits or self._removes_everywhere:
-            late = await self._late(finished)
-            # Until then others had it in memory, or on their disks.
+            # Until they know, others have it in memory, or on their disks.
+            try:
+                late = await self._late(finished)
+            except (trio.Cancelled, NotInForce):
+                with trio.CancelScope(shield=True), suppress(sqlite3.Error, OSError):
+                    await invalidate_again()
+                raise
             await invalidate_again()
             _raise_for(late)
         if self._removes_everywhere:
@@ -336,7 +341,7 @@ class Moderator:
                 await self._finish_shared(purge)
             elif await self._in_thread(partial(self.store.claim, purge, self._replicas.token)):
                 meant, version = await self._in_thread(partial(self.store.decisions_of, purge))
-                await self._carry_out(purge.id, meant, version)
+                await self._carry_out(purge.id, meant, version, waits=True)
         except (sqlite3.Error, OSError) as error:
             log.warning("a purge is not finished yet", error=str(error))
         finally:

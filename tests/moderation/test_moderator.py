@@ -177,6 +177,35 @@ async def test_a_purge_answers_when_all_have_forgotten_what_came_back_meanwhile(
 
 
 @pytest.mark.slow
+async def test_a_cdn_is_told_at_the_end_also_where_who_asked_for_a_purge_goes_away(
+    here: Here, tmp_path: Path
+) -> None:
+    """Catches a copy that a CDN fetched from another process, which had not forgotten yet."""
+    other = Process(tmp_path)
+    here.may_remove = trio.Event()
+    async with other.following(), here.running() as moderator, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(moderator.purge, PAIR, by="a test"))
+        await until(lambda: other.blocks.purges_pending == 1)
+        await until(lambda: not here.replicas.late(here.store.version()))
+        other.written = trio.Event()
+        here.may_remove.set()
+        await until(lambda: here.store.unfinished() == [])
+        await until(lambda: other.written.statistics().tasks_waiting > 0)
+        assert here.steps[-1] == "noted again"
+        nursery.cancel_scope.cancel()
+    assert here.steps[-1] == "noted after the end"
+
+
+@pytest.mark.usefixtures("_often")
+async def test_a_cdn_is_told_at_the_end_of_a_purge_that_another_finishes(
+    here: Here, tmp_path: Path
+) -> None:
+    """Catches a purge whose second half tells the CDN less than its first would have."""
+    here.store.record("purge", [(PAIR, "")], by="a test", owner="who died")
+    async with here.finishing(), Process(tmp_path).following():
+        await until(lambda: here.steps[-1:] == ["noted after the end"])
+
+
 async def test_no_process_is_waited_for_that_has_ended_or_serves_nothing(
     here: Here, tmp_path: Path
 ) -> None:
