@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
@@ -185,9 +187,19 @@ class Process:
         self._process.send_signal(number)
 
     async def exit_code(self) -> int:
-        """Wait for its end."""
+        """Wait for its end; all that it wrote is then among ``lines``."""
         with trio.fail_after(PATIENCE):
-            return await self._process.wait()
+            code = await self._process.wait()
+            # Not until the end of the pipe: a child of its own may have it open.
+            while self._unread():
+                await self._news.wait()
+        return code
+
+    def _unread(self) -> bool:
+        """Whether there is something in the pipe."""
+        assert isinstance(self._process.stdout, trio.lowlevel.FdStream)
+        waiting = fcntl.ioctl(self._process.stdout.fileno(), termios.FIONREAD, bytes(4))
+        return any(waiting)
 
 
 class Server(Process):
