@@ -368,9 +368,15 @@ class CacheFolder:
         removed entries.
         """
         self._enter()
-        roots = self._roots_of_unknown(selections)
-        removed = sum(self._purge_known(chunk) for chunk in _batches(selections))
-        return removed + self._remove(self._unknown(selections, roots))
+        removed = 0
+        while True:
+            # One that is lost meanwhile takes along which files were to go.
+            index = self._index.identity()
+            roots = self._roots_of_unknown(selections)
+            removed += sum(self._purge_known(chunk) for chunk in _batches(selections))
+            removed += self._remove(self._unknown(selections, roots))
+            if index is not None and index == self._index.identity():
+                return removed
 
     def blobs(self, selections: Sequence[Selection]) -> frozenset[BlobKey]:
         """Return the selected blobs that have at least one entry."""

@@ -12,7 +12,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -396,6 +396,19 @@ class Index:
         """
         with self._mapped(), self._database.writing() as connection:
             yield Rows(connection, self._process)
+
+    def identity(self) -> int | None:
+        """Return a number that another index has not which takes the place of this one.
+
+        None: none is there, because it has just been lost.
+
+        Raises:
+            OSError: as for ``reading``.
+        """
+        # It is open from now on, so that the file system gives its number to no other file.
+        with self.reading(), suppress(FileNotFoundError):
+            return self._database.path.stat().st_ino
+        return None
 
     def close(self) -> None:
         """Close the database files; they open again when needed."""

@@ -105,6 +105,18 @@ def give_up(folder: CacheFolder) -> None:
     folder.give_up()
 
 
+def lose_index(folder: CacheFolder) -> None:
+    """As a process does that finds it damaged."""
+    path = folder._index._database.path
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def lose_and_make_index(folder: CacheFolder) -> None:
+    lose_index(folder)
+    make_index(folder)
+
+
 ALL = (get, put, purge_by_cid, purge_by_did, make_index, repair, clean_up, check, evict, give_up)
 PURGES = (purge_by_cid, purge_by_did)
 
@@ -291,6 +303,21 @@ def test_nothing_keeps_a_file_from_a_purge(
     for number, story in every_step(tell, state, purge, second):
         assert not story.path.exists(), number
         assert not story.mine.folder.has(BY_CID), number
+
+
+@pytest.mark.parametrize("second", [lose_index, lose_and_make_index], ids=name)
+@pytest.mark.parametrize("purge", PURGES, ids=name)
+def test_a_purge_outlasts_the_loss_of_its_index(
+    purge: Callable[[CacheFolder], None],
+    second: Callable[[CacheFolder], None],
+    tell: Callable[..., Story],
+) -> None:
+    """Catches a purge that has noted in the lost index what is to go, and looks in the new one."""
+    for state in STATES:
+        if state is a_link:  # nothing of ours: an index that is made anew leaves it out
+            continue
+        for number, story in every_step(tell, state, purge, second):
+            assert not story.path.exists(), (state, number)
 
 
 @pytest.mark.parametrize("state", STATES, ids=name)
