@@ -1255,7 +1255,7 @@ async def test_a_worker_that_has_nothing_to_do_gives_its_free_memory_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches what one large picture took and a worker then keeps for ever."""
-    impatient = "from proxy.imaging.workers import main; main.IDLE_SECONDS = 1; from proxy"
+    impatient = "from proxy.imaging.workers import main; main.IDLE_SECONDS = 3; from proxy"
     monkeypatch.setattr(forks, "BOOTSTRAP", forks.BOOTSTRAP.replace("from proxy", impatient))
     large = sources.jpeg(sources.photo(3000, 2000))
     same_size = Preset(width=3000, fit="contain", quality=80)
