@@ -196,9 +196,13 @@ class Rows:
         return None if latest is None else float(latest)
 
     def correct_checks(self, horizon: float, time: float) -> None:
-        """Record that the PDS had a blob at ``time`` where a time after ``horizon`` is recorded."""
+        """Record that the PDS had a blob at ``time`` where a time after ``horizon`` is recorded.
+
+        In the hour before ``time``, so that no moment has too many of them.
+        """
         self._connection.execute(
-            "UPDATE entries SET checked = ? WHERE checked > ?", (time, horizon)
+            "UPDATE entries SET checked = ? - abs(random() % 3600000) / 1000.0 WHERE checked > ?",
+            (time, horizon),
         )
 
     def correct_uses(self, horizon: float, time: float) -> None:

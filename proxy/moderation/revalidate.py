@@ -151,13 +151,25 @@ class Revalidator:
         before, after = self._wall_clock() - self._age * DUE, 0.0
         await self._times.correct_checks(before)
         # In pages by time: blobs that cannot be asked for stay due, and do not hold up others.
-        while page := await self._times.due_for_check(before, PAGE, after=after):
+        while page := await self._page(before, after):
             after = page[-1].checked
             async with trio.open_nursery() as nursery:
                 for blob in dict.fromkeys(due.blob for due in page):
                     await trio.sleep(random.uniform(0.5, 1.5) / CHECKS_PER_SECOND)  # noqa: S311
                     await self._at_once.acquire()
                     nursery.start_soon(self._check_and_release, blob)
+
+    async def _page(self, before: float, after: float) -> list[Due]:
+        """The next blobs that are due: of the moments that they were last seen at, all of each."""
+        limit = PAGE
+        while True:
+            page = await self._times.due_for_check(before, limit, after=after)
+            whole = [due for due in page if due.checked < page[-1].checked]
+            if len(page) < limit:
+                return page
+            if whole:
+                return whole
+            limit *= 2
 
     async def check(self, blob: BlobKey) -> Availability:
         """Ask for one blob, and purge it if it is gone. Cancellation leaves it due.

@@ -23,6 +23,7 @@ from proxy.errors import (
 from proxy.model.identifiers import Did
 from proxy.model.keys import BlobKey
 from proxy.model.selection import Selection
+from proxy.moderation import revalidate
 from proxy.moderation.revalidate import (
     AT_ONCE,
     CHECKS_PER_SECOND,
@@ -217,6 +218,24 @@ async def test_what_was_seen_in_the_future_is_due_now_and_is_not_yet_unconfirmed
     await trio.sleep(UNCONFIRMED)
     await sweeper.revalidator.sweep()
     assert down in sweeper.purged
+
+
+async def test_no_blob_is_passed_over_that_was_seen_at_the_same_moment_as_others(
+    sweeper: Sweeper, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a page that ends between blobs of one moment: while those before them stay due, as at
+    a dead host, the others are never asked for."""
+    monkeypatch.setattr(revalidate, "PAGE", 4)
+    sweeper.hosts.errors["https://down.example"] = FetchFailed("down")
+    moment = wall_clock() - 8 * DAY
+    for count in (1, 2, 3, 9):
+        for _ in range(count):
+            sweeper.times.times[sweeper.cached(pds="https://down.example")] = moment + count
+    last = sweeper.cached(is_there=False)
+    sweeper.times.times[last] = moment + 9
+    await sweeper.revalidator.sweep()
+    assert sweeper.purged == [last]
+    assert len(sweeper.hosts.asked) == 1 + 2 + 3 + 9 + 1, "each once"
 
 
 async def test_a_dead_host_with_many_blobs_does_not_delay_other_hosts(
