@@ -167,7 +167,8 @@ async def test_the_steps_lead_from_one_machine_to_three_and_no_request_fails(
     async with upstream() as internet, AsyncExitStack() as stack:
         machines = Machines(tmp_path, internet, database)
         site = Site(tmp_path, machines.ports)
-        blobs = [internet.add_blob(tiny_jpeg()) for _ in range(16)]
+        # So many that each node has some of them, whatever their hashes are.
+        blobs = [internet.add_blob(tiny_jpeg()) for _ in range(48)]
         pictures = [f"/img/avatar_thumbnail/plain/{did}/{cid}" for did, cid in blobs]
         await machines.start(first, stack)
         assert await site.follow(1) == ["imageproxy", "haproxy", "systemctl"]
