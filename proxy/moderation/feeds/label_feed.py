@@ -32,6 +32,10 @@ MAX_MESSAGE = 1024 * 1024
 KEY_SECONDS = 5.0
 """How often at most a bad signature makes a labeler's key be looked up again."""
 
+WAIT_SECONDS = 60.0
+"""How often at most a bad signature is waited with until the key may be looked up: the key may have
+been rotated since, but a stream may also be full of labels of a key that nobody has any more."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -112,6 +116,7 @@ class LabelerFeed:
         self._metrics = metrics
         self._key: PublicKey | None = None
         self._key_at = -math.inf
+        self._waited_at = -math.inf
 
     async def locate(self) -> Server:
         """See ``Feed.locate``."""
@@ -164,8 +169,12 @@ class LabelerFeed:
         if self._key is not None and self._key.has_signed(label.signed, label.sig):
             return True
         # Label specification, "Signature Lifecycle": the key may have been rotated.
-        if trio.current_time() - self._key_at < KEY_SECONDS:
-            return False
+        now = trio.current_time()
+        if now - self._key_at < KEY_SECONDS:
+            if now - self._waited_at < WAIT_SECONDS:
+                return False
+            self._waited_at = now
+            await trio.sleep_until(self._key_at + KEY_SECONDS)
         await self._look_up()
         return self._key is not None and self._key.has_signed(label.signed, label.sig)
 
