@@ -23,7 +23,8 @@ def free_pairs() -> Iterator[int]:
 
 
 def _free(ports: range, offsets: tuple[int, ...]) -> Iterator[int]:
-    for port in random.sample(ports, len(ports)):
+    # By the system's chance: Hypothesis sets Python's to the same in every round.
+    for port in random.SystemRandom().sample(ports, len(ports)):
         try:
             for offset in offsets:
                 with socket.socket() as probe:
