@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -40,6 +41,22 @@ StoreIn = Callable[[Path], ModerationStore]
 
 AnyStoreIn = Callable[[Path], DecisionStore]
 """The fixture ``any_store_in``."""
+
+
+@dataclass
+class Served:
+    """What a process has that follows decisions.
+
+    Attributes:
+        cached, remembered: what is on the disk, and in its memory.
+    """
+
+    cached: set[BlobKey] = field(default_factory=lambda: {A1, B2})
+    remembered: set[BlobKey] = field(default_factory=set)
+
+    def forget(self, covering: Covering) -> None:
+        """Drop what is covered from memory."""
+        self.remembered = {blob for blob in self.remembered if not covering.covers_blob(blob)}
 
 
 def open_store(folder: Path) -> ModerationStore:

@@ -7,7 +7,7 @@ fail.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +15,10 @@ import pytest
 import trio
 import trio.testing
 
-from proxy.model.keys import BlobKey
-from proxy.model.selection import Covering
 from proxy.moderation.decision_store import DecisionStore
 from proxy.moderation.folder_blocks import FolderBlocks
 from proxy.moderation.store import ModerationStore
-from tests.moderation import A1, B2, PAIR, StoreIn, followers_in
+from tests.moderation import A1, PAIR, Served, StoreIn, followers_in
 
 Action = Literal["block", "purge"]
 
@@ -29,28 +27,12 @@ STEPS = 12
 
 
 @dataclass
-class Service:
-    """One that follows, and serves what it finds on the disk.
-
-    Attributes:
-        cached, remembered: what is on the disk, and in its memory.
-    """
-
-    cached: set[BlobKey] = field(default_factory=lambda: {A1, B2})
-    remembered: set[BlobKey] = field(default_factory=set)
-
-    def forget(self, covering: Covering) -> None:
-        """Drop what is covered from memory."""
-        self.remembered = {blob for blob in self.remembered if not covering.covers_blob(blob)}
-
-
-@dataclass
 class Decider:
     """Another process: at each step it goes on as far as it can."""
 
     store: DecisionStore
     action: Action
-    service: Service
+    served: Served
     late: Callable[[int], frozenset[str]]
     has_answered: bool = False
     version: int = 0
@@ -63,7 +45,7 @@ class Decider:
             recorded = self.store.record(self.action, [(PAIR, "")], by="a test", owner="nobody")
             self.version, self.purge = recorded.version, recorded.purge
         if not self.is_finished and not self.late(self.version):
-            self.service.cached.discard(A1)
+            self.served.cached.discard(A1)
             self.version = self.store.finish(self.purge, 1)
             self.is_finished = True
         if self.is_finished and (self.action == "block" or not self.late(self.version)):
@@ -93,11 +75,11 @@ async def happens(
 ) -> None:
     """A process begins to follow; at its step ``at`` another decides, and then, one of its own
     fails."""
-    service = Service()
+    served = Served()
     mine, others = followers_in(folder), followers_in(folder)
     others.enter()
     blocks = FolderBlocks(ModerationStore(store.path), mine)
-    decider = Decider(store, action, service, others.late)
+    decider = Decider(store, action, served, others.late)
     steps = left = 0
     done = trio.Event()
 
@@ -124,14 +106,14 @@ async def happens(
 
     def look() -> None:
         if blocks.problem is None:
-            service.remembered |= service.cached
+            served.remembered |= served.cached
             if decider.has_answered:
-                served = action == "block" or A1 in service.remembered
-                assert not served or blocks.is_blocked(A1), (at, fails_at)
+                is_there = action == "block" or A1 in served.remembered
+                assert not is_there or blocks.is_blocked(A1), (at, fails_at)
 
     setattr(blocks, "_in_thread", step)  # noqa: B010
     async with trio.open_nursery() as nursery:
-        await nursery.start(blocks.follow, service.forget, trio.lowlevel.checkpoint)
+        await nursery.start(blocks.follow, served.forget, trio.lowlevel.checkpoint)
         await done.wait()
         nursery.cancel_scope.cancel()
     others.leave()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +16,13 @@ import trio.testing
 from proxy.cache.layout import IMAGES
 from proxy.coordination.cluster.lease import Lease
 from proxy.coordination.cluster.members import Members
-from proxy.model.keys import BlobKey
-from proxy.model.selection import Covering, Selection
+from proxy.model.selection import Selection
 from proxy.moderation.cluster.blocks import ClusterBlocks
 from proxy.moderation.cluster.node_files import NodeFiles
 from proxy.moderation.cluster.schema import migrate
 from proxy.moderation.cluster.store import ClusterStore
 from proxy.shared.postgres import PostgresDatabase, PostgresError
-from tests.moderation import A1, B2, PAIR
+from tests.moderation import A1, PAIR, Served
 
 pytestmark = pytest.mark.slow
 
@@ -34,20 +33,8 @@ STEPS = 13
 """Steps until a follower that begins is open, and looks for changes."""
 
 
-@dataclass
-class Machine:
-    """One that follows, and serves what it finds on its disk.
-
-    Attributes:
-        cached, remembered: what is on the disk, and in its memory.
-    """
-
-    cached: set[BlobKey] = field(default_factory=lambda: {A1, B2})
-    remembered: set[BlobKey] = field(default_factory=set)
-
-    def forget(self, covering: Covering) -> None:
-        """Drop what is covered from memory."""
-        self.remembered = {blob for blob in self.remembered if not covering.covers_blob(blob)}
+class Machine(Served):
+    """One that follows, and serves what it finds on its disk."""
 
     async def remove(self, *selections: Selection) -> int:
         """Drop what is selected from the disk."""
