@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from operator import attrgetter
@@ -98,14 +98,12 @@ class FetchedBlob:
 
     Attributes:
         seen: as in ``Entry``.
-        is_forgotten: as in ``MadeImage``.
     """
 
     data: bytes
     publisher: Publisher
     timings: Mapping[str, float] = field(default_factory=dict)
     seen: float | None = None
-    is_forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +112,15 @@ class MadeImage:
 
     Attributes:
         state: ``"hit"``: it was cached; ``"coalesced"``: another process made it meanwhile.
-        is_forgotten: it was blocked or purged before it was made.
     """
 
     entry: Entry
     state: CacheState
     timings: Mapping[str, float] = field(default_factory=dict)
-    is_forgotten: bool = False
 
 
 K = TypeVar("K", bound=Hashable)
-F = TypeVar("F", FetchedBlob, MadeImage)
+V = TypeVar("V")
 
 
 @dataclass(eq=False, slots=True)
@@ -343,17 +339,17 @@ class Service:
 
     async def _landed(
         self,
-        flights: SingleFlight[K, F],
+        flights: SingleFlight[K, V],
         key: K,
         blob: BlobKey,
-        work: Callable[[Flight[F]], Awaitable[F]],
-    ) -> Landed[F]:
+        work: Callable[[Flight[V]], Awaitable[V]],
+    ) -> Landed[V]:
         """Wait for a flight. If what it brings was forgotten meanwhile, it is begun once more.
 
         It may be gone at its PDS, and a CDN, which was told already, would keep the answer.
         """
         async with flights.join(key, work) as landed:
-            if not landed.value.is_forgotten:
+            if not landed.is_parted:
                 return landed
         await self.gate.permit(blob)
         async with flights.join(key, work) as landed:
@@ -372,8 +368,7 @@ class Service:
 
     async def _make(self, key: ImageKey, preset: Preset, flight: Flight[MadeImage]) -> MadeImage:
         with self._making(key.blob) as making:
-            made = await self._make_or_find(key, preset, making, flight)
-            return replace(made, is_forgotten=True) if making.is_forgotten else made
+            return await self._make_or_find(key, preset, making, flight)
 
     async def _make_or_find(
         self, key: ImageKey, preset: Preset, making: _Making, flight: Flight[MadeImage]
@@ -469,11 +464,6 @@ class Service:
             return None
 
     async def _obtain(self, blob: BlobKey, flight: Flight[FetchedBlob]) -> FetchedBlob:
-        obtained = await self._recall_or_fetch(blob, flight)
-        is_forgotten = not self._blobs.is_joined(blob, flight)
-        return replace(obtained, is_forgotten=True) if is_forgotten else obtained
-
-    async def _recall_or_fetch(self, blob: BlobKey, flight: Flight[FetchedBlob]) -> FetchedBlob:
         if self._shared is None or not self._shared.has_sources:
             return await self._fetch(blob, flight)
         with self._making(blob) as making:

@@ -623,9 +623,8 @@ async def _anywhere(_did: Did) -> bool:
 
 
 async def _is_cached(disk: DiskCache, did: Did) -> bool:
-    selection = Selection(did=did)
-    # The index may have lost a file, or be about to be made.
-    return await disk.has(selection) or bool(await disk.blobs([selection]))
+    # Not by the index alone: it may have lost a file, or be about to be made.
+    return bool(await disk.blobs([Selection(did=did)]))
 
 
 async def _purge_at_cdn(config: Config, cdn: CdnSender, did: Did) -> None:

@@ -244,10 +244,6 @@ class DiskCache:
             look = partial(self._folder.verify_shard, shard, repair=repair)
             yield number / len(shards), await self._with_room(self._chores, look)
 
-    async def has(self, selection: Selection) -> bool:
-        """Whether any entry matches ``selection``."""
-        return await trio.to_thread.run_sync(self._folder.has, selection, limiter=self._chores)
-
     async def due_for_check(self, before: float, limit: int, *, after: float = 0.0) -> list[Due]:
         """Return blobs last seen at their PDS after ``after`` and until ``before``, oldest first.
 

@@ -915,11 +915,6 @@ class CacheFolder:
         with self._index.writing() as rows:
             rows.set_checked(Selection(blob.did, blob.cid), self._clock())
 
-    def has(self, selection: Selection) -> bool:
-        """Whether any entry matches ``selection``."""
-        with self._index.reading() as rows:
-            return bool(rows.selected(selection, 1))
-
     def _files(self, root: Path, *, with_links: bool = False) -> Iterator[File]:
         """Yield the files below ``root``; ``with_links``: also links to folders."""
         for folder, inner, names in os.walk(root, onerror=_raise_unless_gone):

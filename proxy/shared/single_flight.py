@@ -52,10 +52,12 @@ class Landed(Generic[V]):
     Attributes:
         value: the same object for every waiter.
         started_it: whether this waiter's request started the flight.
+        is_parted: whether ``part`` has parted it from the requests to come.
     """
 
     value: V
     started_it: bool
+    is_parted: bool
 
 
 class SingleFlight(Generic[K, V]):
@@ -130,7 +132,8 @@ class SingleFlight(Generic[K, V]):
                 raise _for_waiter(flight._error)
             if not flight._has_value:  # its nursery was cancelled
                 raise Busy("shutting down")
-            yield Landed(flight._value, started_it)  # type: ignore[arg-type]
+            is_parted = not self.is_joined(key, flight)
+            yield Landed(flight._value, started_it, is_parted)  # type: ignore[arg-type]
         finally:
             flight._holders -= 1
             if flight._holders == 0 and (flight._has_landed or not flight._committed):

@@ -1499,7 +1499,7 @@ async def test_many_at_once_find_what_they_put(cache: DiskCache) -> None:
     assert sum(row.entries for row in (await cache.by_preset()).values()) == 10
 
 
-CHORES = ("cleanup", "is_indexed", "free", "by_preset", "due_for_check", "known_shards", "has")
+CHORES = ("cleanup", "is_indexed", "free", "by_preset", "due_for_check", "known_shards")
 CHANGES = ("put", "purge", "blobs", "check")
 
 
@@ -1520,7 +1520,6 @@ async def begin_all(cache: DiskCache) -> None:
         nursery.start_soon(begin, verify_all, cache)
         for chore in (cache.cleanup, cache.make_indexed, cache.by_preset):
             nursery.start_soon(begin, chore)
-        nursery.start_soon(begin, cache.has, Selection(did=owner(1)))
         nursery.start_soon(begin, cache.due_for_check, 0.0, 1)
         nursery.start_soon(begin, cache.put, key(2), entry())
         nursery.start_soon(begin, cache.purge, Selection(did=owner(3)))

@@ -287,7 +287,7 @@ def test_nothing_comes_back_after_a_purge_has_answered(
     """Catches a file that is taken for one that the index lost, while it is on its way out."""
     for number, story in every_step(tell, state, first, purge):
         assert not story.path.exists(), number
-        assert not story.other.folder.has(BY_CID), number
+        assert not story.other.folder.blobs([BY_CID]), number
 
 
 @pytest.mark.parametrize("state", STATES, ids=name)
@@ -302,7 +302,7 @@ def test_nothing_keeps_a_file_from_a_purge(
     """Catches a purge whose steps leave time to take the file in again."""
     for number, story in every_step(tell, state, purge, second):
         assert not story.path.exists(), number
-        assert not story.mine.folder.has(BY_CID), number
+        assert not story.mine.folder.blobs([BY_CID]), number
 
 
 @pytest.mark.parametrize("second", [lose_index, lose_and_make_index], ids=name)
@@ -347,7 +347,8 @@ def test_the_index_has_what_the_folder_has(
     """Catches a file without a row, which no eviction counts, and a row without a file."""
     for state in (kept, gone):
         for number, story in every_step(tell, state, first, second):
-            assert story.mine.folder.has(BY_CID) == story.path.exists(), (state, number)
+            known = bool(story.mine.folder.blobs([BY_CID]))
+            assert known == story.path.exists(), (state, number)
 
 
 @pytest.mark.parametrize("repairs", [False, True])

@@ -164,7 +164,7 @@ async def test_a_clock_that_goes_a_year_ahead_and_back_leaves_everything_due(
     await revalidator.sweep()
     assert sorted(findings) == [Availability.ABSENT, Availability.PRESENT]
     assert set(asked) == {key(0).blob, key(1).blob}
-    assert not await cache.has(Selection(key(1).blob.did, key(1).blob.cid))
+    assert not await cache.blobs([Selection(key(1).blob.did, key(1).blob.cid)])
     await revalidator.sweep()
     assert len(asked) == 2, "what was confirmed now is due in its time"
     clock.advance(7 * DAY)
